@@ -1,0 +1,93 @@
+"""Errors that facerecon raises on purpose, and the shape contracts that raise them.
+
+Every message says what was expected, what came, and what to do next, in one line. Scripts print
+``str(error)`` alone and exit with status 2; a traceback from facerecon is therefore always a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "FaceReconError",
+    "InputError",
+    "NoFaceError",
+    "ShapeError",
+    "check_shape",
+    "nearest_name",
+]
+
+
+class FaceReconError(Exception):
+    """Base of every error a user can cause or mend; its text is one line."""
+
+
+class InputError(FaceReconError):
+    """An input file or array cannot be used (missing, corrupt, too small, not an image)."""
+
+
+class NoFaceError(InputError):
+    """No face was found in an otherwise readable photo."""
+
+
+class ShapeError(FaceReconError, ValueError):
+    """A tensor has the wrong shape."""
+
+
+class AssetError(FaceReconError):
+    """A model file is missing, altered or cannot be fetched."""
+
+
+class ConfigError(FaceReconError):
+    """A configuration holds an unknown key, an unknown name, or a value out of range."""
+
+
+def nearest_name(name: str, known: Iterable[str], kind: str = "name") -> str:
+    """Sentence for an unknown ``name``: the nearest known one, then all of them.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist.
+        kind: what such a name is called in the message ("loss term", "config key").
+
+    Returns:
+        One line, e.g. ``unknown loss term 'lpip'; did you mean 'lpips'? Known: id, lpips, pix.``
+    """
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"; did you mean '{close[0]}'?" if close else "."
+    return f"unknown {kind} '{name}'{hint} Known: {', '.join(known)}."
+
+
+def check_shape(name: str, tensor: Any, pattern: str, hint: str = "") -> dict[str, int]:
+    """Hold a tensor's shape against a pattern such as ``"B V 3"``.
+
+    Args:
+        name: what the argument is called in the caller's signature.
+        tensor: anything with ``.shape``.
+        pattern: space-separated axes; integers must match, letters bind and must agree when repeated.
+        hint: what to do when it does not fit, added to the message.
+
+    Returns:
+        The bound axes, e.g. ``{"B": 2, "V": 20481}``.
+
+    Raises:
+        ShapeError: the tensor has another number of axes, or an axis of another length.
+    """
+    axes = pattern.split()
+    shape = tuple(tensor.shape)
+    bound: dict[str, int] = {}
+    fits = len(axes) == len(shape)
+    if fits:
+        for axis, length in zip(axes, shape, strict=True):
+            expected = int(axis) if axis.isdigit() else bound.setdefault(axis, length)
+            fits = fits and expected == length
+    if not fits:
+        if not hint and len(shape) == len(axes) - 1 and axes[0] == "B":
+            hint = f"Add a batch axis: {name}[None]."
+        raise ShapeError(f"{name} must be ({', '.join(axes)}); got {shape}. {hint}".rstrip())
+    return bound

@@ -1,0 +1,505 @@
+"""The data that flows through facerecon: frozen dataclasses of tensors, and the conventions, written once.
+
+Conventions (every function in the library follows them):
+
+* float32; RGB and masks in [0, 1]; images (B, 3, H, W); batch first everywhere.
+* Angles in radians. Pixels: origin top-left, y down, pixel centres at +0.5.
+* World: right-handed, y up, the face looks at +z. One unit is 0.1 m (one decimetre) for every head model.
+* Camera frame: x right, y down, z forward; ``x_camera = rotation @ x_world + translation``.
+* UV: origin bottom-left. Texel (row r, column c) of an S x S map has its centre at
+  u = (c + 0.5) / S, v = 1 - (r + 0.5) / S.
+* Spherical-harmonic light includes the ambient term 0.8 that the released code adds to band 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import InputError, ShapeError, check_shape
+
+__all__ = [
+    "Camera",
+    "Crop",
+    "FaceParams",
+    "Fragments",
+    "Latent",
+    "MeshTopology",
+    "Observation",
+    "ReconstructedFace",
+    "Rendering",
+    "SHLight",
+    "TensorStruct",
+]
+
+Self = TypeVar("Self", bound="TensorStruct")
+
+
+def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, TensorStruct):
+        return value.map(fn)
+    if isinstance(value, dict):
+        return {key: _map(item, fn) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class TensorStruct:
+    """A frozen record of tensors, nested records, dictionaries of tensors, and plain metadata.
+
+    Fields listed in ``SHARED`` have no batch axis (bases, topology, names) and are left alone by
+    indexing and ``cat``.
+    """
+
+    SHARED = ()
+
+    def map(self: Self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``fn`` to every tensor, nested ones included."""
+        changes = {f.name: _map(getattr(self, f.name), fn) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **changes)
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """``Tensor.to`` on every tensor; a dtype is applied to floating-point tensors only."""
+        dtype = kwargs.pop("dtype", None)
+        rest = []
+        for arg in args:
+            if isinstance(arg, torch.dtype):
+                dtype = arg
+            else:
+                rest.append(arg)
+
+        def move(t: Tensor) -> Tensor:
+            t = t.to(*rest, **kwargs) if rest or kwargs else t
+            return t.to(dtype) if dtype is not None and t.is_floating_point() else t
+
+        return self.map(move)
+
+    def detach(self: Self) -> Self:
+        """Cut every tensor from the autograd graph."""
+        return self.map(Tensor.detach)
+
+    def replace(self: Self, **changes: Any) -> Self:
+        """A copy with some fields changed; unknown names are a ``TypeError``."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def batch(self) -> int:
+        """Length of the batch axis, read from the first tensor that has one."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name in self.SHARED:
+                continue
+            if isinstance(value, Tensor):
+                return value.shape[0]
+            if isinstance(value, TensorStruct):
+                return value.batch
+        raise ShapeError(f"{type(self).__name__} holds no batched tensor.")
+
+    def __getitem__(self: Self, index: Any) -> Self:
+        """Select along the batch axis and keep it: ``faces[2]`` is a batch of one."""
+        if isinstance(index, int):
+            if not -self.batch <= index < self.batch:
+                raise IndexError(f"index {index} is out of range for a batch of {self.batch}")
+            index = slice(index, index + 1 or None)
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, TensorStruct):
+                return value[index]
+            if isinstance(value, dict):
+                return {key: pick(item) for key, item in value.items()}
+            if isinstance(value, tuple):
+                return value[index] if isinstance(index, slice) else tuple(value[int(i)] for i in index)
+            return value[index] if isinstance(value, Tensor) else value
+
+        names = [f.name for f in dataclasses.fields(self) if f.name not in self.SHARED]
+        return dataclasses.replace(self, **{name: pick(getattr(self, name)) for name in names})
+
+    @classmethod
+    def cat(cls: type[Self], items: Sequence[Self]) -> Self:
+        """Join records along the batch axis; shared fields come from the first."""
+        first = items[0]
+
+        def join(values: list[Any]) -> Any:
+            head = values[0]
+            if isinstance(head, TensorStruct):
+                return type(head).cat(values)
+            if isinstance(head, dict):
+                return {key: join([v[key] for v in values]) for key in head}
+            if isinstance(head, tuple):
+                return tuple(x for v in values for x in v)
+            return torch.cat(values) if isinstance(head, Tensor) else head
+
+        names = [f.name for f in dataclasses.fields(first) if f.name not in first.SHARED]
+        return dataclasses.replace(first, **{n: join([getattr(i, n) for i in items]) for n in names})
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write every tensor to a safetensors file, atomically; metadata travels in its header."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        meta: dict[str, Any] = {}
+
+        def walk(prefix: str, value: Any) -> None:
+            if isinstance(value, Tensor):
+                tensors[prefix] = value.detach().cpu().contiguous().clone()
+            elif isinstance(value, TensorStruct):
+                for f in dataclasses.fields(value):
+                    walk(f"{prefix}.{f.name}" if prefix else f.name, getattr(value, f.name))
+            elif isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
+                for key, item in value.items():
+                    walk(f"{prefix}.{key}", item)
+            else:
+                meta[prefix] = value
+
+        walk("", self)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata={"type": type(self).__name__, "fields": json.dumps(meta)})
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        return path
+
+    @classmethod
+    def load(cls: type[Self], path: str | os.PathLike, device: str | torch.device = "cpu") -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is missing, is not a safetensors file, or holds another type.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; expected a {cls.__name__} written by facerecon.")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                meta = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is not a readable safetensors file ({error}); save it again.") from None
+        if meta.get("type") != cls.__name__:
+            raise InputError(f"{path} holds {meta.get('type')!r}, expected {cls.__name__}; check the path.")
+        plain = json.loads(meta.get("fields", "{}"))
+        return _build(cls, "", tensors, plain)
+
+
+_STRUCTS: dict[str, type] = {}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+
+
+def _build(cls: type, prefix: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Any:
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        name = f"{prefix}.{f.name}" if prefix else f.name
+        nested = _STRUCTS.get(str(f.type).split(" |")[0].strip())
+        if name in tensors:
+            values[f.name] = tensors[name]
+        elif nested is not None and any(k.startswith(name + ".") for k in (*tensors, *plain)):
+            values[f.name] = _build(nested, name, tensors, plain)
+        elif any(k.startswith(name + ".") for k in tensors):
+            values[f.name] = {k[len(name) + 1 :]: t for k, t in tensors.items() if k.startswith(name + ".")}
+        elif name in plain:
+            values[f.name] = _as_tuple(plain[name])
+    return cls(**values)
+
+
+def _struct(cls: type) -> type:
+    """Frozen dataclass, known by name to :meth:`TensorStruct.load`."""
+    cls = dataclass(frozen=True)(cls)
+    _STRUCTS[cls.__name__] = cls
+    return cls
+
+
+@_struct
+class SHLight(TensorStruct):
+    """Second-order spherical-harmonic light.
+
+    Args:
+        coefficients: (B, 9, 3), bands 0-2 by RGB, INCLUDING the ambient 0.8 of the release on band 0.
+    """
+
+    coefficients: Tensor
+
+    AMBIENT = 0.8
+
+    @classmethod
+    def ambient(cls, batch: int = 1, device: str | torch.device = "cpu") -> SHLight:
+        """The release's initial light: 0.8 on band 0, nothing else."""
+        coefficients = torch.zeros(batch, 9, 3, device=device)
+        coefficients[:, 0] = cls.AMBIENT
+        return cls(coefficients)
+
+
+@_struct
+class FaceParams(TensorStruct):
+    """Coefficients of one face: p_id, p_exp, p_tex, p_pose, p_light (Sec. 4.2).
+
+    Args:
+        identity: (B, I), in standard deviations of the model's basis.
+        expression: (B, E), within the model's bounds (makehuman: blendshape weights in [0, 1]).
+        albedo: (B, A), coefficients of the model's own linear albedo; A = 0 where a decoder makes the texture.
+        rotation: (B, 3) x, y, z Euler angles in radians, R = Rz Ry Rx.
+        translation: (B, 3), world units (0.1 m).
+        light: spherical-harmonic light.
+    """
+
+    identity: Tensor
+    expression: Tensor
+    albedo: Tensor
+    rotation: Tensor
+    translation: Tensor
+    light: SHLight
+
+
+@_struct
+class Camera(TensorStruct):
+    """Pinhole camera: ``p = focal * (x, y) / z + center`` of ``x_camera = rotation @ x_world + translation``.
+
+    Args:
+        focal: (B,) or (B, 2), pixels.
+        center: (B, 2), pixels (x, y); the middle of an image is (W / 2, H / 2).
+        rotation: (B, 3, 3), world to camera (x right, y down, z forward).
+        translation: (B, 3), world units.
+        warp: (B, 2, 3) affine map of pixels applied after the projection (identity unless a crop was undone).
+        size: (H, W) of the image in pixels.
+        near, far: clipping distances in world units.
+    """
+
+    focal: Tensor
+    center: Tensor
+    rotation: Tensor
+    translation: Tensor
+    warp: Tensor
+    size: tuple = (224, 224)
+    near: float = 5.0
+    far: float = 15.0
+
+    SHARED = ("size", "near", "far")
+
+    @classmethod
+    def deep3d(cls, size: int = 224, batch: int = 1, device: str | torch.device = "cpu") -> Camera:
+        """The release's camera, scaled to ``size``: focal 1015 and centre 112 at 224 px, distance 10.
+
+        Its z = 10 - z is a reflection; with y down the proper rotation is diag(1, -1, -1).
+        """
+        one = torch.ones(batch, device=device)
+        scale = size / 224.0
+        return cls(
+            focal=one * 1015.0 * scale,
+            center=one[:, None] * torch.tensor([size / 2, size / 2], device=device),
+            rotation=torch.diag(torch.tensor([1.0, -1.0, -1.0], device=device)).expand(batch, 3, 3),
+            translation=one[:, None] * torch.tensor([0.0, 0.0, 10.0], device=device),
+            warp=torch.eye(2, 3, device=device).expand(batch, 2, 3),
+            size=(size, size),
+        )
+
+
+@_struct
+class MeshTopology(TensorStruct):
+    """Everything about a head mesh that does not move. Nothing here has a batch axis.
+
+    Args:
+        faces: (F, 3) int64, counter-clockwise seen from outside.
+        uvs: (T, 2) in [0, 1], origin bottom-left.
+        uv_faces: (F, 3) int64 into ``uvs``.
+        landmark_faces: (68, K) int64, candidate faces per landmark; K > 1 lets the jaw contour slide with
+            pose. A point with fewer candidates repeats its first.
+        landmark_barycentric: (68, K, 3) weights of those candidates.
+        mesh_points: (M,) int64, which of the 468 face-mesh points have a stable place on this head.
+        mesh_point_faces: (M,) int64. mesh_point_barycentric: (M, 3).
+        mirror: (V,) int64, the vertex on the other side (x -> -x); a point of the midline is its own.
+        regions: {name: (F,) bool}: "face", "skin", "eyes", "mouth", "neck", "scalp", "ears", "nose", ...
+        name: the head model this belongs to.
+    """
+
+    faces: Tensor
+    uvs: Tensor
+    uv_faces: Tensor
+    landmark_faces: Tensor
+    landmark_barycentric: Tensor
+    mesh_points: Tensor
+    mesh_point_faces: Tensor
+    mesh_point_barycentric: Tensor
+    mirror: Tensor
+    regions: dict = field(default_factory=dict)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_shape("faces", self.faces, "F 3")
+        check_shape("uvs", self.uvs, "T 2")
+        check_shape("uv_faces", self.uv_faces, f"{self.faces.shape[0]} 3")
+
+
+@_struct
+class Latent(TensorStruct):
+    """A point in a texture decoder's latent space.
+
+    Args:
+        codes: (B, N, C), N rows of C numbers (N = 1 for "z", "w" and "linear").
+        space: "z", "w", "w+" or "linear".
+    """
+
+    codes: Tensor
+    space: str = "z"
+
+    SHARED = ("space",)
+
+
+@_struct
+class Fragments(TensorStruct):
+    """What the rasteriser found in each pixel.
+
+    Args:
+        face_index: (B, H, W) int64, -1 on background.
+        barycentric: (B, H, W, 3), perspective-correct, 0 on background; differentiable in the vertices.
+        depth: (B, H, W), world units along the camera's z, 0 on background.
+    """
+
+    face_index: Tensor
+    barycentric: Tensor
+    depth: Tensor
+
+
+@_struct
+class Rendering(TensorStruct):
+    """One rendered image.
+
+    Args:
+        image: (B, 3, H, W), albedo times shading, not clamped; 0 on background.
+        mask: (B, 1, H, W) in {0, 1} (or soft, with antialiasing).
+        depth: (B, 1, H, W), world units, 0 on background.
+        landmarks: (B, 68, 2), pixels.
+        shading: (B, 3, H, W), irradiance factor of the light, 0 on background.
+        fragments: the rasteriser's result.
+    """
+
+    image: Tensor
+    mask: Tensor
+    depth: Tensor
+    landmarks: Tensor
+    shading: Tensor
+    fragments: Fragments
+
+
+@_struct
+class Crop(TensorStruct):
+    """One face cut from a photo, with its masks.
+
+    Args:
+        image: (B, 3, S, S) in [0, 1].
+        to_photo: (B, 2, 3), affine map from crop pixels to photo pixels.
+        valid: (B, 1, S, S), 1 where the photo has pixels, 0 where the crop reaches over its border.
+        face_mask: (B, 1, S, S) in [0, 1]: skin, eyes, brows, nose, lips; no hair, no background.
+        skin_mask: (B, 1, S, S): the face without eyes, brows, lips and mouth interior.
+        eye_mask, mouth_mask, lip_mask: (B, 1, S, S): eyeballs; mouth interior; both lips.
+    """
+
+    image: Tensor
+    to_photo: Tensor
+    valid: Tensor
+    face_mask: Tensor
+    skin_mask: Tensor
+    eye_mask: Tensor
+    mouth_mask: Tensor
+    lip_mask: Tensor
+
+
+@_struct
+class Observation(TensorStruct):
+    """All that is measured on a face before anything is fitted. Points are in pixels of ``fit``.
+
+    Args:
+        fit: 224 px crop in the released alignment; every image loss lives here.
+        full: a larger crop of the same face (wider framing, more pixels), for unwrapping and detail.
+        landmarks68: (B, 68, 2), pixels of the fit crop.
+        mesh468: (B, 468, 3), pixels of the fit crop; z in the same scale, relative.
+        box: (B, 4), x0, y0, x1, y1 in photo pixels.
+        score: (B,), detector confidence in [0, 1].
+        identity: (B, 128), embedding of the differentiable identity network.
+        judge: (B, 1024), unit vectors of the network that judges results and is never optimised.
+        expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised.
+        age: (B,), years. male: (B,), probability.
+        path: one string a face, where it came from.
+        photo_size: one (H, W) a face.
+    """
+
+    fit: Crop
+    full: Crop
+    landmarks68: Tensor
+    mesh468: Tensor
+    box: Tensor
+    score: Tensor
+    identity: Tensor
+    judge: Tensor
+    expression: Tensor
+    age: Tensor
+    male: Tensor
+    path: tuple = ()
+    photo_size: tuple = ()
+
+    @property
+    def image(self) -> Tensor:
+        """(B, 3, 224, 224): the fit crop."""
+        return self.fit.image
+
+    @property
+    def face_mask(self) -> Tensor:
+        """(B, 1, 224, 224)."""
+        return self.fit.face_mask
+
+    @property
+    def skin_mask(self) -> Tensor:
+        """(B, 1, 224, 224)."""
+        return self.fit.skin_mask
+
+
+@_struct
+class ReconstructedFace(TensorStruct):
+    """The result of a fit.
+
+    Args:
+        params: fitted coefficients. latent: fitted texture code.
+        texture: (B, 3, S, S) in [0, 1], albedo in UV (with the detail step: of that person).
+        decoded: (B, 3, S', S'), what the decoder alone made of ``latent``.
+        seen: (B, 1, S, S) in [0, 1]: 1 where the photo showed the texel, 0 where it is invented.
+        vertices: (B, V, 3), unposed, with expression. neutral_vertices: (B, V, 3), unposed, without.
+        camera: in pixels of the photo. topology: the mesh.
+        expression_basis: (E, V, 3). expression_names: E names.
+    """
+
+    params: FaceParams
+    latent: Latent
+    texture: Tensor
+    decoded: Tensor
+    seen: Tensor
+    vertices: Tensor
+    neutral_vertices: Tensor
+    camera: Camera
+    topology: MeshTopology
+    expression_basis: Tensor
+    expression_names: tuple = ()
+    path: tuple = ()
+
+    SHARED = ("topology", "expression_basis", "expression_names")
