@@ -1,0 +1,441 @@
+"""Images in and out of files: every kind of photo becomes one float tensor, every write is atomic."""
+
+from __future__ import annotations
+
+import glob
+import io
+import math
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from facerecon.errors import InputError
+
+__all__ = [
+    "EXTENSIONS",
+    "LoadedImage",
+    "contact_sheet",
+    "from_uint8",
+    "list_images",
+    "load_image",
+    "read_image",
+    "to_pil",
+    "to_uint8",
+    "write_bytes",
+    "write_jpg",
+    "write_png",
+]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
+"""File name endings that :func:`list_images` takes from a folder."""
+
+_MAX_SIDE = 4096
+_MAX_PIXELS = 100_000_000
+_FOREIGN = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A decoded photo.
+
+    Args:
+        image: (3, H, W) float32 RGB in [0, 1], upright.
+        scale: pixels of ``image`` per pixel of the file (1 unless the photo was reduced).
+        size: (H, W) of the upright photo in the file.
+        name: what to call it in messages (file name, or "image").
+    """
+
+    image: Tensor
+    scale: float
+    size: tuple[int, int]
+    name: str
+
+
+def read_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = _MAX_PIXELS) -> Tensor:
+    """The image of :func:`load_image`, alone: (3, H, W) float32 RGB in [0, 1]."""
+    return load_image(source, max_side, max_pixels).image
+
+
+def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = _MAX_PIXELS) -> LoadedImage:
+    """Decode any photo to upright RGB, in bounded memory.
+
+    EXIF rotation is applied, transparency is laid over white, greyscale, palette, 16-bit, CMYK (through its
+    embedded ICC profile where it has one) and animated files (first frame) become RGB.
+
+    Args:
+        source: path, encoded bytes, PIL image, array (H, W), (H, W, 1|3|4) of uint8, uint16, bool or float in
+            [0, 1], or tensor (3, H, W) / (1, 3, H, W) in [0, 1] or uint8.
+        max_side: longer side in pixels beyond which a photo is reduced (antialiased); None keeps its size.
+        max_pixels: largest pixel count that is decoded. A larger JPEG is decoded at 1/2, 1/4 or 1/8 if that
+            brings it below; any other larger file is refused.
+
+    Returns:
+        The image and the scale at which it was read.
+
+    Raises:
+        InputError: missing, empty, truncated or corrupt, not an image, or too large; always one line.
+    """
+    if isinstance(source, Tensor):
+        return _shrunk(_from_tensor(source), max_side, "image")
+    if isinstance(source, np.ndarray):
+        return _shrunk(_from_array(source), max_side, "image")
+    if isinstance(source, Image.Image):
+        name, data, handle = "image", b"", source.copy
+    else:
+        name, data = _contents(source)
+        handle = partial(Image.open, io.BytesIO(data))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns about large images, odd EXIF and palettes: handled here
+            with handle() as image:
+                return _decode(image, name, max_side, max_pixels)
+    except UnidentifiedImageError:
+        raise InputError(_not_an_image(name, data)) from None
+    except Image.DecompressionBombError:
+        raise InputError(_too_large(name, "more pixels than can be decoded", max_pixels)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name} is truncated or corrupt ({reason}); export it again.") from None
+
+
+def _contents(source: Any) -> tuple[str, bytes]:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name, data = "image", bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        name = path.name or str(path)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; expected an image file (for many, give 'folder/*.jpg').")
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; check the path.") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"{path} cannot be read ({reason}); check the path and its permissions."
+            ) from None
+    else:
+        raise InputError(
+            f"an image must be a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}."
+        )
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes); export it again.")
+    return name, data
+
+
+def _not_an_image(name: str, data: bytes) -> str:
+    if data[4:8] == b"ftyp" and data[8:12] in _FOREIGN:
+        return f"{name} is a HEIC/HEIF photo, which cannot be read here; export it as JPEG or PNG."
+    if data[4:8] == b"ftyp":
+        return f"{name} is a video or an unsupported image container; export a frame as JPEG or PNG."
+    head = data[:512]
+    if head[:5] == b"%PDF-":
+        return f"{name} is a PDF, not an image; export the picture as JPEG or PNG."
+    if b"<svg" in head.lower():
+        return f"{name} is an SVG drawing, not a photo; export it as PNG."
+    text = sum(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    kind = "holds text" if text > 0.95 * len(head) else "is no image format that is known here"
+    return f"{name} {kind}; expected JPEG, PNG, WebP, TIFF or BMP. Check that it is the right file."
+
+
+def _too_large(name: str, size: str, max_pixels: int) -> str:
+    return f"{name} has {size}; at most {max_pixels / 1e6:.0f} megapixels are read. Reduce it first."
+
+
+def _decode(image: Image.Image, name: str, max_side: int | None, max_pixels: int) -> LoadedImage:
+    """Reduce while decoding where the format can, then convert to upright RGB."""
+    width, height = image.size
+    if image.format in ("JPEG", "MPO"):
+        target = _reduced_size(width, height, max_side, max_pixels)
+        if target != (width, height):
+            image.draft(None, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
+    if image.width * image.height > max_pixels:
+        raise InputError(_too_large(name, f"{width} x {height} pixels", max_pixels))
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    image.load()
+    target = _reduced_size(image.width, image.height, max_side, None)
+    rgb = _to_rgb(image, target)
+    if orientation != 1:
+        rgb = ImageOps.exif_transpose(_with_orientation(rgb, orientation))
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+    tensor = from_uint8(np.asarray(rgb))
+    return LoadedImage(tensor, tensor.shape[-1] / width, (height, width), name)
+
+
+def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    exif = Image.Exif()
+    exif[_ORIENTATION_TAG] = orientation
+    image.info.pop("exif", None)
+    image.info["exif"] = exif.tobytes()
+    return image
+
+
+def _reduced_size(width: int, height: int, max_side: int | None, max_pixels: int | None) -> tuple[int, int]:
+    factor = 1.0
+    if max_side is not None:
+        factor = min(factor, max_side / max(width, height))
+    if max_pixels is not None:
+        factor = min(factor, math.sqrt(max_pixels / (width * height)))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """8-bit RGB of ``size``: profile, depth, palette and alpha resolved."""
+    profile = image.info.get("icc_profile")
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+        image = Image.fromarray(_grey_to_uint8(np.asarray(image)))
+    elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode in ("1", "L", "P"):
+        image = image.convert("RGB")
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BOX, reducing_gap=None)
+    if image.mode == "RGBA":
+        over = Image.new("RGBA", image.size, "white")
+        over.alpha_composite(image)
+        image = over.convert("RGB")
+    if profile and image.mode in ("RGB", "CMYK"):
+        image = _through_profile(image, profile)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
+    """One channel of 16-bit integers, 32-bit integers or floats -> uint8, by the range the numbers use."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values)
+        top = 1.0 if values.max(initial=0) <= 1.0 else 255.0 if values.max() <= 255 else 65535.0
+    else:
+        top = 255.0 if values.dtype == np.int32 and values.max(initial=0) <= 255 else 65535.0
+    return np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """Embedded ICC profile -> sRGB; an unusable profile is ignored, as viewers do."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != image.mode:
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return converted if converted is not None else image
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        hint = " For (3, H, W), pass a tensor." if array.ndim == 3 and array.shape[0] in (1, 3) else ""
+        raise InputError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4); got {array.shape}.{hint}")
+    if array.dtype == np.bool_:
+        array = array.astype(np.float32)
+    elif array.dtype in (np.uint8, np.uint16):
+        array = array.astype(np.float32) / np.iinfo(array.dtype).max
+    elif array.dtype.kind != "f":
+        raise InputError(f"an image array must be uint8, uint16 or float in [0, 1]; got {array.dtype}.")
+    image = torch.from_numpy(np.array(array, np.float32)).permute(2, 0, 1)
+    if image.shape[0] == 4:
+        image = image[:3] * image[3:] + (1 - image[3:])
+    return _checked_range(image.expand(3, -1, -1).contiguous(), "array")
+
+
+def _from_tensor(tensor: Tensor) -> Tensor:
+    image = tensor[0] if tensor.dim() == 4 and tensor.shape[0] == 1 else tensor
+    if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        hint = " For (H, W, 3), pass an array." if image.dim() == 3 and image.shape[-1] in (3, 4) else ""
+        raise InputError(
+            f"an image tensor must be (3, H, W) or (1, 3, H, W); got {tuple(tensor.shape)}.{hint}"
+        )
+    if image.dtype == torch.uint8:
+        image = image.float() / 255
+    elif not image.is_floating_point():
+        raise InputError(f"an image tensor must be uint8 or float in [0, 1]; got {tensor.dtype}.")
+    return _checked_range(image.float().expand(3, -1, -1).contiguous(), "tensor")
+
+
+def _checked_range(image: Tensor, kind: str) -> Tensor:
+    low, high = image.min().item(), image.max().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
+        raise InputError(
+            f"a float image {kind} must be in [0, 1]; got {low:.4g} to {high:.4g}. Divide by its range, 255?"
+        )
+    return image.clamp(0, 1)
+
+
+def _shrunk(image: Tensor, max_side: int | None, name: str) -> LoadedImage:
+    height, width = image.shape[-2:]
+    size = _reduced_size(width, height, max_side, None)
+    if size != (width, height):
+        image = torch.nn.functional.interpolate(image[None], size[::-1], mode="area")[0]
+    return LoadedImage(image, image.shape[-1] / width, (height, width), name)
+
+
+# -- conversions and writing ----------------------------------------------------------------------------
+
+
+def from_uint8(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(3, H, W), (1, H, W) or (H, W) in [0, 1], rounded and clamped -> (H, W, 3) or (H, W) uint8."""
+    image = image.detach()
+    if image.dim() == 4 and image.shape[0] == 1:
+        image = image[0]
+    if image.dim() == 3 and image.shape[0] == 1:
+        image = image[0]
+    if image.dim() == 3 and image.shape[0] == 3:
+        image = image.permute(1, 2, 0)
+    elif image.dim() != 2:
+        raise InputError(
+            f"an image to write must be (3, H, W), (1, H, W) or (H, W); got {tuple(image.shape)}."
+        )
+    return image.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W), (1, H, W) or (H, W) in [0, 1] -> PIL image."""
+    return Image.fromarray(to_uint8(image))
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
+    """Write a file so that it is there whole or not at all (temporary file in the same folder, then renamed).
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def write_png(path: str | os.PathLike, image: Tensor, compress_level: int = 4) -> Path:
+    """Write an image (3, H, W), (1, H, W) or (H, W) in [0, 1] as 8-bit PNG, atomically."""
+    return _write(path, image, format="PNG", compress_level=compress_level)
+
+
+def write_jpg(path: str | os.PathLike, image: Tensor, quality: int = 92) -> Path:
+    """Write an image (3, H, W), (1, H, W) or (H, W) in [0, 1] as JPEG (4:4:4), atomically."""
+    return _write(path, image, format="JPEG", quality=quality, subsampling=0)
+
+
+def _write(path: str | os.PathLike, image: Tensor, **options: Any) -> Path:
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, **options)
+    return write_bytes(path, buffer.getvalue())
+
+
+# -- many images ----------------------------------------------------------------------------------------
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", str(path).lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+
+
+def list_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """Image files named by a file, a folder, a pattern, or a list of these, in natural order (2 before 10).
+
+    Args:
+        source: ``face.jpg``, ``folder/`` (its image files, not those of subfolders), ``'*.jpg'`` or
+            ``'**/*.png'``, or several of them. A file or pattern is taken as it is, whatever its ending.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if isinstance(source, (list, tuple)) or (
+        isinstance(source, Sequence) and not isinstance(source, (str, bytes))
+    ):
+        paths = [path for item in source for path in list_images(item)]
+        if not paths:
+            raise InputError("no image was given; expected a file, a folder or a pattern such as '*.jpg'.")
+        return list(dict.fromkeys(paths))
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
+        found = [p for p in found if not p.name.startswith(".")]
+        if not found:
+            raise InputError(
+                f"{path} holds no image file ({', '.join(EXTENSIONS[:4])}, ...); check its name."
+            )
+    elif any(mark in str(path) for mark in "*?["):
+        found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        if not found:
+            raise InputError(f"no file matches '{source}'; quote the pattern and check the folder.")
+    else:
+        raise InputError(f"{path} does not exist; expected an image, a folder or a pattern such as '*.jpg'.")
+    return sorted(found, key=_natural)
+
+
+def contact_sheet(
+    images: Sequence[Tensor] | Tensor,
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    size: int = 224,
+    gap: int = 4,
+) -> Tensor:
+    """Many pictures on one white sheet, to look at.
+
+    Args:
+        images: (3, H, W), (1, H, W) or (H, W) tensors in [0, 1], of any sizes; or one (B, C, H, W) tensor.
+        columns: pictures a row; by default about as many as rows.
+        labels: one line of text under each picture.
+        size: side in pixels of the square cell each picture is fitted into.
+        gap: pixels between cells.
+
+    Returns:
+        (3, H, W) in [0, 1].
+    """
+    pictures = [to_pil(image).convert("RGB") for image in images]
+    if not pictures:
+        raise InputError("a contact sheet needs at least one image; got none.")
+    if labels is not None and len(labels) != len(pictures):
+        raise InputError(f"a contact sheet needs one label an image; got {len(labels)} for {len(pictures)}.")
+    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    foot = 14 if labels is not None else 0
+    step_x, step_y = size + gap, size + foot + gap
+    sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        x, y = gap + index % columns * step_x, gap + index // columns * step_y
+        factor = size / max(picture.size)
+        fitted = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        filter_ = Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST
+        picture = picture.resize(fitted, filter_) if fitted != picture.size else picture
+        sheet.paste(picture, (x + (size - fitted[0]) // 2, y + (size - fitted[1]) // 2))
+        if labels is not None:
+            draw.text((x + 2, y + size + 1), str(labels[index])[: size // 6], fill="black")
+    return from_uint8(np.asarray(sheet))

@@ -1,0 +1,289 @@
+"""Every kind of photo reads the same; every broken one says so in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from facerecon.errors import InputError
+from facerecon.imaging import files
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """(40, 60, 3) uint8, smooth and with a distinct color in each corner."""
+    y, x = np.mgrid[0:40, 0:60]
+    return np.stack([x * 255 / 59, y * 255 / 39, 255 - x * 2 - y * 2], -1).astype(np.uint8)
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)
+
+
+def one_line(error: pytest.ExceptionInfo, *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 200
+    for word in words:
+        assert word in text
+
+
+def test_all_sources_agree(pixels, tmp_path):
+    path = tmp_path / "a.png"
+    image = Image.fromarray(pixels)
+    image.save(path)
+    expected = as_tensor(pixels)
+    floats = pixels.astype(np.float64) / 255
+    sources = [path, str(path), path.read_bytes(), image, pixels, floats, expected, expected[None]]
+    sources.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    sources.append(pixels.astype(np.uint16) * 257)
+    for source in sources:
+        loaded = files.load_image(source)
+        assert loaded.image.dtype == torch.float32
+        assert torch.allclose(loaded.image, expected, atol=1e-6), type(source)
+        assert loaded.scale == 1 and loaded.size == (40, 60)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_shows_the_upright_picture(pixels, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL transpose codes that store the picture turned
+    stored = Image.fromarray(pixels)
+    if orientation > 1:
+        stored = stored.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind, options, tolerance in (("PNG", {}, 1e-6), ("JPEG", {"quality": 98, "subsampling": 0}, 0.04)):
+        loaded = files.load_image(encode(stored, kind, exif=exif, **options))
+        assert loaded.size == (40, 60)
+        assert (loaded.image - as_tensor(pixels)).abs().max() < tolerance
+
+
+def test_alpha_lies_over_white(pixels):
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, 30:] = 255
+    alpha[:10] = 128
+    expected = (
+        as_tensor(pixels) * torch.from_numpy(alpha / 255.0).float() + 1 - torch.from_numpy(alpha / 255.0)
+    )
+    rgba = np.dstack([pixels, alpha])
+    image = Image.fromarray(rgba)
+    for source in (rgba, encode(image, "PNG"), encode(image, "WEBP", lossless=True, exact=True)):
+        assert (files.read_image(source) - expected).abs().max() < 0.006
+
+
+def test_greyscale_palette_and_bit_depths(pixels):
+    grey = pixels[..., 1]
+    expected = torch.from_numpy(grey / 255.0).float().expand(3, -1, -1)
+    eight = encode(Image.fromarray(grey), "PNG")
+    sixteen = encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
+    tiff = encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF")
+    real = encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")
+    for source in (grey, eight, sixteen, tiff, real, grey.astype(np.uint16) * 257):
+        assert (files.read_image(source) - expected).abs().max() < 1e-6
+    bits = files.read_image(encode(Image.fromarray(grey > 100), "PNG"))
+    assert torch.equal(bits[0], torch.from_numpy(grey > 100).float())
+    palette = Image.fromarray(pixels).quantize(64)
+    assert torch.equal(
+        files.read_image(encode(palette, "PNG")), as_tensor(np.asarray(palette.convert("RGB")))
+    )
+    clear = np.asarray(palette).ravel()[0]
+    transparent = files.read_image(encode(palette, "PNG", transparency=int(clear)))
+    assert torch.equal(transparent[:, 0, 0], torch.ones(3))
+
+
+def test_16_bit_rgb_png():
+    """Pillow writes no 16-bit RGB, so the file is put together by hand: one pixel (65535, 32768, 0)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    body = zlib.compress(b"\0" + struct.pack(">3H", 65535, 32768, 0))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 1, 1, 16, 2, 0, 0, 0))
+    png += chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    assert torch.allclose(files.read_image(png).flatten(), torch.tensor([1.0, 0.5, 0.0]), atol=0.003)
+
+
+def test_cmyk_jpeg(pixels):
+    """Without a profile: R = (1 - C)(1 - K), to JPEG accuracy; a broken profile changes nothing."""
+    image = Image.fromarray(pixels).convert("CMYK")
+    plain = files.read_image(encode(image, "JPEG", quality=98, subsampling=0))
+    assert (plain - as_tensor(pixels)).abs().mean() < 0.01
+    broken = files.read_image(encode(image, "JPEG", quality=98, subsampling=0, icc_profile=b"nonsense" * 32))
+    assert torch.equal(plain, broken)
+
+
+def test_embedded_profile_is_applied(pixels):
+    """A profile of exactly sRGB changes nothing; a LAB profile on RGB data is ignored."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    image = Image.fromarray(pixels)
+    expected = as_tensor(pixels)
+    assert (files.read_image(encode(image, "PNG", icc_profile=srgb)) - expected).abs().max() < 0.02
+    assert torch.equal(files.read_image(encode(image, "PNG", icc_profile=lab)), expected)
+
+
+def test_large_photos_are_reduced_and_tell_the_scale(pixels):
+    big = Image.fromarray(pixels).resize((3000, 2000), Image.Resampling.BICUBIC)
+    for kind in ("JPEG", "PNG"):
+        loaded = files.load_image(encode(big, kind), max_side=300)
+        assert loaded.image.shape == (3, 200, 300)
+        assert loaded.scale == pytest.approx(0.1) and loaded.size == (2000, 3000)
+        expected = files.read_image(big.resize((300, 200), Image.Resampling.BOX))
+        assert (loaded.image - expected).abs().mean() < 0.01
+    assert files.load_image(np.asarray(big), max_side=300).image.shape == (3, 200, 300)
+
+
+def test_reduction_and_rotation_together(pixels):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    big = Image.fromarray(pixels).resize((600, 400))
+    loaded = files.load_image(encode(big, "JPEG", exif=exif), max_side=60)
+    assert loaded.image.shape == (3, 60, 40)
+    assert loaded.size == (600, 400) and loaded.scale == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_panorama_in_bounded_memory():
+    """12,000 x 6,000 JPEG: decoded at a reduced size, far below the 864 MB of its float pixels."""
+    data = encode(Image.new("RGB", (12000, 6000), (200, 100, 50)), "JPEG")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = files.load_image(data)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert loaded.image.shape == (3, 2048, 4096)
+    assert grown < 500
+
+
+def test_decompression_bomb_is_refused_before_decoding():
+    """A PNG whose header promises 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for side in (12_000, 60_000):
+        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0))
+        png += chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        with pytest.raises(InputError) as error:
+            files.read_image(png)
+        one_line(error, "100 megapixels", "Reduce it")
+
+
+def test_broken_files_give_one_line(pixels, tmp_path):
+    jpeg = encode(Image.fromarray(pixels).resize((600, 400)), "JPEG")
+    png = encode(Image.fromarray(pixels), "PNG")
+    cases = {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], ("cut.jpg is truncated or corrupt", "export it again")),
+        "head.jpg": (jpeg[:30], ("head.jpg",)),
+        "cut.png": (png[: len(png) // 2], ("cut.png is truncated or corrupt",)),
+        "text.jpg": (b"Dear photo,\nyou are a letter.\n", ("text.jpg holds text", "expected JPEG")),
+        "noise.jpg": (bytes(range(256)) * 4, ("noise.jpg", "expected JPEG")),
+        "empty.jpg": (b"", ("empty.jpg is empty",)),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ("phone.heic is a HEIC", "export it as JPEG")),
+        "paper.jpg": (b"%PDF-1.7\n", ("paper.jpg is a PDF",)),
+    }
+    for name, (data, words) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError) as error:
+            files.read_image(tmp_path / name)
+        one_line(error, *words)
+    with pytest.raises(InputError) as error:
+        files.read_image(tmp_path / "missing.jpg")
+    one_line(error, "missing.jpg does not exist")
+    with pytest.raises(InputError) as error:
+        files.read_image(tmp_path)
+    one_line(error, "is a folder")
+
+
+def test_flipped_bytes_never_escape_as_another_error(pixels):
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"):
+        good = encode(Image.fromarray(pixels), kind)
+        for _ in range(60):
+            bad = bytearray(good)
+            for position in rng.integers(0, min(len(bad), 300), 4):
+                bad[position] = rng.integers(256)
+            with contextlib.suppress(InputError):
+                files.read_image(bytes(bad))
+
+
+@pytest.mark.parametrize(
+    "source, word",
+    [
+        (np.zeros((3, 8, 8), np.uint8), "pass a tensor"),
+        (np.zeros((8, 8, 3), np.int64), "uint8"),
+        (np.full((8, 8, 3), 200.0), "255"),
+        (np.full((8, 8, 3), np.nan), "[0, 1]"),
+        (torch.zeros(8, 8, 3), "pass an array"),
+        (torch.zeros(2, 3, 8, 8), "(2, 3, 8, 8)"),
+        (torch.full((3, 8, 8), 3.0), "[0, 1]"),
+        (17, "int"),
+    ],
+)
+def test_bad_arrays_say_what_to_do(source, word):
+    with pytest.raises(InputError) as error:
+        files.read_image(source)
+    one_line(error, word)
+
+
+def test_write_and_read_back(pixels, tmp_path):
+    image = as_tensor(pixels)
+    path = files.write_png(tmp_path / "new" / "a.png", image)
+    assert torch.allclose(files.read_image(path), image, atol=1e-6)
+    files.write_png(path, image[1:2])  # replaces; one channel
+    assert torch.allclose(files.read_image(path)[0], image[1], atol=1e-6)
+    jpg = files.write_jpg(tmp_path / "a.jpg", image)
+    assert (files.read_image(jpg) - image).abs().mean() < 0.02
+    assert sorted(os.listdir(tmp_path / "new")) == ["a.png"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    files.write_bytes(path, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_list_images(tmp_path):
+    for name in ("b10.jpg", "b2.JPG", "a.png", "notes.txt", ".hidden.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    names = [p.name for p in files.list_images(tmp_path)]
+    assert names == ["a.png", "b2.JPG", "b10.jpg"]
+    assert [p.name for p in files.list_images(str(tmp_path / "b*"))] == ["b2.JPG", "b10.jpg"]
+    assert files.list_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert len(files.list_images([tmp_path, tmp_path / "a.png"])) == 3
+    (tmp_path / "empty").mkdir()
+    cases = {tmp_path / "empty": "no image", tmp_path / "*.gif": "matches", "nowhere.jpg": "exist"}
+    for bad, word in cases.items():
+        with pytest.raises(InputError) as error:
+            files.list_images(bad)
+        one_line(error, word)
+
+
+def test_contact_sheet_places_pictures(pixels):
+    image = as_tensor(pixels)
+    sheet = files.contact_sheet([image, image[:1], image, image], columns=3, size=60, gap=4)
+    assert sheet.shape == (3, 2 * 64 + 4, 3 * 64 + 4)
+    assert torch.allclose(sheet[:, 14:54, 4:64], image, atol=1e-6)
+    assert torch.equal(sheet[:, 70:, 70:], torch.ones_like(sheet[:, 70:, 70:]))
+    with pytest.raises(InputError, match="one label"):
+        files.contact_sheet([image], labels=["a", "b"])
