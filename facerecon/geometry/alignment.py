@@ -1,0 +1,123 @@
+"""Similarity transforms between point sets, the five alignment points, and the released 224 px crop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import ShapeError, check_shape
+
+__all__ = ["apply_similarity", "deep3d_crop_transform", "five_points", "similarity_transform", "umeyama"]
+
+
+def umeyama(
+    source: Tensor, target: Tensor, weights: Tensor | None = None, with_scale: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Least-squares similarity ``target = scale * rotation @ source + translation`` (Umeyama 1991).
+
+    Args:
+        source, target: (B, N, D), D = 2 or 3.
+        weights: (B, N) or (N,), not negative; None counts all points alike.
+        with_scale: False keeps the scale at 1.
+
+    Returns:
+        scale: (B,). rotation: (B, D, D), proper. translation: (B, D).
+
+    Raises:
+        ShapeError: the point sets differ in shape.
+    """
+    bound = check_shape("source", source, "B N D")
+    check_shape(
+        "target", target, f"{bound['B']} {bound['N']} {bound['D']}", "Give as many points as in source."
+    )
+    if weights is None:
+        weights = source.new_ones(source.shape[:2])
+    weights = (weights / weights.sum(-1, keepdim=True)).expand(source.shape[:2])[..., None]
+    source_mean = (weights * source).sum(1, keepdim=True)
+    target_mean = (weights * target).sum(1, keepdim=True)
+    source_centered, target_centered = source - source_mean, target - target_mean
+    covariance = (weights * target_centered).mT @ source_centered
+    u, singular, vh = torch.linalg.svd(covariance)
+    sign = torch.ones_like(singular)
+    sign[:, -1] = torch.where(torch.linalg.det(u @ vh) < 0, -1.0, 1.0).to(sign)
+    rotation = (u * sign[:, None]) @ vh
+    if with_scale:
+        variance = (weights * source_centered.square()).sum((1, 2))
+        scale = (singular * sign).sum(-1) / variance.clamp(min=1e-20)
+    else:
+        scale = torch.ones_like(singular[:, 0])
+    translation = target_mean[:, 0] - scale[:, None] * (rotation @ source_mean.mT)[..., 0]
+    return scale, rotation, translation
+
+
+def similarity_transform(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """:func:`umeyama` as one affine matrix [scale * rotation | translation].
+
+    Args:
+        source, target: (B, N, D). weights: as in :func:`umeyama`.
+
+    Returns:
+        (B, D, D + 1); for 2D points the (B, 2, 3) maps that ``Crop.to_photo`` holds.
+    """
+    scale, rotation, translation = umeyama(source, target, weights)
+    return torch.cat([scale[:, None, None] * rotation, translation[..., None]], dim=-1)
+
+
+def apply_similarity(transform: Tensor, points: Tensor) -> Tensor:
+    """Map (B, N, D) points by a (B, D, D + 1) affine matrix."""
+    return points @ transform[:, :, :-1].mT + transform[:, None, :, -1]
+
+
+def five_points(landmarks68: Tensor) -> Tensor:
+    """Nose tip, both eye centers (mean of the two corners), both mouth corners, of the 68 iBUG points.
+
+    Args:
+        landmarks68: (B, 68, 2) or (B, 68, 3).
+
+    Returns:
+        (B, 5, 2 or 3): nose tip, eye on the image's left, other eye, mouth corner on the left, other one.
+    """
+    if landmarks68.ndim != 3 or landmarks68.shape[1] != 68:
+        raise ShapeError(f"landmarks68 must be (B, 68, 2 or 3); got {tuple(landmarks68.shape)}.")
+    return torch.stack(
+        [
+            landmarks68[:, 30],
+            (landmarks68[:, 36] + landmarks68[:, 39]) / 2,
+            (landmarks68[:, 42] + landmarks68[:, 45]) / 2,
+            landmarks68[:, 48],
+            landmarks68[:, 54],
+        ],
+        dim=1,
+    )
+
+
+def deep3d_crop_transform(
+    landmarks68: Tensor, mean_points3d: Tensor, size: int = 224, pixels_per_unit: float = 102.0
+) -> Tensor:
+    """The released alignment of a photo to a square crop, as a map from crop pixels to photo pixels.
+
+    A scaled-orthographic camera is fitted by linear least squares to five points (8 unknowns, 10 equations);
+    its scale becomes ``pixels_per_unit`` at 224 px and the projected model origin the crop's center. The crop
+    is never rotated. Unlike FFHQ-UV: the sizes and corners are not rounded to whole pixels.
+
+    Args:
+        landmarks68: (B, 68, 2) photo pixels, y down.
+        mean_points3d: (5, 3) of the model's mean shape, in the order of :func:`five_points`, world units, y up.
+        size: side of the crop in pixels.
+        pixels_per_unit: 102 in the release, at 224 px.
+
+    Returns:
+        (B, 2, 3) affine map, crop -> photo.
+    """
+    check_shape("landmarks68", landmarks68, "B 68 2")
+    check_shape("mean_points3d", mean_points3d, "5 3")
+    points = five_points(landmarks68).double()
+    model = mean_points3d.to(points)
+    system = torch.cat([model, torch.ones_like(model[:, :1])], dim=1)  # (5, 4)
+    solution = (torch.linalg.pinv(system) @ points).mT  # (B, 2, 4)
+    scale = solution[:, :, :3].norm(dim=-1).mean(-1)  # photo pixels per world unit
+    photo_per_crop = scale / (pixels_per_unit * size / 224.0)
+    transform = points.new_zeros(points.shape[0], 2, 3)
+    transform[:, 0, 0] = transform[:, 1, 1] = photo_per_crop
+    transform[:, :, 2] = solution[:, :, 3] - photo_per_crop[:, None] * (size / 2)
+    return transform.to(landmarks68.dtype)

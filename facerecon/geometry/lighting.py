@@ -1,0 +1,119 @@
+"""Second-order spherical-harmonic lighting with the release's basis, constants and signs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import check_shape
+from facerecon.types import SHLight
+
+__all__ = ["SH_CONSTANTS", "gamma_to_light", "light_to_gamma", "rotate", "sh_basis", "shade"]
+
+# a_l * c_l of the release, a = (pi, 2 pi / sqrt 3, 2 pi / sqrt 8), c = (1, sqrt 3, sqrt 15) / sqrt(4 pi).
+SH_CONSTANTS = (
+    math.pi / math.sqrt(4 * math.pi),
+    (2 * math.pi / math.sqrt(3)) * math.sqrt(3) / math.sqrt(4 * math.pi),
+    (2 * math.pi / math.sqrt(8)) * 3 * math.sqrt(5) / math.sqrt(12 * math.pi),
+)
+
+
+def sh_basis(normals: Tensor) -> Tensor:
+    """The nine basis functions Y of the release's SH lighting, at unit normals.
+
+    Y = [a0 c0, -a1 c1 y, a1 c1 z, -a1 c1 x, a2 c2 xy, -a2 c2 yz, a2 c2 (3 z^2 - 1) / (2 sqrt 3), -a2 c2 xz,
+    a2 c2 (x^2 - y^2) / 2]. Against the irradiance of a light with radiance sum L_lm Y_lm, bands 1 and 2 carry
+    an extra factor sqrt 3 and sqrt 8.
+
+    Args:
+        normals: (..., 3) unit vectors in world axes.
+
+    Returns:
+        (..., 9).
+    """
+    x, y, z = normals.unbind(-1)
+    band0, band1, band2 = SH_CONSTANTS
+    return torch.stack(
+        [
+            torch.full_like(x, band0),
+            -band1 * y,
+            band1 * z,
+            -band1 * x,
+            band2 * x * y,
+            -band2 * y * z,
+            (band2 / (2 * math.sqrt(3))) * (3 * z * z - 1),
+            -band2 * x * z,
+            (band2 / 2) * (x * x - y * y),
+        ],
+        dim=-1,
+    )
+
+
+def shade(normals: Tensor, light: SHLight) -> Tensor:
+    """Shading ``Y(n) . coefficients`` per channel; not clamped, may be negative under strong light.
+
+    Args:
+        normals: (B, ..., 3) unit vectors in world axes.
+        light: coefficients of batch B (or 1).
+
+    Returns:
+        (B, ..., 3) factor that multiplies the albedo.
+    """
+    basis = sh_basis(normals)
+    flat = basis.reshape(basis.shape[0], -1, 9) @ light.coefficients
+    return flat.view(flat.shape[0], *basis.shape[1:-1], 3)
+
+
+def _fit_directions() -> Tensor:
+    """(32, 3) fixed, evenly spread unit vectors (Fibonacci sphere) in float64."""
+    k = torch.arange(32, dtype=torch.float64) + 0.5
+    z = 1 - 2 * k / 32
+    angle = math.pi * (1 + math.sqrt(5)) * k
+    radius = (1 - z * z).sqrt()
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=-1)
+
+
+def rotate(light: SHLight, matrix: Tensor) -> SHLight:
+    """Turn the light around the head: ``shade(n, rotate(light, R)) == shade(R^T n, light)`` for every n.
+
+    A band of spherical harmonics is closed under rotation, so the new coefficients are an exact least-squares
+    fit on fixed directions.
+
+    Args:
+        light: coefficients of batch B (or 1).
+        matrix: (B, 3, 3) proper rotations.
+
+    Returns:
+        Light of batch B.
+    """
+    check_shape("matrix", matrix, "B 3 3")
+    directions = _fit_directions().to(light.coefficients.device)
+    fit = torch.linalg.pinv(sh_basis(directions))  # (9, 32)
+    turned = sh_basis(directions @ matrix.to(directions.dtype))  # R^T n of each direction, as rows
+    coefficients = fit @ turned @ light.coefficients.to(directions.dtype)
+    return light.replace(coefficients=coefficients.to(light.coefficients.dtype))
+
+
+def gamma_to_light(gamma: Tensor) -> SHLight:
+    """The release's light vector as an :class:`SHLight`: (B, 27) -> (B, 3, 9), plus 0.8 on band 0.
+
+    Args:
+        gamma: (B, 27), channel by channel, nine bands each.
+
+    Returns:
+        Light of batch B.
+    """
+    check_shape("gamma", gamma, "B 27")
+    coefficients = gamma.view(-1, 3, 9).transpose(1, 2)
+    ambient = torch.zeros_like(coefficients)
+    ambient[:, 0] = SHLight.AMBIENT
+    return SHLight(coefficients + ambient)
+
+
+def light_to_gamma(light: SHLight) -> Tensor:
+    """Inverse of :func:`gamma_to_light`: (B, 27), with the ambient 0.8 taken off band 0."""
+    ambient = torch.zeros_like(light.coefficients)
+    ambient[:, 0] = SHLight.AMBIENT
+    return (light.coefficients - ambient).transpose(1, 2).reshape(-1, 27)

@@ -1,0 +1,178 @@
+"""Normals, edges, Laplacian and subdivision of triangle meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from facerecon.errors import check_shape
+
+__all__ = ["edges", "face_normals", "laplacian", "subdivision", "vertex_normals"]
+
+_CACHE = WeakIdKeyDictionary()  # index tensor -> {name: (version, value)}; dies with the tensor
+
+
+def cached(indices: Tensor, name: str, build: Callable[[], Any]) -> Any:
+    """A value computed once per index tensor; rebuilt if the tensor is changed in place."""
+    entry = _CACHE.setdefault(indices, {})
+    version = indices._version
+    if name not in entry or entry[name][0] != version:
+        entry[name] = (version, build())
+    return entry[name][1]
+
+
+def _corners(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three (B, F, 3) tensors: the first, second and third corner of every face."""
+    check_shape("vertices", vertices, "B V 3")
+    check_shape("faces", faces, "F 3")
+    picked = vertices.index_select(1, faces.reshape(-1)).view(vertices.shape[0], -1, 3, 3)
+    return picked[:, :, 0], picked[:, :, 1], picked[:, :, 2]
+
+
+def _scaled_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """(B, F, 3) face normals of length twice the face's area."""
+    a, b, c = _corners(vertices, faces)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Unit vectors; a zero vector stays zero and has a zero gradient instead of NaN."""
+    square = (vectors * vectors).sum(-1, keepdim=True)
+    return vectors * square.clamp(min=1e-24).rsqrt()
+
+
+def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals of the faces, outward for counter-clockwise faces.
+
+    Args:
+        vertices: (B, V, 3).
+        faces: (F, 3) int64.
+
+    Returns:
+        (B, F, 3); zero for degenerate faces.
+    """
+    return _unit(_scaled_normals(vertices, faces))
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit vertex normals: the area-weighted mean of the incident faces' normals.
+
+    Args:
+        vertices: (B, V, 3).
+        faces: (F, 3) int64, counter-clockwise seen from outside.
+
+    Returns:
+        (B, V, 3); zero for a vertex that no face uses.
+    """
+    scaled = _scaled_normals(vertices, faces)
+    total = torch.zeros_like(vertices)
+    for corner in range(3):
+        total = total.index_add(1, faces[:, corner], scaled)
+    return _unit(total)
+
+
+def edges(faces: Tensor) -> Tensor:
+    """The undirected edges of a mesh, each once.
+
+    Args:
+        faces: (F, 3) int64.
+
+    Returns:
+        (E, 2) int64, smaller index first, sorted.
+    """
+    check_shape("faces", faces, "F 3")
+    pairs = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return torch.unique(pairs.sort(dim=1).values, dim=0)
+
+
+def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Uniform Laplacian: the mean of a vertex's neighbors minus the vertex.
+
+    Args:
+        vertices: (B, V, C); any per-vertex quantity.
+        faces: (F, 3) int64.
+
+    Returns:
+        (B, V, C); zero for a vertex without neighbors.
+    """
+    check_shape("vertices", vertices, "B V C")
+    count = vertices.shape[1]
+
+    def build() -> tuple[Tensor, Tensor]:
+        pairs = edges(faces)
+        return pairs, torch.bincount(pairs.reshape(-1), minlength=count)
+
+    pairs, degree = cached(faces, "edges", build)
+    first, second = pairs.unbind(1)
+    total = torch.zeros_like(vertices)
+    total = total.index_add(1, first, vertices.index_select(1, second))
+    total = total.index_add(1, second, vertices.index_select(1, first))
+    degree = degree[:count, None].to(vertices.dtype)
+    return torch.where(degree > 0, total / degree.clamp(min=1) - vertices, torch.zeros_like(vertices))
+
+
+def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[csr_array, Tensor]:
+    """One Catmull-Clark step as a sparse matrix, so that a mean shape and its bases are refined alike.
+
+    New vertices are the old ones, then one per edge, then one per face. Children keep the order of their
+    parents (face f yields faces n f ... n f + n - 1 of an n-gon), so geometry and UV faces stay paired.
+
+    Args:
+        faces: (F, 3) or (F, 4) int64.
+        vertex_count: V.
+        smooth: Catmull-Clark weights, the rim following its own cubic B-spline; False splits linearly and moves
+            nothing, as UVs need.
+
+    Returns:
+        matrix: (V', V) scipy CSR, float64, rows summing to 1; ``refined = matrix @ vertices``.
+        faces: (n F, 4) int64 quads.
+    """
+    sides = faces.shape[1]
+    check_shape("faces", faces, f"F {sides}", "Give triangles or quads.")
+    starts = faces.detach().cpu().numpy()
+    face_count = len(starts)
+    pairs = np.stack([starts, np.roll(starts, -1, axis=1)], axis=-1).reshape(-1, 2)
+    unique, side_edge = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
+    side_edge = side_edge.reshape(-1)
+    edge_count = len(unique)
+    inner = np.bincount(side_edge, minlength=edge_count) == 2
+    corner, side_face = starts.reshape(-1), np.repeat(np.arange(face_count), sides)
+    ends, end_edge = unique.reshape(-1), np.repeat(np.arange(edge_count), 2)
+
+    def sparse(values: np.ndarray | float, rows: np.ndarray, columns: np.ndarray, *shape: int) -> csr_array:
+        values = np.broadcast_to(np.asarray(values, np.float64), rows.shape)
+        return coo_array((values, (rows, columns)), shape=shape).tocsr()
+
+    identity = np.arange(vertex_count)
+    face_points = sparse(1 / sides, side_face, corner, face_count, vertex_count)
+    middles = sparse(0.5, end_edge, ends, edge_count, vertex_count)
+    if smooth:
+        # Edge point: mean of its ends and of both faces' points; on the rim its middle.
+        own = diags_array(np.where(inner, 0.5, 1.0))
+        to_faces = sparse(np.where(inner[side_edge], 0.25, 0.0), side_edge, side_face, edge_count, face_count)
+        edge_points = own @ middles + to_faces @ face_points
+        # Vertex point: (Q + 2 R + (n - 3) v) / n with Q, R the mean face point and edge middle, n the valence.
+        valence = np.bincount(ends, minlength=vertex_count)
+        n = np.maximum(valence, 1)
+        rim = np.zeros(vertex_count, bool)
+        rim[unique[~inner]] = True
+        weight = np.where(rim, 0.0, 1 / (n * np.maximum(np.bincount(corner, minlength=vertex_count), 1)))
+        to_faces = sparse(weight[corner], corner, side_face, vertex_count, face_count)
+        weight = np.where(rim[ends], np.where(inner[end_edge], 0.0, 0.25), 2 / n[ends] ** 2)
+        to_edges = sparse(weight, ends, end_edge, vertex_count, edge_count)
+        own = np.where(valence == 0, 1.0, np.where(rim, 0.5, (n - 3) / n))
+        vertex_points = diags_array(own) + to_faces @ face_points + to_edges @ middles
+    else:
+        edge_points = middles
+        vertex_points = sparse(1.0, identity, identity, vertex_count, vertex_count)
+    matrix = vstack([vertex_points, edge_points, face_points]).tocsr()
+    edge_ids = side_edge.reshape(face_count, sides) + vertex_count
+    centers = np.broadcast_to(identity.size + edge_count + np.arange(face_count)[:, None], edge_ids.shape)
+    children = np.stack([starts, edge_ids, centers, np.roll(edge_ids, 1, axis=1)], axis=-1)
+    return matrix, torch.from_numpy(children.reshape(-1, 4).astype(np.int64)).to(faces.device)
