@@ -41,6 +41,7 @@ class _Bar(store.Progress):
                 unit="B",
                 unit_scale=True,
                 leave=False,
+                disable=None,  # on a terminal only
                 bar_format=shape,
                 dynamic_ncols=True,
             )

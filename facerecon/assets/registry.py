@@ -54,7 +54,7 @@ class Asset:
     Args:
         name: what :func:`facerecon.assets.locate` is asked for.
         package: key of :data:`PACKAGES`.
-        converter: "module:function" of another room, a ``(source: Path, target: Path) -> None``, found by name.
+        converter: "module:function" of another room, ``(source: Path, target: Path) -> None``, found by name.
         converter_version: raised whenever the converter's output changes; older files are then stale.
         members: patterns (``*`` matches ``/`` too) of the files it reads, relative to the package's root.
         purpose: what the library uses it for.

