@@ -38,6 +38,7 @@ __all__ = [
     "ReconstructedFace",
     "Rendering",
     "SHLight",
+    "SavedFace",
     "TensorStruct",
 ]
 
@@ -487,6 +488,8 @@ class ReconstructedFace(TensorStruct):
         vertices: (B, V, 3), unposed, with expression. neutral_vertices: (B, V, 3), unposed, without.
         camera: in pixels of the photo. topology: the mesh.
         expression_basis: (E, V, 3). expression_names: E names.
+        path, photo_size: one string and one (H, W) a face.
+        history: {"stage.term": (B, steps)}, every loss term of every step.
     """
 
     params: FaceParams
@@ -501,5 +504,34 @@ class ReconstructedFace(TensorStruct):
     expression_basis: Tensor
     expression_names: tuple = ()
     path: tuple = ()
+    photo_size: tuple = ()
+    history: dict = field(default_factory=dict)
 
     SHARED = ("topology", "expression_basis", "expression_names")
+
+    def __getitem__(self, index: Any) -> ReconstructedFace:
+        """As for every record; the camera of a single face takes the size of its own photo."""
+        face = super().__getitem__(index)
+        if len(face.photo_size) == 1:
+            return face.replace(camera=face.camera.replace(size=tuple(face.photo_size[0])))
+        return face
+
+
+@_struct
+class SavedFace(TensorStruct):
+    """What ``params.safetensors`` holds: enough to make the head again from its models.
+
+    Args:
+        params, latent, camera: of one face. face_model, decoder: names to load. num_identity: basis size.
+        path: the photo's name.
+    """
+
+    params: FaceParams
+    latent: Latent
+    camera: Camera
+    face_model: str = "makehuman"
+    decoder: str = "linear"
+    num_identity: int = 80
+    path: tuple = ()
+
+    SHARED = ("face_model", "decoder", "num_identity")

@@ -1,1 +1,24 @@
+"""The three stages of Sec. 4.2: linear start, texture latent on a hypersphere, joint refinement; then detail."""
 
+from facerecon.fitting.detail import add_detail
+from facerecon.fitting.fitter import Fitter, StepReport
+from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
+from facerecon.fitting.stage import TERMS, VARIABLES, DetailSettings, Stage, default_stages, stages_from_config
+from facerecon.fitting.variables import Variables
+
+__all__ = [
+    "TERMS",
+    "VARIABLES",
+    "DetailSettings",
+    "Fitter",
+    "LandmarkStart",
+    "Stage",
+    "StepReport",
+    "Variables",
+    "add_detail",
+    "default_stages",
+    "fit_landmarks",
+    "fit_light",
+    "fit_light_and_texture",
+    "stages_from_config",
+]

@@ -1,1 +1,33 @@
+"""Objectives of the three stages (Sec. 4.2). Every loss returns (B,), unreduced."""
 
+from facerecon.losses.identity import identity_loss, identity_similarity
+from facerecon.losses.image import (
+    FaceFeatureDistance,
+    LPIPSDistance,
+    brightness_symmetry_error,
+    composite,
+    load_perceptual,
+    masked_mean_error,
+    pixel_loss,
+)
+from facerecon.losses.landmark import landmark_loss, landmark_weights, normalized_mean_error
+from facerecon.losses.priors import coefficient_loss, geocross_loss, light_color_loss, radius_loss
+
+__all__ = [
+    "FaceFeatureDistance",
+    "LPIPSDistance",
+    "brightness_symmetry_error",
+    "coefficient_loss",
+    "composite",
+    "geocross_loss",
+    "identity_loss",
+    "identity_similarity",
+    "landmark_loss",
+    "landmark_weights",
+    "light_color_loss",
+    "load_perceptual",
+    "masked_mean_error",
+    "normalized_mean_error",
+    "pixel_loss",
+    "radius_loss",
+]

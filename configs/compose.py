@@ -1,0 +1,129 @@
+"""Compose a script's configuration with Hydra, run it, and turn what a user can mend into one line.
+
+Scripts call :func:`run`; the library itself never sees Hydra. Overrides are Hydra's (``fitting=release seed=3``);
+values of path keys need no quoting.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from facerecon.errors import ConfigError, FaceReconError, nearest_name
+
+CONFIGS = Path(__file__).resolve().parent
+PATH_KEYS = {"img", "out", "params", "data", "landmarks", "mask", "resume"}
+
+
+def _quoted(override: str) -> str:
+    key, sign, value = override.partition("=")
+    if sign and key.lstrip("+~") in PATH_KEYS and value and value[0] not in "'\"[" and value not in ("null", "true", "false"):
+        return key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return override
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    from omegaconf import DictConfig
+
+    for key in config:
+        name = f"{prefix}{key}"
+        yield name
+        value = config._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _keys(value, name + ".")
+
+
+def groups() -> dict[str, list[str]]:
+    """{config group: its options}, read from the folders beside this file."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(CONFIGS.iterdir())
+        if folder.is_dir() and any(folder.glob("*.yaml"))
+    }
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The configuration ``configs/NAME.yaml`` with overrides applied.
+
+    Raises:
+        ConfigError: an unknown key, group option or a value that does not parse; the nearest known one is named.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    options = groups()
+    overrides = [_quoted(item) for item in overrides]
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        known = [key for key in _keys(hydra_compose(config_name=name))]
+        for item in overrides:
+            match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
+            if not match or (not match[3] and match[1] != "~"):
+                raise ConfigError(f"'{item}' is not key=value; for example: img=face.jpg fitting=release. See --help.")
+            key = match[2]
+            if not match[1] and key not in known and key not in options:
+                raise ConfigError(nearest_name(key, _short(known, key, options), "config key"))
+            value = item.partition("=")[2].strip("'\"")
+            if key in options and key not in ("hydra",) and value not in options[key]:
+                raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
+        try:
+            config = hydra_compose(config_name=name, overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"cannot read the overrides: {' '.join(str(error).split())}") from None
+    with open_dict(config):
+        config.pop("hydra", None)
+    return config
+
+
+def _short(known: list[str], key: str, options: dict[str, list[str]]) -> list[str]:
+    """Names worth listing in an error: those on the level of the unknown key."""
+    parent = key.rpartition(".")[0]
+    level = [name for name in known if name.rpartition(".")[0] == parent]
+    return sorted(set(level or [name for name in known if "." not in name]) | (set(options) if not parent else set()))
+
+
+def _help(name: str, doc: str) -> str:
+    text = [doc.strip(), "", "Keys and defaults:", ""]
+    text += ["  " + line for line in (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()]
+    text += ["", "Groups (choose with group=option, change with group.key=value):"]
+    text += [f"  {group}: {', '.join(options)}" for group, options in groups().items()]
+    text += ["", "--cfg prints the composed configuration, --help this text."]
+    return "\n".join(text)
+
+
+def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[str] | None = None) -> int:
+    """Run a script's ``main(config)`` and return its exit status.
+
+    What a user can mend is printed as one line on standard error: status 2. Ctrl-C: 130.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if any(arg in ("-h", "--help") for arg in argv):
+            print(_help(name, doc))
+            return 0
+        config = compose(name, [arg for arg in argv if arg != "--cfg"])
+        if "--cfg" in argv:
+            from omegaconf import OmegaConf
+
+            print(OmegaConf.to_yaml(config))
+            return 0
+        return int(main(config) or 0)
+    except FaceReconError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; check the path, its permissions and the free space.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
+        return 130

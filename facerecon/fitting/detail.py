@@ -1,0 +1,88 @@
+"""The last, optional step ``detail`` (ours, not the paper's): what the photo shows beyond the decoder.
+
+The photo is unwrapped onto the fitted head, divided by the fitted shading, and carried into the texels that it
+shows, joined to the decoder's texture by a Laplacian pyramid: the head is that person, not a smooth cousin.
+Unseen texels may borrow from their mirror image, where the atlas is symmetric.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.fitting.stage import DetailSettings
+from facerecon.geometry.camera import camera_in_photo
+from facerecon.geometry.lighting import shade
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.imaging.masks import erode, gaussian_blur
+from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.render.interpolate import interpolate
+from facerecon.render.uv import bake, pad_islands, region_mask, uv_raster
+from facerecon.types import Camera, MeshTopology, Observation, SHLight
+
+__all__ = ["add_detail", "full_crop_camera"]
+
+
+def _square(affine: Tensor) -> Tensor:
+    """(B, 2, 3) -> (B, 3, 3)."""
+    last = affine.new_tensor([0.0, 0.0, 1.0]).expand(affine.shape[0], 1, 3)
+    return torch.cat([affine, last], 1)
+
+
+def full_crop_camera(camera: Camera, photo: Observation) -> Camera:
+    """The camera of the fit crop, in pixels of the full crop."""
+    to_full = torch.linalg.solve(_square(photo.full.to_photo), _square(photo.fit.to_photo))[:, :2]
+    return camera_in_photo(camera, to_full, tuple(photo.full.image.shape[-2:]))
+
+
+def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: int) -> Tensor:
+    """(B, 3, S, S) shading of every texel of the posed head."""
+    fragments = uv_raster(topology, size)
+    normals = interpolate(fragments, topology.faces, vertex_normals(vertices, topology.faces))
+    return shade(F.normalize(normals, dim=-1), light).permute(0, 3, 1, 2)
+
+
+def add_detail(
+    photo: Observation,
+    vertices: Tensor,
+    decoded: Tensor,
+    light: SHLight,
+    camera: Camera,
+    topology: MeshTopology,
+    settings: DetailSettings,
+) -> tuple[Tensor, Tensor]:
+    """The final texture and what of it was seen.
+
+    Args:
+        photo: B observed faces. vertices: (B, V, 3), posed. decoded: (B, 3, s, s), the decoder's texture.
+        light: fitted light. camera: of the fit crop. topology: mesh. settings: of the step.
+
+    Returns:
+        texture (B, 3, S, S) in [0, 1] and seen (B, 1, S, S) in [0, 1].
+    """
+    size = settings.size
+    base = F.interpolate(decoded, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    crop = photo.full
+    channels = torch.cat([crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid], 1)
+    baked, seen = bake(channels, vertices, topology, full_crop_camera(camera, photo), size)
+    rgb, face, eye, mouth, valid = baked.split([3, 1, 1, 1, 1], 1)
+    eyes = region_mask(topology, "eyes", size)
+    inside = region_mask(topology, "mouth", size)
+    # skin shows skin, eyeballs show eyes, the mouth bag shows the mouth: nothing is painted on its neighbor
+    shows = torch.where(eyes > 0.5, eye, torch.where(inside > 0.5, mouth, face * (1 - eye) * (1 - mouth)))
+    seen = seen * shows * valid
+    if not settings.enabled:
+        return pad_islands(base, topology), seen
+
+    shading = shading_map(vertices, light, topology, size).clamp(min=0.2)
+    albedo = (rgb / shading).clamp(0, 1)
+    k = max(1, round(size / 256))
+    weight = erode((seen > 0.5).to(seen), 2 * k + 1) * seen
+    weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), seen) * settings.strength
+    mirrored = weight.flip(-1) * (1 - weight) * settings.mirror
+    source = (albedo * weight + albedo.flip(-1) * mirrored) / (weight + mirrored).clamp(min=1e-6)
+    weight = weight + mirrored
+    source = torch.where(weight > 1e-3, source, base)
+    texture = laplacian_blend(source, base, weight, settings.levels).clamp(0, 1)
+    return pad_islands(texture, topology), seen

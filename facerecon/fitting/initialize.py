@@ -1,0 +1,282 @@
+"""Stage 1 without a network: a linear start from landmarks, then light and texture in closed form (Sec. 4.2).
+
+The paper's stage 1 is N_enc, a learnt regressor; it will fill the same slot. Here
+
+* pose, identity and expression are the maximum a posteriori of the landmarks under Gaussian priors, by
+  Gauss-Newton with the expression inside its bounds and the jaw contour sliding with the pose;
+* light and texture alternate two linear least-squares problems on the skin, since I = albedo(z) * shading(gamma)
+  is linear in either one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.errors import check_shape
+from facerecon.geometry.camera import project
+from facerecon.geometry.lighting import sh_basis
+from facerecon.geometry.rotation import euler_to_matrix, matrix_to_euler
+from facerecon.morphable import MorphableModel
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
+from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
+
+__all__ = ["LandmarkStart", "fit_landmarks", "fit_light", "fit_light_and_texture"]
+
+
+@dataclass(frozen=True)
+class LandmarkStart:
+    """Noise and priors of the landmark fit.
+
+    Args:
+        iterations: Gauss-Newton steps.
+        sigma: px, noise of the inner landmarks (eyes, brows, nose, mouth) at a 224 px crop.
+        sigma_jaw: px, noise of the jaw contour, which slides.
+        sigma_mesh: px, noise of the dense face-mesh points; 0 leaves them out.
+        sigma_expression: standard deviation of the expression weights around 0.
+    """
+
+    iterations: int = 12
+    sigma: float = 1.2
+    sigma_jaw: float = 3.0
+    sigma_mesh: float = 6.0
+    sigma_expression: float = 0.35
+
+
+def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Pose from orthography with scaling: least squares for two rows of s R, then orthonormalized.
+
+    Args:
+        points3d: (B, N, 3) model. points2d: (B, N, 2) px.
+
+    Returns:
+        rotation (B, 3, 3) and translation (B, 3) in the world.
+    """
+    batch, count, _ = points3d.shape
+    design = torch.cat([points3d, torch.ones_like(points3d[..., :1])], -1)
+    rows = torch.linalg.lstsq(design, points2d).solution.mT  # (B, 2, 4), px per unit; y down
+    right, up = rows[:, 0, :3], -rows[:, 1, :3]
+    scale = 0.5 * (right.norm(dim=-1) + up.norm(dim=-1))
+    u, _, v = torch.linalg.svd(torch.stack([right, up], 1))
+    flat = u @ v[:, :2]
+    rotation = torch.stack([flat[:, 0], flat[:, 1], torch.linalg.cross(flat[:, 0], flat[:, 1])], 1)
+    focal = camera.focal if camera.focal.dim() == 1 else camera.focal.mean(1)
+    depth = focal / scale.clamp(min=1e-3)
+    center = rows[:, :, 3] - camera.center
+    along = torch.stack([center[:, 0] / focal * depth, center[:, 1] / focal * depth, depth], -1)
+    translation = torch.einsum("bji,bj->bi", camera.rotation, along - camera.translation)
+    return rotation, translation
+
+
+def fit_landmarks(
+    model: MorphableModel,
+    landmarks: Tensor,
+    camera: Camera | None = None,
+    mesh_points: Tensor | None = None,
+    settings: LandmarkStart | None = None,
+) -> FaceParams:
+    """Pose, identity and expression from 68 landmarks (and dense mesh points) in one photo each.
+
+    Minimizes ``sum |p_i - l_i|^2 / sigma_i^2 + |p_id|^2 + |p_exp|^2 / sigma_e^2`` by Gauss-Newton; the candidates
+    of the sliding jaw are chosen anew in each iteration.
+
+    Args:
+        model: head model.
+        landmarks: (B, 68, 2), pixels of the camera's image.
+        camera: of batch B; ``Camera.deep3d()`` if left out.
+        mesh_points: (B, 468, 2 or 3), pixels; the stable ones (``topology.mesh_points``) are used.
+        settings: noise and priors.
+
+    Returns:
+        Parameters of batch B with ambient light and no albedo.
+    """
+    check_shape("landmarks", landmarks, "B 68 2")
+    settings = settings or LandmarkStart()
+    with torch.no_grad():
+        return _fit_landmarks(model, landmarks, camera, mesh_points, settings)
+
+
+def _fit_landmarks(
+    model: MorphableModel, landmarks: Tensor, camera: Camera | None, mesh_points: Tensor | None, settings: LandmarkStart
+) -> FaceParams:
+    batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
+    camera = camera or Camera.deep3d(batch=batch, device=device)
+    topology = model.topology
+    n_id, n_exp = model.num_identity, model.num_expression
+    basis = torch.cat([model.mean[None], model.identity_basis, model.expression_basis])  # (1 + I + E, V, 3)
+
+    corners = topology.faces[topology.landmark_faces]  # (68, K, 3)
+    weights = topology.landmark_barycentric.to(dtype)[..., None]
+    candidates = (basis[:, corners] * weights).sum(-2)  # (1 + I + E, 68, K, 3)
+    target, sigma = landmarks, torch.full((68,), settings.sigma, device=device, dtype=dtype)
+    sigma[:17] = settings.sigma_jaw
+    dense = None
+    if mesh_points is not None and settings.sigma_mesh > 0 and topology.mesh_points.numel():
+        corners = topology.faces[topology.mesh_point_faces]
+        dense = (basis[:, corners] * topology.mesh_point_barycentric.to(dtype)[..., None]).sum(-2)
+        target = torch.cat([target, mesh_points[:, topology.mesh_points, :2]], 1)
+        sigma = torch.cat([sigma, sigma.new_full((dense.shape[1],), settings.sigma_mesh)])
+
+    coefficients = landmarks.new_zeros(batch, n_id + n_exp)
+    low = coefficients.new_full((n_id + n_exp,), -torch.inf)
+    high = -low
+    if model.expression_bounds is not None:
+        low[n_id:], high[n_id:] = model.expression_bounds
+    precision = coefficients.new_ones(n_id + n_exp)
+    precision[n_id:] = settings.sigma_expression**-2
+
+    inner = candidates[0, 17:, 0].expand(batch, -1, -1)
+    rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
+    rows = torch.arange(68, device=device)
+    focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
+    for _ in range(settings.iterations):
+        vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, basis[1:])
+        choice = model.landmark_candidates(vertices, rotation)  # (B, 68)
+        picked = candidates[:, rows, choice].transpose(0, 1)  # (B, 1 + I + E, 68, 3)
+        if dense is not None:
+            picked = torch.cat([picked, dense.expand(batch, -1, -1, -1)], 2)
+        local = picked[:, 0] + torch.einsum("bk,bknc->bnc", coefficients, picked[:, 1:])
+        turned = local @ rotation.mT
+        seen = (turned + translation[:, None]) @ camera.rotation.mT + camera.translation[:, None]
+        depth = seen[..., 2:].clamp(min=1e-3)
+        # dp/dY: pinhole, then the crop's affine map
+        zero = torch.zeros_like(depth[..., 0])
+        fx, fy = focal[:, :1] / depth[..., 0], focal[:, 1:] / depth[..., 0]
+        pinhole = torch.stack(
+            [fx, zero, -fx * seen[..., 0] / depth[..., 0], zero, fy, -fy * seen[..., 1] / depth[..., 0]], -1
+        ).view(batch, -1, 2, 3)
+        d_world = camera.warp[:, None, :, :2] @ pinhole @ camera.rotation[:, None]  # (B, N, 2, 3)
+        d_shape = torch.einsum("bnij,bjk,bmnk->bnim", d_world, rotation, picked[:, 1:])
+        d_rotation = -d_world @ _skew(turned)
+        points = project(camera, turned + translation[:, None])[..., :2]
+        jacobian = torch.cat([d_rotation, d_world, d_shape], -1) / sigma[:, None, None]
+        residual = (points - target) / sigma[:, None]
+        jacobian, residual = jacobian.flatten(1, 2), residual.flatten(1)
+        normal = jacobian.mT @ jacobian
+        right = (jacobian.mT @ residual[..., None])[..., 0]
+        right[:, 6:] += precision * coefficients
+        diagonal = torch.cat([precision.new_full((6,), 1e-4), precision])
+        # a bounded coefficient that wants to leave stays where it is
+        held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
+        free = torch.cat([held.new_ones(batch, 6), ~held], 1).to(dtype)
+        system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
+        step = torch.linalg.solve(system, right * free)
+        rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
+        translation = translation - step[:, 3:6]
+        coefficients = (coefficients - step[:, 6:]).clamp(low, high)
+
+    return FaceParams(
+        identity=coefficients[:, :n_id],
+        expression=coefficients[:, n_id:],
+        albedo=coefficients.new_zeros(batch, model.num_albedo),
+        rotation=matrix_to_euler(rotation),
+        translation=translation,
+        light=SHLight.ambient(batch, device),
+    )
+
+
+def _skew(vector: Tensor) -> Tensor:
+    """(..., 3) -> (..., 3, 3), the matrix of the cross product."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+def fit_light(
+    image: Tensor, albedo: Tensor, normals: Tensor, prior: float = 0.02, color_prior: float = 0.2, rounds: int = 3
+) -> Tensor:
+    """SH light of one face in closed form: ridge least squares of ``image = albedo * (Y(n) gamma)``.
+
+    Args:
+        image, albedo, normals: (P, 3) at P skin pixels; normals are unit vectors in the world.
+        prior: weight that pulls gamma to the ambient light; color_prior: that pulls it to a white one.
+        rounds: of reweighting, which discounts shadows, highlights and hair.
+
+    Returns:
+        (9, 3) coefficients, ambient included.
+    """
+    basis = sh_basis(normals)  # (P, 9)
+    start = torch.zeros(9, 3, dtype=image.dtype, device=image.device)
+    start[0] = SHLight.AMBIENT
+    # unknowns: 9 bands x 3 channels, coupled by the prior on white light
+    weight = torch.ones_like(image[:, :1])
+    rows = basis.shape[1]
+    mixing = torch.eye(3, dtype=image.dtype, device=image.device) - 1 / 3
+    gamma = start
+    for _ in range(rounds):
+        system = torch.zeros(3 * rows, 3 * rows, dtype=image.dtype, device=image.device)
+        right = torch.zeros(3, rows, dtype=image.dtype, device=image.device)
+        scale = weight.sum().clamp(min=1e-6)
+        for c in range(3):
+            design = basis * albedo[:, c : c + 1]
+            block = (design * weight).mT @ design / scale
+            system[c * rows : (c + 1) * rows, c * rows : (c + 1) * rows] = block
+            right[c] = (design * weight).mT @ image[:, c] / scale
+        eye = torch.eye(rows, dtype=image.dtype, device=image.device)
+        strength = torch.full((rows,), prior, dtype=image.dtype, device=image.device)
+        strength[0] = prior * 0.1
+        system += torch.kron(torch.eye(3, dtype=image.dtype, device=image.device), torch.diag(strength))
+        system += color_prior * 0.05 * torch.kron(mixing, eye)
+        right = right + (start * strength[:, None]).mT
+        gamma = torch.linalg.solve(system, right.flatten()).view(3, rows).mT
+        error = (image - albedo * (basis @ gamma)).abs().mean(1, keepdim=True)
+        weight = 1 / (1 + (error / 0.08).square())
+    return gamma
+
+
+def fit_light_and_texture(
+    photo: Observation, decoder: TextureDecoder, view: object, rounds: int = 3, prior: float = 2e-4, stride: int = 3
+) -> tuple[SHLight, Latent]:
+    """Light, and for a linear decoder the texture code, of each photo in closed form.
+
+    Args:
+        photo: B observed faces.
+        decoder: the texture model; only a linear one has a closed-form code, others start at their mean.
+        view: ``Renderer.prepare`` of the fitted heads: coverage, uv coordinates and normals of each pixel.
+        rounds: of alternation between light and texture.
+        prior: weight of |z|^2 against the mean squared error of the pixels.
+        stride: use every ``stride``-th skin pixel.
+
+    Returns:
+        SHLight (B, 9, 3) and Latent codes.
+    """
+    batch, device = photo.batch, photo.image.device
+    linear = isinstance(decoder, LinearDecoder)
+    lights, codes = [], []
+    with torch.no_grad():
+        for b in range(batch):
+            skin = (photo.skin_mask[b, 0] > 0.5) & (view.mask[b, 0] > 0.5)
+            if skin.sum() < 100:
+                lights.append(SHLight.ambient(1, device).coefficients[0])
+                codes.append(torch.zeros(decoder.rows, decoder.dim, device=device))
+                continue
+            rows, columns = skin.nonzero()[::stride].unbind(1)
+            image = photo.image[b, :, rows, columns].T
+            normals, uv = view.normals[b, rows, columns], view.uv[b, rows, columns]
+            grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], -1)[None, None]
+            if linear:
+                stack = torch.cat([decoder.mean[None], decoder.basis])  # (1 + K, 3, S, S)
+                at_pixels = F.grid_sample(stack.flatten(0, 1)[None], grid, align_corners=False, padding_mode="border")
+                at_pixels = at_pixels[0, :, 0].view(1 + decoder.dim, 3, -1).permute(2, 1, 0)  # (P, 3, 1 + K)
+            else:
+                mean = decoder(torch.zeros(1, decoder.rows, decoder.dim, device=device))
+                at_pixels = F.grid_sample(mean, grid, align_corners=False, padding_mode="border")[0, :, 0].T[..., None]
+            code = torch.zeros(at_pixels.shape[2] - 1, device=device)
+            basis = sh_basis(normals)
+            for _ in range(rounds if linear else 1):
+                albedo = at_pixels[..., 0] + at_pixels[..., 1:] @ code
+                gamma = fit_light(image, albedo.clamp(0.02, 1), normals)
+                if linear:
+                    shading = (basis @ gamma)[..., None]  # (P, 3, 1)
+                    design = (at_pixels[..., 1:] * shading).flatten(0, 1)
+                    rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
+                    weight = 1 / (1 + ((rest - design @ code) / 0.1).square())
+                    normal = (design * weight[:, None]).T @ design / len(rest)
+                    normal += prior * torch.eye(len(code), device=device)
+                    code = torch.linalg.solve(normal, design.T @ (weight * rest) / len(rest))
+            lights.append(gamma)
+            codes.append(code[None] if linear else torch.zeros(decoder.rows, decoder.dim, device=device))
+    return SHLight(torch.stack(lights)), Latent(torch.stack(codes), decoder.space)

@@ -1,0 +1,159 @@
+"""A fitting stage as data: what is optimized, how long, with which weights (Sec. 4.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from facerecon.errors import ConfigError, nearest_name
+
+__all__ = ["TERMS", "VARIABLES", "DetailSettings", "Stage", "default_stages", "stages_from_config"]
+
+VARIABLES = ("latent", "identity", "expression", "pose", "light")
+"""What a stage may optimize; "pose" is rotation and translation."""
+
+TERMS = {
+    "lpips": "perceptual distance of photo and render (Eq. 4); which one is the fitter's `perceptual`",
+    "pix": "photometric error over the face mask (Eqs. 4, 5)",
+    "id": "distance of identity embeddings (Eqs. 4, 5)",
+    "reg_z": "regularizer of the latent (Eqs. 4, 5)",
+    "lm": "68 landmarks in the image plane (Eq. 5)",
+    "reg_id": "|p_id|^2 (Eq. 5)",
+    "reg_exp": "|p_exp|^2 (Eq. 5)",
+    "light": "variance of the light between color channels (release)",
+}
+"""Loss terms by their config names."""
+
+
+def _checked(name: str, values: Mapping[str, Any], known: Any, kind: str) -> dict[str, float]:
+    result = {}
+    for key, value in dict(values).items():
+        if key not in known:
+            raise ConfigError(nearest_name(key, known, kind))
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"{name}.{key} must be a number >= 0; got {value!r}.")
+        result[key] = float(value)
+    return result
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the fit.
+
+    Args:
+        name: what history, logs and reports call it.
+        steps: Adam steps.
+        learning_rate: of Adam.
+        optimize: which of :data:`VARIABLES` move; the rest stay fixed (and what they imply is computed once).
+        weights: {term: weight} of :data:`TERMS`; a term left out, or None, is not computed.
+        sphere: keep the latent on its hypersphere after every step (stage 2).
+        rampdown: share of the steps, at the end, over which the rate falls to 0 along a cosine.
+        rate_scale: {variable: factor} on the learning rate.
+
+    Raises:
+        ConfigError: an unknown variable or term (names the nearest), or a value out of range.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    optimize: tuple[str, ...]
+    weights: dict[str, float]
+    sphere: bool = False
+    rampdown: float = 0.0
+    rate_scale: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optimize", tuple(self.optimize))
+        for variable in self.optimize:
+            if variable not in VARIABLES:
+                raise ConfigError(nearest_name(variable, VARIABLES, "variable to optimize"))
+        object.__setattr__(self, "weights", _checked(f"{self.name}.weights", self.weights, TERMS, "loss term"))
+        scales = _checked(f"{self.name}.rate_scale", self.rate_scale, VARIABLES, "variable")
+        object.__setattr__(self, "rate_scale", scales)
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ConfigError(f"stage {self.name}: steps must be an integer >= 0; got {self.steps!r}.")
+        if not 0 <= self.rampdown <= 1:
+            raise ConfigError(f"stage {self.name}: rampdown must lie in [0, 1]; got {self.rampdown!r}.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: constant, then a cosine to 0 over the last ``rampdown`` share."""
+        left = (self.steps - step) / max(1.0, self.rampdown * self.steps)
+        return self.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left) if left < 1 else 1.0)
+
+
+@dataclass(frozen=True)
+class DetailSettings:
+    """The optional last step ``detail`` (ours, not the paper's): the photo's own texels where it shows them.
+
+    Args:
+        enabled: off gives the decoder's texture alone.
+        size: texels a side of the final texture.
+        strength: 1 takes the photo fully where it is seen, 0 not at all.
+        levels: of the Laplacian pyramid that joins photo and decoder.
+        mirror: how much unseen texels may take from their seen mirror image, in [0, 1].
+    """
+
+    enabled: bool = True
+    size: int = 1024
+    strength: float = 1.0
+    levels: int = 6
+    mirror: float = 0.7
+
+
+def default_stages() -> dict[str, Stage]:
+    """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs.
+
+    The weights follow the release's reading of Eq. 5 (photometric 1.6, identity 0.2), rescaled for the open
+    pack's perceptual and identity networks.
+    """
+    return {
+        "texture": Stage(
+            name="texture",
+            steps=60,
+            learning_rate=0.1,
+            optimize=("latent",),
+            weights={"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
+            sphere=True,
+            rampdown=0.25,
+        ),
+        "joint": Stage(
+            name="joint",
+            steps=120,
+            learning_rate=0.01,
+            optimize=VARIABLES,
+            weights={
+                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05, "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
+            },
+            rampdown=0.4,
+        ),
+    }  # fmt: skip
+
+
+def stages_from_config(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Stage]:
+    """Stages from nested mappings: keys given replace the default's, ``weights`` as a whole.
+
+    Args:
+        config: {stage: {field: value}}; a stage of null is left out.
+
+    Raises:
+        ConfigError: an unknown stage, field, variable or term; the nearest known one is named.
+    """
+    stages = default_stages()
+    fields = [f.name for f in dataclasses.fields(Stage) if f.name != "name"]
+    for name, changes in dict(config or {}).items():
+        if name not in stages:
+            raise ConfigError(nearest_name(name, stages, "fitting stage"))
+        if changes is None:
+            del stages[name]
+            continue
+        for key in changes:
+            if key not in fields:
+                raise ConfigError(nearest_name(key, fields, f"key of stage '{name}'"))
+        stages[name] = dataclasses.replace(stages[name], **dict(changes))
+    return stages

@@ -1,0 +1,104 @@
+"""What a fit moves: leaf tensors, their learning rates, and where they must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from facerecon.fitting.stage import Stage
+from facerecon.stylegan.decoder import retract_to_sphere
+from facerecon.types import FaceParams, Latent, SHLight
+
+__all__ = ["Variables"]
+
+_TENSORS = {
+    "latent": ("latent",),
+    "identity": ("identity",),
+    "expression": ("expression",),
+    "pose": ("rotation", "translation"),
+    "light": ("light",),
+}
+
+
+@dataclass
+class Variables:
+    """Parameters and latent of B faces, as leaves of the autograd graph.
+
+    Args:
+        params: start of the coefficients. latent: start of the texture code.
+        expression_bounds: (low, high), or None where expressions are free.
+    """
+
+    params: FaceParams
+    latent: Latent
+    expression_bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        p = self.params
+        self.tensors: dict[str, Tensor] = {
+            "latent": self.latent.codes,
+            "identity": p.identity,
+            "expression": p.expression,
+            "rotation": p.rotation,
+            "translation": p.translation,
+            "light": p.light.coefficients,
+        }
+        self.tensors = {name: t.detach().clone() for name, t in self.tensors.items()}
+        self.radius = self.tensors["latent"].norm(dim=-1, keepdim=True)
+
+    def groups(self, stage: Stage) -> list[dict]:
+        """Adam parameter groups of a stage; marks what it optimizes and nothing else as requiring a gradient."""
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(False)
+            tensor.grad = None
+        return [
+            {
+                "params": [self.tensors[name].requires_grad_(True) for name in _TENSORS[variable]],
+                "scale": stage.rate_scale.get(variable, 1.0),
+                "lr": stage.rate(0) * stage.rate_scale.get(variable, 1.0),
+            }
+            for variable in stage.optimize
+        ]
+
+    def to_sphere(self) -> None:
+        """Bring the latent to its hypersphere, radius sqrt(d), before a stage that keeps it there."""
+        with torch.no_grad():
+            codes = self.tensors["latent"]
+            codes.copy_(retract_to_sphere(codes))
+
+    def retract(self, stage: Stage) -> None:
+        """Undo what a step did to the constraints: the latent's sphere, the expression's bounds."""
+        with torch.no_grad():
+            if stage.sphere and "latent" in stage.optimize:
+                self.tensors["latent"].copy_(retract_to_sphere(self.tensors["latent"]))
+            if self.expression_bounds is not None and "expression" in stage.optimize:
+                self.tensors["expression"].clamp_(*self.expression_bounds)
+
+    @property
+    def current(self) -> FaceParams:
+        """The parameters as they stand; gradients flow back to the leaves."""
+        t = self.tensors
+        return self.params.replace(
+            identity=t["identity"],
+            expression=t["expression"],
+            rotation=t["rotation"],
+            translation=t["translation"],
+            light=SHLight(t["light"]),
+        )
+
+    @property
+    def code(self) -> Latent:
+        """The latent as it stands."""
+        return self.latent.replace(codes=self.tensors["latent"])
+
+    def hold(self, failed: Tensor, last: dict[str, Tensor]) -> None:
+        """Put faces whose loss is not finite back to their last finite values."""
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor[failed] = last[name][failed]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Detached copies of every leaf."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}

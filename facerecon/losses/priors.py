@@ -1,0 +1,64 @@
+"""Regularisers of coefficients, light and latents (Sec. 4.2, Eqs. 4 and 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import check_shape
+
+__all__ = ["coefficient_loss", "geocross_loss", "light_color_loss", "radius_loss"]
+
+
+def coefficient_loss(coefficients: Tensor) -> Tensor:
+    """|p|^2, the squared norm of coefficients in standard deviations; (B, K) -> (B,)."""
+    check_shape("coefficients", coefficients, "B K")
+    return coefficients.square().sum(1)
+
+
+def radius_loss(codes: Tensor) -> Tensor:
+    """L_reg(z) of preset ``paper``: ``(|z|^2 / d - 1)^2``, 0 on the sphere of radius sqrt(d).
+
+    Args:
+        codes: (B, N, d).
+
+    Returns:
+        (B,), mean over the N rows.
+    """
+    check_shape("codes", codes, "B N C")
+    return (codes.square().mean(-1) - 1).square().mean(1)
+
+
+def geocross_loss(codes: Tensor) -> Tensor:
+    """L_reg(w) of preset ``release``: how far the rows of a w+ code lie from one another on the sphere.
+
+    Mean over all N x N pairs of rows X, Y of ``C * (2 atan2(|X - Y|, |X + Y|))^2 / 8``, 1e-9 under the roots
+    (C = 512 in the release). 0 when there is one row.
+
+    Args:
+        codes: (B, N, C).
+
+    Returns:
+        (B,).
+    """
+    check_shape("codes", codes, "B N C")
+    if codes.shape[1] == 1:
+        return codes.new_zeros(codes.shape[0])
+    x, y = codes[:, :, None], codes[:, None]
+    difference = ((x - y).square().sum(-1) + 1e-9).sqrt()
+    total = ((x + y).square().sum(-1) + 1e-9).sqrt()
+    angle = 2 * torch.atan2(difference, total)
+    return codes.shape[-1] * angle.square().flatten(1).mean(1) / 8
+
+
+def light_color_loss(coefficients: Tensor) -> Tensor:
+    """Variance of the light between color channels (release, stage 3): white light is likelier.
+
+    Args:
+        coefficients: (B, 9, 3).
+
+    Returns:
+        (B,), mean over the bands of the variance over RGB.
+    """
+    check_shape("coefficients", coefficients, "B 9 3")
+    return (coefficients - coefficients.mean(2, keepdim=True)).square().mean((1, 2))

@@ -1,0 +1,167 @@
+"""Texture decoders: latent code -> UV texture (Sec. 4.1), behind one interface.
+
+``LinearDecoder`` is the paper's ablation 'PCA tex basis' (Table 5) in UV space. The StyleGAN2 decoder
+implements the same interface, so that the three stages do not know which one they drive.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon.errors import AssetError, ConfigError, ShapeError, nearest_name
+from facerecon.types import Latent
+
+__all__ = ["LinearDecoder", "TextureDecoder", "load_decoder", "retract_to_sphere"]
+
+
+def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Tensor:
+    """Bring every row back to the hypersphere of stage 2 (as PULSE does).
+
+    At radius 1 a decoder would never leave its mean texture; what matters is a constant radius, and a Gaussian
+    latent of d dimensions lives near sqrt(d).
+
+    Args:
+        codes: (B, N, C). radius: a number or (B, N, 1); sqrt(C) if left out.
+
+    Returns:
+        (B, N, C) with rows of that norm.
+    """
+    radius = math.sqrt(codes.shape[-1]) if radius is None else radius
+    return codes * (radius / codes.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+
+
+class TextureDecoder(nn.Module):
+    """Interface of G_tex: (B, N, C) latent codes -> (B, 3, S, S) textures in [0, 1].
+
+    Attributes:
+        name: what logs and reports call it.
+        space: latent space of ``codes`` ("linear", "z", "w", "w+").
+        rows, dim: N and C.
+        size: S, texels a side.
+    """
+
+    name: str = "decoder"
+    space: str = "z"
+    rows: int = 1
+    dim: int = 512
+    size: int = 1024
+
+    def synthesis(self, codes: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 3, S, S) in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, latent: Latent | Tensor) -> Tensor:
+        """Decode a :class:`Latent`, (B, N, C) codes, or (B, C) codes of one row.
+
+        Raises:
+            ShapeError: the codes do not fit this decoder. ConfigError: the latent is of another space.
+        """
+        if isinstance(latent, Latent):
+            if latent.space != self.space:
+                raise ConfigError(
+                    f"{self.name} decodes space '{self.space}', got a latent of space '{latent.space}'; "
+                    f"use the decoder that made it."
+                )
+            latent = latent.codes
+        codes = latent[:, None].expand(-1, self.rows, -1) if latent.dim() == 2 else latent
+        if codes.dim() != 3 or codes.shape[1:] != (self.rows, self.dim):
+            raise ShapeError(
+                f"codes must be (B, {self.rows}, {self.dim}) or (B, {self.dim}); got {tuple(latent.shape)}."
+            )
+        return self.synthesis(codes)
+
+    def sample(self, batch: int = 1, generator: torch.Generator | None = None) -> Latent:
+        """Random codes on the sphere; pass a CPU ``generator`` for repeatable ones."""
+        device = next(iter(self.buffers())).device
+        codes = torch.randn(batch, self.rows, self.dim, generator=generator).to(device)
+        return Latent(retract_to_sphere(codes), self.space)
+
+
+class LinearDecoder(TextureDecoder):
+    """Linear UV texture basis: ``T = mean + sum_k z_k basis_k``, z ~ N(0, I) (Table 5, 'PCA tex basis').
+
+    Args:
+        mean: (3, S, S) in [0, 1].
+        basis: (K, 3, S, S), one standard deviation each.
+    """
+
+    name = "linear"
+    space = "linear"
+    rows = 1
+
+    def __init__(self, mean: Tensor, basis: Tensor) -> None:
+        super().__init__()
+        if basis.dim() != 4 or basis.shape[1:] != mean.shape:
+            raise ShapeError(f"basis must be (K, {', '.join(map(str, mean.shape))}); got {tuple(basis.shape)}.")
+        self.dim = basis.shape[0]
+        self.size = mean.shape[-1]
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("basis", basis.float())
+
+    def synthesis(self, codes: Tensor) -> Tensor:
+        """(B, 1, K) -> (B, 3, S, S). Out-of-range values are clamped; their gradient still points back inside."""
+        flat = codes[:, 0] @ self.basis.flatten(1)
+        texture = (self.mean.flatten() + flat).view(-1, *self.mean.shape)
+        return texture + (texture.clamp(0, 1) - texture).detach()
+
+    def project(self, texture: Tensor, mask: Tensor | None = None, prior: float = 1e-3) -> Latent:
+        """Closed-form code of a texture: least squares over a mask with a Gaussian prior.
+
+        Args:
+            texture: (B, 3, S, S). mask: (B, 1, S, S). prior: weight of |z|^2 against the mean squared error.
+
+        Returns:
+            Latent of space "linear".
+        """
+        if texture.shape[-1] != self.size:
+            texture = F.interpolate(texture, size=(self.size,) * 2, mode="bilinear", antialias=True)
+            mask = None if mask is None else F.interpolate(mask, size=(self.size,) * 2, mode="area")
+        codes = []
+        for b in range(texture.shape[0]):
+            weight = torch.ones_like(texture[b, :1]) if mask is None else mask[b]
+            weight = (weight / weight.sum().clamp(min=1e-6)).expand_as(self.mean).flatten()
+            weighted = self.basis.flatten(1) * weight
+            normal = weighted @ self.basis.flatten(1).T
+            right = weighted @ (texture[b] - self.mean).flatten()
+            eye = torch.eye(self.dim, device=normal.device)
+            codes.append(torch.linalg.solve(normal + prior * eye, right))
+        return Latent(torch.stack(codes)[:, None], self.space)
+
+    @classmethod
+    def from_file(cls, path: str | Path, components: int | None = None) -> LinearDecoder:
+        """Read ``texture_linear.safetensors``: mean, int8 basis, one scale a component."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            data = load_file(str(path))
+            mean, basis, scale = data["mean"].float(), data["basis"][:components], data["scale"][:components]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise AssetError(
+                f"{path} is not a linear texture basis ({error}); restore it, or rebuild it with "
+                "tools/build_texture_basis.py."
+            ) from None
+        return cls(mean, basis.float() * scale[:, None, None, None].float())
+
+
+def load_decoder(name: str = "linear", components: int | None = None) -> TextureDecoder:
+    """A frozen texture decoder by name.
+
+    Args:
+        name: ``"linear"`` (shipped with the library); ``"open"`` means the open pack's best decoder, today the same.
+        components: how many components of a linear basis to use; all if left out.
+
+    Raises:
+        ConfigError: unknown name. AssetError: the file is missing or altered.
+    """
+    from facerecon import assets
+
+    if name not in ("linear", "open"):
+        raise ConfigError(nearest_name(name, ("linear", "open"), "decoder"))
+    decoder = LinearDecoder.from_file(assets.shipped("texture_linear.safetensors"), components)
+    return decoder.eval().requires_grad_(False)
