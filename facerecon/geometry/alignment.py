@@ -102,7 +102,7 @@ def deep3d_crop_transform(
 
     Args:
         landmarks68: (B, 68, 2) photo pixels, y down.
-        mean_points3d: (5, 3) of the model's mean shape, in the order of :func:`five_points`, world units, y up.
+        mean_points3d: (5, 3) of the mean shape, in the order of :func:`five_points`, world units, y up.
         size: side of the crop in pixels.
         pixels_per_unit: 102 in the release, at 224 px.
 

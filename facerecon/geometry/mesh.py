@@ -126,7 +126,7 @@ def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[
     Args:
         faces: (F, 3) or (F, 4) int64.
         vertex_count: V.
-        smooth: Catmull-Clark weights, the rim following its own cubic B-spline; False splits linearly and moves
+        smooth: Catmull-Clark weights, the rim following its own cubic B-spline; False splits linearly, moving
             nothing, as UVs need.
 
     Returns:
@@ -157,7 +157,7 @@ def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[
         own = diags_array(np.where(inner, 0.5, 1.0))
         to_faces = sparse(np.where(inner[side_edge], 0.25, 0.0), side_edge, side_face, edge_count, face_count)
         edge_points = own @ middles + to_faces @ face_points
-        # Vertex point: (Q + 2 R + (n - 3) v) / n with Q, R the mean face point and edge middle, n the valence.
+        # Vertex point: (Q + 2 R + (n - 3) v) / n, Q and R the mean face point and edge middle, n the valence.
         valence = np.bincount(ends, minlength=vertex_count)
         n = np.maximum(valence, 1)
         rim = np.zeros(vertex_count, bool)
