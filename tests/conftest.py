@@ -1,0 +1,46 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+from facerecon import assets
+from facerecon.errors import AssetError
+from facerecon.run.seeds import seed_everything
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same global random state at the start of every test."""
+    seed_everything(0)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with real reference data, beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip("the reference data (folder shared/reference beside the repository) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def asset() -> Callable[[str], Path]:
+    """``asset("makehuman")``: path of a converted asset; skips the test where it is not in the cache."""
+
+    def find(name: str) -> Path:
+        try:
+            return assets.locate(name)
+        except AssetError as error:
+            pytest.skip(str(error))
+
+    return find

@@ -1,0 +1,170 @@
+"""The layer table, held against the imports that the source really has."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+LAYERS = [
+    {"types", "errors", "assets", "data"},
+    {"geometry", "imaging", "run"},
+    {"morphable", "render", "stylegan", "perception"},
+    {"losses", "export"},
+    {"fitting"},
+    {"editing", "dataset", "evaluation"},
+    {"train", "fit"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+SCRIPTS = ("train", "fit")
+FOUNDATION = {"types", "errors", "data"}  # plain files of the lowest line, which its rooms share
+NOT_IN_LIBRARY = {"hydra", "wandb", "omegaconf", "pickle"}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "third_party"}
+
+
+def room_of(path: Path) -> str:
+    """The room a file belongs to; "" for the package's own ``__init__`` (the public names)."""
+    parts = path.parts
+    if parts[0] in SCRIPTS:
+        return parts[0]
+    return "" if parts[1] == "__init__.py" else parts[1].removesuffix(".py")
+
+
+def imported_modules(source: str, path: Path) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import in a file, wherever it stands; relative ones are resolved."""
+    package = list(path.with_suffix("").parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            found += [(node.lineno, f"{base}.{alias.name}" if base else alias.name) for alias in node.names]
+    return found
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """What a file imports against the table, one line each."""
+    room = room_of(path)
+    wrong = []
+    for line, name in imported_modules(source, path):
+        parts = name.split(".")
+        where = f"{path}:{line}"
+        if path.parts[0] == "facerecon" and parts[0] in NOT_IN_LIBRARY:
+            wrong.append(f"{where}: the library does not import {parts[0]}")
+        if (
+            parts[0] in (*SCRIPTS, "tools", "tests", "benchmarks")
+            and parts[0] != room
+            and path.parts[0] != "tests"
+        ):
+            wrong.append(f"{where}: nothing imports scripts, yet this imports {name}")
+        if parts[0] != "facerecon" or not room or room in SCRIPTS:
+            continue
+        target = parts[1] if len(parts) > 1 else ""
+        if target not in LEVEL:
+            wrong.append(f"{where}: {room} imports '{name}', which is no room of the layer table")
+        elif target == room or (target in FOUNDATION and LEVEL[room] >= 0):
+            continue
+        elif LEVEL[target] >= LEVEL[room]:
+            relation = "beside" if LEVEL[target] == LEVEL[room] else "above"
+            wrong.append(
+                f"{where}: {room} (L{LEVEL[room]}) imports {target}, {relation} it (L{LEVEL[target]})"
+            )
+    return wrong
+
+
+def source_files() -> list[Path]:
+    """Every Python file of the library and of the scripts, relative to the repository."""
+    return sorted(
+        path.relative_to(REPOSITORY)
+        for folder in ("facerecon", *SCRIPTS)
+        for path in (REPOSITORY / folder).rglob("*.py")
+    )
+
+
+def test_every_import_points_down():
+    wrong = [
+        line for path in source_files() for line in violations(path, (REPOSITORY / path).read_text("utf-8"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_is_in_the_table():
+    rooms = {room_of(path) for path in source_files()} - {""}
+    assert rooms <= set(LEVEL), f"not in the layer table: {sorted(rooms - set(LEVEL))}"
+    assert {"types", "errors", "assets", "geometry", "run"} <= rooms
+
+
+def test_types_and_errors_stand_alone():
+    for name, allowed in (("errors", set()), ("types", {"errors"})):
+        path = Path("facerecon", f"{name}.py")
+        names = [n for _, n in imported_modules((REPOSITORY / path).read_text("utf-8"), path)]
+        targets = {n.split(".")[1] for n in names if n.startswith("facerecon.")}
+        assert targets <= allowed
+
+
+def test_nothing_has_a_vague_name():
+    vague = [
+        str(p) for p in source_files() if VAGUE_NAMES & {part.removesuffix(".py").lower() for part in p.parts}
+    ]
+    assert not vague
+
+
+def test_nothing_is_unpickled():
+    """Weights come as safetensors: no ``torch.load`` and no ``allow_pickle=True`` in the library."""
+    wrong = []
+    for path in source_files():
+        for node in ast.walk(ast.parse((REPOSITORY / path).read_text("utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            pickled = any(
+                k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                for k in node.keywords
+            )
+            if called == "torch.load" or pickled:
+                wrong.append(f"{path}:{node.lineno}: {called}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "path, source, words",
+    [
+        ("facerecon/geometry/camera.py", "from facerecon.imaging import warp", "beside"),
+        ("facerecon/geometry/camera.py", "import facerecon.render.uv", "above"),
+        ("facerecon/losses/image.py", "def f():\n    from ..fitting import stage", "above"),
+        ("facerecon/render/uv.py", "from facerecon import losses", "above"),
+        ("facerecon/run/metrics.py", "import wandb", "library does not import wandb"),
+        ("facerecon/run/metrics.py", "from facerecon import load_decoder", "no room"),
+        ("facerecon/assets/store.py", "import facerecon.run.seeds", "above"),
+        ("facerecon/fitting/fitter.py", "from fit import reconstruct", "nothing imports scripts"),
+        ("facerecon/types.py", "from facerecon import assets", "beside"),
+    ],
+)
+def test_the_check_can_fail(path, source, words):
+    (line,) = violations(Path(path), source)
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "path, source",
+    [
+        (
+            "facerecon/render/uv.py",
+            "from facerecon.render.rasterize import rasterize\nfrom ..geometry import mesh",
+        ),
+        (
+            "facerecon/render/backends/__init__.py",
+            "from . import numba_bands\nfrom ..rasterize import rasterize",
+        ),
+        ("facerecon/assets/store.py", "from facerecon.errors import AssetError"),
+        ("facerecon/__init__.py", "from facerecon.fitting import Fitter"),
+        ("fit/reconstruct.py", "import hydra\nfrom facerecon import Fitter, observe"),
+    ],
+)
+def test_the_check_lets_good_imports_pass(path, source):
+    assert violations(Path(path), source) == []
