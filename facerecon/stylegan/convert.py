@@ -1,0 +1,202 @@
+"""Foreign files to our own: each function reads an unpacked package and writes one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facerecon.errors import AssetError
+from facerecon.stylegan.mobile import NUM_STYLES, STYLE_DIM, MobileGenerator
+
+__all__ = ["mobile_stylegan"]
+
+_MEAN_SAMPLES = 10_000
+_MEAN_SEED = 0
+
+
+class _Graph:
+    """Just enough of an OpenVINO IR (version 10: XML graph, raw weights beside it) to find constants.
+
+    The file is one of ours by its sha256, so the standard XML parser is safe on it.
+    """
+
+    def __init__(self, xml: Path) -> None:
+        try:
+            root = ElementTree.parse(xml).getroot()
+            weights = np.fromfile(xml.with_suffix(".bin"), np.uint8)
+            layers, edges = root.find("layers"), root.find("edges")
+            assert layers is not None and edges is not None
+        except (OSError, ElementTree.ParseError, AssertionError) as error:
+            raise AssetError(
+                f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again."
+            ) from None
+        self.xml = xml
+        self.kind: dict[int, str] = {}
+        self.by_name: dict[str, int] = {}
+        self.constant: dict[int, Tensor] = {}
+        self.inputs: dict[int, list[int]] = {}
+        self.outputs: dict[int, list[int]] = {}
+        for layer in layers:
+            node, kind, data = int(layer.attrib["id"]), layer.attrib["type"], layer.find("data")
+            self.kind[node] = kind
+            self.by_name[layer.attrib["name"]] = node
+            if kind == "Const" and data is not None and data.attrib["element_type"] == "f32":
+                start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+                shape = [int(n) for n in data.attrib["shape"].replace(" ", "").split(",") if n]
+                values = np.frombuffer(weights[start : start + size].tobytes(), "<f4").reshape(shape)
+                self.constant[node] = torch.from_numpy(values.copy())
+        for edge in sorted(edges, key=lambda e: (int(e.attrib["to-layer"]), int(e.attrib["to-port"]))):
+            source, target = int(edge.attrib["from-layer"]), int(edge.attrib["to-layer"])
+            self.inputs.setdefault(target, []).append(source)
+            self.outputs.setdefault(source, []).append(target)
+
+    def named(self, name: str) -> int:
+        if name not in self.by_name:
+            raise AssetError(f"{self.xml.name} has no layer '{name}'; expected random-face 2021.7.21.1.")
+        return self.by_name[name]
+
+    def value(self, name: str) -> Tensor:
+        return self.constant[self.named(name)]
+
+    def after(self, node: int, *kinds: str) -> int:
+        """Walk from a node to its consumer of each kind in turn."""
+        for kind in kinds:
+            found = [n for n in self.outputs.get(node, []) if self.kind[n] == kind]
+            if len(found) != 1:
+                raise AssetError(
+                    f"{self.xml.name}: layer {node} has {len(found)} consumers '{kind}'; expected one."
+                )
+            node = found[0]
+        return node
+
+    def other(self, node: int) -> Tensor:
+        """The constant input of a node."""
+        found = [self.constant[n] for n in self.inputs[node] if n in self.constant]
+        if len(found) != 1:
+            raise AssetError(f"{self.xml.name}: layer {node} has {len(found)} constant inputs; expected one.")
+        return found[0]
+
+
+def mobile_stylegan(source: Path, target: Path) -> None:
+    """PyPI package ``random-face`` -> one safetensors file for :class:`MobileGenerator`.
+
+    Args:
+        source: root folder of the unpacked wheel.
+        target: file to write.
+
+    Raises:
+        AssetError: the folder does not hold the networks, or they have another structure.
+    """
+    folder = Path(source) / "random_face" / "data"
+    model = MobileGenerator()
+    state = _mapping(_Graph(folder / "MappingNetwork.xml")) | _synthesis(
+        _Graph(folder / "SynthesisNetwork.xml")
+    )
+    state |= {"mean_w": model.mean_w, "std_w": model.std_w}
+    wrong = [k for k, v in model.state_dict().items() if k not in state or state[k].shape != v.shape]
+    if wrong or len(state) != len(model.state_dict()):
+        raise AssetError(f"{folder} holds another generator (first difference: {wrong[:1]}); fetch it again.")
+    model.load_state_dict(state)
+    z = torch.randn(_MEAN_SAMPLES, STYLE_DIM, generator=torch.Generator().manual_seed(_MEAN_SEED))
+    with torch.no_grad():
+        w = torch.cat([model.mapping(part) for part in z.split(1000)]).double()
+    state["mean_w"], state["std_w"] = w.mean(0).float(), w.std(0).float()
+    note = {
+        "model": "MobileStyleGAN, distilled from StyleGAN2-FFHQ, 1024 px",
+        "source": "PyPI random-face 2021.7.21.1",
+        "w_plus": [NUM_STYLES, STYLE_DIM],
+        "mean_w": {"samples": _MEAN_SAMPLES, "seed": _MEAN_SEED},
+    }
+    _save(state, Path(target), note)
+
+
+def _mapping(graph: _Graph) -> dict[str, Tensor]:
+    """Eight weights (out, in) and biases, in the order of the network."""
+    state: dict[str, Tensor] = {}
+    products = [node for node, kind in sorted(graph.kind.items()) if kind == "MatMul"]
+    for index, product in enumerate(products):
+        state[f"mapping.layers.{index}.weight"] = graph.other(product)
+        bias = graph.after(product, "Add")
+        reshaped = next(n for n in graph.inputs[bias] if graph.kind[n] == "Reshape")
+        state[f"mapping.layers.{index}.bias"] = graph.other(reshaped)
+    return state
+
+
+def _synthesis(graph: _Graph) -> dict[str, Tensor]:
+    state = _modulation(graph, "m.conv1.conv.modulation", "synthesis.start.modulation", scaled=True)
+    state["synthesis.start.constant"] = graph.value("m.input.input")
+    tiled = graph.after(graph.named("m.input.input"), "Broadcast", "Tile", "Multiply")
+    state |= _tail(graph, graph.after(tiled, "Convolution"), "synthesis.start", "weight")
+    into_wavelets = "synthesis.start.weight", "synthesis.start.bias"
+    for k in range(7):
+        old, new = f"m.layers.{k}", f"synthesis.layers.{k}"
+        state |= _modulation(graph, f"{old}.up.modulation", f"{new}.up", scaled=False)
+        for key in (*into_wavelets, f"{new}.up.weight", f"{new}.up.bias"):
+            state[key] = _by_band(state[key])
+        for conv in ("conv1", "conv2"):
+            name = f"{new}.{conv}"
+            state |= _modulation(graph, f"{old}.{conv}.conv.modulation", f"{name}.modulation", scaled=True)
+            depthwise = graph.named(f"{old}.{conv}.conv.weight_dw")
+            state[f"{name}.depthwise"] = graph.constant[depthwise].squeeze(1)
+            pointwise = graph.after(depthwise, "GroupConvolution", "Convolution")
+            state |= _tail(graph, pointwise, name, "pointwise")
+            state[f"{name}.pointwise"] = state[f"{name}.pointwise"][:, :, 0, 0]
+        into_wavelets = f"{new}.conv2.pointwise", f"{new}.conv2.bias"
+    name = "m.layers.6.to_img"
+    state |= _modulation(graph, f"{name}.conv.modulation", "synthesis.output.modulation", scaled=True)
+    state["synthesis.output.weight"] = _by_band(graph.value(f"{name}.conv.weight")[:, :, 0, 0])
+    state["synthesis.output.bias"] = _by_band(graph.value(f"{name}.bias").flatten())
+    return state
+
+
+def _by_band(rows: Tensor) -> Tensor:
+    """Output channels ordered (C averages, then 3 details of each channel) -> the 4 bands in turn."""
+    channels = len(rows) // 4
+    details = rows[channels:].unflatten(0, (channels, 3)).transpose(0, 1).flatten(0, 1)
+    return torch.cat([rows[:channels], details])
+
+
+def _modulation(graph: _Graph, old: str, new: str, scaled: bool) -> dict[str, Tensor]:
+    """Linear layer of a style; the constant that multiplies it in the graph is folded in."""
+    weight, bias = graph.value(f"{old}.weight"), graph.value(f"{old}.bias").flatten()
+    if scaled:
+        add = graph.after(graph.named(f"{old}.bias"), "Add")
+        reshaped = graph.after(add, "Reshape")
+        scale = graph.other(graph.after(reshaped, "Multiply")).item()
+        weight, bias = weight * scale, bias * scale
+    return {f"{new}.weight": weight, f"{new}.bias": bias}
+
+
+def _tail(graph: _Graph, convolution: int, name: str, weight: str) -> dict[str, Tensor]:
+    """Weights (demodulation folded in by the exporter), constant noise and bias of one convolution."""
+    noise = graph.after(convolution, "Add")
+    bias = graph.after(noise, "Add")
+    return {
+        f"{name}.{weight}": graph.other(convolution),
+        f"{name}.noise": graph.other(noise)[0, 0, :, :, None],
+        f"{name}.bias": graph.other(bias).flatten(),
+    }
+
+
+def _save(state: dict[str, Tensor], target: Path, note: dict) -> None:
+    """Write a safetensors file so that it is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        tensors = {key: value.float().contiguous() for key, value in state.items()}
+        save_file(tensors, temporary, metadata={"facerecon": json.dumps(note, sort_keys=True)})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)

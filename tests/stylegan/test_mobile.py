@@ -1,0 +1,116 @@
+"""The open face generator against its original runtime, and the transform it is built on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from facerecon import assets
+from facerecon.errors import AssetError, ShapeError
+from facerecon.stylegan import mobile
+
+
+@pytest.fixture(scope="module")
+def generator() -> mobile.MobileGenerator:
+    try:
+        return mobile.load_generator()
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+def seeded(seed: int) -> torch.Tensor:
+    return torch.randn(1, 512, generator=torch.Generator().manual_seed(seed))
+
+
+def test_inverse_haar_of_the_forward_transform():
+    """Oracle: the analysis by its definition, sums and differences of 2 x 2 blocks."""
+    x = torch.randn(2, 6, 10, 3, dtype=torch.float64)
+    a, b, c, d = x[:, ::2, ::2], x[:, ::2, 1::2], x[:, 1::2, ::2], x[:, 1::2, 1::2]
+    bands = [a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d]
+    restored = mobile.inverse_haar(torch.cat(bands, -1) / 2)
+    assert torch.allclose(restored, x)
+
+
+def test_agrees_with_the_original_runtime(generator):
+    """Literals: OpenVINO 2026.4 in float32 on the package's own graphs, z of torch seeds 0 and 1."""
+    w = torch.cat([generator.mapping(seeded(seed)) for seed in (0, 1)])
+    expected_w = torch.tensor([[-0.09194963, 0.7364206, -0.3010487], [0.5881163, -0.29756013, -0.14112207]])
+    assert torch.allclose(w[:, :3], expected_w, atol=2e-5)
+    with torch.no_grad():
+        image = generator.synthesis(w)
+    assert image.shape == (2, 3, 1024, 1024) and image.min() >= 0 and image.max() <= 1
+    expected = {
+        (0, 0): ((0.10692, 0.21033, 0.15432), (0.7447, 0.74699, 0.70101)),
+        (300, 400): ((0.65318, 0.53347, 0.62064), (0.73317, 0.52778, 0.46266)),
+        (512, 512): ((0.64816, 0.53145, 0.66213), (0.97344, 0.78257, 0.68895)),
+        (700, 600): ((0.47961, 0.2938, 0.41769), (0.9567, 0.72374, 0.63194)),
+        (1023, 1023): ((0.07522, 0.19126, 0.27353), (0.34166, 0.25584, 0.27635)),
+    }
+    for (row, column), colors in expected.items():
+        assert torch.allclose(image[:, :, row, column], torch.tensor(colors), atol=2e-4), (row, column)
+
+
+def test_a_batch_w_and_w_plus_agree(generator):
+    w = generator.sample([3, 4])
+    with torch.no_grad():
+        both = generator.synthesis(w)
+        alone = generator.synthesis(w[1:, None].expand(1, 23, 512))
+    assert (both[1] - alone[0]).abs().max() < 2e-4
+
+
+def test_samples_depend_on_the_seed_alone(generator):
+    one = generator.sample(7)
+    assert torch.allclose(generator.sample([5, 6, 7])[2:], one, atol=1e-5)
+    assert torch.allclose(generator.sample(7, truncation=0)[0], generator.mean_w)
+    full = generator.sample(7, truncation=1)
+    assert torch.allclose(full, generator.mapping(seeded(7)), atol=1e-5)
+    assert torch.allclose(one, generator.mean_w + 0.7 * (full - generator.mean_w), atol=1e-5)
+
+
+def test_mean_w_is_the_mean(generator):
+    """A second, independent sample of W has that mean and deviation."""
+    z = torch.randn(4000, 512, generator=torch.Generator().manual_seed(99))
+    with torch.no_grad():
+        w = generator.mapping(z)
+    assert ((w.mean(0) - generator.mean_w) / generator.std_w).abs().max() < 0.09  # 4 sigma of the difference
+    assert (w.std(0) / generator.std_w - 1).abs().max() < 0.12
+
+
+def test_gradient_reaches_w(generator):
+    """Directional derivative against a central difference."""
+    w = generator.sample(11)[:, None].repeat(1, 23, 1).requires_grad_()
+    direction = torch.randn(w.shape, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(2)) + 1
+
+    def loss(value):
+        return (generator.synthesis(value, clamp=False) * weight).mean()
+
+    (gradient,) = torch.autograd.grad(loss(w), w)
+    with torch.no_grad():
+        step = 1e-2
+        numeric = (loss(w + step * direction) - loss(w - step * direction)) / (2 * step)
+    assert torch.isclose((gradient * direction).sum(), numeric, rtol=0.03)
+
+
+def test_wrong_styles_say_so(generator):
+    with pytest.raises(ShapeError, match="W does"):
+        generator.synthesis(torch.zeros(1, 18, 512))
+    with pytest.raises(ShapeError, match="512"):
+        generator.mapping(torch.zeros(1, 100))
+
+
+def test_bfloat16_is_close(generator):
+    fast = mobile.load_generator(dtype=torch.bfloat16)
+    w = generator.sample([1, 2])
+    with torch.no_grad():
+        error = (fast.synthesis(w) - generator.synthesis(w)).square().mean((1, 2, 3))
+    assert (-10 * error.log10() > 38).all()  # dB
+
+
+def test_another_package_is_refused(tmp_path):
+    from facerecon.stylegan import convert
+
+    with pytest.raises(AssetError, match="MappingNetwork"):
+        convert.mobile_stylegan(tmp_path, tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())
+    assert "mobile_stylegan" in assets.registry.ASSETS
