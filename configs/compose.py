@@ -21,7 +21,13 @@ PATH_KEYS = {"img", "out", "params", "data", "landmarks", "mask", "resume"}
 
 def _quoted(override: str) -> str:
     key, sign, value = override.partition("=")
-    if sign and key.lstrip("+~") in PATH_KEYS and value and value[0] not in "'\"[" and value not in ("null", "true", "false"):
+    if (
+        sign
+        and key.lstrip("+~") in PATH_KEYS
+        and value
+        and value[0] not in "'\"["
+        and value not in ("null", "true", "false")
+    ):
         return key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return override
 
@@ -122,7 +128,10 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
         if error.errno is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror}{where}; check the path, its permissions and the free space.", file=sys.stderr)
+        print(
+            f"error: {error.strerror}{where}; check the path, its permissions and the free space.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)

@@ -3,7 +3,14 @@
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
-from facerecon.fitting.stage import TERMS, VARIABLES, DetailSettings, Stage, default_stages, stages_from_config
+from facerecon.fitting.stage import (
+    TERMS,
+    VARIABLES,
+    DetailSettings,
+    Stage,
+    default_stages,
+    stages_from_config,
+)
 from facerecon.fitting.variables import Variables
 
 __all__ = [

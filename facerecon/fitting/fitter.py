@@ -56,7 +56,8 @@ class Fitter:
         model: head model. decoder: texture decoder.
         renderer: at the size of the fit crop (224).
         identity: differentiable identity network; the open pack's if left out.
-        perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex``, ``lpips_squeeze``.
+        perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex`` or
+            ``lpips_squeeze``.
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``release`` or ``uniform``.
         latent_prior: ``radius`` (paper) or ``geocross`` (release).
@@ -112,9 +113,7 @@ class Fitter:
 
     # -- stages 2 and 3 ----------------------------------------------------------------------------
 
-    def __call__(
-        self, photo: Observation, callback: Callable[[StepReport], None] | None = None
-    ) -> ReconstructedFace:
+    def __call__(self, photo: Observation, callback: Callable[[StepReport], None] | None = None) -> ReconstructedFace:
         """Fit every face of an observation.
 
         Args:
@@ -137,7 +136,10 @@ class Fitter:
             records = self.run_stage(stage, photo, variables, callback)
             history |= {f"{stage.name}.{term}": torch.stack(values, 1) for term, values in records.items()}
             done = variables.snapshot()
-            self.stage_params[stage.name] = (variables.current.detach(), variables.code.replace(codes=done["latent"]))
+            self.stage_params[stage.name] = (
+                variables.current.detach(),
+                variables.code.replace(codes=done["latent"]),
+            )
             clock = self._lap(stage.name, clock)
         face = self._result(photo, variables.current.detach(), variables.code.detach(), history)
         self._lap("detail" if self.detail.enabled else "texture map", clock)
@@ -192,7 +194,14 @@ class Fitter:
                 detached = {name: value.detach() for name, value in terms.items()}
                 callback(
                     StepReport(
-                        stage.name, step, stage.steps, detached, total.detach(), image.detach(), params.detach(), latent.detach()
+                        stage.name,
+                        step,
+                        stage.steps,
+                        detached,
+                        total.detach(),
+                        image.detach(),
+                        params.detach(),
+                        latent.detach(),
                     )
                 )
         return records

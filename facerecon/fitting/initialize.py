@@ -19,7 +19,7 @@ from torch import Tensor
 from facerecon.errors import check_shape
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
-from facerecon.geometry.rotation import euler_to_matrix, matrix_to_euler
+from facerecon.geometry.rotation import matrix_to_euler
 from facerecon.morphable import MorphableModel
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
@@ -55,7 +55,6 @@ def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tup
     Returns:
         rotation (B, 3, 3) and translation (B, 3) in the world.
     """
-    batch, count, _ = points3d.shape
     design = torch.cat([points3d, torch.ones_like(points3d[..., :1])], -1)
     rows = torch.linalg.lstsq(design, points2d).solution.mT  # (B, 2, 4), px per unit; y down
     right, up = rows[:, 0, :3], -rows[:, 1, :3]
@@ -100,7 +99,11 @@ def fit_landmarks(
 
 
 def _fit_landmarks(
-    model: MorphableModel, landmarks: Tensor, camera: Camera | None, mesh_points: Tensor | None, settings: LandmarkStart
+    model: MorphableModel,
+    landmarks: Tensor,
+    camera: Camera | None,
+    mesh_points: Tensor | None,
+    settings: LandmarkStart,
 ) -> FaceParams:
     batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
     camera = camera or Camera.deep3d(batch=batch, device=device)
@@ -186,7 +189,12 @@ def _skew(vector: Tensor) -> Tensor:
 
 
 def fit_light(
-    image: Tensor, albedo: Tensor, normals: Tensor, prior: float = 0.02, color_prior: float = 0.2, rounds: int = 3
+    image: Tensor,
+    albedo: Tensor,
+    normals: Tensor,
+    prior: float = 0.02,
+    color_prior: float = 0.2,
+    rounds: int = 3,
 ) -> Tensor:
     """SH light of one face in closed form: ridge least squares of ``image = albedo * (Y(n) gamma)``.
 
@@ -228,7 +236,12 @@ def fit_light(
 
 
 def fit_light_and_texture(
-    photo: Observation, decoder: TextureDecoder, view: object, rounds: int = 3, prior: float = 2e-4, stride: int = 3
+    photo: Observation,
+    decoder: TextureDecoder,
+    view: object,
+    rounds: int = 3,
+    prior: float = 2e-4,
+    stride: int = 3,
 ) -> tuple[SHLight, Latent]:
     """Light, and for a linear decoder the texture code, of each photo in closed form.
 

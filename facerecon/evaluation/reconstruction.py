@@ -1,0 +1,55 @@
+"""How well a fitted head explains its photo: photometric error, judged identity, landmarks (Sec. 4.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon import losses
+from facerecon.geometry.camera import project
+from facerecon.morphable import MorphableModel
+from facerecon.render import Renderer
+from facerecon.types import Camera, FaceParams, Observation
+
+__all__ = ["reconstruction_metrics"]
+
+
+@torch.no_grad()
+def reconstruction_metrics(
+    photo: Observation,
+    params: FaceParams,
+    texture: Tensor,
+    model: MorphableModel,
+    renderer: Renderer,
+    judge: nn.Module | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Figures of B faces, none of which is what was optimized.
+
+    Args:
+        photo: observed faces. params, texture: the head. model, renderer: what draws it.
+        judge: the 1024-d network that is never optimized; its cosine is left out without it.
+
+    Returns:
+        ``{"photometric": (B,), "identity": (B,), "nme": (B,)}`` and the composite (B, 3, 224, 224).
+        photometric: mean absolute RGB difference over the face mask, [0, 1]. identity: cosine of the judge's
+        embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
+    """
+    camera = Camera.deep3d(photo.image.shape[-1], photo.batch, photo.image.device)
+    vertices = model(params)
+    if texture.shape[-1] > 512:
+        texture = F.interpolate(texture, size=(512, 512), mode="bilinear", antialias=True)
+    view = renderer.prepare(vertices, model.topology, camera, params.light, face_region="face")
+    render = view.shade(texture).clamp(0, 1)
+    mask = view.mask * photo.face_mask
+    image = losses.composite(render, mask, photo.image)
+    points = project(camera, model.landmarks3d(vertices, params.rotation))[..., :2]
+    figures = {
+        "photometric": losses.masked_mean_error(render, photo.image, mask),
+        "nme": losses.normalized_mean_error(points, photo.landmarks68),
+    }
+    if judge is not None:
+        figures["identity"] = losses.identity_similarity(
+            judge(image, photo.landmarks68), judge(photo.image, photo.landmarks68)
+        )
+    return figures, image

@@ -1,0 +1,88 @@
+"""Re-render a saved head: another view, light or expression.
+
+    python fit/render.py params=outputs/reconstruct/astronaut/params.safetensors yaw=30
+    python fit/render.py params=.../params.safetensors light=left expression=jawOpen:0.6,mouthSmileLeft:1 out=smile.png
+
+Angles are in degrees: yaw turns the face to the image's right, pitch up, roll clockwise. The light is `fitted`,
+`studio`, `left`, `right`, `top` or `ambient`. The expression is `fitted`, `neutral`, or weights in [0, 1] by unit name.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from configs.compose import run
+
+
+def main(config: Any) -> int:
+    import torch
+    from omegaconf import OmegaConf
+
+    from facerecon.errors import ConfigError, InputError, nearest_name
+    from facerecon.export.views import LIGHTS, render_view
+    from facerecon.imaging.files import read_image, write_png
+    from facerecon.morphable import load_face_model
+    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.types import SavedFace, SHLight
+    from fit.models import prepare
+
+    if OmegaConf.is_missing(config, "params"):
+        raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
+    device = prepare(config)
+    saved = SavedFace.load(config.params)
+    model = load_face_model(saved.face_model, num_identity=saved.num_identity).to(device)
+    params = saved.params.to(device)
+    texture_path = Path(config.texture) if config.texture else Path(config.params).with_name("texture.png")
+    if texture_path.is_file():
+        texture = read_image(texture_path)[None].to(device)
+    elif config.texture:
+        raise InputError(f"{texture_path} does not exist; leave texture= out to decode the saved latent.")
+    else:
+        texture = load_decoder(saved.decoder).to(device)(saved.latent.to(device)).clamp(0, 1)
+
+    params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
+    light = str(config.light)
+    if light == "fitted":
+        pass
+    elif light in LIGHTS:
+        params = params.replace(light=SHLight(LIGHTS[light].coefficients.to(device)))
+    else:
+        raise ConfigError(nearest_name(light, ("fitted", *LIGHTS), "light"))
+    rotation = params.rotation if config.keep_pose else torch.zeros_like(params.rotation)
+    turn = [math.radians(float(v)) for v in (-config.pitch, config.yaw, -config.roll)]
+    params = params.replace(rotation=rotation + rotation.new_tensor([turn]))
+    image = render_view(model, params, texture, size=int(config.size), background=float(config.background))
+    write_png(config.out, image)
+    print(f"{config.out} written")
+    return 0
+
+
+def _expression(text: str, fitted: Any, names: tuple) -> Any:
+    """Expression weights (1, E) from 'fitted', 'neutral' or 'name:weight,name:weight'."""
+    import torch
+
+    from facerecon.errors import ConfigError, nearest_name
+
+    if text == "fitted":
+        return fitted
+    weights = torch.zeros_like(fitted)
+    if text == "neutral":
+        return weights
+    for part in text.split(","):
+        name, _, value = part.strip().partition(":")
+        if name not in names:
+            raise ConfigError(nearest_name(name, ("fitted", "neutral", *names), "expression"))
+        try:
+            weights[0, names.index(name)] = float(value or 1)
+        except ValueError:
+            raise ConfigError(f"the weight of {name} must be a number; got {value!r}.") from None
+    return weights
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "render", __doc__))

@@ -1,0 +1,144 @@
+"""Losses against closed forms and hand-computed values."""
+
+import math
+
+import pytest
+import torch
+
+from facerecon import losses
+from facerecon.errors import ConfigError, ShapeError
+
+
+def test_pixel_loss_l1_is_the_release_formula() -> None:
+    image, target = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    image[0, :, 0, 0] = torch.tensor([0.1, 0.2, 0.3])
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[:, :, 0, :2] = 1
+    value = losses.pixel_loss(image, target, mask, "l1")
+    # (0.1 + 0.2 + 0.3) summed over channels, over two masked pixels: 3 x a mean
+    assert torch.allclose(value, torch.tensor([0.3, 0.0]))
+
+
+def test_pixel_loss_l2_is_the_mean_euclidean_distance() -> None:
+    image = torch.full((1, 3, 2, 2), 0.5)
+    target = torch.full((1, 3, 2, 2), 0.2)
+    assert losses.pixel_loss(image, target, norm="l2").item() == pytest.approx(0.3 * math.sqrt(3), abs=2e-4)
+    assert losses.pixel_loss(target, target, norm="l2").item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_pixel_loss_ignores_what_is_outside_the_mask() -> None:
+    torch.manual_seed(0)
+    image, target = torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(1, 3, 8, 8)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    losses.pixel_loss(image, target, mask, "l1").sum().backward()
+    assert image.grad[..., 4:].abs().max() == 0
+    assert image.grad[..., :4].abs().min() > 0
+
+
+def test_an_empty_mask_gives_zero_and_a_finite_gradient() -> None:
+    image = torch.rand(1, 3, 4, 4, requires_grad=True)
+    value = losses.pixel_loss(image, torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+    value.sum().backward()
+    assert value.item() == 0
+    assert torch.isfinite(image.grad).all()
+
+
+def test_composite_keeps_the_photo_outside_and_detaches_the_mask() -> None:
+    render, photo = torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    mask = torch.tensor([[[[1.0, 0.25], [0.0, 0.0]]]], requires_grad=True)
+    image = losses.composite(render.requires_grad_(), mask, photo)
+    assert image[0, 0].tolist() == [[1.0, 0.25], [0.0, 0.0]]
+    image.sum().backward()
+    assert mask.grad is None
+
+
+def test_landmark_weights_are_the_releases() -> None:
+    weights = losses.landmark_weights("release")
+    assert weights[[28, 29, 30, *range(60, 68)]].tolist() == [20.0] * 11
+    assert weights.sum() == 20 * 11 + 57
+    points = torch.zeros(1, 68, 2)
+    target = points.clone()
+    target[0, 30] = torch.tensor([3.0, 4.0])
+    assert losses.landmark_loss(points, target, weights).item() == pytest.approx(20 * 25 / 68)
+
+
+def test_nme_is_relative_to_the_outer_eye_corners() -> None:
+    target = torch.zeros(1, 68, 2)
+    target[0, 45, 0] = 50.0
+    assert losses.normalized_mean_error(target + torch.tensor([1.0, 0.0]), target).item() == pytest.approx(0.02)
+
+
+def test_radius_loss_vanishes_on_the_sphere_only() -> None:
+    codes = torch.randn(3, 1, 512)
+    codes = codes * (math.sqrt(512) / codes.norm(dim=-1, keepdim=True))
+    assert losses.radius_loss(codes).max() < 1e-10
+    assert losses.radius_loss(2 * codes)[0].item() == pytest.approx(9.0, rel=1e-5)
+
+
+def test_geocross_of_two_orthogonal_rows() -> None:
+    codes = torch.zeros(1, 2, 512)
+    codes[0, 0, 0] = codes[0, 1, 1] = 22.0
+    # angles 0, 90, 90, 0 degrees; a quarter of the pairs each: 512 * mean(angle^2) / 8
+    expected = 512 * (2 * (math.pi / 2) ** 2 / 4) / 8
+    assert losses.geocross_loss(codes).item() == pytest.approx(expected, rel=1e-4)
+    assert losses.geocross_loss(codes[:, :1]).item() == 0
+
+
+def test_light_color_loss_is_zero_for_white_light() -> None:
+    light = torch.randn(2, 9, 1).expand(2, 9, 3)
+    assert losses.light_color_loss(light).abs().max() < 1e-12
+    colored = torch.zeros(1, 9, 3)
+    colored[0, 0] = torch.tensor([1.0, 0.0, -1.0])
+    assert losses.light_color_loss(colored).item() == pytest.approx(2 / 27)
+
+
+def test_identity_loss_follows_the_networks_metric() -> None:
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert losses.identity_loss(a, b, "cosine").item() == pytest.approx(1.0)
+    assert losses.identity_loss(a, b, "euclidean").item() == pytest.approx(5.0)
+    with pytest.raises(ConfigError, match="did you mean 'cosine'"):
+        losses.identity_loss(a, b, "cosin")
+
+
+def test_bs_error_of_the_two_released_maps(reference) -> None:
+    from facerecon.imaging.files import read_image
+
+    for name, expected in (("01223_final_uv.png", 5.697), ("teaser1_texture.png", 7.312)):
+        value = losses.brightness_symmetry_error(read_image(reference / "ffhq_uv" / name)[None])
+        assert value.item() == pytest.approx(expected, abs=0.01)
+
+
+def test_bs_error_of_a_symmetric_map_is_zero_and_of_a_step_is_known() -> None:
+    half = torch.rand(1, 3, 64, 32)
+    assert losses.brightness_symmetry_error(torch.cat([half, half.flip(-1)], -1)).item() < 1e-3
+    step = torch.zeros(1, 3, 8, 512)
+    step[..., 256:] = 1
+    # far from the step every texel differs from its mirror image by 255
+    assert 200 < losses.brightness_symmetry_error(step).item() < 255
+
+
+def test_face_features_is_zero_on_itself_and_grows_with_change() -> None:
+    def features(image, landmarks):
+        return [
+            image,
+            image.mean(1, keepdim=True).expand(-1, 2, -1, -1) + torch.tensor([0.0, 1.0])[:, None, None],
+        ]
+
+    torch.manual_seed(0)
+    distance = losses.FaceFeatureDistance(features)
+    photo = torch.rand(2, 3, 8, 8)
+    prepared = distance.prepare(photo, torch.zeros(2, 68, 2))
+    assert distance(photo, prepared).abs().max() < 1e-6
+    near, far = photo + 0.02 * torch.randn_like(photo), photo + 0.3 * torch.randn_like(photo)
+    assert (distance(near, prepared) < distance(far, prepared)).all()
+
+
+def test_unknown_perceptual_loss_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'lpips_vgg'"):
+        losses.load_perceptual("lpips_vg")
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(ShapeError, match="Add a batch axis"):
+        losses.pixel_loss(torch.rand(3, 4, 4), torch.rand(3, 4, 4))

@@ -1,0 +1,111 @@
+"""Every configuration composes, equals the code's defaults where it should, and the presets say what the paper says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs.compose import compose, groups, run  # noqa: E402
+from facerecon.errors import ConfigError  # noqa: E402
+from facerecon.fitting import DetailSettings, LandmarkStart, default_stages, stages_from_config  # noqa: E402
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def stages(config):
+    return stages_from_config(OmegaConf.to_container(config.fitting.stages, resolve=True))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_composes_with_every_option(script) -> None:
+    config = compose(script)
+    assert {"seed", "device", "out"} <= set(config)
+    for group, options in groups().items():
+        if group in config:
+            for option in options:
+                compose(script, [f"{group}={option}"])
+
+
+def test_default_preset_equals_the_constructor_defaults() -> None:
+    config = compose("reconstruct", ["img=x"])
+    assert stages(config) == default_stages()
+    assert LandmarkStart(**config.fitting.start) == LandmarkStart()
+    assert DetailSettings(**config.fitting.detail) == DetailSettings()
+
+
+def test_paper_preset_is_section_4_2() -> None:
+    found = stages(compose("reconstruct", ["img=x", "fitting=paper"]))
+    texture, joint = found["texture"], found["joint"]
+    assert texture.weights == {"lpips": 100, "pix": 10, "id": 10, "reg_z": 0.05}
+    assert (texture.steps, texture.learning_rate, texture.sphere, texture.optimize) == (
+        100,
+        0.1,
+        True,
+        ("latent",),
+    )
+    assert joint.weights == {
+        "pix": 0.2,
+        "id": 1.6,
+        "reg_z": 0.05,
+        "lm": 2e-3,
+        "reg_id": 2e-4,
+        "reg_exp": 1.6e-3,
+    }
+    assert (joint.steps, joint.learning_rate, joint.sphere) == (200, 0.01, False)
+    assert set(joint.optimize) == {"latent", "identity", "expression", "pose", "light"}
+
+
+def test_release_preset_swaps_and_adds() -> None:
+    config = compose("reconstruct", ["img=x", "fitting=release"])
+    texture, joint = stages(config).values()
+    assert joint.weights == {
+        "pix": 1.6, "id": 0.2, "reg_z": 0.05, "lm": 2e-3, "reg_id": 2e-4, "reg_exp": 1.6e-3, "light": 10,
+    }  # fmt: skip
+    assert (texture.rampdown, joint.rampdown) == (0.25, 0.4)
+    assert {k: joint.rate_scale[k] for k in ("latent", "pose", "light")} == {
+        "latent": 0.05,
+        "pose": 0.05,
+        "light": 0.05,
+    }
+    assert (config.fitting.photometric, config.fitting.latent_prior) == ("l1", "geocross")
+    assert not config.fitting.detail.enabled
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("imgg=x", "did you mean 'img'"),
+        ("fitting=relese", "did you mean 'release'"),
+        ("fitting.stages.texture.weights.lpip=3", r"did you mean 'fitting.stages.texture.weights.lpips'"),
+        ("face.jpg", "is not key=value"),
+    ],
+)
+def test_what_is_unknown_names_the_nearest(override, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose("reconstruct", [override])
+
+
+def test_paths_need_no_quoting() -> None:
+    assert compose("reconstruct", ["img=a b (1), c=d.jpg"]).img == "a b (1), c=d.jpg"
+    assert compose("reconstruct", ["img=photos/*.jpg"]).img == "photos/*.jpg"
+
+
+def test_run_turns_errors_into_one_line_and_a_status(capsys) -> None:
+    def broken(config):
+        raise ConfigError("one\nline")
+
+    assert run(broken, "reconstruct", "doc", ["img=x"]) == 2
+    assert capsys.readouterr().err == "error: one line\n"
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    assert run(interrupted, "reconstruct", "doc", ["img=x"]) == 130
+    assert run(broken, "reconstruct", "What it does.", ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text
+    assert "fitting: default, fast, paper, release, smoke" in text
