@@ -98,9 +98,7 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
         handle = partial(Image.open, io.BytesIO(data))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns about large images, odd EXIF and palettes: handled here
+            warnings.simplefilter("ignore")  # Pillow warns about large images, odd EXIF and palettes: handled here
             with handle() as image:
                 return _decode(image, name, max_side, max_pixels)
     except UnidentifiedImageError:
@@ -126,9 +124,7 @@ def _contents(source: Any) -> tuple[str, bytes]:
             raise InputError(f"{path} does not exist; check the path.") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                f"{path} cannot be read ({reason}); check the path and its permissions."
-            ) from None
+            raise InputError(f"{path} cannot be read ({reason}); check the path and its permissions.") from None
     else:
         raise InputError(
             f"an image must be a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}."
@@ -259,9 +255,7 @@ def _from_tensor(tensor: Tensor) -> Tensor:
     image = tensor[0] if tensor.dim() == 4 and tensor.shape[0] == 1 else tensor
     if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         hint = " For (H, W, 3), pass an array." if image.dim() == 3 and image.shape[-1] in (3, 4) else ""
-        raise InputError(
-            f"an image tensor must be (3, H, W) or (1, 3, H, W); got {tuple(tensor.shape)}.{hint}"
-        )
+        raise InputError(f"an image tensor must be (3, H, W) or (1, 3, H, W); got {tuple(tensor.shape)}.{hint}")
     if image.dtype == torch.uint8:
         image = image.float() / 255
     elif not image.is_floating_point():
@@ -304,9 +298,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
     if image.dim() == 3 and image.shape[0] == 3:
         image = image.permute(1, 2, 0)
     elif image.dim() != 2:
-        raise InputError(
-            f"an image to write must be (3, H, W), (1, H, W) or (H, W); got {tuple(image.shape)}."
-        )
+        raise InputError(f"an image to write must be (3, H, W), (1, H, W) or (H, W); got {tuple(image.shape)}.")
     return image.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -373,9 +365,7 @@ def list_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     Raises:
         InputError: nothing is there.
     """
-    if isinstance(source, (list, tuple)) or (
-        isinstance(source, Sequence) and not isinstance(source, (str, bytes))
-    ):
+    if isinstance(source, (list, tuple)) or (isinstance(source, Sequence) and not isinstance(source, (str, bytes))):
         paths = [path for item in source for path in list_images(item)]
         if not paths:
             raise InputError("no image was given; expected a file, a folder or a pattern such as '*.jpg'.")
@@ -387,9 +377,7 @@ def list_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
         found = [p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
         found = [p for p in found if not p.name.startswith(".")]
         if not found:
-            raise InputError(
-                f"{path} holds no image file ({', '.join(EXTENSIONS[:4])}, ...); check its name."
-            )
+            raise InputError(f"{path} holds no image file ({', '.join(EXTENSIONS[:4])}, ...); check its name.")
     elif any(mark in str(path) for mark in "*?["):
         found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
         if not found:

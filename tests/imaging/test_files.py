@@ -76,9 +76,7 @@ def test_alpha_lies_over_white(pixels):
     alpha = np.zeros((40, 60), np.uint8)
     alpha[:, 30:] = 255
     alpha[:10] = 128
-    expected = (
-        as_tensor(pixels) * torch.from_numpy(alpha / 255.0).float() + 1 - torch.from_numpy(alpha / 255.0)
-    )
+    expected = as_tensor(pixels) * torch.from_numpy(alpha / 255.0).float() + 1 - torch.from_numpy(alpha / 255.0)
     rgba = np.dstack([pixels, alpha])
     image = Image.fromarray(rgba)
     for source in (rgba, encode(image, "PNG"), encode(image, "WEBP", lossless=True, exact=True)):
@@ -97,9 +95,7 @@ def test_greyscale_palette_and_bit_depths(pixels):
     bits = files.read_image(encode(Image.fromarray(grey > 100), "PNG"))
     assert torch.equal(bits[0], torch.from_numpy(grey > 100).float())
     palette = Image.fromarray(pixels).quantize(64)
-    assert torch.equal(
-        files.read_image(encode(palette, "PNG")), as_tensor(np.asarray(palette.convert("RGB")))
-    )
+    assert torch.equal(files.read_image(encode(palette, "PNG")), as_tensor(np.asarray(palette.convert("RGB"))))
     clear = np.asarray(palette).ravel()[0]
     transparent = files.read_image(encode(palette, "PNG", transparency=int(clear)))
     assert torch.equal(transparent[:, 0, 0], torch.ones(3))

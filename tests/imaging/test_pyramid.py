@@ -1,0 +1,63 @@
+"""Pyramids come back exactly, and blends have no seam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from facerecon.errors import ConfigError
+from facerecon.imaging import pyramid
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 50), (5, 1), (3, 129)])
+def test_collapse_is_exact(size):
+    image = torch.rand(2, 3, *size, dtype=torch.float64)
+    bands = pyramid.laplacian_pyramid(image, 5)
+    assert len(bands) == 5
+    assert torch.allclose(pyramid.collapse(bands), image, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 50)])
+def test_constants_and_ramps(size):
+    """The filters keep a constant everywhere, and a ramp away from the border."""
+    flat = torch.full((1, 1, *size), 0.7, dtype=torch.float64)
+    half = pyramid.downsample(flat)
+    assert torch.allclose(half, torch.full_like(half, 0.7))
+    assert torch.allclose(pyramid.upsample(half, size), flat)
+    ramp = torch.arange(size[1], dtype=torch.float64).expand(1, 1, *size)
+    there_and_back = pyramid.upsample(pyramid.downsample(ramp), size)
+    assert torch.allclose(there_and_back[..., 6:-6], ramp[..., 6:-6])
+
+
+def test_downsample_by_its_definition():
+    image = torch.rand(1, 1, 9, 9, dtype=torch.float64)
+    kernel = torch.tensor([1, 4, 6, 4, 1], dtype=torch.float64) / 16
+    expected = (image[0, 0, 2:7, 2:7] * kernel[:, None] * kernel).sum()
+    assert torch.isclose(pyramid.downsample(image)[0, 0, 2, 2], expected)
+
+
+def test_blend_ends_and_limits():
+    first, second = torch.rand(1, 3, 90, 70), torch.rand(1, 3, 90, 70)
+    ones = torch.ones(1, 1, 90, 70)
+    assert torch.allclose(pyramid.laplacian_blend(first, second, ones), first, atol=1e-6)
+    assert torch.equal(pyramid.laplacian_blend(first, second, 0 * ones), second)
+    mask = torch.rand(1, 1, 90, 70)
+    assert torch.allclose(pyramid.laplacian_blend(first, second, mask, levels=1), second + mask * (first - second))
+
+
+def test_a_step_in_color_gets_a_wide_seam_and_detail_a_narrow_one():
+    size = 256
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., : size // 2] = 1
+    dark, light = torch.full_like(mask, 0.3), torch.full_like(mask, 0.7)
+    color = pyramid.laplacian_blend(dark, light, mask, levels=5)[0, 0, 100]
+    assert color.diff().abs().max() < 0.03 < 0.4  # a hard seam would step by 0.4
+    assert abs(color[0] - 0.3) < 1e-3 and abs(color[-1] - 0.7) < 1e-3
+    checker = (torch.arange(size) % 2 * 2 - 1.0) * 0.2
+    detail = pyramid.laplacian_blend(checker.expand_as(mask) + 0.5, 0 * mask + 0.5, mask, levels=5)[0, 0, 100]
+    assert (detail[:124] - 0.5).abs().min() > 0.19 and (detail[134:] - 0.5).abs().max() < 0.02
+
+
+def test_no_levels():
+    with pytest.raises(ConfigError, match="at least 1"):
+        pyramid.gaussian_pyramid(torch.zeros(1, 1, 4, 4), 0)
