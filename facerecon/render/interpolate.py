@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from facerecon.errors import check_shape
 from facerecon.render.rasterize import rasterize
 from facerecon.types import Fragments
 
-__all__ = ["Covered", "barycentrics", "covered", "fragments", "interpolate"]
+__all__ = ["Covered", "barycentrics", "covered", "fragments", "interpolate", "list_pixels"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,20 @@ def barycentrics(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
     edges = qx[:, [1, 2, 0]] * qy[:, [2, 0, 1]] - qx[:, [2, 0, 1]] * qy[:, [1, 2, 0]]
     total = edges.sum(-1, keepdim=True)
     flat = total == 0
-    return torch.where(
-        flat, torch.zeros_like(edges), edges / torch.where(flat, torch.ones_like(total), total)
-    )
+    return torch.where(flat, torch.zeros_like(edges), edges / torch.where(flat, torch.ones_like(total), total))
+
+
+def list_pixels(face_index: Tensor) -> Covered:
+    """The covered pixels of (B, H, W) face ids, without barycentrics yet."""
+    shape = tuple(face_index.shape)
+    flat = face_index.reshape(-1)
+    pixel = (flat >= 0).nonzero()[:, 0]
+    if shape[0] == 1:
+        image, counts = torch.zeros_like(pixel), (len(pixel),)
+    else:
+        image = torch.div(pixel, shape[1] * shape[2], rounding_mode="floor")
+        counts = tuple(torch.bincount(image, minlength=shape[0]).tolist())
+    return Covered(shape, pixel, image, flat.index_select(0, pixel), torch.empty(0), counts)
 
 
 def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, Tensor]:
@@ -103,18 +114,10 @@ def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, T
     Returns:
         The :class:`Covered` pixels and their depth (P,) along the camera's z, differentiable in ``clip``.
     """
-    shape = tuple(face_index.shape)
-    flat = face_index.reshape(-1)
-    pixel = (flat >= 0).nonzero()[:, 0]
-    image = torch.div(pixel, shape[1] * shape[2], rounding_mode="floor")
-    counts = torch.bincount(image, minlength=shape[0])
-    found = Covered(
-        shape, pixel, image, flat.index_select(0, pixel), clip.new_empty(0), tuple(counts.tolist())
-    )
-    corners = found.at_corners(clip, faces)
-    weights = barycentrics(corners, *pixel_grid(pixel, shape, clip.dtype))
-    depth = (weights * corners[..., 3]).sum(-1)
-    return Covered(shape, pixel, image, found.face, weights, found.counts), depth
+    listed = list_pixels(face_index)
+    corners = listed.at_corners(clip, faces)
+    weights = barycentrics(corners, *pixel_grid(listed.pixel, listed.shape, clip.dtype))
+    return replace(listed, barycentric=weights), (weights * corners[..., 3]).sum(-1)
 
 
 def fragments(
@@ -146,10 +149,7 @@ def interpolate(found: Fragments, values: Tensor, faces: Tensor) -> Tensor:
         (B, H, W, C), 0 on background.
     """
     check_shape("values", values, "B V C")
-    shape = tuple(found.face_index.shape)
-    flat = found.face_index.reshape(-1)
-    pixel = (flat >= 0).nonzero()[:, 0]
-    image = torch.div(pixel, shape[1] * shape[2], rounding_mode="floor")
-    weights = found.barycentric.reshape(-1, 3).index_select(0, pixel)
-    listed = Covered(shape, pixel, image, flat.index_select(0, pixel), weights, ())
+    listed = list_pixels(found.face_index)
+    weights = found.barycentric.reshape(-1, 3).index_select(0, listed.pixel)
+    listed = replace(listed, barycentric=weights)
     return listed.scatter(listed.interpolate(values, faces))

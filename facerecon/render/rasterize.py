@@ -52,9 +52,7 @@ def to_screen(clip: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def rasterize(
-    clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto", cull: bool = True
-) -> Tensor:
+def rasterize(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto", cull: bool = True) -> Tensor:
     """Index of the nearest face at each pixel center.
 
     All backends compute the same thing; only ids leave this function. What is interpolated is recomputed from

@@ -49,9 +49,7 @@ def face_ids(screen: Tensor, faces: Tensor, size: tuple[int, int], cull: bool) -
             continue
         part = slice(first, last)
         face = torch.repeat_interleave(count[part]) + first
-        step = torch.arange(len(face), device=device) - (
-            ends[face] - count[face] - (ends[first] - count[first])
-        )
+        step = torch.arange(len(face), device=device) - (ends[face] - count[face] - (ends[first] - count[first]))
         down = torch.div(step, columns[face], rounding_mode="floor")
         across = step - down * columns[face]
         dy, dx = down.double(), across.double()
