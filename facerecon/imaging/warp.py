@@ -55,6 +55,8 @@ def crop_affine(image: Tensor, to_photo: Tensor, size: int | tuple[int, int], pa
 
 def _crop(photo: Tensor, matrix: Tensor, size: tuple[int, int], padding: str) -> Tensor:
     scale = float(affine_scale(matrix.detach()[None]))
+    if padding != "reflection" and scale > 1:
+        photo, matrix = _needed_part(photo, matrix, size, math.ceil(4 * scale))
     while scale > _MAX_SAMPLES and min(photo.shape[-2:]) >= 2:
         height, width = photo.shape[-2:]
         photo = F.avg_pool2d(F.pad(photo, (0, width % 2, 0, height % 2), mode="replicate"), 2)
@@ -64,6 +66,19 @@ def _crop(photo: Tensor, matrix: Tensor, size: tuple[int, int], padding: str) ->
     extent = torch.tensor([photo.shape[-1], photo.shape[-2]], dtype=grid.dtype, device=grid.device)
     sampled = F.grid_sample(photo, (grid / extent * 2 - 1)[None], "bilinear", padding, align_corners=False)
     return F.avg_pool2d(sampled, samples) if samples > 1 else sampled
+
+
+def _needed_part(photo: Tensor, matrix: Tensor, size: tuple[int, int], margin: int) -> tuple[Tensor, Tensor]:
+    """The part of a photo that a crop can show, with a margin, and the map into it."""
+    height, width = size
+    corners = torch.tensor([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]]).to(matrix)
+    low, high = (matrix.detach() @ corners).aminmax(dim=1)
+    limits = [photo.shape[-1], photo.shape[-2]]
+    # A crop wholly outside still needs the photo's nearest edge.
+    start = [min(max(int(v) - margin, 0), n - 1) for v, n in zip(low.tolist(), limits, strict=True)]
+    stop = [max(min(int(v) + margin, n), first + 1) for v, n, first in zip(high.tolist(), limits, start, strict=True)]
+    part = photo[..., start[1] : stop[1], start[0] : stop[0]]
+    return part, matrix - torch.tensor([[0, 0, start[0]], [0, 0, start[1]]]).to(matrix)
 
 
 def _positions(matrix: Tensor, size: tuple[int, int], samples: int) -> Tensor:
