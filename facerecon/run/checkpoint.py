@@ -21,6 +21,8 @@ __all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """The tree as JSON, with tensors taken out and named by their place."""
     if isinstance(value, Tensor):
+        while name in tensors:  # "a.b" beside {"a": {"b": ...}}
+            name += "_"
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):  # keys may be integers, as in an optimizer's state

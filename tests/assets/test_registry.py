@@ -1,0 +1,54 @@
+"""The registry is complete and consistent."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from facerecon.assets import registry
+from facerecon.errors import AssetError
+
+
+def test_open_pack_holds_the_names_that_the_rooms_ask_for():
+    assert set(registry.PACKS["open"]) == {
+        "makehuman", "face_detector", "landmarks68", "identity128", "expression7", "age_gender",
+        "facemesh468", "faceres1024", "selfie", "mobile_stylegan",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("package", registry.PACKAGES.values(), ids=lambda p: p.name)
+def test_packages_are_pinned_and_have_a_ledger_entry(package):
+    assert re.fullmatch(r"[0-9a-f]{64}", package.sha256)
+    assert package.version in package.archive
+    assert package.registry in ("PyPI", "npm")
+    assert package.root == ("package" if package.registry == "npm" else "")
+    assert package.archive_bytes > 1e6
+    assert package.licence and package.caveat
+
+
+@pytest.mark.parametrize("asset", registry.ASSETS.values(), ids=lambda a: a.name)
+def test_assets_are_complete(asset):
+    assert asset.package in registry.PACKAGES
+    assert re.fullmatch(r"facerecon(\.\w+)+:\w+", asset.converter)
+    assert asset.converter_version >= 1 and asset.members
+    assert asset.purpose and asset.licence and asset.caveat
+    assert registry.ASSETS[asset.name] is asset
+
+
+def test_entries_are_frozen():
+    with pytest.raises(AttributeError):
+        registry.ASSETS["makehuman"].licence = "MIT"
+
+
+def test_names_and_packs_resolve_without_repeats():
+    assert registry.asset_names([]) == registry.PACKS["open"]
+    assert registry.asset_names(["selfie", "makehuman", "selfie"]) == ("makehuman", "selfie")
+    assert registry.asset_names(["open", "selfie"]) == registry.PACKS["open"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(AssetError, match="did you mean 'landmarks68'"):
+        registry.asset_names(["landmark68"])
+    with pytest.raises(AssetError, match="unknown asset 'makehumn'; did you mean 'makehuman'"):
+        registry.entry("makehumn")

