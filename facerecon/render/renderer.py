@@ -80,14 +80,14 @@ class PreparedView:
             raise ShapeError(f"texture must have batch 1 or {views}; got {tuple(texture.shape)}.")
         lists = [self.found.split(t) for t in (self.found.pixel, self.grid)]
         lights = [None] * views if self.light is None else self.found.split(self.light)
+        maps = [texture] if texture.shape[0] == 1 else texture.split(1)
         halved: dict[tuple[int, int], Tensor] = {}
         colors, pixels = [], []
         for i in range(count):
-            view, source = min(i, views - 1), min(i, texture.shape[0] - 1)
+            view, source = min(i, views - 1), min(i, len(maps) - 1)
             level = self._level(view, texture.shape[-1])
             if (source, level) not in halved:
-                chosen = texture[source : source + 1]
-                halved[source, level] = (F.avg_pool2d(chosen, 1 << level) if level else chosen)[0]
+                halved[source, level] = F.avg_pool2d(maps[source], 1 << level) if level else maps[source]
             color = sample_grid(halved[source, level], lists[1][view], self.filter)
             colors.append(color if lights[view] is None else color * lights[view])
             pixels.append(lists[0][view] + (i - view) * height * width)

@@ -39,8 +39,8 @@ def sampling_grid(uv: Tensor) -> Tensor:
 
 
 def sample_grid(texture: Tensor, grid: Tensor, filter: str = "bilinear") -> Tensor:
-    """(P, C) of one texture (C, S, S) at P points of :func:`sampling_grid`; the border is extended."""
-    sampled = F.grid_sample(texture[None], grid[None, None], mode=filter, padding_mode="border", align_corners=False)
+    """(P, C) of one texture (1, C, S, S) at P points of :func:`sampling_grid`; the border is extended."""
+    sampled = F.grid_sample(texture, grid[None, None], mode=filter, padding_mode="border", align_corners=False)
     return sampled[0, :, 0].t()
 
 
@@ -239,14 +239,14 @@ def bake(
         texels = project(camera[one], points[None])[0]
         grid = torch.stack([texels[:, 0] * (2 / width) - 1, texels[:, 1] * (2 / height) - 1], dim=-1)
         grid = grid.nan_to_num(0.0, 2.0, -2.0).clamp(-2, 2)
-        color = sample_grid(image[b], grid)
+        color = sample_grid(image[b : b + 1], grid)
         with torch.no_grad():
             view = F.normalize(eyes[one][0] - points, dim=-1)
             cosine = (F.normalize(normal, dim=-1) * view).sum(-1)
             weight = _ramp(cosine, FACING_NONE, FACING_FULL)
             weight = weight * _visibility(texels, cosine, depth_maps[b], (height, width), focal[one][0])
             if mask is not None:
-                weight = weight * sample_grid(mask[b].to(weight.dtype), grid)[:, 0]
+                weight = weight * sample_grid(mask[b : b + 1].to(weight.dtype), grid)[:, 0]
         blank = color.new_zeros(size * size, color.shape[-1])
         textures.append(blank.index_copy(0, found.pixel, color).t().view(-1, size, size))
         seen.append(weight.new_zeros(size * size).index_copy(0, found.pixel, weight).view(1, size, size))
