@@ -44,9 +44,7 @@ class GlbBuilder:
         self._blob.extend(b"\0" * (-len(self._blob) % 4))
         offset = len(self._blob)
         self._blob.extend(data)
-        self.gltf.bufferViews.append(
-            gl.BufferView(buffer=0, byteOffset=offset, byteLength=len(data), target=target)
-        )
+        self.gltf.bufferViews.append(gl.BufferView(buffer=0, byteOffset=offset, byteLength=len(data), target=target))
         return len(self.gltf.bufferViews) - 1
 
     def accessor(
@@ -117,9 +115,7 @@ class GlbBuilder:
                 wrapT=gl.CLAMP_TO_EDGE,
             )
         )
-        self.gltf.textures.append(
-            gl.Texture(source=len(self.gltf.images) - 1, sampler=len(self.gltf.samplers) - 1)
-        )
+        self.gltf.textures.append(gl.Texture(source=len(self.gltf.images) - 1, sampler=len(self.gltf.samplers) - 1))
         return len(self.gltf.textures) - 1
 
     def to_bytes(self) -> bytes:
@@ -139,9 +135,7 @@ class GlbBuilder:
         values = values[:, None] if values.ndim == 1 else values
         if values.ndim != 2 or values.shape[1] not in _TYPES or values.dtype not in _COMPONENTS:
             known = ", ".join(str(t) for t in _COMPONENTS)
-            raise ShapeError(
-                f"an accessor must be (N,) or (N, 1..4) of {known}; got {values.shape} {values.dtype}."
-            )
+            raise ShapeError(f"an accessor must be (N,) or (N, 1..4) of {known}; got {values.shape} {values.dtype}.")
         return values
 
     @staticmethod

@@ -75,9 +75,7 @@ def encode_texture(texture: Tensor, image_format: str = "png", quality: int = 92
     if texture.ndim == 4 and len(texture) == 1:
         texture = texture[0]
     if texture.ndim != 3 or texture.shape[0] not in (1, 3):
-        raise ShapeError(
-            f"texture must be (3, S, S); got {tuple(texture.shape)}. Pass one subject at a time."
-        )
+        raise ShapeError(f"texture must be (3, S, S); got {tuple(texture.shape)}. Pass one subject at a time.")
     picture = to_pil(texture)
     buffer = io.BytesIO()
     if image_format == "png":
@@ -216,9 +214,7 @@ def save_glb(
         TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name="uvs"),
     )
     index_type = smallest_index_type(len(split.vertex) - 1)
-    indices = build.accessor(
-        split.faces.reshape(-1).astype(index_type), gl.ELEMENT_ARRAY_BUFFER, name="triangles"
-    )
+    indices = build.accessor(split.faces.reshape(-1).astype(index_type), gl.ELEMENT_ARRAY_BUFFER, name="triangles")
 
     chosen = _chosen_targets(face, targets)
     names = [face.expression_names[i] for i in chosen]

@@ -224,9 +224,7 @@ def test_obj_equals_the_source(which, request, tmp_path):
     np.testing.assert_array_equal(back["f"][..., 0], face.topology.faces.numpy())
     np.testing.assert_array_equal(back["f"][..., 1], face.topology.uv_faces.numpy())
     expected = vertex_normals(face.vertices, face.topology.faces)[0].numpy()
-    np.testing.assert_allclose(
-        back["vn"][back["f"][..., 2]], expected[face.topology.faces.numpy()], atol=1e-5
-    )
+    np.testing.assert_allclose(back["vn"][back["f"][..., 2]], expected[face.topology.faces.numpy()], atol=1e-5)
     material = (tmp_path / "new" / "ada.mtl").read_text()
     assert "mtllib ada.mtl" in path.read_text() and "map_Kd ada.png" in material
     pixels = np.asarray(Image.open(tmp_path / "new" / "ada.png"))
