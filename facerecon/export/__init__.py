@@ -8,11 +8,13 @@ from typing import Any
 _HOMES = {
     "save_glb": "mesh",
     "save_obj": "mesh",
+    "contact_sheet": "views",
     "live_panel": "views",
     "panel": "views",
     "relit_strip": "views",
     "save_animation": "views",
     "turntable": "views",
+    "IndexEntry": "report",
     "Subject": "report",
     "write_index": "report",
     "write_report": "report",
