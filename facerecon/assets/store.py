@@ -600,6 +600,8 @@ def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (*_DISK_FULL, *_NOT_WRITABLE):
             raise
+        if "No space left" in str(error) or "os error 28" in str(error):  # safetensors has an error of its own
+            raise OSError(errno.ENOSPC, "No space left on device") from error
         first = (str(error).splitlines() or [""])[0]
         raise AssetError(f"converting failed: {type(error).__name__}: {first}. Please report this.") from error
     return _record(asset, made)

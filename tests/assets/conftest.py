@@ -49,6 +49,9 @@ def half(source, target):
 def full_disk(source, target):
     Path(target).write_bytes(b"x" * 100)
     raise OSError(28, "No space left on device")
+
+def full_disk_in_rust(source, target):
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 '''
 
 

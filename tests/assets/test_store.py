@@ -274,8 +274,9 @@ def test_a_missing_converter_module_is_named_once(pretend, no_subprocess):
     assert one_line(error).startswith("head, eyes:")
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(pretend):
-    pretend.change("head", converter="pretend_converters:full_disk")
+@pytest.mark.parametrize("function", ["full_disk", "full_disk_in_rust"])
+def test_a_full_disk_is_said_and_leaves_nothing(pretend, function):
+    pretend.change("head", converter=f"pretend_converters:{function}")
     with pytest.raises(AssetError, match=r"no space left in .*FACERECON_HOME"):
         assets.fetch("head", archives=pretend.archives)
     assert pretend.files() == []
@@ -308,6 +309,15 @@ def test_a_manifest_that_cannot_be_replaced_leaves_the_old_state(pretend, monkey
 def test_a_read_only_cache_is_said(pretend):
     pretend.home.mkdir()
     pretend.home.chmod(0o555)
+    with pytest.raises(AssetError, match=r"cannot write to .*FACERECON_HOME"):
+        assets.fetch(archives=pretend.archives)
+
+
+def test_a_read_only_file_system_is_said(pretend, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(AssetError, match=r"cannot write to .*FACERECON_HOME"):
         assets.fetch(archives=pretend.archives)
 
