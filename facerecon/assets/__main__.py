@@ -65,7 +65,8 @@ def _list(arguments: argparse.Namespace) -> int:
         asset = registry.ASSETS[name]
         size = state.path.stat().st_size if state.state == "ready" else asset.converted_bytes
         source = registry.PACKAGES[asset.package].label
-        rows.append((name, state.state, f"{size / 1e6:.1f}", source, asset.licence, asset.purpose))
+        shown = f"{state.state} ({state.detail})" if state.state == "ready" and state.detail else state.state
+        rows.append((name, shown, f"{size / 1e6:.1f}", source, asset.licence, asset.purpose))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1]]))

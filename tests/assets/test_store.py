@@ -72,6 +72,7 @@ def test_fetch_converts_and_locate_finds(pretend, no_subprocess):
     assert paths["eyes"].read_bytes().endswith(b"two eyes")
     assert assets.locate("head") == paths["head"]
     assert pretend.calls() == ["head", "eyes"]
+    assert assets.status("head").detail == ""
     recorded = pretend.manifest()["head"]
     assert recorded["sha256"].startswith(paths["head"].stem.split("-")[1])
     assert recorded["converter_version"] == 1 and recorded["package"] == "PyPI pretend-wheel 1.0"
@@ -494,6 +495,7 @@ def test_convert_from_an_unpacked_folder(pretend):
         archive.extractall(pretend.folder / "unpacked", filter="data")
     for source in ("unpacked", "unpacked/package"):
         assert assets.convert("eyes", pretend.folder / source) == assets.locate("eyes")
+        assert assets.status("eyes").detail == "source not checked"
     with pytest.raises(AssetError, match="does not hold model/eyes"):
         assets.convert("eyes", pretend.archives)
 
