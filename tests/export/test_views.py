@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,3 +220,24 @@ def test_live_panel_writes_every_n_steps_and_the_last(tmp_path):
                     assert image.width == 3 * 48 + 4 * 4
     assert written == [("texture", 0), ("texture", 4), ("texture", 5), ("joint", 0), ("joint", 2)]
     assert len(live.curve) == 9 and live.curve[1] == ("texture", pytest.approx(0.75))
+
+
+def test_live_panel_updates_one_cell_of_a_notebook(monkeypatch):
+    shown, updated = [], []
+
+    class Handle:
+        def update(self, picture):
+            updated.append(picture)
+
+    def display(picture, display_id):
+        shown.append((picture, display_id))
+        return Handle()
+
+    ipython = SimpleNamespace(
+        get_ipython=lambda: SimpleNamespace(kernel=object()), display=SimpleNamespace(display=display)
+    )
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    live = views.live_panel(path=None, every=1, tile=48)
+    for step in range(3):
+        live(SimpleNamespace(stage="joint", step=step, steps=3, total=torch.ones(1), image=torch.zeros(1, 3, 8, 8)))
+    assert len(shown) == 1 and shown[0][1] is True and len(updated) == 2
