@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ __all__ = ["BACKENDS", "ENVIRONMENT", "choose_backend", "rasterize"]
 
 BACKENDS = {"numba": "numba_bands", "torch": "torch_scatter", "pytorch3d": "pytorch3d_meshes"}
 ENVIRONMENT = "FACERECON_RASTERIZER"
+
+
+@cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def choose_backend(backend: str = "auto", device: str | torch.device = "cpu") -> str:
@@ -31,12 +37,12 @@ def choose_backend(backend: str = "auto", device: str | torch.device = "cpu") ->
         backend = os.environ.get(ENVIRONMENT, "").strip().lower() or "auto"
     on_cpu = torch.device(device).type == "cpu"
     if backend == "auto":
-        return "numba" if on_cpu and importlib.util.find_spec("numba") else "torch"
+        return "numba" if on_cpu and _installed("numba") else "torch"
     if backend not in BACKENDS:
         raise ConfigError(nearest_name(backend, ["auto", *BACKENDS], "rasterizer backend"))
     if backend == "numba" and not on_cpu:
         raise ConfigError(f"backend 'numba' needs CPU tensors, got {device}; use 'auto' or 'torch'.")
-    if backend == "numba" and not importlib.util.find_spec("numba"):
+    if backend == "numba" and not _installed("numba"):
         raise ConfigError("backend 'numba' is not installed; run `pip install numba` or use 'torch'.")
     return backend
 
