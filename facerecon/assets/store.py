@@ -167,6 +167,9 @@ def _status(asset: Asset, entries: dict[str, dict[str, Any]]) -> Status:
         made_from = recorded.get("package")
         detail = f"{asset.name} in the cache was made from {made_from}; this facerecon needs {package.label}."
         return Status(asset.name, "stale", path, detail)
+    if recorded.get("shipped", {}) != _shipped_inputs(asset):
+        detail = f"{asset.name} in the cache was made with other files of facerecon/data than this facerecon has."
+        return Status(asset.name, "stale", path, detail)
     if not path.is_file():
         return Status(asset.name, "missing", path, f"{asset.name} is gone from the cache ({path}).")
     if not _content_matches(path, recorded.get("bytes"), str(recorded.get("sha256"))):
@@ -231,6 +234,12 @@ def _shipped_sums(folder: Path) -> dict[str, str]:
     except OSError:
         raise AssetError(f"{folder / 'SHA256SUMS'} is missing; install facerecon again.") from None
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines if line.strip())}
+
+
+def _shipped_inputs(asset: Asset) -> dict[str, str | None]:
+    """sha256, as released, of the files of facerecon/data that an asset is made with."""
+    sums = _shipped_sums(_data_folder()) if asset.shipped else {}
+    return {name: sums.get(name) for name in asset.shipped}
 
 
 def shipped(name: str) -> Path:
@@ -313,19 +322,30 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _check_safetensors(asset: Asset, path: Path) -> None:
-    """The converter's promise, read from the file's header without torch."""
+    """Hold the converter to its promise: one whole safetensors file, read here without torch.
+
+    The safetensors library writes metadata in random order; sorting it makes equal content an equal file.
+    """
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 0 < length < 100_000_000 else None
-        tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-        end = 8 + length + max(value["data_offsets"][1] for value in tensors.values())
-        if end != path.stat().st_size:
+        metadata = header.pop("__metadata__", {})
+        if 8 + length + max(value["data_offsets"][1] for value in header.values()) != path.stat().st_size:
             raise ValueError("truncated")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         raise AssetError(
             f"converter {asset.converter} did not write a whole safetensors file; please report this."
         ) from None
+    if list(metadata) != sorted(metadata):
+        text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        sorted_path = path.with_name(f"{path.name}.sorted")
+        with open(path, "rb") as source, open(sorted_path, "wb") as target:
+            source.seek(8 + length)
+            target.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(source, target, _CHUNK)
+        os.replace(sorted_path, path)
 
 
 def _record(asset: Asset, made: Path, checked: bool) -> Path:
@@ -351,6 +371,7 @@ def _record(asset: Asset, made: Path, checked: bool) -> Path:
         "converter_version": asset.converter_version,
         "package": package.label,
         "archive_sha256": package.sha256,
+        "shipped": _shipped_inputs(asset),
         "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)

@@ -40,6 +40,12 @@ def eyes(source, target):
     _called("eyes")
     _write(target, (source / "model/eyes.bin").read_text())
 
+def with_metadata(source, target):
+    import torch
+    from safetensors.torch import save_file
+    metadata = {name: f"é of {name}" for name in "zyxwvuts"}
+    save_file({"x": torch.arange(5), "a": torch.ones(2, 3)}, str(target), metadata=metadata)
+
 def broken(source, target):
     raise ValueError("axis 7 is out of range\\nsecond line")
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from facerecon.assets import registry
+from facerecon.assets import registry, store
 from facerecon.errors import AssetError
 
 
@@ -34,6 +34,7 @@ def test_assets_are_complete(asset):
     assert asset.converter_version >= 1 and asset.members
     assert asset.purpose and asset.licence and asset.caveat
     assert registry.ASSETS[asset.name] is asset
+    assert set(asset.shipped) <= set(store.shipped_names())
 
 
 def test_entries_are_frozen():

@@ -153,6 +153,19 @@ def test_a_newer_package_makes_the_file_stale(pretend):
     assert new != old and new.read_bytes().endswith(b"v 0 0 2") and not old.exists()
 
 
+def test_a_changed_file_of_ours_makes_what_was_made_with_it_stale(pretend, monkeypatch):
+    sums = {"landmarks.json": "1", "other.json": "1"}
+    monkeypatch.setattr(store, "_shipped_sums", lambda folder: sums)
+    pretend.change("head", shipped=("landmarks.json",))
+    assets.fetch(archives=pretend.archives)
+    sums["other.json"] = "2"
+    assert assets.status("head").state == "ready"
+    sums["landmarks.json"] = "2"
+    with pytest.raises(AssetError, match=r"other files of facerecon/data .* fetch head$"):
+        assets.locate("head")
+    assert assets.fetch(archives=pretend.archives) and pretend.calls() == ["head", "eyes", "head"]
+
+
 def test_a_damaged_manifest_is_reported_and_mended(pretend):
     assets.fetch(archives=pretend.archives)
     (pretend.home / "assets" / "manifest.json").write_text('{"assets": {"he')
@@ -175,6 +188,24 @@ def test_left_overs_of_a_killed_process_are_cleared(pretend):
     (left / "part").write_text("half")
     assets.fetch(archives=pretend.archives)
     assert not left.exists()
+
+
+def test_equal_content_is_an_equal_file(pretend):
+    """safetensors writes metadata in random order; the cache does not depend on it."""
+    import torch
+    from safetensors import safe_open
+
+    pretend.change("head", converter="pretend_converters:with_metadata")
+    digests, paths = set(), []
+    for _ in range(6):
+        paths.append(assets.fetch("head", force=True, archives=pretend.archives)["head"])
+        digests.add(pretend.manifest()["head"]["sha256"])
+    assert len(digests) == 1
+    with safe_open(paths[-1], framework="pt") as file:
+        assert file.metadata() == {name: f"é of {name}" for name in "zyxwvuts"}
+        assert torch.equal(file.get_tensor("x"), torch.arange(5)) and torch.equal(
+            file.get_tensor("a"), torch.ones(2, 3)
+        )
 
 
 # -- what can go wrong --------------------------------------------------------------------------------
