@@ -229,7 +229,7 @@ def save_glb(
             morphs.append(
                 {
                     "POSITION": build.delta_accessor(position, 1e-8, bounds=True, name=f"{label}.positions"),
-                    "NORMAL": build.delta_accessor(normal, 1e-4, name=f"{label}.normals"),
+                    "NORMAL": build.delta_accessor(normal, 1e-3, name=f"{label}.normals"),
                 }
             )
     weights = face.params.expression[0].detach().cpu().float()[chosen]

@@ -184,19 +184,25 @@ def posed_vertices(face: ReconstructedFace) -> Tensor:
     return face.vertices @ rotation.mT + face.params.translation[:, None]
 
 
-def portrait_camera(vertices: Tensor, margin: float = 1.08) -> tuple[Camera, Tensor]:
+def portrait_camera(
+    vertices: Tensor, margin: float = 1.08, topology: MeshTopology | None = None
+) -> tuple[Camera, Tensor]:
     """A camera 1.2 m in front of an unposed head, that frames it however it is turned about the vertical.
 
     Args:
         vertices: (1, V, 3), unposed.
         margin: frame over head.
+        topology: if it has a region "neck", the neck may leave the frame, which makes the face larger.
 
     Returns:
         The camera (of a 1 x 1 px image; its field of view holds at any size), and the (3,) pivot.
     """
-    low, high = vertices[0].amin(0), vertices[0].amax(0)
+    head = vertices[0]
+    if topology is not None and "neck" in topology.regions:
+        head = head[topology.faces[~topology.regions["neck"]].unique()]
+    low, high = head.amin(0), head.amax(0)
     pivot = (low + high) / 2
-    radius = (vertices[0] - pivot)[:, [0, 2]].norm(dim=1).max()
+    radius = (head - pivot)[:, [0, 2]].norm(dim=1).max()
     frame = margin * torch.maximum(high[1] - low[1], 2 * radius)
     distance = 12.0
     eye = vertices.new_tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]])
@@ -216,7 +222,7 @@ def portrait_camera(vertices: Tensor, margin: float = 1.08) -> tuple[Camera, Ten
 def turned_view(face: ReconstructedFace, yaw: float, size: int, pitch: float = 0.0, backend: str = "auto") -> Shot:
     """The unposed head, turned (degrees): positive yaw to the viewer's right, positive pitch down."""
     vertices = face.vertices
-    camera, pivot = portrait_camera(vertices)
+    camera, pivot = portrait_camera(vertices, topology=face.topology)
     angles = vertices.new_tensor([[math.radians(pitch), math.radians(yaw), 0.0]])
     turned = (vertices - pivot) @ euler_to_matrix(angles).mT
     return shoot(turned, face.texture, face.topology, camera, size, backend)
@@ -410,7 +416,8 @@ def panel(
         cells.append((name, _finished(_on_backdrop(textured(view, studio), view.mask), tile)))
     cells.append(("texels seen in the photo", _finished(_seen_texture(face, big), tile)))
     note = "   ".join(f"{key} {_short(value)}" for key, value in (facts or {}).items()) or None
-    return contact_sheet([c[1] for c in cells], [c[0] for c in cells], 4, title, note, tile)
+    columns = 4 if observation is not None else 3
+    return contact_sheet([c[1] for c in cells], [c[0] for c in cells], columns, title, note, tile)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def sphere_topology(rings: int = 12, segments: int = 16) -> tuple[torch.Tensor, 
         mesh_point_faces=torch.zeros(0, dtype=torch.int64),
         mesh_point_barycentric=torch.zeros(0, 3),
         mirror=torch.arange(len(points)),
-        regions={"face": front, "neck": ~front},
+        regions={"face": front, "scalp": ~front},
         name="sphere",
     )
     return points, topology
