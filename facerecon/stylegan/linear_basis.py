@@ -1,0 +1,94 @@
+"""File format of the linear texture basis: small enough to ship, exact enough to fit with.
+
+The components are mirror symmetric, change color more slowly than brightness, and fade in strength, so they are
+stored as the left half of a YUV map, luma at full and chroma at half resolution, in 8 bits with a scale each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.errors import AssetError, ShapeError
+from facerecon.imaging.color import rgb_to_yuv, yuv_to_rgb
+
+__all__ = ["read_linear_basis", "write_linear_basis"]
+
+_KEYS = ("mean", "luma", "chroma", "luma_scale", "chroma_scale")
+
+
+def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: dict | None = None) -> None:
+    """Write a linear texture model.
+
+    Args:
+        path: safetensors file to write.
+        mean: (3, S, S) in [0, 1], any.
+        basis: (K, 3, S, S) RGB, one standard deviation each, symmetric under a horizontal flip; S divisible by 4.
+        metadata: plain data for the header.
+
+    Raises:
+        ShapeError: sizes that do not fit, or a component that is not symmetric.
+    """
+    from safetensors.torch import save_file
+
+    size, width = basis.shape[-2:]
+    if tuple(mean.shape) != (3, size, width) or size != width or size % 4:
+        raise ShapeError(f"mean must be (3, S, S) and basis (K, 3, S, S); got {mean.shape} and {basis.shape}.")
+    if (basis - basis.flip(-1)).abs().max() > 1e-3 * basis.abs().max():
+        raise ShapeError("basis must be symmetric under a horizontal flip; average it with its mirror image.")
+    half = rgb_to_yuv(basis)[..., : size // 2]
+    luma, luma_scale = _quantized(half[:, 0])
+    chroma, chroma_scale = _quantized(F.avg_pool2d(half[:, 1:], 2))
+    tensors = {
+        "mean": mean.half(),
+        "luma": luma,
+        "luma_scale": luma_scale,
+        "chroma": chroma,
+        "chroma_scale": chroma_scale,
+    }
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    save_file(tensors, str(path), metadata={"facerecon": json.dumps(metadata or {}, sort_keys=True)})
+
+
+def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, ...) -> int8 and (K,) scales."""
+    scale = values.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    shape = (-1, *[1] * (values.dim() - 1))
+    return (values / scale.view(shape)).round().to(torch.int8), scale.float()
+
+
+def read_linear_basis(path: str | Path, components: int | None = None) -> tuple[Tensor, Tensor]:
+    """Read what :func:`write_linear_basis` wrote.
+
+    Args:
+        path: the file.
+        components: how many to read, strongest first; None: all.
+
+    Returns:
+        mean (3, S, S) and basis (K, 3, S, S), float32, RGB.
+
+    Raises:
+        AssetError: not such a file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            data = {key: file.get_tensor(key) for key in _KEYS}
+    except (SafetensorError, OSError) as error:
+        raise AssetError(
+            f"{path} is not a linear texture basis ({error}); restore it, or rebuild it with "
+            "tools/build_texture_basis.py."
+        ) from None
+    kept = slice(components)
+    luma = data["luma"][kept].float() * data["luma_scale"][kept, None, None]
+    chroma = data["chroma"][kept].float() * data["chroma_scale"][kept, None, None, None]
+    # Mirror before enlarging, so that nothing happens at the midline.
+    chroma = torch.cat([chroma, chroma.flip(-1)], -1)
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    yuv = torch.cat([torch.cat([luma, luma.flip(-1)], -1)[:, None], chroma], 1)
+    return data["mean"].float(), yuv_to_rgb(yuv)

@@ -1,0 +1,39 @@
+"""The shipped texture basis's file format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from facerecon.errors import AssetError, ShapeError
+from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
+
+
+def smooth(count: int, size: int) -> torch.Tensor:
+    """(K, 3, S, S) smooth and symmetric."""
+    coarse = torch.randn(count, 3, 5, 5)
+    maps = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")
+    return (maps + maps.flip(-1)) * 0.03
+
+
+def test_round_trip_within_the_quantisation(tmp_path):
+    mean, basis = torch.rand(3, 128, 128), smooth(5, 128)
+    basis[1] *= 1e-3  # a weak component keeps its own precision
+    write_linear_basis(tmp_path / "b.safetensors", mean, basis, {"faces": 3})
+    read_mean, read_basis = read_linear_basis(tmp_path / "b.safetensors")
+    assert torch.allclose(read_mean, mean, atol=6e-4)
+    for got, want in zip(read_basis, basis, strict=True):
+        error = (got - want).abs() / want.abs().max()
+        assert error.mean() < 0.004 and error.max() < 0.05
+    assert torch.allclose(read_basis, read_basis.flip(-1), atol=1e-6)
+    assert torch.equal(read_linear_basis(tmp_path / "b.safetensors", 2)[1], read_basis[:2])
+
+
+def test_wrong_input_says_so(tmp_path):
+    with pytest.raises(ShapeError, match="symmetric"):
+        write_linear_basis(tmp_path / "b", torch.rand(3, 8, 8), torch.rand(2, 3, 8, 8))
+    with pytest.raises(ShapeError, match="mean"):
+        write_linear_basis(tmp_path / "b", torch.rand(3, 8, 4), smooth(2, 8))
+    (tmp_path / "b").write_bytes(b"not a tensor file")
+    with pytest.raises(AssetError, match="build_texture_basis"):
+        read_linear_basis(tmp_path / "b")
