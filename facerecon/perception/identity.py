@@ -1,0 +1,109 @@
+"""Identity: the differentiable 128-d network that fits may optimize, and the 1024-d judge that they may not."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon import assets
+from facerecon.errors import check_shape
+from facerecon.imaging.warp import crop_affine
+from facerecon.perception.landmarks import square_crop
+from facerecon.perception.networks import DescriptorNet, load_weights
+from facerecon.perception.tfjs import GraphNet
+
+__all__ = ["IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
+
+
+def identity_box(landmarks: Tensor) -> Tensor:
+    """The square that the 128-d network was trained on, from eye and mouth centers; (B, 68, 2) -> (B, 4) px."""
+    right, left, mouth = landmarks[:, 36:42].mean(1), landmarks[:, 42:48].mean(1), landmarks[:, 48:68].mean(1)
+    side = ((mouth - right).norm(dim=1) + (mouth - left).norm(dim=1)) / 2 / 0.45
+    center = (right + left + mouth) / 3
+    corner = center - side[:, None] * center.new_tensor([0.5, 0.43])
+    return torch.cat([corner, corner + side[:, None]], 1)
+
+
+def landmark_box(landmarks: Tensor, padding: float = 0.2) -> Tensor:
+    """Bounding box of the landmarks, grown by ``padding`` of its sides in all; (B, N, 2) -> (B, 4) px."""
+    low, high = landmarks.amin(1), landmarks.amax(1)
+    pad = (high - low) * (padding / 2)
+    return torch.cat([low - pad, high + pad], 1)
+
+
+class IdentityNet(nn.Module):
+    """128-d identity embedding; differentiable in the image.
+
+    Args:
+        net: descriptor network.
+    """
+
+    metric = "euclidean"
+
+    def __init__(self, net: DescriptorNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def aligned(self, image: Tensor, landmarks: Tensor) -> Tensor:
+        """(B, 3, 150, 150) crops by the network's own alignment; the landmarks are not differentiated."""
+        check_shape("image", image, "B 3 H W")
+        check_shape("landmarks", landmarks, f"{image.shape[0]} 68 2")
+        transform = square_crop(identity_box(landmarks.detach()), self.net.size)
+        return crop_affine(image, transform, self.net.size, padding="zeros")
+
+    def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
+        """Embed faces.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1]. landmarks: (B, 68, 2) px.
+
+        Returns:
+            (B, 128); same person below about 0.6 apart (Euclidean).
+        """
+        return self.net(self.aligned(image, landmarks))
+
+    def features(self, image: Tensor, landmarks: Tensor) -> list[Tensor]:
+        """Feature maps for the perceptual loss ``face_features``: 3 x (B, C, h, w)."""
+        return self.net.features(self.aligned(image, landmarks))[0]
+
+    def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Both of the above in one pass."""
+        return self.net.features(self.aligned(image, landmarks))
+
+
+class JudgeNet(nn.Module):
+    """1024-d descriptor that judges results and is never optimized.
+
+    Args:
+        net: graph with output (B, 1024).
+    """
+
+    metric = "cosine"
+    size = 224
+
+    def __init__(self, net: GraphNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] and (B, 68, 2) px -> (B, 1024) unit vectors."""
+        check_shape("image", image, "B 3 H W")
+        transform = square_crop(landmark_box(landmarks, 0.5), self.size)
+        crops = crop_affine(image, transform, self.size, padding="zeros")
+        # this network was trained on 0..255 input
+        return F.normalize(self.net((crops * 255).permute(0, 2, 3, 1))[0].flatten(1), dim=1)
+
+
+@lru_cache(maxsize=1)
+def load_identity() -> IdentityNet:
+    """The open pack's differentiable identity network, frozen."""
+    return IdentityNet(load_weights(DescriptorNet(), assets.locate("identity128"))).eval()
+
+
+@lru_cache(maxsize=1)
+def load_judge() -> JudgeNet:
+    """The open pack's independent judge, frozen."""
+    return JudgeNet(GraphNet.from_file(assets.locate("faceres1024"))).eval().requires_grad_(False)
