@@ -32,7 +32,9 @@ class _Bar(store.Progress):
         if text != self._text:
             self._close()
             self._text = text
-            shape = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ..."
+            shape = (
+                "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ... {elapsed}"
+            )
             self._bar = tqdm(
                 total=total or None,
                 desc=text,
@@ -43,7 +45,7 @@ class _Bar(store.Progress):
                 bar_format=shape,
                 dynamic_ncols=True,
             )
-        if self._bar is not None and total:
+        if self._bar is not None:
             self._bar.n = done
             self._bar.refresh()
 

