@@ -27,9 +27,7 @@ def umeyama(
         ShapeError: the point sets differ in shape.
     """
     bound = check_shape("source", source, "B N D")
-    check_shape(
-        "target", target, f"{bound['B']} {bound['N']} {bound['D']}", "Give as many points as in source."
-    )
+    check_shape("target", target, f"{bound['B']} {bound['N']} {bound['D']}", "Give as many points as in source.")
     if weights is None:
         weights = source.new_ones(source.shape[:2])
     weights = (weights / weights.sum(-1, keepdim=True)).expand(source.shape[:2])[..., None]

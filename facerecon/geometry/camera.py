@@ -101,6 +101,4 @@ def scale_camera(camera: Camera, size: tuple[int, int]) -> Camera:
     """
     height, width = (int(n) for n in size)
     scale = camera.warp.new_tensor([[width / camera.size[1], 0.0, 0.0], [0.0, height / camera.size[0], 0.0]])
-    return camera.replace(
-        warp=_compose(scale.expand(camera.warp.shape[0], 2, 3), camera.warp), size=(height, width)
-    )
+    return camera.replace(warp=_compose(scale.expand(camera.warp.shape[0], 2, 3), camera.warp), size=(height, width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,31 @@ from facerecon.errors import check_shape
 
 __all__ = ["edges", "face_normals", "laplacian", "subdivision", "vertex_normals"]
 
-_CACHE = WeakIdKeyDictionary()  # index tensor -> {name: (version, value)}; dies with the tensor
+_CACHE = WeakIdKeyDictionary()  # index tensor -> {name: (stamps, value)}; dies with the tensor
 
 
-def cached(indices: Tensor, name: str, build: Callable[[], Any]) -> Any:
-    """A value computed once per index tensor; rebuilt if the tensor is changed in place."""
-    entry = _CACHE.setdefault(indices, {})
-    version = indices._version
-    if name not in entry or entry[name][0] != version:
-        entry[name] = (version, build())
-    return entry[name][1]
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def cached(name: str, build: Callable[[], Any], tensor: Tensor, *others: Tensor) -> Any:
+    """A value computed once for these very tensors; rebuilt if one is replaced or changed in place.
+
+    Args:
+        name: what is kept, with every plain number that it depends on.
+        build: makes it, without gradients.
+        tensor, others: all the tensors it depends on; the value lives as long as the first.
+    """
+    entry = _CACHE.setdefault(tensor, {})
+    versions = [_version(t) for t in (tensor, *others)]
+    if name in entry:
+        references, known, value = entry[name]
+        if known == versions and all(r() is t for r, t in zip(references, others, strict=True)):
+            return value
+    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve autograd later
+        value = build()
+    entry[name] = ([weakref.ref(t) for t in others], versions, value)
+    return value
 
 
 def _corners(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +124,7 @@ def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
         pairs = edges(faces)
         return pairs, torch.bincount(pairs.reshape(-1), minlength=count)
 
-    pairs, degree = cached(faces, "edges", build)
+    pairs, degree = cached(f"edges of {count} vertices", build, faces)
     first, second = pairs.unbind(1)
     total = torch.zeros_like(vertices)
     total = total.index_add(1, first, vertices.index_select(1, second))

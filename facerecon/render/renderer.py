@@ -196,7 +196,9 @@ class Renderer(nn.Module):
         faces = topology.faces
         clip = clip_coordinates(camera, vertices)
         index = self._face_index(clip, topology, size, face_region)
-        corner_uv = cached(topology.uvs, "corners", lambda: topology.uvs[topology.uv_faces]).to(clip.dtype)
+        corner_uv = cached("corners", lambda: topology.uvs[topology.uv_faces], topology.uv_faces, topology.uvs).to(
+            clip.dtype
+        )
         attributes = self._fused_attributes if self._fuses(vertices, light) else self._attributes
         found, depth, grid, shading = attributes(vertices, clip, light, faces, corner_uv, index)
 
@@ -281,7 +283,7 @@ class Renderer(nn.Module):
             ids = topology.regions[region].nonzero()[:, 0]
             return ids, topology.faces[ids]
 
-        ids, faces = cached(topology.regions[region], "faces", build)
+        ids, faces = cached("faces", build, topology.regions[region], topology.faces)
         index = rasterize(clip, faces, size, self.backend)
         return torch.where(index >= 0, ids[index.clamp(min=0)], index)
 

@@ -80,7 +80,7 @@ def uv_texels(topology: MeshTopology, size: int) -> Covered:
         index = rasterize(clip, topology.uv_faces, (size, size), cull=False)
         return covered(clip, topology.uv_faces, index)[0]
 
-    return cached(topology.uvs, f"texels {size}", build)
+    return cached(f"texels {size}", build, topology.uv_faces, topology.uvs)
 
 
 def uv_raster(topology: MeshTopology, size: int) -> Fragments:
@@ -103,7 +103,7 @@ def uv_raster(topology: MeshTopology, size: int) -> Fragments:
         index = index.index_copy(0, found.pixel, found.face).view(1, size, size)
         return Fragments(index, found.scatter(found.barycentric), (index >= 0).to(found.barycentric.dtype))
 
-    return cached(topology.uvs, f"raster {size}", build)
+    return cached(f"raster {size}", build, topology.uv_faces, topology.uvs)
 
 
 def pad_islands(texture: Tensor, topology: MeshTopology, margin: int | None = 8) -> Tensor:
@@ -128,7 +128,7 @@ def pad_islands(texture: Tensor, topology: MeshTopology, margin: int | None = 8)
         device = topology.uvs.device
         return torch.from_numpy(target).to(device), torch.from_numpy(source.astype(np.int64)).to(device)
 
-    target, source = cached(topology.uvs, f"padding {size} {margin}", build)
+    target, source = cached(f"padding {size} {margin}", build, topology.uv_faces, topology.uvs)
     flat = texture.reshape(*texture.shape[:2], -1)
     return flat.index_copy(2, target, flat.index_select(2, source)).view_as(texture)
 

@@ -158,6 +158,17 @@ def test_shared_texture_and_shared_view(sphere):
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_what_is_cached_in_inference_mode_serves_autograd(sphere, fused):
+    vertices, topology = sphere(6, 8)
+    renderer, texture = Renderer(32, fused=fused), torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        renderer(vertices, texture, topology, Camera.deep3d(32), SHLight.ambient())
+    vertices = vertices.clone().requires_grad_()
+    renderer(vertices, texture, topology, Camera.deep3d(32), SHLight.ambient()).image.sum().backward()
+    assert vertices.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_an_empty_image_has_zero_gradients_and_no_crash(sphere, fused):
     vertices, topology = sphere(6, 8)
     away = (vertices + torch.tensor([100.0, 0.0, 0.0])).requires_grad_()

@@ -49,6 +49,10 @@ def test_raster_is_cached_and_follows_changes(quad):
     assert uv_raster(topology, 8).face_index.shape == (1, 8, 8)
     topology.uvs.mul_(0.5)
     assert (uv_raster(topology, 16).face_index >= 0).float().mean() < 0.3
+    half = topology.replace(uv_faces=topology.uv_faces[:1], faces=topology.faces[:1])
+    assert (uv_raster(half, 16).face_index == 0).any()
+    fewer = topology.replace(uvs=topology.uvs * 0.5)  # the same faces on other coordinates
+    assert (uv_raster(fewer, 16).face_index >= 0).float().mean() < 0.1
 
 
 def test_mirrored_islands_are_drawn_too(topology_of):
