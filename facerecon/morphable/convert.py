@@ -76,7 +76,7 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     regions = makehuman_regions(template[fine.faces].mean(axis=1), fine.part, mh.PARTS, *masks)
     arrays = {
         "mean": _float32((fine_mean - origin) * scale),
-        "identity_basis": (_refined(fine, basis[:num_identity]) * scale).astype(np.float16),
+        "identity_basis": np.ascontiguousarray(_refined(fine, basis[:num_identity]) * scale, dtype=np.float16),
         "expression_basis": _float32(_refined(fine, expressions) * scale),
         "faces": fine.faces.astype(np.int32),
         "uvs": _float32(fine.uvs),
