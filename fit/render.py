@@ -24,7 +24,8 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.errors import ConfigError, InputError, nearest_name
-    from facerecon.export.views import LIGHTS, render_view
+    from facerecon.export import views
+    from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
     from facerecon.stylegan.decoder import load_decoder
@@ -46,17 +47,28 @@ def main(config: Any) -> int:
         texture = load_decoder(saved.decoder).to(device)(saved.latent.to(device)).clamp(0, 1)
 
     params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
-    light = str(config.light)
-    if light == "fitted":
-        pass
-    elif light in LIGHTS:
-        params = params.replace(light=SHLight(LIGHTS[light].coefficients.to(device)))
-    else:
-        raise ConfigError(nearest_name(light, ("fitted", *LIGHTS), "light"))
-    rotation = params.rotation if config.keep_pose else torch.zeros_like(params.rotation)
+    lights = {
+        "studio": views.studio_light(),
+        "left": views.directional_light((-1.0, 0.3, 0.5), ambient=0.26),
+        "right": views.directional_light((1.0, 0.3, 0.5), ambient=0.26),
+        "top": views.directional_light((0.0, 1.0, 0.7), ambient=0.26),
+        "ambient": SHLight.ambient(),
+        "fitted": params.light,
+    }
+    if config.light not in lights:
+        raise ConfigError(nearest_name(config.light, lights, "light"))
+    light = lights[config.light].to(device)
+
+    vertices = model.shape(params)
+    camera, pivot = views.portrait_camera(vertices)
     turn = [math.radians(float(v)) for v in (-config.pitch, config.yaw, -config.roll)]
-    params = params.replace(rotation=rotation + rotation.new_tensor([turn]))
-    image = render_view(model, params, texture, size=int(config.size), background=float(config.background))
+    rotation = euler_to_matrix(params.rotation.new_tensor([turn]))
+    if config.keep_pose:
+        rotation = rotation @ euler_to_matrix(params.rotation)
+    size = int(config.size)
+    shot = views.shoot((vertices - pivot) @ rotation.mT, texture, model.topology, camera, 2 * size)
+    image = views.textured(shot, light) + float(config.background) * (1 - shot.mask)
+    image = torch.nn.functional.avg_pool2d(image, 2).clamp(0, 1)
     write_png(config.out, image)
     print(f"{config.out} written")
     return 0

@@ -40,10 +40,10 @@ def reconstruction_metrics(
     if texture.shape[-1] > 512:
         texture = F.interpolate(texture, size=(512, 512), mode="bilinear", antialias=True)
     view = renderer.prepare(vertices, model.topology, camera, params.light, face_region="face")
-    render = view.shade(texture).clamp(0, 1)
-    mask = view.mask * photo.face_mask
+    render = view.shade(texture).image.clamp(0, 1)
+    mask = view.rendering.mask * photo.face_mask
     image = losses.composite(render, mask, photo.image)
-    points = project(camera, model.landmarks3d(vertices, params.rotation))[..., :2]
+    points = project(camera, model.landmarks3d(vertices, camera))[..., :2]
     figures = {
         "photometric": losses.masked_mean_error(render, photo.image, mask),
         "nme": losses.normalized_mean_error(points, photo.landmarks68),

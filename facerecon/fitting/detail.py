@@ -18,7 +18,7 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.masks import erode, gaussian_blur
 from facerecon.imaging.pyramid import laplacian_blend
 from facerecon.render.interpolate import interpolate
-from facerecon.render.uv import bake, pad_islands, region_mask, uv_raster
+from facerecon.render.uv import bake, pad_islands, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
 __all__ = ["add_detail", "full_crop_camera"]
@@ -39,8 +39,15 @@ def full_crop_camera(camera: Camera, photo: Observation) -> Camera:
 def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: int) -> Tensor:
     """(B, 3, S, S) shading of every texel of the posed head."""
     fragments = uv_raster(topology, size)
-    normals = interpolate(fragments, topology.faces, vertex_normals(vertices, topology.faces))
+    fragments = fragments.map(lambda t: t.expand(vertices.shape[0], *t.shape[1:]))
+    normals = interpolate(fragments, vertex_normals(vertices, topology.faces), topology.faces)
     return shade(F.normalize(normals, dim=-1), light).permute(0, 3, 1, 2)
+
+
+def _region_texels(topology: MeshTopology, region: str, size: int) -> Tensor:
+    """(1, 1, S, S) in {0, 1}: the texels of a region's faces."""
+    index = uv_raster(topology, size).face_index[:, None]
+    return (topology.regions[region][index.clamp(min=0)] & (index >= 0)).float()
 
 
 def add_detail(
@@ -67,8 +74,7 @@ def add_detail(
     channels = torch.cat([crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid], 1)
     baked, seen = bake(channels, vertices, topology, full_crop_camera(camera, photo), size)
     rgb, face, eye, mouth, valid = baked.split([3, 1, 1, 1, 1], 1)
-    eyes = region_mask(topology, "eyes", size)
-    inside = region_mask(topology, "mouth", size)
+    eyes, inside = _region_texels(topology, "eyes", size), _region_texels(topology, "mouth", size)
     # skin shows skin, eyeballs show eyes, the mouth bag shows the mouth: nothing is painted on its neighbor
     shows = torch.where(eyes > 0.5, eye, torch.where(inside > 0.5, mouth, face * (1 - eye) * (1 - mouth)))
     seen = seen * shows * valid

@@ -20,7 +20,7 @@ from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
-from facerecon.render import Renderer
+from facerecon.render import PreparedView, Renderer
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace
 
@@ -107,8 +107,8 @@ class Fitter:
         """Stage 1: the linear start (Sec. 4.2)."""
         camera = self._camera(photo)
         params = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, self.start)
-        view = self._prepare(params, camera)
-        light, latent = fit_light_and_texture(photo, self.decoder, view)
+        view, vertices = self._prepare(params, camera)
+        light, latent = fit_light_and_texture(photo, self.decoder, view, vertices, self.model.topology.faces)
         return params.replace(light=light), latent
 
     # -- stages 2 and 3 ----------------------------------------------------------------------------
@@ -121,7 +121,8 @@ class Fitter:
             callback: called after every step with a :class:`StepReport`.
 
         Returns:
-            B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by stage.
+            B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by
+            stage.
         """
         self.seconds = {}
         clock = time.perf_counter()
@@ -155,7 +156,7 @@ class Fitter:
         groups = variables.groups(stage)
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999))
         moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
-        view = None if moving_shape else self._prepare(variables.current, camera)
+        view = None if moving_shape else self._prepare(variables.current, camera)[0]
         fixed = self._targets(photo, stage)
         records: dict[str, list[Tensor]] = {}
         last = variables.snapshot()
@@ -173,7 +174,8 @@ class Fitter:
                 for i in bad:
                     name = photo.path[i] if i < len(photo.path) else f"face {i}"
                     warnings.warn(
-                        f"{name}: loss is not finite at step {step} of stage '{stage.name}'; kept at its last finite state.",
+                        f"{name}: loss is not finite at step {step} of stage '{stage.name}'; "
+                        "kept at its last finite state.",
                         stacklevel=2,
                     )
                 variables.hold(~finite, last)
@@ -211,10 +213,12 @@ class Fitter:
     def _camera(self, photo: Observation) -> Camera:
         return Camera.deep3d(photo.image.shape[-1], photo.batch, photo.image.device)
 
-    def _prepare(self, params: FaceParams, camera: Camera) -> Any:
+    def _prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView, Tensor]:
+        """A view that stays fixed, and its posed vertices."""
         with torch.no_grad():
             vertices = self.model(params)
-            return self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
+            view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
+        return view.detach(), vertices
 
     def _targets(self, photo: Observation, stage: Stage) -> dict[str, Any]:
         """What every step compares with, computed once."""
@@ -233,7 +237,7 @@ class Fitter:
         params: FaceParams,
         latent: Latent,
         camera: Camera,
-        view: Any,
+        view: PreparedView | None,
         targets: dict[str, Any],
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of a stage at the present variables: {term: (B,)} and the composite image."""
@@ -241,11 +245,11 @@ class Fitter:
         if view is None:
             vertices = self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
-            points3d = self.model.landmarks3d(vertices, params.rotation)
+            points3d = self.model.landmarks3d(vertices, camera)
             landmarks = project(camera, points3d)[..., :2]
         else:
             landmarks = photo.landmarks68
-        render, mask = view.shade(texture), view.mask
+        render, mask = view.shade(texture).image, view.rendering.mask
         face = mask * photo.face_mask
         image = losses.composite(render, mask * photo.face_mask, photo.image)
         terms: dict[str, Tensor] = {}

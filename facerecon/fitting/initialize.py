@@ -19,8 +19,10 @@ from torch import Tensor
 from facerecon.errors import check_shape
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
+from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import matrix_to_euler
 from facerecon.morphable import MorphableModel
+from facerecon.render import PreparedView
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
 
@@ -137,7 +139,8 @@ def _fit_landmarks(
     focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
     for _ in range(settings.iterations):
         vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, basis[1:])
-        choice = model.landmark_candidates(vertices, rotation)  # (B, 68)
+        posed = vertices @ rotation.mT + translation[:, None]
+        choice = model.landmark_candidates(posed, camera)  # (B, 68)
         picked = candidates[:, rows, choice].transpose(0, 1)  # (B, 1 + I + E, 68, 3)
         if dense is not None:
             picked = torch.cat([picked, dense.expand(batch, -1, -1, -1)], 2)
@@ -238,7 +241,9 @@ def fit_light(
 def fit_light_and_texture(
     photo: Observation,
     decoder: TextureDecoder,
-    view: object,
+    view: PreparedView,
+    vertices: Tensor,
+    faces: Tensor,
     rounds: int = 3,
     prior: float = 2e-4,
     stride: int = 3,
@@ -248,7 +253,8 @@ def fit_light_and_texture(
     Args:
         photo: B observed faces.
         decoder: the texture model; only a linear one has a closed-form code, others start at their mean.
-        view: ``Renderer.prepare`` of the fitted heads: coverage, uv coordinates and normals of each pixel.
+        view: ``Renderer.prepare`` of the fitted heads at the size of the fit crop.
+        vertices: (B, V, 3), posed. faces: (F, 3), of the topology.
         rounds: of alternation between light and texture.
         prior: weight of |z|^2 against the mean squared error of the pixels.
         stride: use every ``stride``-th skin pixel.
@@ -260,16 +266,18 @@ def fit_light_and_texture(
     linear = isinstance(decoder, LinearDecoder)
     lights, codes = [], []
     with torch.no_grad():
+        normals_of = F.normalize(view.found.interpolate(vertex_normals(vertices, faces), faces), dim=-1)
+        pixels, grids, all_normals = (view.found.split(t) for t in (view.found.pixel, view.grid, normals_of))
+        area = photo.image.shape[-2] * photo.image.shape[-1]
         for b in range(batch):
-            skin = (photo.skin_mask[b, 0] > 0.5) & (view.mask[b, 0] > 0.5)
-            if skin.sum() < 100:
+            at = pixels[b] - b * area
+            skin = (photo.skin_mask[b].flatten()[at] > 0.5).nonzero()[::stride, 0]
+            if len(skin) < 50:
                 lights.append(SHLight.ambient(1, device).coefficients[0])
                 codes.append(torch.zeros(decoder.rows, decoder.dim, device=device))
                 continue
-            rows, columns = skin.nonzero()[::stride].unbind(1)
-            image = photo.image[b, :, rows, columns].T
-            normals, uv = view.normals[b, rows, columns], view.uv[b, rows, columns]
-            grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], -1)[None, None]
+            image = photo.image[b].flatten(1)[:, at[skin]].T
+            normals, grid = all_normals[b][skin], grids[b][skin][None, None]
             if linear:
                 stack = torch.cat([decoder.mean[None], decoder.basis])  # (1 + K, 3, S, S)
                 at_pixels = F.grid_sample(stack.flatten(0, 1)[None], grid, align_corners=False, padding_mode="border")

@@ -128,7 +128,8 @@ def default_stages() -> dict[str, Stage]:
             learning_rate=0.01,
             optimize=VARIABLES,
             weights={
-                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05, "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
+                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05,
+                "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,
         ),

@@ -75,18 +75,18 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     masks = [_mask(source, name, base, head, fine) for name in ("lips", "eyelids", "ears")]
     regions = makehuman_regions(template[fine.faces].mean(axis=1), fine.part, mh.PARTS, *masks)
     arrays = {
-        "mean": _float32((fine_mean - origin) * scale),
+        "mean": _packed((fine_mean - origin) * scale),
         "identity_basis": np.ascontiguousarray(_refined(fine, basis[:num_identity]) * scale, dtype=np.float16),
-        "expression_basis": _float32(_refined(fine, expressions) * scale),
+        "expression_basis": _packed(_refined(fine, expressions) * scale),
         "faces": fine.faces.astype(np.int32),
-        "uvs": _float32(fine.uvs),
+        "uvs": _packed(fine.uvs),
         "uv_faces": fine.uv_faces.astype(np.int32),
         "mirror": fine.mirror.astype(np.int32),
         "landmark_faces": landmark_faces.astype(np.int32),
-        "landmark_barycentric": _float32(places["landmark_barycentric"]),
+        "landmark_barycentric": _packed(places["landmark_barycentric"]),
         "mesh_points": places["mesh_points"].astype(np.int32),
         "mesh_point_faces": mesh_point_faces.astype(np.int32),
-        "mesh_point_barycentric": _float32(places["mesh_point_barycentric"]),
+        "mesh_point_barycentric": _packed(places["mesh_point_barycentric"]),
         **{f"region.{name}": rows.astype(np.uint8) for name, rows in regions.items()},
     }
     kept = np.cumsum(variance)[:num_identity] / variance.sum()
@@ -102,8 +102,9 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     save_file(arrays, target, metadata=metadata)
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32)
+def _packed(array: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """Row-major copy: safetensors writes memory as it lies, whatever the strides say."""
+    return np.ascontiguousarray(array, dtype=dtype)
 
 
 def _refined(fine: mh.FineMesh, basis: np.ndarray) -> np.ndarray:

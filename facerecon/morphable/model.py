@@ -207,23 +207,36 @@ class MorphableModel(nn.Module):
             (B, 68, 3), in the frame of ``vertices``.
         """
         self._check_vertices(vertices)
+        fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
+        choice = self.landmark_candidates(vertices, camera)[:, :17]
+        corners = self._faces[self._landmark_faces[:17].gather(1, choice.T).T]  # (B, 17, 3)
+        weights = self._landmark_barycentric[torch.arange(17, device=choice.device), choice].to(vertices)
+        rows = torch.arange(vertices.shape[0], device=choice.device)[:, None, None]
+        contour = (vertices[rows, corners] * weights[..., None]).sum(2)
+        return torch.cat([contour, fixed], dim=1)
+
+    @torch.no_grad()
+    def landmark_candidates(self, vertices: Tensor, camera: Camera | None = None) -> Tensor:
+        """Which candidate of ``topology.landmark_faces`` each landmark takes: (B, 68) int64, 0 but for points 0-16.
+
+        Args:
+            vertices, camera: as in :meth:`landmarks3d`.
+        """
+        choice = torch.zeros(vertices.shape[0], 68, dtype=torch.int64, device=vertices.device)
         if camera is None:
-            return self._places(vertices, self._landmark_faces[:, 0], self._landmark_barycentric[:, 0])
+            return choice
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
         rows = self._places(
             vertices, self._landmark_faces[:17].flatten(), self._landmark_barycentric[:17].flatten(0, 1)
         )
-        rows = rows.unflatten(1, (17, -1))
-        with torch.no_grad():
-            pixels = project(camera, rows.flatten(1, 2))[..., :2].unflatten(1, (17, -1))
-            up = project(camera, fixed[:, 10:14])[..., :2].mean(1) - project(camera, fixed[:, 31:])[..., :2].mean(1)
-            angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn, from nose ridge over mouth: steady under yaw
-            cos, sin = angle.cos(), angle.sin()
-            right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
-            outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]
-            best = torch.einsum("bjkc,bjc->bjk", pixels, outward).argmax(-1)
-        contour = rows.gather(2, best[..., None, None].expand(-1, -1, 1, 3)).squeeze(2)
-        return torch.cat([contour, fixed], dim=1)
+        pixels = project(camera, rows)[..., :2].unflatten(1, (17, -1))
+        up = project(camera, fixed[:, 10:14])[..., :2].mean(1) - project(camera, fixed[:, 31:])[..., :2].mean(1)
+        angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn, from nose ridge over mouth: steady under yaw
+        cos, sin = angle.cos(), angle.sin()
+        right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
+        outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]
+        choice[:, :17] = torch.einsum("bjkc,bjc->bjk", pixels, outward).argmax(-1)
+        return choice
 
     def mesh_points3d(self, vertices: Tensor) -> Tensor:
         """Places on (B, V, 3) vertices of the face-mesh points listed in ``topology.mesh_points``: (B, M, 3)."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import AssetError, ConfigError, ShapeError, nearest_name
+from facerecon.errors import ConfigError, ShapeError, nearest_name
 from facerecon.types import Latent
 
 __all__ = ["LinearDecoder", "TextureDecoder", "load_decoder", "retract_to_sphere"]
@@ -134,19 +134,10 @@ class LinearDecoder(TextureDecoder):
 
     @classmethod
     def from_file(cls, path: str | Path, components: int | None = None) -> LinearDecoder:
-        """Read ``texture_linear.safetensors``: mean, int8 basis, one scale a component."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Read ``texture_linear.safetensors``, or a basis of one's own (tools/build_texture_basis.py)."""
+        from facerecon.stylegan.linear_basis import read_linear_basis
 
-        try:
-            data = load_file(str(path))
-            mean, basis, scale = data["mean"].float(), data["basis"][:components], data["scale"][:components]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise AssetError(
-                f"{path} is not a linear texture basis ({error}); restore it, or rebuild it with "
-                "tools/build_texture_basis.py."
-            ) from None
-        return cls(mean, basis.float() * scale[:, None, None, None].float())
+        return cls(*read_linear_basis(path, components))
 
 
 def load_decoder(name: str = "linear", components: int | None = None) -> TextureDecoder:

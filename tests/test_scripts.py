@@ -1,0 +1,141 @@
+"""The scripts as a user runs them: errors in one line, a folder that survives its bad files, a resumed run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "samples" / "astronaut.jpg"
+
+
+def script(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own, with two threads."""
+    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    command = [sys.executable, str(ROOT / name), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
+
+
+def one_line(run: subprocess.CompletedProcess) -> str:
+    """The single line that a failed run leaves on standard error."""
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert len(lines) == 1, run.stderr
+    assert "Traceback" not in run.stderr + run.stdout
+    return lines[0]
+
+
+@pytest.fixture
+def models(asset) -> None:
+    for name in ("makehuman", "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "selfie"):
+        asset(name)
+
+
+def test_help_lists_keys_and_groups() -> None:
+    for name in ("fit/reconstruct.py", "fit/render.py"):
+        run = script(name, "--help")
+        assert run.returncode == 0
+        assert "Keys and defaults:" in run.stdout
+        assert "seed" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["img=nowhere/face.jpg"], "nowhere/face.jpg"),
+        (["imgs=face.jpg"], "did you mean 'img'"),
+        ([], "img is not set"),
+        (["img=x.jpg", "fitting.stages.joint.weights.lpip=1"], "weights.lpips"),
+        (["img=x.jpg", "+fitting.stages.joint.weights.landmark=1", "device=cpu"], "loss term"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(overrides, expected, tmp_path, models) -> None:
+    if expected == "loss term":
+        overrides = [f"img={SAMPLE}", *overrides[1:]]
+    assert expected in one_line(script("fit/reconstruct.py", *overrides, f"out={tmp_path / 'o'}"))
+
+
+def test_bad_photos_are_one_line_each(tmp_path, models) -> None:
+    blank, tiny, text, cut = (tmp_path / name for name in ("blank.jpg", "tiny.png", "text.jpg", "cut.jpg"))
+    Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tiny)
+    text.write_text("not a picture")
+    cut.write_bytes(SAMPLE.read_bytes()[:20000])
+    # one process for all: a folder of nothing but bad photos
+    run = script("fit/reconstruct.py", f"img={tmp_path}", f"out={tmp_path / 'o'}", "fitting=smoke")
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    for name in ("blank.jpg", "tiny.png", "text.jpg", "cut.jpg"):
+        line = next(line for line in run.stderr.splitlines() if line.startswith("failed:") and name in line)
+        assert len(line) > len(name) + 20
+    assert one_line(run).startswith("error: none of the 4 photos")
+
+
+def test_one_bad_photo_alone_fails(tmp_path, models) -> None:
+    blank = tmp_path / "blank.jpg"
+    Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
+    run = script("fit/reconstruct.py", f"img={blank}", f"out={tmp_path / 'o'}", "fitting=smoke")
+    assert "face" in one_line(run)
+
+
+def test_an_altered_asset_is_named(tmp_path, asset, models) -> None:
+    import shutil
+
+    from facerecon import assets
+
+    home = tmp_path / "home"
+    shutil.copytree(assets.home(), home, copy_function=os.link)
+    (victim,) = home.rglob("makehuman*.safetensors")
+    data = bytearray(victim.read_bytes())
+    data[-5] ^= 1
+    victim.unlink()
+    victim.write_bytes(data)
+    run = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={tmp_path / 'o'}", FACERECON_HOME=str(home))
+    line = one_line(run)
+    assert "makehuman" in line
+    assert "fetch" in line
+
+
+def test_a_folder_finishes_around_its_bad_file_and_resumes(tmp_path, models) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    (photos / "astronaut.jpg").write_bytes(SAMPLE.read_bytes())
+    (photos / "broken.jpg").write_text("not a picture")
+    first = script("fit/reconstruct.py", f"img={photos}", f"out={out}", "fitting=smoke")
+    assert first.returncode == 1, first.stderr
+    assert "1 face(s) written" in first.stdout
+    assert "failed:" in first.stderr
+    assert "broken.jpg" in first.stderr
+    made = {path.name for path in (out / "astronaut").iterdir()}
+    assert {
+        "panel.png", "texture.png", "seen.png", "head.obj", "head.mtl", "head.glb", "params.safetensors", "report.html",
+    } <= made  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"start", "texture", "joint", "detail"} <= set(rows[0]["metrics"])
+    assert (out / "index.html").is_file()
+
+    # the same command again does the failed one only
+    before = (out / "astronaut" / "panel.png").stat().st_mtime_ns
+    (photos / "broken.jpg").unlink()
+    second = script("fit/reconstruct.py", f"img={photos}", f"out={out}", "fitting=smoke")
+    assert second.returncode == 0
+    assert "nothing to do" in second.stdout
+    assert (out / "astronaut" / "panel.png").stat().st_mtime_ns == before
+
+    # and the saved head renders again
+    picture = tmp_path / "view.png"
+    render = script(
+        "fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", f"out={picture}", "yaw=25", "light=left",
+        "expression=jawOpen:0.5", "size=256",
+    )  # fmt: skip
+    assert render.returncode == 0, render.stderr
+    pixels = np.asarray(Image.open(picture).convert("RGB"), float)
+    assert pixels.shape == (256, 256, 3)
+    assert pixels.std() > 20
+    wrong = script("fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", "expression=jawOpe:1")
+    assert "did you mean 'jawOpen'" in one_line(wrong)
