@@ -174,7 +174,7 @@ def _relights() -> dict[str, SHLight]:
     return {
         "lit from the left, warm": directional_light((-1.0, 0.3, 0.5), (1.05, 0.95, 0.82), 0.26),
         "lit from the right, cool": directional_light((1.0, 0.3, 0.5), (0.82, 0.94, 1.08), 0.26),
-        "lit from above": directional_light((0.0, 1.0, 0.7), (1.0, 0.99, 0.97), 0.26),
+        "lit from above": directional_light((0.0, 1.0, 0.9), (1.0, 0.99, 0.97), 0.28),
     }
 
 
