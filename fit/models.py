@@ -15,7 +15,7 @@ from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.stylegan.decoder import load_decoder
 
-FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior")
+FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
 
 
 def prepare(config: Any) -> torch.device:

@@ -68,7 +68,7 @@ def main(config: Any) -> int:
         f"models loaded in {time.perf_counter() - started:.1f} s"
     )
     if config.perceptual == "face_features":
-        print("note: the perceptual loss is a distance of face features, not the paper's LPIPS (perceptual=lpips_vgg).")
+        print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
 
     failed: dict[str, str] = {}
     written = 0
@@ -175,12 +175,12 @@ def write_face(
     metrics: dict, seconds: dict, path: str,
 ) -> None:  # fmt: skip
     """All files of one face; each is written whole or not at all."""
-    from facerecon.export.report import write_report
     from omegaconf import OmegaConf
 
     from facerecon.export.mesh import save_glb, save_obj
+    from facerecon.export.report import write_report
     from facerecon.export.views import panel
-    from facerecon.imaging.files import write_bytes, write_png
+    from facerecon.imaging.files import read_image, write_bytes, write_png
     from facerecon.types import SavedFace
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def write_face(
     picture = None
     if "panel" in config.export or "report" in config.export:
         picture = panel(face, photo, fitter.renderer, fitter.model)
-        write_png(folder / "panel.png", picture)
+        write_png(folder / "panel.png", read_image(picture))
     if "obj" in config.export:
         save_obj(face, folder)
     if "glb" in config.export:

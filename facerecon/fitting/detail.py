@@ -44,10 +44,14 @@ def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: 
     return shade(F.normalize(normals, dim=-1), light).permute(0, 3, 1, 2)
 
 
-def _region_texels(topology: MeshTopology, region: str, size: int) -> Tensor:
-    """(1, 1, S, S) in {0, 1}: the texels of a region's faces."""
+def _region_texels(topology: MeshTopology, regions: tuple[str, ...], size: int) -> Tensor:
+    """(1, 1, S, S) in {0, 1}: the texels of the faces of some regions; those the mesh does not have are skipped."""
     index = uv_raster(topology, size).face_index[:, None]
-    return (topology.regions[region][index.clamp(min=0)] & (index >= 0)).float()
+    found = torch.zeros(topology.faces.shape[0] + 1, dtype=torch.bool, device=index.device)  # the last: no face
+    for region in regions:
+        if region in topology.regions:
+            found[:-1] |= topology.regions[region]
+    return found[index].float()
 
 
 def add_detail(
@@ -74,21 +78,27 @@ def add_detail(
     channels = torch.cat([crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid], 1)
     baked, seen = bake(channels, vertices, topology, full_crop_camera(camera, photo), size)
     rgb, face, eye, mouth, valid = baked.split([3, 1, 1, 1, 1], 1)
-    eyes, inside = _region_texels(topology, "eyes", size), _region_texels(topology, "mouth", size)
-    # skin shows skin, eyeballs show eyes, the mouth bag shows the mouth: nothing is painted on its neighbor
-    shows = torch.where(eyes > 0.5, eye, torch.where(inside > 0.5, mouth, face * (1 - eye) * (1 - mouth)))
-    seen = seen * shows * valid
+    # skin shows skin, eyeballs show eyes, teeth show the mouth: nothing is painted on its neighbor
+    eyes, inside = (
+        _region_texels(topology, ("eyes",), size),
+        _region_texels(topology, ("mouth", "teeth", "tongue"), size),
+    )
+    skin = 1 - torch.maximum(eyes, inside)
+    seen = seen * valid * (skin * face * (1 - eye) * (1 - mouth) + eyes * eye + inside * mouth)
     if not settings.enabled:
         return pad_islands(base, topology), seen
 
     shading = shading_map(vertices, light, topology, size).clamp(min=0.2)
     albedo = (rgb / shading).clamp(0, 1)
     k = max(1, round(size / 256))
-    weight = erode((seen > 0.5).to(seen), 2 * k + 1) * seen
+    weight = erode(((seen > 0.5) | (skin < 0.5)).to(seen), k) * seen
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), seen) * settings.strength
-    mirrored = weight.flip(-1) * (1 - weight) * settings.mirror
+    mirrored = weight.flip(-1) * (1 - weight) * settings.mirror * skin
     source = (albedo * weight + albedo.flip(-1) * mirrored) / (weight + mirrored).clamp(min=1e-6)
     weight = weight + mirrored
     source = torch.where(weight > 1e-3, source, base)
-    texture = laplacian_blend(source, base, weight, settings.levels).clamp(0, 1)
+    # islands are blended each on its own: what lies beyond their borders must not bleed in
+    texture = laplacian_blend(source, base, weight, settings.levels)
+    small = source * weight + base * (1 - weight)
+    texture = (texture * skin + small * (1 - skin)).clamp(0, 1)
     return pad_islands(texture, topology), seen

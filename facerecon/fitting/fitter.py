@@ -61,6 +61,8 @@ class Fitter:
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``release`` or ``uniform``.
         latent_prior: ``radius`` (paper) or ``geocross`` (release).
+        identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
+            photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
         start: noise and priors of stage 1. detail: the last, optional step.
 
@@ -78,12 +80,15 @@ class Fitter:
         photometric: str = "l1",
         landmark_weighting: str = "release",
         latent_prior: str = "radius",
+        identity_alignment: str = "photo",
         stages: Mapping[str, Any] | None = None,
         start: LandmarkStart | None = None,
         detail: DetailSettings | None = None,
     ) -> None:
         if photometric not in ("l1", "l2"):
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
+        if identity_alignment not in ("own", "photo"):
+            raise ConfigError(nearest_name(identity_alignment, ("own", "photo"), "identity alignment"))
         priors = {"radius": losses.radius_loss, "geocross": losses.geocross_loss}
         if latent_prior not in priors:
             raise ConfigError(nearest_name(latent_prior, priors, "latent prior"))
@@ -91,6 +96,7 @@ class Fitter:
         self.identity = identity if identity is not None else load_identity().to(model.mean.device)
         self.stages = stages_from_config(stages)
         self.photometric = photometric
+        self.identity_alignment = identity_alignment
         self.latent_prior = priors[latent_prior]
         self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
         self.start = start or LandmarkStart()
@@ -254,13 +260,19 @@ class Fitter:
         image = losses.composite(render, mask * photo.face_mask, photo.image)
         terms: dict[str, Tensor] = {}
         weights = stage.weights
-        if "lpips" in weights:
-            terms["lpips"] = self.perceptual(image, targets["lpips"])
+        own = self.identity_alignment == "own" and "pose" in stage.optimize
+        points = landmarks.detach() if own else photo.landmarks68
+        if not own and {"lpips", "id"} <= set(weights) and isinstance(self.perceptual, losses.FaceFeatureDistance):
+            features, embedding = self.identity.embed_with_features(image, points)  # one pass for both
+            terms["lpips"] = self.perceptual.distance(features, targets["lpips"])
+        else:
+            if "lpips" in weights:
+                terms["lpips"] = self.perceptual(image, targets["lpips"])
+            embedding = self.identity(image, points) if "id" in weights else None
+        if "id" in weights:
+            terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
         if "pix" in weights:
             terms["pix"] = losses.pixel_loss(render, photo.image, face.detach(), self.photometric)
-        if "id" in weights:
-            points = landmarks.detach() if "pose" in stage.optimize else photo.landmarks68
-            terms["id"] = losses.identity_loss(self.identity(image, points), targets["id"], self.identity.metric)
         if "reg_z" in weights:
             terms["reg_z"] = self.latent_prior(latent.codes)
         if "lm" in weights:

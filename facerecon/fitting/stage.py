@@ -53,7 +53,7 @@ class Stage:
         weights: {term: weight} of :data:`TERMS`; a term left out, or None, is not computed.
         sphere: keep the latent on its hypersphere after every step (stage 2).
         rampdown: share of the steps, at the end, over which the rate falls to 0 along a cosine.
-        rate_scale: {variable: factor} on the learning rate.
+        rate_scale: {variable: factor} on the learning rate, 1 where left out.
 
     Raises:
         ConfigError: an unknown variable or term (names the nearest), or a value out of range.
@@ -75,7 +75,7 @@ class Stage:
                 raise ConfigError(nearest_name(variable, VARIABLES, "variable to optimize"))
         object.__setattr__(self, "weights", _checked(f"{self.name}.weights", self.weights, TERMS, "loss term"))
         scales = _checked(f"{self.name}.rate_scale", self.rate_scale, VARIABLES, "variable")
-        object.__setattr__(self, "rate_scale", scales)
+        object.__setattr__(self, "rate_scale", dict.fromkeys(VARIABLES, 1.0) | scales)
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"stage {self.name}: steps must be an integer >= 0; got {self.steps!r}.")
         if not 0 <= self.rampdown <= 1:

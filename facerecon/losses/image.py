@@ -104,8 +104,11 @@ class FaceFeatureDistance(nn.Module):
 
     def forward(self, image: Tensor, prepared: tuple[list[Tensor], Tensor]) -> Tensor:
         """(B,) distances of ``image`` to the prepared target."""
-        target, landmarks = prepared
-        return _unit_feature_distance(self.features(image, landmarks), target)
+        return self.distance(self.features(image, prepared[1]), prepared)
+
+    def distance(self, features: list[Tensor], prepared: tuple[list[Tensor], Tensor]) -> Tensor:
+        """The same, of features that are already there."""
+        return _unit_feature_distance(features, prepared[0])
 
 
 class LPIPSDistance(nn.Module):
