@@ -27,6 +27,8 @@ SIZE = 1024
 MARGIN = 6 / SIZE
 STRIP = 0.092
 """Islands other than skin live below this v."""
+EAR = np.array([0.8, 7.1, 0.45])
+"""Middle of the left ear on the template; its folds deserve texels."""
 ATLAS_NAME = "makehuman_atlas.safetensors"
 SEAM_DEPTH = 0.2
 """The seam runs from behind the crown down the back: midline vertices with a smaller z (0.1 m)."""
@@ -182,7 +184,8 @@ def face_density(points: np.ndarray, nose: np.ndarray) -> np.ndarray:
     """Wanted texels per length, relative to the middle of the face: falls off smoothly towards the back."""
     offset = (points - nose) / np.array([1.0, 1.12, 1.1])
     distance = np.linalg.norm(offset, axis=-1)
-    return 0.12 + 0.88 / (1 + (distance / 0.92) ** 4)
+    from_ear = np.linalg.norm(points - EAR, axis=-1)
+    return 0.12 + 0.88 / (1 + (distance / 0.92) ** 4) + 0.35 * np.exp(-((from_ear / 0.3) ** 2))
 
 
 def opening_shape(rim: np.ndarray, scale: float, openness: float) -> np.ndarray:

@@ -33,7 +33,7 @@ from facerecon.morphable.regions import makehuman_regions
 
 __all__ = ["makehuman"]
 
-NUM_SAMPLES = 2400
+NUM_SAMPLES = 2000
 NUM_IDENTITY = 200
 EYE_DISTANCE = 0.62
 """Between the centres of the mean head's eyes (0.1 m): the size of an average adult."""
@@ -57,8 +57,9 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     fine = mh.refine(head, atlas["uvs"], atlas["uv_quads"].astype(np.int64))
     targets = mh.read_targets(source, base, head)
     heads = mh.sample_heads(head, targets, num_samples)
+    heads += mh.smooth_deformations(head.vertices, num_samples)
     heads = mh.align_heads(heads, heads.mean(axis=0), mh.alignment_weights(head))
-    mean, basis, variance = mh.principal_components(heads, head.mirror)
+    mean, basis, kept = mh.principal_components(heads, head.mirror, mh.component_weights(head), num_identity)
     expressions = mh.read_expressions(source, base, head)
 
     places = load_file(assets.shipped("makehuman_landmarks.safetensors"))
@@ -76,7 +77,7 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     regions = makehuman_regions(template[fine.faces].mean(axis=1), fine.part, mh.PARTS, *masks)
     arrays = {
         "mean": _packed((fine_mean - origin) * scale),
-        "identity_basis": np.ascontiguousarray(_refined(fine, basis[:num_identity]) * scale, dtype=np.float16),
+        "identity_basis": _packed(_refined(fine, basis) * scale, np.float16),
         "expression_basis": _packed(_refined(fine, expressions) * scale),
         "faces": fine.faces.astype(np.int32),
         "uvs": _packed(fine.uvs),
@@ -89,7 +90,6 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
         "mesh_point_barycentric": _packed(places["mesh_point_barycentric"]),
         **{f"region.{name}": rows.astype(np.uint8) for name, rows in regions.items()},
     }
-    kept = np.cumsum(variance)[:num_identity] / variance.sum()
     metadata = {
         "name": "makehuman",
         "expression_names": json.dumps(mh.ARKIT_NAMES),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sparse
 import torch
 from scipy.sparse.csgraph import connected_components
@@ -372,6 +373,16 @@ def _refine_quads(quads: np.ndarray, count: int) -> tuple[sparse.csr_matrix, np.
     return sparse.csr_matrix(matrix), quads_to_triangles(children.numpy())
 
 
+def _hold_rims(matrix: sparse.csr_matrix, quads: np.ndarray) -> sparse.csr_matrix:
+    """Leave the control vertices on chart borders where they are: smoothing a seam's end would fold it."""
+    edges = np.sort(np.stack([quads, np.roll(quads, -1, axis=1)], -1).reshape(-1, 2), axis=1)
+    edges, uses = np.unique(edges, axis=0, return_counts=True)
+    held = np.zeros(matrix.shape[0])
+    held[np.unique(edges[uses == 1])] = 1.0
+    identity = sparse.eye(*matrix.shape, format="csr")
+    return (sparse.diags(1 - held) @ matrix + sparse.diags(held) @ identity).tocsr()
+
+
 def refine(head: HeadMesh, atlas_uvs: np.ndarray, atlas_quads: np.ndarray) -> FineMesh:
     """Subdivide once, triangulate, and end the neck on the bust's curve, geometry and UVs together.
 
@@ -380,6 +391,7 @@ def refine(head: HeadMesh, atlas_uvs: np.ndarray, atlas_quads: np.ndarray) -> Fi
     """
     to_points, triangles = _refine_quads(head.quads, len(head.vertices))
     to_uvs, uv_triangles = _refine_quads(atlas_quads, len(atlas_uvs))
+    to_uvs = _hold_rims(to_uvs, atlas_quads)
     point_of_uv = np.zeros(to_uvs.shape[0], dtype=np.int64)
     point_of_uv[uv_triangles.ravel()] = triangles.ravel()
     points = np.asarray(to_points @ head.vertices)[point_of_uv]
@@ -441,10 +453,43 @@ _OPPOSITES = (
     ("-concave", "-convex"),
     ("-backward", "-forward"),
 )
-_SIGMA = {"asym": 0.10, "ears": 0.16, "neck": 0.12, "head": 0.17}
+_SIGMA = {"asym": 0.10, "ears": 0.16, "neck": 0.12, "head": 0.14, "forehead": 0.12}
 _SIGMA_DEFAULT = 0.17
 _SIDE_SIGMA = 0.04
 """Spread of a control, in units of its sculpted extreme; and of the difference between its left and right copies."""
+
+_CENTER = {
+    "nose-scale-depth-incr": 0.40,
+    "nose-septumangle-incr": 0.10,
+    "mouth-scale-vert-incr": -0.35,
+    "mouth-lowerlip-height-incr": -0.35,
+    "mouth-upperlip-height-incr": -0.15,
+    "head-back-scale-depth-incr": -0.40,
+    "head-fat-incr": -0.28,
+    "head-invertedtriangular": 0.12,
+    "head-scale-horiz-incr": 0.06,
+    "forehead-scale-vert-incr": -0.10,
+    "forehead-trans-forward": 0.30,
+}
+"""Means of the controls that are not 0: they bring the mean head to the proportions of an average adult (nose
+protrusion, lip height, head length, jaw width), which MakeHuman's own middle misses by 5 to 15 mm."""
+
+_SMOOTH_SCALES = ((0.45, 0.011), (0.18, 0.0045))
+"""(length, standard deviation), 0.1 m, of the free-form deformations added to every head."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One signed slider made of opposite targets.
+
+    Args:
+        name: of the positive target, without its side. folder: where it comes from.
+        copies: (low, high) rows of ``Targets.offsets``, one pair, or a left and a right one; low is -1 if one-sided.
+    """
+
+    name: str
+    folder: str
+    copies: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -454,14 +499,12 @@ class Targets:
     Args:
         macro: names of macro targets, e.g. "asian-female-old" and "universal-male-young-maxmuscle-minweight".
         macro_offsets: (M, n, 3).
-        controls: one (folder, ((low, high), ...)) a control; low and high are rows of ``offsets`` or -1, and a
-            control with a left and a right copy has two pairs.
-        offsets: (L, n, 3).
+        controls: of the local targets. offsets: (L, n, 3).
     """
 
     macro: tuple[str, ...]
     macro_offsets: np.ndarray
-    controls: tuple[tuple[str, tuple[tuple[int, int], ...]], ...]
+    controls: tuple[Control, ...]
     offsets: np.ndarray
 
 
@@ -502,9 +545,9 @@ def read_targets(source: Path, base: BaseMesh, head: HeadMesh) -> Targets:
                 low, high = row[name], row[other]
                 done.add(other)
         done.add(name)
-        stem = name[2:] if name[:2] in ("l-", "r-") else name
+        stem = names[high][2:] if name[:2] in ("l-", "r-") else names[high]
         pairs.setdefault(stem, []).append((low, high))
-    controls = tuple((folder_of[names[copies[0][1]]], tuple(copies)) for copies in pairs.values())
+    controls = tuple(Control(stem, folder_of[names[copies[0][1]]], tuple(copies)) for stem, copies in pairs.items())
     return Targets(macro, np.stack([load(path) for path in macro_paths]), controls, np.stack(offsets))
 
 
@@ -568,11 +611,10 @@ def sample_heads(head: HeadMesh, targets: Targets, count: int, seed: int = 0) ->
     weight = np.clip(rng.normal(0.5, 0.17, count), 0, 1)
     shape = macro_weights(targets.macro, age, male, ethnicity, muscle, weight) @ flat(targets.macro_offsets)
     local = np.zeros((count, len(targets.offsets)))
-    for folder, copies in targets.controls:
-        sigma = _SIGMA.get(folder, _SIGMA_DEFAULT)
-        both = rng.normal(0, sigma, count)
-        for low, high in copies:
-            value = both + (rng.normal(0, _SIDE_SIGMA, count) if len(copies) > 1 else 0.0)
+    for control in targets.controls:
+        both = rng.normal(_CENTER.get(control.name, 0.0), _SIGMA.get(control.folder, _SIGMA_DEFAULT), count)
+        for low, high in control.copies:
+            value = both + (rng.normal(0, _SIDE_SIGMA, count) if len(control.copies) > 1 else 0.0)
             value = np.clip(value, -1, 1)
             local[:, high] += np.maximum(value, 0)
             if low >= 0:
@@ -605,36 +647,44 @@ def align_heads(heads: np.ndarray, reference: np.ndarray, weights: np.ndarray) -
     return (moved @ rotation) * scale[:, None, None] + goal_center
 
 
-def principal_components(heads: np.ndarray, mirror: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def principal_components(
+    heads: np.ndarray, mirror: np.ndarray, weights: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and principal components of heads and their mirror images.
 
     With the mirror images in the sample every component is exactly symmetric or exactly antisymmetric, so the two
     halves are decomposed on their own and merged by variance.
 
     Args:
-        heads: (N, n, 3) aligned. mirror: (n,).
+        heads: (N, n, 3) aligned. mirror: (n,). weights: (n,), symmetric: components are principal, and coefficients
+            uncorrelated, in the metric that counts each vertex's squared displacement so often.
+        count: components wanted, at most N.
 
     Returns:
-        mean (n, 3), symmetric; basis (K, n, 3) in standard deviations, K <= 2 N; variances (K,), of all coordinates.
+        mean (n, 3), symmetric; basis (count, n, 3) in standard deviations, by falling variance; (count,) share of
+        the (weighted) variance that the first 1, 2, ... components keep.
     """
     flip = np.array([-1.0, 1.0, 1.0], dtype=heads.dtype)
     mirrored = heads[:, mirror] * flip
     even, odd = (heads + mirrored) / 2, (heads - mirrored) / 2
     mean = even.mean(axis=0, dtype=np.float64)
-    found = []
+    root = np.repeat(np.sqrt(weights / weights.mean()), 3).astype(heads.dtype)
+    variances, bases, total = [], [], 0.0
     for half in (flat(even - mean.astype(heads.dtype)), flat(odd)):
-        gram = half @ half.T
-        variance, weights = np.linalg.eigh(gram.astype(np.float64) / len(half))
-        keep = variance > variance[-1] * 1e-9
-        variance, weights = variance[keep][::-1], weights[:, keep][:, ::-1]
-        found.append((variance, (weights.T.astype(heads.dtype) @ half) / np.sqrt(len(half))))
-    variance = np.concatenate([found[0][0], found[1][0]])
-    basis = np.concatenate([found[0][1], found[1][1]])
-    order = np.argsort(-variance, kind="stable")
-    basis = basis[order].reshape(len(order), -1, 3)
-    peak = np.abs(flat(basis)).argmax(axis=1)
-    basis *= np.sign(flat(basis)[np.arange(len(basis)), peak])[:, None, None]
-    return mean, basis, variance[order]
+        weighted = half * root
+        gram = (weighted @ weighted.T).astype(np.float64) / len(half)
+        total += np.trace(gram)
+        variance, blend = scipy.linalg.eigh(
+            gram, subset_by_index=[len(gram) - min(count, len(gram) - 1), len(gram) - 1]
+        )
+        variances.append(variance)
+        bases.append((blend.T.astype(heads.dtype) @ half) / np.sqrt(len(half)))
+    variance, basis = np.concatenate(variances), np.concatenate(bases)
+    order = np.argsort(-variance, kind="stable")[:count]
+    basis = basis[order]
+    peak = np.abs(basis).argmax(axis=1)
+    basis *= np.sign(basis[np.arange(len(basis)), peak])[:, None]
+    return mean, basis.reshape(len(basis), -1, 3), np.cumsum(variance[order]) / total
 
 
 def read_expressions(source: Path, base: BaseMesh, head: HeadMesh) -> np.ndarray:
@@ -655,3 +705,36 @@ def alignment_weights(head: HeadMesh) -> np.ndarray:
     weights *= np.where(head.vertices[:, 2] > 0.6, 1.0, 0.25)
     weights[head.vertices[:, 1] < 6.3] = 0.0
     return weights
+
+
+def smooth_deformations(points: np.ndarray, count: int, seed: int = 1, num_waves: int = 256) -> np.ndarray:
+    """Draw smooth random displacement fields: a Gaussian process with a squared-exponential kernel at each scale.
+
+    The sculpted targets span what artists thought of; the process lets the basis follow what they did not (Luethi et
+    al. 2018, Gaussian process morphable models). Drawn by random Fourier features (Rahimi and Recht 2007), so that
+    points close in space, such as both lips or lid and eyeball, move together.
+
+    Args:
+        points: (n, 3), 0.1 m. count: number of fields. num_waves: features a scale.
+
+    Returns:
+        (count, n, 3) float32.
+    """
+    rng = np.random.default_rng(seed)
+    field = np.zeros((count, 3 * len(points)), dtype=np.float32)
+    for length, deviation in _SMOOTH_SCALES:
+        phase = points @ rng.normal(0, 1 / length, (3, num_waves)) + rng.uniform(0, 2 * np.pi, num_waves)
+        waves = (np.sqrt(2 / num_waves) * deviation * np.cos(phase)).astype(np.float32)
+        draws = rng.normal(size=(count * 3, num_waves)).astype(np.float32)
+        field += (draws @ waves.T).reshape(count, 3, -1).transpose(0, 2, 1).reshape(count, -1)
+    return field.reshape(count, -1, 3)
+
+
+def component_weights(head: HeadMesh) -> np.ndarray:
+    """(n,) weights of control vertices in the principal components: the face before ears, skull and neck."""
+    x, y, z = np.abs(head.vertices[:, 0]), head.vertices[:, 1], head.vertices[:, 2]
+    face = (z > 0.7) & (y > 6.1) & (y < 8.0) & (x < 0.75)
+    weights = np.where(face, 1.0, 0.12)
+    on_skin = np.zeros(len(weights), bool)
+    on_skin[np.unique(head.quads[head.part == 0])] = True
+    return np.where(on_skin, weights, 0.05)

@@ -294,24 +294,36 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
     )
 
 
-def _makehuman(num_identity: int | None) -> MorphableModel:
-    return read_face_model(assets.locate("makehuman"), num_identity)
+def _makehuman(num_identity: int | None, path: str | Path | None) -> MorphableModel:
+    return read_face_model(assets.locate("makehuman") if path is None else Path(path), num_identity)
 
 
-FACE_MODELS: dict[str, Callable[[int | None], MorphableModel]] = {"makehuman": _makehuman}
+def _ict(num_identity: int | None, path: str | Path | None) -> MorphableModel:
+    from facerecon.morphable.ict import load_ict
+
+    return load_ict(path, num_identity)
+
+
+FACE_MODELS: dict[str, Callable[[int | None, str | Path | None], MorphableModel]] = {
+    "makehuman": _makehuman,
+    "ict": _ict,
+}
 """Loaders by name."""
 
 
-def load_face_model(name: str = "makehuman", num_identity: int | None = 80) -> MorphableModel:
+def load_face_model(
+    name: str = "makehuman", num_identity: int | None = 80, path: str | Path | None = None
+) -> MorphableModel:
     """A head model from the cache, frozen, in eval mode.
 
     Args:
         name: key of :data:`FACE_MODELS`.
         num_identity: leading identity components to keep; None keeps all.
+        path: the model's own file or folder, where it is not in the cache.
 
     Raises:
         ConfigError: no model of that name, or more components than it has. AssetError: its file is not there yet.
     """
     if name not in FACE_MODELS:
         raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
-    return FACE_MODELS[name](num_identity).eval().requires_grad_(False)
+    return FACE_MODELS[name](num_identity, path).eval().requires_grad_(False)

@@ -1,0 +1,292 @@
+"""ICT-FaceKit Light (USC Institute for Creative Technologies, MIT licence) as a head model.
+
+Its identity modes come from light-stage scans, so it is a second, scan-based model: to fit with, and as ground truth
+that no fit was built from. Users get it by cloning https://github.com/ICT-VGL/ICT-FaceKit; :func:`load_ict` reads the
+clone's ``FaceXModel`` folder (157 OBJ files, about a minute) or one npz file with the same arrays.
+
+Vertices keep the source's numbers. Units become 0.1 m, and the origin is moved so that the face lies in the released
+camera's frame as the mean face of the alignment does. Only the eyeballs' outer shells are drawn; lashes, tear film and
+the other eye details are left out. Each of the source's UV tiles gets a place of its own in the unit square.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from facerecon import assets
+from facerecon.errors import AssetError, ConfigError
+from facerecon.morphable.model import MorphableModel
+from facerecon.types import MeshTopology
+
+__all__ = ["LANDMARKS", "load_ict"]
+
+LANDMARKS = (
+    *(1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088, 3443),
+    *(268, 493, 1914, 2044, 1401, 3615, 4240, 4114, 2734, 2509),
+    *(978, 4527, 4942, 4857, 1140, 2075, 1147, 4269, 3360),
+    *(1507, 1542, 1537, 1528, 1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732),
+    *(5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841),
+    *(5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966),
+)
+"""Vertices of the 68 Multi-PIE landmarks, as the source lists them."""
+
+_PARTS = {
+    "narrow": (0, 6706),
+    "face": (0, 9409),
+    "skin": (0, 11248),
+    "mouth_bag": (11248, 13294),
+    "sockets": (13294, 14062),
+    "gums": (14062, 17039),
+    "teeth": (17039, 21451),
+    "eye_left": (21451, 22221),
+    "eye_right": (23021, 23791),
+}
+"""Vertex ranges of what is drawn; the ones between are inner shells and eye details."""
+
+_KEPT = 23791
+_NUM_VERTICES = 26719
+_ORIGIN = (0.0, 0.08, -0.04)
+"""Added after the change of units: it brings the five alignment points to those of the released crops."""
+
+_TILES = {
+    # part of the mesh -> UV tile of the source, place (u, v) and side of it in the unit square
+    "face": (0, 0.0, 0.3, 0.7),
+    "head": (1, 0.7, 0.7, 0.3),
+    "gums": (2, 0.7, 0.4, 0.3),
+    "teeth": (3, 0.7, 0.1, 0.3),
+    "eye_left": (0, 0.0, 0.0, 0.3),
+    "eye_right": (0, 0.3, 0.0, 0.3),
+}
+
+
+def arkit_name(name: str) -> str:
+    """``browDown_L`` -> ``browDownLeft``; the unit that a pair makes in ARKit has no side."""
+    stem, _, side = name.partition("_")
+    if stem in ("browInnerUp", "cheekPuff"):
+        return stem
+    return stem + {"": "", "L": "Left", "R": "Right"}[side]
+
+
+def _read_obj(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices (V, 3), uvs (T, 2), faces and faces_uv (Q, 4), 0-based; -1 pads triangles."""
+    text = path.read_text()
+    vertices = np.array([line.split()[1:4] for line in re.findall(r"^v .*", text, re.M)], dtype=np.float32)
+    uvs = np.array([line.split()[1:3] for line in re.findall(r"^vt .*", text, re.M)], dtype=np.float32)
+    rows = [[corner.split("/") for corner in line.split()[1:]] for line in re.findall(r"^f .*", text, re.M)]
+    faces, faces_uv = (
+        np.array([[int(c[k]) - 1 for c in row] + [-1] * (4 - len(row)) for row in rows], dtype=np.int64).reshape(-1, 4)
+        for k in (0, 1)
+    )
+    return vertices, uvs, faces, faces_uv
+
+
+def _read_clone(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a clone's ``FaceXModel`` folder, under the names of the npz file."""
+    folder = folder / "FaceXModel" if (folder / "FaceXModel").is_dir() else folder
+    neutral = folder / "generic_neutral_mesh.obj"
+    if not neutral.is_file():
+        raise AssetError(f"{folder} has no generic_neutral_mesh.obj; give the FaceXModel folder of ICT-FaceKit.")
+    vertices, uv, faces, faces_uv = _read_obj(neutral)
+    shapes: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.obj")):
+        if path != neutral:
+            lines = re.findall(r"^v .*", path.read_text(), re.M)
+            shapes[path.stem] = np.array([line.split()[1:4] for line in lines], dtype=np.float32) - vertices
+    identity = [shapes.pop(name) for name in sorted(shapes) if re.fullmatch(r"identity\d+", name)]
+    if not identity or not shapes:
+        raise AssetError(f"{folder} lacks identity or expression shapes (*.obj); clone ICT-FaceKit again.")
+    return {
+        "vertices": vertices, "uv": uv, "faces": faces, "faces_uv": faces_uv,
+        "identity": np.stack(identity), "expression": np.stack(list(shapes.values())),
+        "expression_names": np.array(list(shapes)),
+    }  # fmt: skip
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    keys = ("vertices", "uv", "faces", "faces_uv", "identity", "expression", "expression_names")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise AssetError(
+            f"{path} is not an ICT-FaceKit npz file ({error}); expected arrays {', '.join(keys)}."
+        ) from None
+
+
+def _mirror(points: np.ndarray) -> np.ndarray:
+    """(V,) the nearest vertex to each mirrored one; the few without a mutual partner are paired among themselves."""
+    _, nearest = cKDTree(points).query(points * [-1, 1, 1])
+    alone = np.flatnonzero(nearest[nearest] != np.arange(len(points)))
+    open_rows = list(alone)
+    while open_rows:
+        row = open_rows.pop(0)
+        distance = np.linalg.norm(points[[row, *open_rows]] - points[row] * [-1, 1, 1], axis=1)
+        pick = int(distance.argmin())
+        partner = row if pick == 0 else open_rows.pop(pick - 1)
+        nearest[row], nearest[partner] = partner, row
+    return nearest
+
+
+def _triangles(quads: np.ndarray) -> np.ndarray:
+    """Quads (-1 pads triangles) -> triangles of the first corner's fan."""
+    second = quads[quads[:, 3] >= 0][:, [0, 2, 3]]
+    return np.concatenate([quads[:, :3], second])
+
+
+def _in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Whether points lie in a closed polygon (even-odd rule)."""
+    inside = np.zeros(len(x), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
+        crosses = (y0 > y) != (y1 > y)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+    return inside
+
+
+def _regions(vertices: np.ndarray, faces: np.ndarray) -> dict[str, np.ndarray]:
+    """Regions of triangles, by the source's vertex ranges and, within the skin, by place on the mean head (0.1 m)."""
+
+    def of(name: str) -> np.ndarray:
+        low, high = _PARTS[name]
+        return ((faces >= low) & (faces < high)).all(1)
+
+    center = vertices[faces].mean(1) - _ORIGIN
+    points = vertices[list(LANDMARKS)] - _ORIGIN
+    skin, eyes = of("skin"), of("eye_left") | of("eye_right")
+    lips = skin & _in_polygon(center[:, 0], center[:, 1], points[48:60, :2]) & (center[:, 2] > 0.95)
+    lids = np.zeros(len(faces), dtype=bool)
+    for eye in (points[36:42], points[42:48]):
+        middle, reach = eye.mean(0), np.abs(eye - eye.mean(0)).max(0)
+        near = ((center - middle) / [1.3 * reach[0], 2.6 * reach[1], 1.0])[:, :2]
+        lids |= of("narrow") & ((near**2).sum(1) < 1)
+    ears = skin & ~of("narrow") & (np.abs(center[:, 0]) > 0.73) & (np.abs(center[:, 1] - 0.15) < 0.5)
+    ears &= np.abs(center[:, 2] - 0.2) < 0.35
+    jaw_line = -0.78 + 0.75 * np.maximum(1.0 - center[:, 2], 0)  # from under the chin up to behind the ears
+    neck = skin & ~of("narrow") & ~ears & (center[:, 1] < np.minimum(jaw_line, -0.2))
+    mouth = of("mouth_bag") | of("gums") | of("teeth")
+    return {
+        "face": of("narrow") | eyes,
+        "skin": skin,
+        "eyes": eyes,
+        "sockets": of("sockets"),
+        "mouth": mouth,
+        "teeth": of("teeth"),
+        "lips": lips,
+        "lids": lids,
+        "ears": ears,
+        "neck": neck,
+        "scalp": skin & ~of("narrow") & ~ears & ~neck,
+    }
+
+
+def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None) -> MorphableModel:
+    """The head model of ICT-FaceKit's arrays.
+
+    Args:
+        arrays: vertices (26719, 3); uv (T, 2), one tile per unit of u; faces, faces_uv (Q, 4), -1 pads triangles;
+            identity (I, 26719, 3); expression (E, 26719, 3); expression_names (E,).
+        num_identity: leading identity modes to keep; None keeps all.
+
+    Raises:
+        AssetError: not these arrays. ConfigError: more modes than there are.
+    """
+    if arrays["vertices"].shape != (_NUM_VERTICES, 3):
+        raise AssetError(
+            f"expected the {_NUM_VERTICES} vertices of ICT-FaceKit Light; got {arrays['vertices'].shape}. "
+            "Use its FaceXModel."
+        )
+    available = len(arrays["identity"])
+    count = available if num_identity is None else num_identity
+    if not 0 <= count <= available:
+        raise ConfigError(f"num_identity must be 0..{available} for 'ict'; got {num_identity}.")
+    source = arrays["vertices"][:_KEPT].astype(np.float64)
+    vertices = source / 10 + np.array(_ORIGIN)
+
+    faces, uv_faces = _triangles(arrays["faces"]), _triangles(arrays["faces_uv"])
+    parts = ("skin", "mouth_bag", "sockets", "gums", "teeth", "eye_left", "eye_right")
+    part_of = np.full(_NUM_VERTICES, -1)
+    for index, name in enumerate(parts):
+        part_of[slice(*_PARTS[name])] = index
+    keep = (part_of[faces] >= 0).all(1)
+    faces, uv_faces = faces[keep].astype(np.int64), uv_faces[keep].astype(np.int64)
+    part = part_of[faces[:, 0]]
+
+    # one copy of a UV for each place that uses it, moved there
+    place = np.select(
+        [part == parts.index(name) for name in ("gums", "teeth", "eye_left", "eye_right")],
+        [list(_TILES).index(name) for name in ("gums", "teeth", "eye_left", "eye_right")],
+        np.floor(arrays["uv"][uv_faces[:, 0], 0]).astype(int),
+    )
+    keys, uv_corners = np.unique(np.stack([uv_faces, np.repeat(place[:, None], 3, 1)], -1).reshape(-1, 2),
+                                 axis=0, return_inverse=True)  # fmt: skip
+    table = np.array([_TILES[name] for name in _TILES])[keys[:, 1]]
+    uvs = (arrays["uv"][keys[:, 0]] - table[:, :1] * [1.0, 0.0]) * table[:, 3:] + table[:, 1:3]
+
+    names = [str(name) for name in arrays["expression_names"]]
+    units: dict[str, np.ndarray] = {}
+    for name, offsets in zip(names, arrays["expression"]):
+        if not name.startswith("PupilDilate"):
+            offsets = offsets[:_KEPT].astype(np.float32) / 10
+            units[arkit_name(name)] = units.get(arkit_name(name), 0) + offsets
+
+    # every landmark is a vertex: a face that has it, with all the weight on that corner
+    landmark_faces, landmark_weights = [], []
+    for vertex in LANDMARKS:
+        face, corner = (int(x[0]) for x in np.nonzero(faces == vertex))
+        landmark_faces.append(face)
+        landmark_weights.append(np.eye(3)[corner])
+    empty = torch.zeros(0, dtype=torch.int64)
+    topology = MeshTopology(
+        faces=torch.from_numpy(faces),
+        uvs=torch.from_numpy(uvs.astype(np.float32)),
+        uv_faces=torch.from_numpy(uv_corners.reshape(-1, 3).astype(np.int64)),
+        landmark_faces=torch.tensor(landmark_faces)[:, None],
+        landmark_barycentric=torch.from_numpy(np.array(landmark_weights, dtype=np.float32))[:, None],
+        mesh_points=empty,
+        mesh_point_faces=empty,
+        mesh_point_barycentric=torch.zeros(0, 3),
+        mirror=torch.from_numpy(_mirror(source).astype(np.int64)),
+        regions={name: torch.from_numpy(rows) for name, rows in _regions(vertices, faces).items()},
+        name="ict",
+    )
+    identity = arrays["identity"][:count, :_KEPT].astype(np.float32) / 10
+    return MorphableModel(
+        mean=torch.from_numpy(vertices.astype(np.float32)),
+        identity_basis=torch.from_numpy(identity),
+        expression_basis=torch.from_numpy(np.stack(list(units.values()))),
+        topology=topology,
+        name="ict",
+        expression_names=tuple(units),
+        expression_bounds=(0.0, 1.0),
+    )
+
+
+def load_ict(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:
+    """ICT-FaceKit Light, frozen, in eval mode.
+
+    Args:
+        path: an npz file with the arrays of :func:`ict_model`, or the clone of ICT-FaceKit; None looks for
+            ``ict_facekit_light.npz``, then ``ICT-FaceKit``, in the cache folder.
+        num_identity: leading identity modes to keep; None keeps all 100.
+
+    Raises:
+        AssetError: nothing is there, or it is something else. ConfigError: more modes than there are.
+    """
+    if path is None:
+        home = assets.home()
+        found = [home / name for name in ("ict_facekit_light.npz", "ICT-FaceKit") if (home / name).exists()]
+        path = found[0] if found else home / "ICT-FaceKit"
+    path = Path(path)
+    if not path.exists():
+        raise AssetError(
+            f"{path} does not exist; run: git clone https://github.com/ICT-VGL/ICT-FaceKit {json.dumps(str(path))}"
+        )
+    arrays = _read_clone(path) if path.is_dir() else _read_npz(path)
+    return ict_model(arrays, num_identity).eval().requires_grad_(False)
