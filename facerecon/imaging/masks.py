@@ -88,14 +88,18 @@ def dilate(mask: Tensor, radius: float) -> Tensor:
     if radius < 0:
         raise ConfigError(f"a radius must be at least 0; got {radius}. Use erode to shrink.")
     whole = int(radius)
-    padded = F.pad(mask, (0, 0, whole, whole), value=-math.inf)
-    result = None
-    height = mask.shape[2]
+    height, width = mask.shape[2:]
+    padded = F.pad(mask, (whole, whole, whole, whole), value=-math.inf)
+    rows: dict[int, list[int]] = {}  # half width of the disk -> its rows of that width
     for dy in range(-whole, whole + 1):
-        reach = int(math.sqrt(radius**2 - dy**2) + 1e-9)
-        rows = padded[:, :, whole + dy : whole + dy + height]
-        rows = F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
-        result = rows if result is None else torch.maximum(result, rows)
+        rows.setdefault(int(math.sqrt(radius**2 - dy**2) + 1e-9), []).append(dy)
+    result, widest = mask, padded.narrow(3, whole, width)
+    for reach in range(whole + 1):
+        if reach:
+            for shift in (-reach, reach):
+                widest = torch.maximum(widest, padded.narrow(3, whole + shift, width))
+        for dy in rows.get(reach, ()):
+            result = torch.maximum(result, widest.narrow(2, whole + dy, height))
     return result
 
 
