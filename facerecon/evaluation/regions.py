@@ -1,0 +1,349 @@
+"""Region-wise error of a head's shape against a true surface, in millimeters (Sec. 4.3, as in REALY).
+
+REALY (Chai et al., ECCV 2022) asks of four regions of the true face how far the prediction is from them, each after
+an alignment of its own, so that a wrong chin does not count as a wrong nose:
+
+1. the prediction is brought onto the truth by a similarity of seven landmarks (:data:`ALIGNMENT_LANDMARKS`);
+2. for each region, a rigid iterative-closest-point alignment (no scale) of true points to the nearest points of the
+   predicted surface, in which the region's landmarks together weigh as much as its points (a quarter for the cheek);
+3. the mean distance from the true points to the aligned predicted surface.
+
+Unlike REALY: distances are to the nearest point of the surface, without its non-rigid search for correspondences; and
+points count by the area around them, so that the density of the true mesh does not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from facerecon.errors import ConfigError, InputError, ShapeError, check_shape
+
+__all__ = [
+    "ALIGNMENT_LANDMARKS",
+    "REGION_LANDMARKS",
+    "Surface",
+    "face_regions",
+    "region_errors",
+]
+
+ALIGNMENT_LANDMARKS = (36, 39, 42, 45, 33, 48, 54)
+"""Eye corners, base of the nose, mouth corners: the global alignment."""
+
+REGION_LANDMARKS = {
+    "nose": tuple(range(27, 36)),
+    "mouth": tuple(range(48, 60)),
+    "forehead": tuple(range(17, 27)),
+    "cheek": (31, 35, 36, 45, 48, 54),
+}
+"""68 landmarks that hold each region in place while it is aligned."""
+
+KEYPOINT_WEIGHT = {"cheek": 0.25}
+"""Weight of a region's landmarks, all together, relative to all its points; 1 where nothing is said."""
+
+MILLIMETERS = 100.0
+"""One world unit is 0.1 m."""
+
+
+def _array(name: str, value: Any, pattern: str) -> NDArray:
+    """A tensor or array-like as float64 (or int64 for faces), its shape checked."""
+    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    check_shape(name, array, pattern)
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64, copy=False)
+
+
+def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
+    """Closest point of a triangle to a point, for N pairs.
+
+    Args:
+        points: (N, 3). corners: (N, 3, 3); degenerate triangles (a line, a point) are allowed.
+
+    Returns:
+        (N, 3).
+    """
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    best, best_square = None, None
+    for start, end in ((a, b), (b, c), (c, a)):
+        along = end - start
+        length = np.einsum("nk,nk->n", along, along)
+        share = np.einsum("nk,nk->n", points - start, along) / np.where(length > 0, length, 1.0)
+        place = start + np.clip(share, 0, 1)[:, None] * along
+        square = ((place - points) ** 2).sum(1)
+        if best is None:
+            best, best_square = place, square
+        else:
+            nearer = square < best_square
+            best, best_square = np.where(nearer[:, None], place, best), np.where(nearer, square, best_square)
+    # inside the triangle the foot of the perpendicular is closer than any edge
+    one, two, offset = b - a, c - a, points - a
+    d11, d12, d22 = (np.einsum("nk,nk->n", x, y) for x, y in ((one, one), (one, two), (two, two)))
+    p1, p2 = np.einsum("nk,nk->n", offset, one), np.einsum("nk,nk->n", offset, two)
+    area = d11 * d22 - d12 * d12
+    flat = area <= 1e-14 * d11 * d22
+    safe = np.where(flat, 1.0, area)
+    u, v = (d22 * p1 - d12 * p2) / safe, (d11 * p2 - d12 * p1) / safe
+    inside = (u >= 0) & (v >= 0) & (u + v <= 1) & ~flat
+    return np.where(inside[:, None], a + u[:, None] * one + v[:, None] * two, best)
+
+
+class Surface:
+    """A triangle mesh that finds its point nearest to a given one.
+
+    Args:
+        vertices: (V, 3). faces: (F, 3) int.
+
+    Raises:
+        InputError: there is no face, or a vertex that is used is not finite.
+    """
+
+    def __init__(self, vertices: ArrayLike, faces: ArrayLike) -> None:
+        vertices, faces = _array("vertices", vertices, "V 3"), _array("faces", faces, "F 3")
+        if len(faces) == 0:
+            raise InputError("a surface needs at least one face; got 0. Give the faces of the head mesh.")
+        self.corners = vertices[faces]
+        if not np.isfinite(self.corners).all():
+            raise InputError("a surface needs finite vertices; got NaN or infinity. Check the fit that made them.")
+        self.centers = self.corners.mean(1)
+        radius = np.linalg.norm(self.corners - self.centers[:, None], axis=2).max(1)
+        self.tree = cKDTree(self.centers)
+        # triangles by size: a triangle can only be nearest if its center is within (bound + radius) of the point
+        size = np.ceil(np.log2(np.maximum(radius, radius.max() * 1e-6)))
+        self.sizes = []
+        for level in np.unique(size):
+            ids = np.flatnonzero(size == level)
+            self.sizes.append((ids, cKDTree(self.centers[ids]), radius[ids].max()))
+
+    def near(self, points: NDArray, candidates: int = 12) -> NDArray:
+        """Nearest point among the triangles with the nearest centers: quick, seldom off by a neighbor; (N, 3)."""
+        count = min(candidates, len(self.centers))
+        _, ids = self.tree.query(points, k=count)
+        ids = ids.reshape(len(points), count)
+        places = closest_on_triangles(np.repeat(points, count, 0), self.corners[ids.ravel()]).reshape(-1, count, 3)
+        pick = ((places - points[:, None]) ** 2).sum(2).argmin(1)
+        return places[np.arange(len(points)), pick]
+
+    def nearest(self, points: ArrayLike) -> NDArray:
+        """Exact nearest point of the surface to each of (N, 3) points; (N, 3)."""
+        points = _array("points", points, "N 3")
+        best = self.near(points)
+        bound = np.linalg.norm(best - points, axis=1)
+        for ids, tree, radius in self.sizes:
+            found = tree.query_ball_point(points, (bound + radius) * (1 + 1e-9))
+            counts = np.array([len(row) for row in found])
+            if counts.sum() == 0:
+                continue
+            rows = np.repeat(np.arange(len(points)), counts)
+            triangles = ids[np.concatenate([np.asarray(row, dtype=np.int64) for row in found if row])]
+            places = closest_on_triangles(points[rows], self.corners[triangles])
+            distance = np.linalg.norm(places - points[rows], axis=1)
+            order = np.lexsort((distance, rows))
+            first = order[np.unique(rows[order], return_index=True)[1]]
+            nearer = first[distance[first] < bound[rows[first]]]
+            best[rows[nearer]], bound[rows[nearer]] = places[nearer], distance[nearer]
+        return best
+
+    def distance(self, points: ArrayLike) -> NDArray:
+        """Exact distance of each of (N, 3) points to the surface; (N,)."""
+        points = _array("points", points, "N 3")
+        return np.linalg.norm(self.nearest(points) - points, axis=1)
+
+
+def _similarity(source: NDArray, target: NDArray, weights: NDArray, with_scale: bool) -> tuple[float, NDArray, NDArray]:
+    """Umeyama's ``target = scale * rotation @ source + translation``, in float64 numpy."""
+    weights = weights / weights.sum()
+    source_mean, target_mean = weights @ source, weights @ target
+    moved, goal = source - source_mean, target - target_mean
+    u, spread, vh = np.linalg.svd((goal * weights[:, None]).T @ moved)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vh))])
+    rotation = (u * sign) @ vh
+    scale = float(spread @ sign / (weights @ (moved**2).sum(1))) if with_scale else 1.0
+    return scale, rotation, target_mean - scale * rotation @ source_mean
+
+
+def vertex_areas(vertices: NDArray, faces: NDArray) -> NDArray:
+    """A third of the area of the faces around each vertex; (V,)."""
+    corners = vertices[faces]
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 6
+    return np.bincount(faces.ravel(), np.repeat(area, 3), len(vertices))
+
+
+def align_region(
+    surface: Surface,
+    points: NDArray,
+    weights: NDArray,
+    predicted_keypoints: NDArray,
+    true_keypoints: NDArray,
+    keypoint_weight: float,
+    iterations: int = 60,
+    tolerance: float = 1e-6,
+    most_points: int = 800,
+) -> tuple[NDArray, NDArray]:
+    """Rigid ICP: the motion of true points onto a predicted surface (the inverse of moving the prediction).
+
+    Args:
+        surface: the predicted one. points: (N, 3) of the true region. weights: (N,), areas.
+        predicted_keypoints, true_keypoints: (K, 3); K may be 0. keypoint_weight: of all of them, relative to points.
+        iterations: at most so many. tolerance: stop when the root mean square gains less, world units.
+        most_points: so many of the points, chosen at random, drive the alignment.
+
+    Returns:
+        rotation (3, 3) and translation (3,): ``points @ rotation.T + translation``.
+    """
+    if len(points) > most_points:
+        some = np.random.default_rng(0).choice(len(points), most_points, replace=False)
+        points, weights = points[some], weights[some]
+    weights = weights / weights.sum()
+    count = len(true_keypoints)
+    if count and keypoint_weight:
+        weights = np.concatenate([weights, np.full(count, keypoint_weight / count)])
+    else:
+        predicted_keypoints = true_keypoints = np.zeros((0, 3))
+    source = np.concatenate([points, true_keypoints])
+    rotation, translation, before = np.eye(3), np.zeros(3), np.inf
+    for _ in range(iterations):
+        moved = source @ rotation.T + translation
+        goal = np.concatenate([surface.near(moved[: len(points)]), predicted_keypoints])
+        error = np.sqrt(weights @ ((goal - moved) ** 2).sum(1) / weights.sum())
+        if before - error < tolerance:
+            break
+        before = error
+        _, rotation, translation = _similarity(source, goal, weights, with_scale=False)
+    return rotation, translation
+
+
+def region_errors(
+    predicted_vertices: ArrayLike,
+    predicted_faces: ArrayLike,
+    predicted_landmarks: ArrayLike,
+    true_vertices: ArrayLike,
+    true_faces: ArrayLike,
+    true_landmarks: ArrayLike,
+    true_regions: dict[str, ArrayLike],
+    iterations: int = 60,
+) -> dict[str, float]:
+    """Mean distance of each region of the true head to the predicted surface, after alignment, in millimeters.
+
+    Args:
+        predicted_vertices: (V, 3), any similarity of the world's frame. predicted_faces: (F, 3).
+        predicted_landmarks: (68, 3), on the prediction.
+        true_vertices: (W, 3), world units (0.1 m). true_faces: (G, 3). true_landmarks: (68, 3).
+        true_regions: {name: (W,) bool}, vertices of the true head; see :func:`face_regions`. Landmarks of the names
+            of :data:`REGION_LANDMARKS` hold their region in place; other regions are aligned by their surface only.
+        iterations: of the region-wise alignment, at most.
+
+    Returns:
+        {name: mm}.
+
+    Raises:
+        ShapeError: arrays do not fit. InputError: an empty region, or numbers that are not finite.
+    """
+    predicted = _array("predicted_vertices", predicted_vertices, "V 3")
+    predicted_points = _array("predicted_landmarks", predicted_landmarks, "68 3")
+    truth, true_faces = _array("true_vertices", true_vertices, "W 3"), _array("true_faces", true_faces, "G 3")
+    true_points = _array("true_landmarks", true_landmarks, "68 3")
+    for name, array in (("predicted", predicted_points), ("true", true_points), ("true", truth)):
+        if not np.isfinite(array).all():
+            raise InputError(f"the {name} head has points that are not finite. Check the fit that made them.")
+
+    seven = list(ALIGNMENT_LANDMARKS)
+    scale, rotation, translation = _similarity(predicted_points[seven], true_points[seven], np.ones(len(seven)), True)
+    predicted, predicted_points = (scale * x @ rotation.T + translation for x in (predicted, predicted_points))
+    surface = Surface(predicted, predicted_faces)
+    areas = vertex_areas(truth, true_faces)
+
+    errors = {}
+    for name, mask in true_regions.items():
+        mask = mask.detach().cpu().numpy() if hasattr(mask, "detach") else np.asarray(mask)
+        if mask.shape != (len(truth),) or mask.dtype != bool:
+            raise ShapeError(f"region '{name}' must be ({len(truth)},) bool, one a true vertex; got {mask.shape}.")
+        mask = mask & (areas > 0)
+        if not mask.any():
+            raise InputError(f"region '{name}' has no vertex with a face around it; choose it on the true head.")
+        points, weights = truth[mask], areas[mask] / areas[mask].sum()
+        keys = list(REGION_LANDMARKS.get(name, ()))
+        turn, shift = align_region(
+            surface,
+            points,
+            weights,
+            predicted_points[keys],
+            true_points[keys],
+            KEYPOINT_WEIGHT.get(name, 1.0),
+            iterations,
+        )
+        errors[name] = float(weights @ surface.distance(points @ turn.T + shift)) * MILLIMETERS
+    return errors
+
+
+def _between(value: NDArray, places: ArrayLike, widths: ArrayLike) -> NDArray:
+    """Piecewise linear function of ``value``; places need not be sorted."""
+    order = np.argsort(places)
+    return np.interp(value, np.asarray(places)[order], np.asarray(widths)[order])
+
+
+def face_regions(
+    vertices: ArrayLike, landmarks: ArrayLike, skin: ArrayLike | None = None, normals: ArrayLike | None = None
+) -> dict[str, NDArray]:
+    """REALY's four regions on any head with 68 landmarks, as masks of its vertices.
+
+    The head is looked at from the front: x along the line of the eye corners, y up in the plane of eyes and mouth
+    corners, d the distance between the outer eye corners. Then
+
+    * nose: between the inner eye corners' height and the base of the nose, as wide as 0.18 d at the top and
+      1.25 times the alae below;
+    * mouth: an ellipse around both lips, a third wider and halfway to the base of the nose and to the chin;
+    * forehead: the brows and above, up to 0.55 d higher, no wider than the brows;
+    * cheek: below the lower lids and above the mouth corners, outside of the nose, inside of 0.92 of the jaw's width.
+
+    Args:
+        vertices: (V, 3), neutral, roughly upright and looking at +z.
+        landmarks: (68, 3).
+        skin: (V,) bool, the vertices that may be chosen (no eyeballs, teeth or mouth bag); all if left out.
+        normals: (V, 3); if given, vertices that look sideways or back (normal z below 0.1) are left out.
+
+    Returns:
+        {"nose", "mouth", "forehead", "cheek": (V,) bool}; no vertex is in two of them.
+    """
+    vertices, points = _array("vertices", vertices, "V 3"), _array("landmarks", landmarks, "68 3")
+    across = points[[42, 45]].mean(0) - points[[36, 39]].mean(0)
+    across /= np.linalg.norm(across)
+    up = points[[36, 45]].mean(0) - points[[48, 54]].mean(0)
+    up -= up @ across * across
+    up /= np.linalg.norm(up)
+    middle = points[[36, 45]].mean(0)
+    x, y = (vertices - middle) @ across, (vertices - middle) @ up
+    px, py = (points - middle) @ across, (points - middle) @ up
+    size = px[45] - px[36]
+    front = (vertices - middle) @ np.cross(across, up)
+    may = np.ones(len(vertices), bool) if skin is None else np.asarray(skin).astype(bool).copy()
+    # the back of the head projects into the face, too
+    may &= front > -0.75 * size
+    if normals is not None:
+        may &= _array("normals", normals, "V 3") @ np.cross(across, up) > 0.1
+
+    alae = 1.25 * (px[35] - px[31]) / 2
+    base = py[33] - 0.05 * size
+    inner = (py[39] + py[42]) / 2
+    bridge = _between(y, [base, py[30], inner], [alae, alae, 0.09 * size])
+    nose = may & (y > base) & (y < inner) & (np.abs(x) < bridge)
+
+    top, bottom = (py[33] + py[51]) / 2, (py[57] + py[8]) / 2
+    half_width, half_height = 1.33 * (px[54] - px[48]) / 2, (top - bottom) / 2
+    mouth = may & ~nose & ((x / half_width) ** 2 + ((y - (top + bottom) / 2) / half_height) ** 2 < 1)
+
+    brow = _between(x, px[17:27], py[17:27])
+    forehead = may & (y > brow - 0.05 * size) & (y < brow + 0.55 * size) & (x > px[17]) & (x < px[26])
+
+    lids = [36, 41, 40, 39, 42, 47, 46, 45]
+    lid = _between(x, px[lids], py[lids]) - 0.10 * size
+    right, left = (_between(y, py[jaw], px[jaw]) for jaw in (list(range(0, 9)), list(range(8, 17))))
+    cheek = may & ~nose & ~mouth & (y < lid) & (y > py[[48, 54]].mean()) & (x > 0.92 * right) & (x < 0.92 * left)
+    cheek &= np.abs(x) > np.where(y > base, bridge, alae)
+
+    regions = {"nose": nose, "mouth": mouth, "forehead": forehead, "cheek": cheek}
+    for name, mask in regions.items():
+        if not mask.any():
+            raise ConfigError(f"the head has no vertex in region '{name}'; check the order and frame of its landmarks.")
+    return regions

@@ -1,0 +1,174 @@
+"""Region-wise shape error, against closed forms and a brute-force nearest point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerecon.errors import InputError, ShapeError
+from facerecon.evaluation.regions import Surface, closest_on_triangles, face_regions, region_errors, vertex_areas
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.geometry.rotation import euler_to_matrix
+
+
+def grid(count: int, height: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """A square [-1, 1]^2 of count x count vertices, at a height, and its triangles."""
+    y, x = np.meshgrid(np.linspace(-1, 1, count), np.linspace(-1, 1, count), indexing="ij")
+    vertices = np.stack([x, y, np.broadcast_to(height, x.shape)], -1).reshape(-1, 3)
+    a = (np.arange(count - 1)[:, None] * count + np.arange(count - 1)).ravel()
+    quads = np.stack([a, a + 1, a + count + 1, a + count], 1)
+    return vertices, np.concatenate([quads[:, :3], quads[:, [0, 2, 3]]])
+
+
+def landmarks_on_plane() -> np.ndarray:
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (68, 3))
+    return points * [1, 1, 0]
+
+
+def dense_nearest(point: np.ndarray, corners: np.ndarray, steps: int = 200) -> float:
+    """Distance to a triangle by looking at many points of it."""
+    u, v = np.meshgrid(np.linspace(0, 1, steps), np.linspace(0, 1, steps))
+    u, v = u[u + v <= 1], v[u + v <= 1]
+    places = corners[0] + u[:, None] * (corners[1] - corners[0]) + v[:, None] * (corners[2] - corners[0])
+    return float(np.linalg.norm(places - point, axis=1).min())
+
+
+def test_closest_point_of_a_triangle() -> None:
+    rng = np.random.default_rng(1)
+    points, corners = rng.normal(size=(60, 3)), rng.normal(size=(60, 3, 3))
+    corners[0, 2] = corners[0, 1]  # a segment
+    corners[1, 1:] = corners[1, 0]  # a point
+    distance = np.linalg.norm(closest_on_triangles(points, corners) - points, axis=1)
+    expected = [dense_nearest(p, c) for p, c in zip(points, corners)]
+    assert np.all(distance <= np.array(expected) + 1e-12)
+    assert np.abs(distance - expected).max() < 0.02
+    corner, edge, inside = np.array([[-1.0, -2, 0], [0.5, -3, 0], [0.2, 0.3, 4]])
+    triangle = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    places = closest_on_triangles(np.stack([corner, edge, inside]), np.stack([triangle] * 3))
+    assert np.allclose(places, [[0, 0, 0], [0.5, 0, 0], [0.2, 0.3, 0]])
+
+
+def test_surface_distance_is_exact_with_triangles_of_all_sizes() -> None:
+    rng = np.random.default_rng(2)
+    vertices = rng.normal(size=(300, 3))
+    faces = rng.integers(0, 300, (150, 3))
+    vertices[:100] *= 0.01  # tiny triangles beside long ones
+    faces[:60] = rng.integers(0, 100, (60, 3))
+    points = rng.normal(size=(80, 3))
+    pairs = closest_on_triangles(np.repeat(points, 150, 0), np.tile(vertices[faces], (80, 1, 1)))
+    expected = np.linalg.norm(pairs - np.repeat(points, 150, 0), axis=1).reshape(80, 150).min(1)
+    assert np.allclose(Surface(vertices, faces).distance(points), expected, atol=1e-12)
+
+
+def test_a_checkered_plane_is_as_far_as_its_height() -> None:
+    # true points stand alternately h above and h below the predicted plane: no rigid motion helps, the mean is h
+    count, height = 41, 0.03
+    sign = (-1.0) ** np.add.outer(np.arange(count), np.arange(count))
+    truth, faces = grid(count, sign * height)
+    plane, plane_faces = grid(5)
+    plane *= [3, 3, 1]
+    points = landmarks_on_plane()
+    inner = np.abs(truth[:, :2]).max(1) < 0.8
+    errors = region_errors(plane, plane_faces, points, truth, faces, points, {"patch": inner})
+    assert errors["patch"] == pytest.approx(100 * height, rel=0.02)
+
+
+def test_a_sphere_inside_a_shell_is_as_far_as_the_radii_differ() -> None:
+    # landmarks agree, surfaces are concentric spheres of radius 1 and 1.05: 0.05 units are 5 mm
+    count = 60
+    polar, turn = np.meshgrid(np.linspace(0, np.pi, count), np.linspace(0, 2 * np.pi, count), indexing="ij")
+    sphere = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1).reshape(-1, 3)
+    faces = grid(count)[1]
+    points = np.random.default_rng(3).normal(size=(68, 3))
+    all_of_it = {"all": np.ones(len(sphere), bool)}
+    errors = region_errors(1.05 * sphere, faces, points, sphere, faces, points, all_of_it)
+    assert errors["all"] == pytest.approx(5.0, rel=0.03)  # facets of the spheres
+    # but a sphere of another size with landmarks to match is the same shape
+    same = region_errors(1.05 * sphere, faces, 1.05 * points, sphere, faces, points, all_of_it)
+    assert same["all"] < 0.01
+
+
+def test_density_of_the_true_mesh_does_not_count() -> None:
+    # half of the truth lies on the plane; the other, of nine times the vertices, is now 4 mm above it, now below
+    calm, calm_faces = grid(13)
+    rough, rough_faces = grid(39, 0.04 * (-1.0) ** np.add.outer(np.arange(39), np.arange(39)))
+    truth = np.concatenate([calm + [-1, 0, 0], rough * [1, 1, 0] + [1, 0, 0]])
+    areas = vertex_areas(truth, np.concatenate([calm_faces, rough_faces + len(calm)]))
+    assert areas[: len(calm)].sum() == pytest.approx(4) and areas[len(calm) :].sum() == pytest.approx(4)
+    truth[len(calm) :, 2] = rough[:, 2]
+    faces = np.concatenate([calm_faces, rough_faces + len(calm)])
+    area = vertex_areas(truth, faces)  # a rough surface has more of it
+    share = area[len(calm) :].sum() / area.sum()
+    plane, plane_faces = grid(3)
+    points = np.random.default_rng(0).uniform(-1, 1, (68, 3)) * [1, 1, 0]
+    errors = region_errors(
+        plane * [4, 4, 1], plane_faces, points, truth, faces, points, {"all": np.ones(len(truth), bool)}
+    )
+    assert errors["all"] == pytest.approx(4.0 * share, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def heads(reference: Path) -> dict:
+    from facerecon.morphable import load_face_model
+
+    model = load_face_model("ict", num_identity=30, path=reference / "ict" / "ict_facekit_light.npz")
+    shape = model.shape(model.sample(torch.Generator().manual_seed(0), 1))[0]
+    points = model.landmarks3d(shape[None])[0]
+    mean_points = model.landmarks3d(model.mean[None])[0]
+    normals = vertex_normals(model.mean[None], model.topology.faces)[0]
+    regions = face_regions(model.mean, mean_points, torch.arange(model.num_vertices) < 6706, normals)
+    return {"model": model, "shape": shape, "points": points, "mean_points": mean_points, "regions": regions}
+
+
+def test_perfect_prediction_has_no_error_whatever_its_frame(heads: dict) -> None:
+    faces, shape, points = heads["model"].topology.faces, heads["shape"], heads["points"]
+    turn = euler_to_matrix(torch.tensor([[0.3, -0.8, 0.2]]))[0]
+    moved, moved_points = (2.5 * x @ turn.T + torch.tensor([3.0, -1.0, 4.0]) for x in (shape, points))
+    errors = region_errors(moved, faces, moved_points, shape, faces, points, heads["regions"])
+    assert max(errors.values()) < 1e-3
+
+
+def test_error_grows_with_the_difference_of_heads(heads: dict) -> None:
+    model, faces = heads["model"], heads["model"].topology.faces
+
+    def errors(share: float) -> dict[str, float]:
+        between, points = (
+            share * a + (1 - share) * b
+            for a, b in ((heads["shape"], model.mean), (heads["points"], heads["mean_points"]))
+        )
+        return region_errors(between, faces, points, heads["shape"], faces, heads["points"], heads["regions"])
+
+    mean, half = errors(0.0), errors(0.5)
+    for name in ("nose", "mouth", "forehead", "cheek"):
+        assert 0.3 < mean[name] < 6.0
+        assert half[name] == pytest.approx(mean[name] / 2, rel=0.3)
+
+
+def test_regions_of_a_face(heads: dict) -> None:
+    regions, mean = heads["regions"], heads["model"].mean.numpy()
+    total = np.sum([mask.astype(int) for mask in regions.values()], 0)
+    assert total.max() == 1
+    points = heads["mean_points"].numpy()
+    landmark = {name: {int(np.abs(mean - p).sum(1).argmin()) for p in points[rows]} for name, rows in
+                {"nose": [28, 29, 30, 33], "mouth": [48, 51, 54, 57]}.items()}  # fmt: skip
+    for name, vertices in landmark.items():
+        assert all(regions[name][v] for v in vertices), name
+    height = {name: mean[mask, 1].mean() for name, mask in regions.items()}
+    assert height["mouth"] < height["cheek"] < height["forehead"] and height["mouth"] < height["nose"]
+    for mask in regions.values():  # as much left as right
+        assert abs(mean[mask, 0].mean()) < 0.02
+
+
+def test_bad_input_is_one_line(heads: dict) -> None:
+    faces, shape, points = heads["model"].topology.faces, heads["shape"], heads["points"]
+    with pytest.raises(ShapeError, match="predicted_landmarks"):
+        region_errors(shape, faces, points[:60], shape, faces, points, heads["regions"])
+    with pytest.raises(InputError, match="not finite"):
+        region_errors(shape, faces, points * float("nan"), shape, faces, points, heads["regions"])
+    with pytest.raises(ShapeError, match="region 'nose'"):
+        region_errors(shape, faces, points, shape, faces, points, {"nose": np.ones(3, bool)})
+    with pytest.raises(InputError, match="no vertex"):
+        region_errors(shape, faces, points, shape, faces, points, {"nose": np.zeros(len(shape), bool)})
