@@ -64,7 +64,7 @@ def main(config: Any) -> int:
     logger = _logger(config)
     print(
         f"{len(pending)} photo(s), face model {config.face_model}, decoder {config.decoder}, "
-        f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, identity {config.pack.identity}, {device}; "
+        f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
         f"models loaded in {time.perf_counter() - started:.1f} s"
     )
     if config.perceptual == "face_features":
@@ -112,9 +112,8 @@ def main(config: Any) -> int:
         write_index(folder.path / "index.html", panels, folder.failures())
     for path, message in failed.items():
         print(f"error: {message}" if len(paths) == 1 else f"failed: {path}: {message}", file=sys.stderr)
-    print(
-        f"{written} face(s) written to {folder.path}, {len(failed)} photo(s) failed, {time.perf_counter() - started:.1f} s"
-    )
+    seconds = time.perf_counter() - started
+    print(f"{written} face(s) written to {folder.path}, {len(failed)} photo(s) failed, {seconds:.1f} s")
     if failed and len(paths) == 1:
         return 2
     if failed and not written:

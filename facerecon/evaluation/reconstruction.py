@@ -49,7 +49,5 @@ def reconstruction_metrics(
         "nme": losses.normalized_mean_error(points, photo.landmarks68),
     }
     if judge is not None:
-        figures["identity"] = losses.identity_similarity(
-            judge(image, photo.landmarks68), judge(photo.image, photo.landmarks68)
-        )
+        figures["identity"] = losses.identity_similarity(judge(image, photo.landmarks68), photo.judge)
     return figures, image

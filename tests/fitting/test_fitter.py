@@ -1,0 +1,149 @@
+"""The stages on a real photo: they descend, keep their constraints, and treat faces of a batch independently."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from facerecon.fitting import DetailSettings, Fitter, fit_landmarks, fit_light
+from facerecon.geometry.camera import project
+from facerecon.geometry.lighting import sh_basis
+from facerecon.morphable import load_face_model
+from facerecon.render import Renderer
+from facerecon.types import Camera, FaceParams, Observation, SHLight
+
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
+SHORT = {"texture": {"steps": 6}, "joint": {"steps": 8}}
+
+
+@pytest.fixture(scope="module")
+def model(request):
+    from facerecon import assets
+    from facerecon.errors import AssetError
+
+    try:
+        assets.locate("makehuman")
+        assets.locate("identity128")
+    except AssetError as error:
+        pytest.skip(str(error))
+    return load_face_model("makehuman", num_identity=40)
+
+
+@pytest.fixture(scope="module")
+def photos(model) -> Observation:
+    """The sample photo and its mirror image."""
+    from facerecon.imaging.files import read_image
+    from facerecon.perception import observe
+
+    image = read_image(SAMPLE)
+    return Observation.cat([observe(image), observe(image.flip(-1))])
+
+
+@pytest.fixture(scope="module")
+def fitter(model) -> Fitter:
+    from facerecon.stylegan.decoder import load_decoder
+
+    return Fitter(model, load_decoder("linear"), Renderer(224), stages=SHORT, detail=DetailSettings(size=256))
+
+
+@pytest.fixture(scope="module")
+def fitted(fitter, photos):
+    return fitter(photos)
+
+
+def test_landmark_fit_recovers_known_parameters(model) -> None:
+    torch.manual_seed(1)
+    true = FaceParams(
+        identity=0.8 * torch.randn(3, model.num_identity),
+        expression=torch.zeros(3, model.num_expression),
+        albedo=torch.zeros(3, 0),
+        rotation=torch.tensor([[0.1, 0.3, -0.05], [-0.2, -0.5, 0.1], [0.0, 0.8, 0.0]]),
+        translation=torch.tensor([[0.1, 0.0, 0.2], [-0.2, 0.1, -0.3], [0.0, 0.0, 0.0]]),
+        light=SHLight.ambient(3),
+    )
+    jaw = model.expression_names.index("jawOpen")
+    true.expression[:, jaw] = torch.tensor([0.0, 0.5, 0.2])
+    camera = Camera.deep3d(batch=3)
+    vertices = model(true)
+    target = project(camera, model.landmarks3d(vertices, camera))[..., :2]
+    found = fit_landmarks(model, target, camera)
+    points = project(camera, model.landmarks3d(model(found), camera))[..., :2]
+    assert (points - target).norm(dim=-1).mean() < 0.5  # px
+    assert (found.rotation - true.rotation).abs().max() < math.radians(6)
+    assert found.expression.min() >= 0
+    assert found.expression.max() <= 1
+    # closer than the mean head, in shape
+    mean = model.neutral(3)
+    error = (model.shape(found) - model.shape(true)).norm(dim=-1).mean()
+    assert error < 0.75 * (model.shape(mean) - model.shape(true)).norm(dim=-1).mean()
+
+
+def test_light_is_recovered_in_closed_form() -> None:
+    torch.manual_seed(0)
+    normals = torch.nn.functional.normalize(torch.randn(4000, 3) + torch.tensor([0.0, 0.0, 1.0]), dim=-1)
+    true = SHLight.ambient().coefficients[0] + 0.15 * torch.randn(9, 1) + 0.01 * torch.randn(9, 3)
+    albedo = torch.rand(4000, 3) * 0.3 + 0.5
+    image = albedo * (sh_basis(normals) @ true)
+    image[:200] = 0.0  # a hair, a shadow
+    found = fit_light(image, albedo, normals, prior=1e-4, color_prior=1e-3)
+    shading = sh_basis(normals) @ found
+    assert (shading - sh_basis(normals) @ true).abs().mean() < 0.02
+
+
+def test_losses_fall_and_constraints_hold(fitter, fitted) -> None:
+    history = fitted.history
+    for name in ("texture", "joint"):
+        total = history[f"{name}.total"]
+        assert total.shape == (2, SHORT[name]["steps"])
+        assert (total[:, -1] < total[:, 0]).all()
+    code = fitter.stage_params["texture"][1].codes
+    assert torch.allclose(code.norm(dim=-1), torch.tensor(math.sqrt(code.shape[-1])), rtol=1e-4)
+    assert fitted.params.expression.min() >= 0
+    assert fitted.params.expression.max() <= 1
+    assert fitted.texture.min() >= 0
+    assert fitted.texture.max() <= 1
+    assert fitted.texture.shape == (2, 3, 256, 256)
+
+
+def test_stage_two_leaves_the_shape_alone(fitter) -> None:
+    start, texture = fitter.stage_params["start"][0], fitter.stage_params["texture"][0]
+    for name in ("identity", "expression", "rotation", "translation"):
+        assert torch.equal(getattr(start, name), getattr(texture, name))
+
+
+def test_a_photo_alone_and_in_a_batch(fitter, photos, fitted) -> None:
+    alone = fitter(photos[0])
+    for term in ("texture.total", "texture.pix", "joint.lm"):
+        first = fitted.history[term][0, 0], alone.history[term][0, 0]
+        assert abs(first[0] - first[1]) < 1e-5 * max(1.0, float(first[0].abs())), term
+    camera = Camera.deep3d()
+    points = [
+        project(camera, fitter.model.landmarks3d(fitter.model(face.params), camera))[..., :2]
+        for face in (fitted[0], alone)
+    ]
+    assert (points[0] - points[1]).norm(dim=-1).max() < 0.1  # px
+
+
+def test_the_photo_camera_agrees_with_the_crop(fitter, photos, fitted) -> None:
+    face, photo = fitted[1], photos[1]
+    posed = fitter.model(face.params)
+    crop = project(Camera.deep3d(), posed[:, ::500])[..., :2]
+    to_photo = photo.fit.to_photo
+    expected = crop @ to_photo[:, :, :2].mT + to_photo[:, None, :, 2]
+    assert torch.allclose(project(face.camera, posed[:, ::500])[..., :2], expected, atol=0.02)
+
+
+def test_same_seed_same_result(fitter, photos, fitted) -> None:
+    again = fitter(photos)
+    assert (again.params.identity - fitted.params.identity).abs().max() < 1e-4
+    assert (again.texture - fitted.texture).abs().max() < 1e-2
+
+
+def test_a_face_that_diverges_is_reported_and_leaves_the_other_alone(fitter, photos, fitted) -> None:
+    broken = photos.replace(fit=photos.fit.replace(image=photos.fit.image.clone()))
+    broken.fit.image[1, :, 100:110] = float("nan")
+    with pytest.warns(UserWarning, match="loss is not finite"):
+        face = fitter(broken)
+    assert torch.isfinite(face.params.identity).all()
+    assert (face.params.identity[0] - fitted.params.identity[0]).abs().max() < 1e-3
