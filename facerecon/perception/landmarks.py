@@ -1,4 +1,4 @@
-"""68 iBUG landmarks in two passes, averaged with a mirrored pass."""
+"""68 iBUG landmarks: upright crops in three passes, averaged over small shifts and their mirror images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from facerecon.errors import check_shape
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception.networks import DenseFaceNet, load_weights
 
-__all__ = ["MIRRORED_68", "LandmarkNet", "load_landmarks68", "square_crop"]
+__all__ = [
+    "MIRRORED_68",
+    "LandmarkNet",
+    "eye_angle",
+    "load_landmarks68",
+    "map_points",
+    "square_crop",
+    "upright_crop",
+]
 
 MIRRORED_68 = (
     *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31,
@@ -44,27 +52,62 @@ def map_points(transform: Tensor, points: Tensor) -> Tensor:
     return points @ transform[:, :, :2].mT + transform[:, None, :, 2]
 
 
+def upright_crop(points: Tensor, angle: Tensor, margin: float, size: int) -> Tensor:
+    """Crop-to-photo maps of the turned squares around points.
+
+    Args:
+        points: (B, N, 2) px. angle: (B,) radians by which the squares are turned (clockwise on the screen).
+        margin: added on every side, as a share of the points' extent. size: side of the crop in pixels.
+
+    Returns:
+        (B, 2, 3).
+    """
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
+    upright = points @ turn  # each row times the inverse rotation
+    low, high = upright.amin(1), upright.amax(1)
+    side = (high - low).amax(1) * (1 + 2 * margin)
+    center = (turn @ ((low + high) / 2)[..., None])[..., 0]
+    linear = turn * (side / size)[:, None, None]
+    offset = center - (linear @ linear.new_full((2, 1), size / 2))[..., 0]
+    return torch.cat([linear, offset[..., None]], -1)
+
+
+def eye_angle(landmarks: Tensor) -> Tensor:
+    """In-plane rotation of faces from their 68 landmarks: (B, 68, 2) -> (B,) radians, 0 is upright."""
+    across = landmarks[:, 42:48].mean(1) - landmarks[:, 36:42].mean(1)
+    return torch.atan2(across[:, 1], across[:, 0])
+
+
 class LandmarkNet(nn.Module):
-    """68 landmarks of faces in boxes; the second pass looks at the box of the first one's landmarks.
+    """68 landmarks of faces in boxes.
+
+    A first look at the box, then looks at the box of the landmarks just found, turned upright; the last look is the
+    mean of several shifted crops. Every crop is seen mirrored as well.
+
+    The jaw points lie on the visible contour of the face. Unlike FFHQ-UV: the released landmarks follow the jaw line
+    of a 3D head, which on the far side of a turned face runs inside the cheek.
 
     Args:
         net: landmark network (136 outputs in [0, 1] of its crop).
-        passes: crops looked at one after another. mirror: average with the mirrored crop.
-        margin: of the later passes' box around the landmarks. shifts: crops of the last pass, moved by these shares of
-            its side and averaged.
+        passes: looks one after another.
+        margin: around the landmarks in all looks but the first, as a share of their extent.
+        shifts: (x, y) of the crops of the last look, as shares of their side.
     """
+
+    corner = 0.5
+    """Crop pixels. The network learnt on crops whose pixel i showed the photo at i * scale (TensorFlow's old resizing),
+    not at (i + 0.5) * scale: all that it finds lies half a pixel up and to the left."""
 
     def __init__(
         self,
         net: DenseFaceNet,
-        passes: int = 2,
-        mirror: bool = True,
-        margin: float = 0.05,
+        passes: int = 3,
+        margin: float = 0.03,
         shifts: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.02, 0.02), (-0.02, 0.02), (0.0, -0.03)),
     ) -> None:
         super().__init__()
-        self.net = net
-        self.passes, self.mirror, self.margin, self.shifts = passes, mirror, margin, shifts
+        self.net, self.passes, self.margin, self.shifts = net, passes, margin, shifts
 
     @torch.no_grad()
     def forward(self, image: Tensor, boxes: Tensor) -> Tensor:
@@ -77,30 +120,29 @@ class LandmarkNet(nn.Module):
         Returns:
             (B, 68, 2) px.
         """
+        check_shape("image", image, "N 3 H W", "Add a batch axis: image[None].")
         check_shape("boxes", boxes, "B 4")
-        points = None
+        transform = square_crop(boxes, self.net.size)
         for i in range(self.passes):
-            if points is not None:
-                low, high = points.amin(1), points.amax(1)
-                pad = (high - low) * self.margin
-                boxes = torch.cat([low - pad, high + pad], 1)
-            shifts = self.shifts if i == self.passes - 1 else ((0.0, 0.0),)
-            side = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
-            found = []
-            for shift in shifts:
-                move = side * boxes.new_tensor(shift)
-                found.append(self._once(image, boxes + torch.cat([move, move], 1)))
-            points = torch.stack(found).mean(0)
+            points = self._look(image, transform, self.shifts if i == self.passes - 1 else ((0.0, 0.0),))
+            transform = upright_crop(points, eye_angle(points), self.margin, self.net.size)
         return points
 
-    def _once(self, image: Tensor, boxes: Tensor) -> Tensor:
-        transform = square_crop(boxes, self.net.size)
-        crops = crop_affine(image, transform, self.net.size, padding="zeros")
-        points = self.net(crops).view(-1, 68, 2)
-        if self.mirror:
-            other = self.net(crops.flip(-1)).view(-1, 68, 2)[:, list(MIRRORED_68)]
-            points = (points + torch.stack([1 - other[..., 0], other[..., 1]], -1)) / 2
-        return map_points(transform, points * self.net.size)
+    def _look(self, image: Tensor, transform: Tensor, shifts: tuple[tuple[float, float], ...]) -> Tensor:
+        """Mean over shifted and mirrored crops, (B, 68, 2) px; all crops in one forward pass."""
+        size, batch, count = self.net.size, len(transform), len(shifts)
+        moves = transform.new_tensor(shifts)[:, :, None] * size  # (S, 2, 1) crop pixels
+        transform = transform.repeat_interleave(count, 0)
+        offset = transform[:, :, 2:] + transform[:, :, :2] @ moves.repeat(batch, 1, 1)
+        transform = torch.cat([transform[:, :, :2], offset], -1)
+        photos = image if len(image) == 1 else image.repeat_interleave(count, 0)
+        crops = crop_affine(photos, transform, size, padding="zeros")
+        points, mirrored = (
+            self.net(torch.cat([crops, crops.flip(-1)])).view(2, -1, 68, 2) * size + self.corner
+        ).unbind()
+        mirrored = mirrored[:, list(MIRRORED_68)]
+        points = (points + torch.stack([size - mirrored[..., 0], mirrored[..., 1]], -1)) / 2
+        return map_points(transform, points).view(batch, count, 68, 2).mean(1)
 
 
 @lru_cache(maxsize=1)
