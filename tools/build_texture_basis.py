@@ -1,34 +1,31 @@
 """Learn the linear UV texture basis ('PCA tex basis', Table 5): facerecon/data/texture_linear.safetensors.
 
-    python tools/build_texture_basis.py collect CACHE --count 600     (resumable; a second or two a face)
-    python tools/build_texture_basis.py build CACHE --look PICTURES
+    python tools/build_texture_basis.py collect CACHE                     (resumable; a second or two a seed)
+    python tools/build_texture_basis.py build CACHE --look PICTURES       (a second or two a face)
 
-``collect`` samples faces of the open generator, keeps frontal ones, fits pose, shape and expression to their
-landmarks and unwraps them. ``build`` divides by the light, drops glasses, averages each face with its mirror image,
-completes what was not seen, and takes the principal components. All of it is deterministic for given assets.
+``collect`` samples faces of the open generator and keeps roughly frontal ones as pictures. ``build`` fits pose, shape
+and expression to their landmarks, unwraps them, divides by the light, drops glasses and fringes, averages each face
+with its mirror image, completes what was not seen, and takes the principal components.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from facerecon import assets
 from facerecon.errors import NoFaceError
+from facerecon.fitting.detail import full_crop_camera
 from facerecon.fitting.initialize import fit_landmarks, fit_light
-from facerecon.geometry.camera import camera_in_photo
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging import files, masks, pyramid
@@ -50,27 +47,24 @@ SHADING_RANGE = (0.45, 1.7)
 MAX_GLASSES = 0.029
 MIN_SUPPORT, LID_SUPPORT = 0.5, 0.15
 MIN_FOREHEAD = 0.65
+ODD_SHARE = 0.08
+TEMPLATE_CONTRAST = 0.6
+INNER_LIPS = 0.85  # brightness of the lips' inside, of their outside's
 TINT_KEPT = 0.6  # of the differences in hue between faces of one brightness; the rest is the light's
 GAZE = torch.tensor([0.0, -0.13, 1.0])
 IRIS, PUPIL = 19.0, 7.0  # degrees around the gaze
 SCLERA, SCLERA_BACK = torch.tensor([0.70, 0.65, 0.62]), torch.tensor([0.66, 0.48, 0.45])
-INSIDES = {
-    "mouth": (0.42, 0.17, 0.16),
-    "tongue": (0.62, 0.33, 0.31),
-    "teeth": (0.80, 0.75, 0.68),
-    "sockets": (0.55, 0.33, 0.30),
-}
 
 
 # -- collect ---------------------------------------------------------------------------------------------
 
 
 def collect(cache: Path, last_seed: int, first_seed: int, truncation: float) -> None:
-    """Fill the cache with measured, roughly frontal faces: one file a seed, or a note why it was refused."""
+    """Fill the cache with roughly frontal faces: one picture a seed, or a note why it was refused."""
     cache.mkdir(parents=True, exist_ok=True)
     generator = load_generator(dtype=torch.bfloat16)
     for seed in tqdm(range(first_seed, last_seed), desc="faces"):
-        accepted, refused = cache / f"{seed:05d}.npz", cache / f"{seed:05d}.json"
+        accepted, refused = cache / f"{seed:05d}.jpg", cache / f"{seed:05d}.json"
         if not accepted.is_file() and not refused.is_file():
             reason = _collect_one(accepted, generator, seed, truncation)
             if reason:
@@ -79,7 +73,7 @@ def collect(cache: Path, last_seed: int, first_seed: int, truncation: float) -> 
 
 @torch.no_grad()
 def _collect_one(target: Path, generator: MobileGenerator, seed: int, truncation: float) -> str:
-    """Sample and measure one face; returns why it was refused, or nothing."""
+    """Sample one face; returns why it was refused, or nothing."""
     image = generator.synthesis(generator.sample(seed, truncation))[0]
     try:
         photo = observe(image)
@@ -89,28 +83,8 @@ def _collect_one(target: Path, generator: MobileGenerator, seed: int, truncation
     sides = (x[30] - x[1]) / (x[15] - x[1])
     if abs(sides - 0.5) > 0.16:
         return f"turned: nose at {sides:.2f} of the width"
-    full = photo.full
-    layers = [full.face_mask, full.skin_mask, full.eye_mask, full.mouth_mask, full.valid]
-    arrays = {
-        "image": _encoded(full.image[0], "JPEG", quality=95, subsampling=0),
-        "masks": _encoded(torch.cat(layers, 3)[0], "PNG"),
-        "facts": json.dumps({"seed": seed, "age": photo.age.item(), "male": photo.male.item()}),
-        "happy": photo.expression[0, 1].numpy(),
-        "landmarks68": photo.landmarks68[0].numpy(),
-        "mesh468": photo.mesh468[0].numpy(),
-        "fit_to_photo": photo.fit.to_photo[0].numpy(),
-        "full_to_photo": photo.full.to_photo[0].numpy(),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    files.write_bytes(target, buffer.getvalue())
+    files.write_jpg(target, photo.full.image[0], quality=95)
     return ""
-
-
-def _encoded(image: Tensor, format: str, **options: Any) -> np.ndarray:
-    buffer = io.BytesIO()
-    files.to_pil(image).save(buffer, format=format, **options)
-    return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
 # -- unwrap ----------------------------------------------------------------------------------------------
@@ -122,46 +96,44 @@ class Unwrapped:
 
     Args:
         texture: (3, S, S) in [0, 1]. weight: (1, S, S), how far a texel can be trusted.
-        normals: (S, S, 3), of the posed head. seed, happy: of the face.
+        normals: (S, S, 3), of the posed head. seed: of the face.
     """
 
     texture: Tensor
     weight: Tensor
     normals: Tensor
     seed: int
-    happy: float
 
 
 def unwrap_all(cache: Path, model: MorphableModel) -> list[Unwrapped]:
     """Every frontal face of the cache."""
     faces = []
-    for path in tqdm(sorted(cache.glob("*.npz")), desc="unwrap"):
-        with np.load(path) as record:
-            face = _unwrap(record, model)
+    for path in tqdm(sorted(cache.glob("*.jpg")), desc="unwrap"):
+        face = _unwrap(path, model)
         if face is not None:
             faces.append(face)
     return faces
 
 
-def _unwrap(record: Mapping[str, np.ndarray], model: MorphableModel) -> Unwrapped | None:
-    """Fit the head to the landmarks and bake the crop; None if the face is not frontal."""
-    tensors = {
-        key: torch.from_numpy(record[key])[None] for key in ("landmarks68", "mesh468", "fit_to_photo", "full_to_photo")
-    }
-    params = fit_landmarks(model, tensors["landmarks68"], mesh_points=tensors["mesh468"])
+def _unwrap(path: Path, model: MorphableModel) -> Unwrapped | None:
+    """Measure a face, fit the head to its landmarks and bake the photo; None if the face is not frontal."""
+    try:
+        photo = observe(path)
+    except NoFaceError:
+        return None
+    params = fit_landmarks(model, photo.landmarks68, mesh_points=photo.mesh468)
     pitch, yaw, _ = params.rotation[0].tolist()
     if abs(yaw) > MAX_YAW or abs(pitch) > MAX_PITCH:
         return None
-    image = files.read_image(record["image"].tobytes())[None]
-    face, _, eye, mouth, valid = files.read_image(record["masks"].tobytes(), max_side=None)[None, :1].chunk(5, 3)
-    side = image.shape[-1]
-    to_full = torch.linalg.solve(_square(tensors["full_to_photo"]), _square(tensors["fit_to_photo"]))[:, :2]
-    camera = camera_in_photo(Camera.deep3d(), to_full, (side, side))
+    full = photo.full
+    image, side = full.image, full.image.shape[-1]
+    camera = full_crop_camera(Camera.deep3d(), photo)
     vertices, topology = model(params), model.topology
-    face = masks.erode(face, side / 120)  # away from hair
+    face = masks.erode(full.face_mask, side / 120)  # away from hair
     # Lids and lips: what lies beside an eyeball or the mouth's opening may be either.
-    skin_only = face * (1 - masks.dilate(eye, side / 180)) * (1 - masks.dilate(mouth, side / 300))
-    layers, seen = bake(torch.cat([image, skin_only, eye], 1), vertices, topology, camera, BAKE_SIZE, mask=valid)
+    eye, mouth = masks.dilate(full.eye_mask, side / 180), masks.dilate(full.mouth_mask, side / 300)
+    layers = torch.cat([image, face * (1 - eye) * (1 - mouth), full.eye_mask], 1)
+    layers, seen = bake(layers, vertices, topology, camera, BAKE_SIZE, mask=full.valid)
     eyeballs = region_texels(topology, "eyes", BAKE_SIZE)
     usable = seen * torch.where(eyeballs > 0, layers[:, 4:], layers[:, 3:4])
     scale = BAKE_SIZE // SIZE
@@ -169,17 +141,7 @@ def _unwrap(record: Mapping[str, np.ndarray], model: MorphableModel) -> Unwrappe
     texture = F.avg_pool2d(layers[:, :3] * usable, scale) / weight.clamp(min=1e-4)
     texture = torch.where(weight > 1e-3, texture, F.avg_pool2d(layers[:, :3], scale))
     normals = interpolate(uv_raster(topology, SIZE), vertex_normals(vertices, topology.faces), topology.faces)
-    return Unwrapped(
-        texture[0],
-        weight[0],
-        F.normalize(normals[0], dim=-1),
-        int(json.loads(str(record["facts"]))["seed"]),
-        float(record["happy"]),
-    )
-
-
-def _square(affine: Tensor) -> Tensor:
-    return torch.cat([affine, affine.new_tensor([[[0.0, 0.0, 1.0]]])], 1)
+    return Unwrapped(texture[0], weight[0], F.normalize(normals[0], dim=-1), int(path.stem))
 
 
 def region_texels(topology: MeshTopology, region: str, size: int) -> Tensor:
@@ -274,6 +236,14 @@ def _chroma(color: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return brightness, expected, chroma - expected
 
 
+def typical(relative: Tensor, weight: Tensor, common: Tensor) -> Tensor:
+    """(N,) bool: without the few faces least like any other (hands, paint, mistaken fits)."""
+    difference = ((relative - common) * weight).clamp(-0.6, 0.6)
+    rows = F.avg_pool2d(difference, 4)[..., : SIZE // 8].flatten(1)
+    error = (rows - _low_rank(rows, max(1, len(rows) // 8))).square().mean(1)
+    return error < error.quantile(1 - ODD_SHARE)
+
+
 def natural_color(color: Tensor) -> Tensor:
     """(N,) bool: skin colors (N, 3) that are not those of a stage light or a filter."""
     rest = _chroma(color)[2]
@@ -327,7 +297,12 @@ def complete_common(common: Tensor, weight: Tensor, topology: MeshTopology) -> t
     around = 1 - masks.dilate(core, 24)
     far = torch.maximum(around, 1 - masks.dilate(skin, 4)) * (1 - _enclosed(core))
     base = torch.where(far > 0.5, torch.ones_like(common)[None], common[None])
-    filled = PoissonSolver((1 - core) * (1 - far))(base, torch.zeros_like(base))
+    lips = region_texels(topology, "lips", SIZE)
+    seen_lips = core * lips
+    lip_color = (common * seen_lips).sum((2, 3), keepdim=True) / seen_lips.sum()
+    inner_lips = masks.erode(_enclosed(core), 2) * lips
+    base = torch.where(inner_lips > 0.5, INNER_LIPS * lip_color, base)
+    filled = PoissonSolver((1 - core) * (1 - far) * (1 - inner_lips))(base, torch.zeros_like(base))
     filled = torch.where(core > 0.5, common[None], masks.gaussian_blur(filled, 5))
     return filled[0], core[0]
 
@@ -342,7 +317,7 @@ def complete_faces(relative: Tensor, weight: Tensor, common: Tensor, core: Tenso
     """Fill each face's unseen texels with the most likely values given the others (PCA with missing data).
 
     Returns:
-        (N, 3, S, S) relative albedo, complete within the core and joined to the common face beyond.
+        (N, 3, S, S) relative albedo, complete within the core and smoothly continued beyond.
     """
     where = (core[0, :, : SIZE // 2] > 0.5).flatten()
     half = relative[..., : SIZE // 2].flatten(2)[..., where] - common[..., : SIZE // 2].flatten(1)[:, where]
@@ -357,10 +332,36 @@ def complete_faces(relative: Tensor, weight: Tensor, common: Tensor, core: Tenso
     result[..., where] = torch.lerp(guess, known, trust).view(len(relative), 3, -1)
     result = result.view(len(relative), 3, SIZE, SIZE // 2)
     result = torch.cat([result, result.flip(-1)], -1)
-    soft = masks.feather(core[None], 8).expand(len(result), -1, -1, -1)
-    # What differs from the common face fades out over a Laplacian pyramid, wide for color, narrow for detail.
-    inner = torch.where(core > 0.5, result, _spread(result, core[None]))
-    return common + pyramid.laplacian_blend(inner, torch.zeros_like(inner), soft, levels=5)
+    return common + torch.where(core > 0.5, result, _spread(result, core[None]))
+
+
+def join_template(relative: Tensor, core: Tensor, topology: MeshTopology) -> Tensor:
+    """Complete the head beyond the face with the template's ears, neck and scalp (Sec. 3.1.3).
+
+    Works on colors relative to the skin's, so the means match as in Eq. 1; the contrast is kept low instead of
+    matched, since the face's has brows and lips in it. The template's hair is left out: these are maps of skin.
+
+    Args:
+        relative: (N, 3, S, S), continued beyond the core. core: (1, S, S).
+    """
+    template = _template()
+    skin = region_texels(topology, "skin", SIZE)
+    plain = skin * core[None] * (template.mean(1, keepdim=True) > 0.5)
+    color = (template * plain).sum((2, 3), keepdim=True) / plain.sum()
+    beyond = 1 + TEMPLATE_CONTRAST * (template / color - 1)
+    hair = ((0.9 - template.mean(1, keepdim=True) / color.mean()) / 0.1).clamp(0, 1)
+    hair = masks.dilate(hair * (1 - masks.dilate(region_texels(topology, "ears", SIZE), 1)), 4)
+    beyond = torch.lerp(beyond, torch.ones_like(beyond), masks.gaussian_blur(hair, 13))
+    face = masks.feather(torch.maximum(core[None], _enclosed(core[None])), 10)
+    many = (len(relative), -1, -1, -1)
+    return pyramid.laplacian_blend(relative, beyond.expand(many), face.expand(many), levels=5)
+
+
+def _template() -> Tensor:
+    """(1, 3, S, S), symmetric."""
+    template = files.read_image(assets.shipped("template_makehuman.png"))[None]
+    template = F.interpolate(template, (SIZE, SIZE), mode="area")
+    return (template + template.flip(-1)) / 2
 
 
 def _low_rank(rows: Tensor, components: int) -> Tensor:
@@ -429,13 +430,6 @@ def paint_eyes(textures: Tensor, observed: Tensor, weight: Tensor, model: Morpha
     return torch.where(region_texels(model.topology, "eyes", SIZE) > 0, eye, textures)
 
 
-def paint_insides(textures: Tensor, topology: MeshTopology) -> Tensor:
-    """Plain colors for what no front view shows: mouth, teeth, tongue, sockets."""
-    for region, color in INSIDES.items():
-        textures = torch.where(region_texels(topology, region, SIZE) > 0, torch.tensor(color)[:, None, None], textures)
-    return textures
-
-
 # -- basis -----------------------------------------------------------------------------------------------
 
 
@@ -466,6 +460,7 @@ def build(cache: Path, output: Path, count: int, look: Path | None) -> None:
     forehead = region_texels(topology, "forehead", SIZE)
     forehead = (usable * forehead).sum((1, 2, 3)) / (usable.amax(0) * forehead).sum()
     keep = (score < MAX_GLASSES) & (forehead > MIN_FOREHEAD) & natural_color(color)
+    keep = keep & typical(relative, usable, common)
     if look:
         order = score.argsort()
         shown = (relative * color[:, :, None, None] * weight).clamp(0, 1)
@@ -478,9 +473,10 @@ def build(cache: Path, output: Path, count: int, look: Path | None) -> None:
     completed_common, core = complete_common(common, weight, topology)
     complete = complete_faces(relative, weight, completed_common, core)
     tint = neutral_color(color)[:, :, None, None]
-    textures = paint_insides(complete * tint, topology)
+    textures = join_template(complete, core, topology) * tint
+    textures = torch.where(region_texels(topology, "skin", SIZE) > 0, textures, _template())
     textures = paint_eyes(textures, relative * tint, weight, model).clamp(0, 1)
-    textures = pad_islands(textures, topology, 4)
+    textures = pad_islands(textures, topology, None)
     textures = (textures + textures.flip(-1)) / 2
     mean, basis, variance = principal_components(textures, count)
     share = (variance.cumsum(0) / variance.sum())[:count]
