@@ -151,7 +151,7 @@ def _human_models(name: str, models: Iterable[str], purpose: str, converted_byte
         name=name,
         package="human-models",
         converter=f"facerecon.perception.convert:{name}",
-        converter_version=1,
+        converter_version=2,
         members=tuple(f"models/{model}.{kind}" for model in models for kind in ("json", "bin")),
         purpose=purpose,
         licence="MIT",
@@ -192,7 +192,7 @@ ASSETS: dict[str, Asset] = {
         ),
         _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
         _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
-        _human_models("facemesh468", ("facemesh",), "468-point face mesh", 2_470_644),
+        _human_models("facemesh468", ("facemesh-attention",), "468-point face mesh, eyes and lips refined", 4_700_000),
         _human_models(
             "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 12_854_056
         ),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.imaging.warp import crop_affine
+from facerecon.perception.graph import GraphNet
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import square_crop
 from facerecon.perception.networks import AgeGenderNet, DenseFaceNet, load_weights
-from facerecon.perception.tfjs import GraphNet
 
 __all__ = ["EXPRESSIONS", "AttributeNet", "PersonSegmenter", "load_age_gender", "load_expression", "load_segmenter"]
 

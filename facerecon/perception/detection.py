@@ -33,56 +33,60 @@ class FaceDetector(nn.Module):
     """Tiny face detector, run at several input sizes and merged.
 
     Args:
-        net: the network. sizes: input sizes in the order they are tried; 224 finds large faces best.
-        threshold: confidence below which a box is dropped.
+        net: the network. sizes: input sizes, px; small ones find large faces best.
+        fallback_sizes: tried only when those find nothing: small faces in large photos.
+        threshold: confidence below which a box is dropped; lowered with the fallback.
     """
 
-    def __init__(self, net: TinyDetectorNet, sizes: tuple[int, ...] = (224, 416, 160, 608), threshold: float = 0.5):
+    def __init__(
+        self,
+        net: TinyDetectorNet,
+        sizes: tuple[int, ...] = (224, 416, 160, 608),
+        fallback_sizes: tuple[int, ...] = (128, 320, 928, 1312),
+        threshold: float = 0.5,
+    ) -> None:
         super().__init__()
         self.net = net
-        self.sizes = sizes
+        self.sizes, self.fallback_sizes = sizes, fallback_sizes
         self.threshold = threshold
 
     @torch.no_grad()
-    def at_size(self, image: Tensor, size: int, threshold: float) -> list[Detection]:
-        """Boxes of one image (3, H, W) at one input size, unmerged."""
-        _, height, width = image.shape
-        side = max(height, width)
-        square = F.pad(image, (0, side - width, 0, side - height))[None]
-        square = F.interpolate(square, size=(size, size), mode="bilinear", antialias=side > size, align_corners=False)
-        raw = self.net(square)[0]  # (anchor, value, row, column)
-        cells = raw.shape[-1]
-        scores = raw[:, 4].sigmoid()
-        found = []
-        for anchor, row, column in (scores > threshold).nonzero().tolist():
-            x, y, w, h = raw[anchor, :4, row, column]
-            cx, cy = (column + x.sigmoid().item()) / cells * side, (row + y.sigmoid().item()) / cells * side
-            w = w.exp().item() * self.net.anchors[anchor][0] / cells * side
-            h = h.exp().item() * self.net.anchors[anchor][1] / cells * side
-            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-            found.append(Detection(box, float(scores[anchor, row, column])))
-        return found
-
-    def forward(self, image: Tensor, every_size: bool = False) -> list[Detection]:
+    def forward(self, image: Tensor) -> list[Detection]:
         """All faces of a photo, largest first.
 
         Args:
             image: (3, H, W) in [0, 1].
-            every_size: search all scales (for several faces); otherwise stop at the first that finds one.
 
         Returns:
-            Merged detections; none if no scale finds a face.
+            Merged detections of all scales; none if no scale finds a face.
         """
         check_shape("image", image, "3 H W", "Pass one image without a batch axis.")
-        found: list[Detection] = []
-        for threshold in (self.threshold, 0.3):
-            for size in self.sizes:
-                found += self.at_size(image, size, threshold)
-                if found and not every_size:
-                    break
-            if found:
-                break
+        side = max(image.shape[1:])
+        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
+        largest = max(self.sizes)
+        reduced = _resized(square, 2 * largest) if side > 2 * largest else square  # then each size costs little
+        found = [d for size in self.sizes for d in self._at_size(reduced, size, self.threshold, side)]
+        if not found:
+            sizes = [s for s in self.sizes + self.fallback_sizes if s <= max(largest, side)]
+            found = [d for size in sizes for d in self._at_size(reduced, size, self.threshold * 0.6, side)]
         return sorted(_merged(found), key=lambda d: -d.side)
+
+    def _at_size(self, square: Tensor, size: int, threshold: float, side: int) -> list[Detection]:
+        """Boxes, unmerged, of a photo padded to a square (1, 3, S, S) whose side is ``side`` photo pixels."""
+        raw = self.net(_resized(square, size))[0]  # (anchor, value, row, column)
+        cells = raw.shape[-1]
+        anchors = raw.new_tensor(self.net.anchors)
+        anchor, row, column = (raw[:, 4].sigmoid() > threshold).nonzero().unbind(1)
+        x, y, w, h, score = raw[anchor, :, row, column].unbind(1)
+        center = torch.stack([column + x.sigmoid(), row + y.sigmoid()], 1)
+        extent = torch.stack([w, h], 1).exp() * anchors[anchor]
+        boxes = torch.cat([center - extent / 2, center + extent / 2], 1) * (side / cells)
+        return [Detection(tuple(b), s) for b, s in zip(boxes.tolist(), score.sigmoid().tolist(), strict=True)]
+
+
+def _resized(square: Tensor, size: int) -> Tensor:
+    smaller = size < square.shape[-1]
+    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=smaller, align_corners=False)
 
 
 def _overlap(a: Detection, b: Detection) -> float:

@@ -1,4 +1,4 @@
-"""468-point face mesh, re-cropped and turned upright until it settles."""
+"""468-point face mesh with refined eyes and lips."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.errors import check_shape
 from facerecon.imaging.warp import crop_affine
-from facerecon.perception.landmarks import map_points
-from facerecon.perception.tfjs import GraphNet
+from facerecon.perception.graph import GraphNet
+from facerecon.perception.landmarks import map_points, upright_crop
 
-__all__ = ["FACE_OVAL", "LEFT_EYE", "LIPS_INNER", "LIPS_OUTER", "RIGHT_EYE", "FaceMeshNet", "load_facemesh"]
+__all__ = [
+    "FACE_OVAL",
+    "LEFT_BROW",
+    "LEFT_EYE",
+    "LIPS_INNER",
+    "LIPS_OUTER",
+    "RIGHT_BROW",
+    "RIGHT_EYE",
+    "FaceMeshNet",
+    "fused_landmarks",
+    "load_facemesh",
+]
 
 # Outlines of the canonical 468-point topology (facts of the published model), in order.
 FACE_OVAL = (
@@ -28,11 +39,39 @@ RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
 
 
+# Which of the 468 points the attention heads of the network measure anew, in the order of their outputs.
+REFINED_LIPS = (
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
+    76, 77, 90, 180, 85, 16, 315, 404, 320, 307, 306, 184, 74, 73, 72, 11, 302, 303, 304, 408,
+    62, 96, 89, 179, 86, 15, 316, 403, 319, 325, 292, 183, 42, 41, 38, 12, 268, 271, 272, 407,
+)  # fmt: skip
+REFINED_RIGHT_EYE = (
+    33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173,
+    130, 25, 110, 24, 23, 22, 26, 112, 243, 247, 30, 29, 27, 28, 56, 190,
+    226, 31, 228, 229, 230, 231, 232, 233, 244, 113, 225, 224, 223, 222, 221, 189, 35, 124, 46, 53, 52, 65,
+    143, 111, 117, 118, 119, 120, 121, 128, 245, 156, 70, 63, 105, 66, 107, 55, 193,
+)  # fmt: skip
+REFINED_LEFT_EYE = (
+    263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398,
+    359, 255, 339, 254, 253, 252, 256, 341, 463, 467, 260, 259, 257, 258, 286, 414,
+    446, 261, 448, 449, 450, 451, 452, 453, 464, 342, 445, 444, 443, 442, 441, 413, 265, 353, 276, 283, 282, 295,
+    372, 340, 346, 347, 348, 349, 350, 357, 465, 383, 300, 293, 334, 296, 336, 285, 417,
+)  # fmt: skip
+
+# The mesh points at the 12 eye and 20 mouth points (36-67) of the 68 landmarks.
+EYES_AND_MOUTH = (
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
+)  # fmt: skip
+
+
 class FaceMeshNet(nn.Module):
-    """468 points of faces in boxes.
+    """468 points of faces in boxes; the crop follows the mesh and turns with it until it settles.
 
     Args:
-        net: graph with outputs (B, 1404) and (B, 1). passes: crops looked at one after another.
+        net: graph with outputs mesh (B, 1404), score (B, 1), lips (B, 160), right and left eye (B, 142).
+        passes: crops looked at one after another.
     """
 
     size = 192
@@ -49,33 +88,42 @@ class FaceMeshNet(nn.Module):
             image: (B, 3, H, W) or (1, 3, H, W), [0, 1]. boxes: (B, 4), x0, y0, x1, y1 px.
 
         Returns:
-            points (B, 468, 3), px; z in the same scale, negative towards the viewer. score (B,), the network's raw face
-            flag.
+            points (B, 468, 3), px; z in the same scale, negative towards the viewer. score (B,) in [0, 1]: whether the
+            last crop showed a face.
         """
         check_shape("boxes", boxes, "B 4")
-        center = (boxes[:, :2] + boxes[:, 2:]) / 2
-        side = (boxes[:, 2:] - boxes[:, :2]).amax(1) * 1.5
-        angle = torch.zeros_like(side)
+        corners = boxes.view(-1, 2, 2)
+        angle = boxes.new_zeros(boxes.shape[0])
+        transform = upright_crop(corners, angle, 0.25, self.size)
         for _ in range(self.passes):
-            cos, sin = angle.cos(), angle.sin()
-            turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
-            linear = turn * (side / self.size)[:, None, None]
-            offset = center - (linear @ linear.new_full((2, 1), self.size / 2))[..., 0]
-            transform = torch.cat([linear, offset[..., None]], -1)
             crops = crop_affine(image, transform, self.size, padding="zeros")
-            mesh, flag = self.net(crops.permute(0, 2, 3, 1))
-            mesh = mesh.view(-1, 468, 3)
-            plane = map_points(transform, mesh[..., :2])
-            points = torch.cat([plane, mesh[..., 2:] * (side / self.size)[:, None, None]], -1)
+            points, score = self._mesh(crops)
+            scale = transform[:, :, 0].norm(dim=1)[:, None, None]
+            plane = map_points(transform, points[..., :2])
+            points = torch.cat([plane, points[..., 2:] * scale], -1)
             eyes = plane[:, 263] - plane[:, 33]
-            angle = torch.atan2(eyes[:, 1], eyes[:, 0])
-            cos, sin = angle.cos(), angle.sin()
-            turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
-            upright = plane @ turn
-            low, high = upright.amin(1), upright.amax(1)
-            center = (turn @ ((low + high) / 2)[..., None])[..., 0]
-            side = (high - low).amax(1) * 1.5
-        return points, flag[:, 0]
+            transform = upright_crop(plane, torch.atan2(eyes[:, 1], eyes[:, 0]), 0.25, self.size)
+        return points, score
+
+    def _mesh(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        mesh, score, lips, right, left = self.net(crops.permute(0, 2, 3, 1))
+        points = mesh.reshape(-1, 468, 3).clone()
+        for indices, part in ((REFINED_RIGHT_EYE, right), (REFINED_LEFT_EYE, left), (REFINED_LIPS, lips)):
+            points[:, list(indices), :2] = part.reshape(-1, len(indices), 2)
+        return points, score.flatten()
+
+
+def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor:
+    """68 landmarks whose eye and mouth points lean on the face mesh, which follows lids and lips more closely.
+
+    Args:
+        landmarks: (B, 68, 2) px. mesh: (B, 468, 2 or 3) px. weight: of the mesh.
+
+    Returns:
+        (B, 68, 2) px.
+    """
+    own = landmarks[:, 36:]
+    return torch.cat([landmarks[:, :36], own + weight * (mesh[:, list(EYES_AND_MOUTH), :2] - own)], 1)
 
 
 @lru_cache(maxsize=1)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.errors import check_shape
 from facerecon.imaging.warp import crop_affine
+from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
 from facerecon.perception.networks import DescriptorNet, load_weights
-from facerecon.perception.tfjs import GraphNet
 
 __all__ = ["IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
-from facerecon.perception.tfjs import same_padding
+from facerecon.perception.graph import same_padding
 
 __all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "load_weights"]
 
@@ -33,7 +33,7 @@ def load_weights(net: nn.Module, path: str) -> nn.Module:
         odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
         raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); fetch the asset again.")
     net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 class Weights(nn.Module):
@@ -50,9 +50,7 @@ def _conv(inputs: int, outputs: int, size: int = 3) -> Weights:
 
 
 def _separable(inputs: int, outputs: int) -> Weights:
-    return Weights(
-        depthwise_filter=(inputs, 1, 3, 3), pointwise_filter=(outputs, inputs, 1, 1), bias=(outputs,)
-    )
+    return Weights(depthwise_filter=(inputs, 1, 3, 3), pointwise_filter=(outputs, inputs, 1, 1), bias=(outputs,))
 
 
 def _apply_conv(x: Tensor, w: Weights, stride: int = 1, same: bool = True) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from facerecon.imaging.files import read_image
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
 from facerecon.perception.detection import Detection, load_detector
-from facerecon.perception.facemesh import load_facemesh
+from facerecon.perception.facemesh import fused_landmarks, load_facemesh
 from facerecon.perception.identity import landmark_box, load_identity, load_judge
 from facerecon.perception.landmarks import load_landmarks68, map_points
 from facerecon.perception.parsing import face_masks
@@ -24,7 +27,13 @@ from facerecon.types import Crop, Observation
 __all__ = ["MEAN_FIVE_POINTS", "observe"]
 
 MEAN_FIVE_POINTS = torch.tensor(
-    [[0.0, 0.118, 1.259], [-0.305, 0.402, 0.856], [0.305, 0.402, 0.856], [-0.246, -0.262, 0.980], [0.246, -0.262, 0.980]]
+    [
+        [0.0, 0.118, 1.259],
+        [-0.305, 0.402, 0.856],
+        [0.305, 0.402, 0.856],
+        [-0.246, -0.262, 0.980],
+        [0.246, -0.262, 0.980],
+    ]
 )
 """Nose tip, eye centers, mouth corners of a mean head, 0.1 m, y up.
 
@@ -34,6 +43,7 @@ views come out as released (scale within 0.3 %, origin within 1.4 px at 224 px).
 _SMALLEST_PHOTO = 64
 _SMALLEST_FACE = 40
 _SMALL_FACE = 64
+_MESH_SCORE = 0.5  # of the face mesh, below which a detection is no face
 
 
 def _inverse(transform: Tensor) -> Tensor:
@@ -74,37 +84,70 @@ def observe(
         raise InputError(
             f"{name} is {width} x {height} px; a photo needs at least {_SMALLEST_PHOTO} px a side. Use a larger copy."
         )
-    found = load_detector()(image, every_size=face != "largest")
-    if not found:
-        raise NoFaceError(f"{name}: no face found; use a photo with a visible, roughly upright face.")
-    if isinstance(face, int):
-        if face >= len(found):
-            raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
-        found = [found[face]]
-    elif face == "largest":
-        found = found[:1]
-    large = [detection for detection in found if detection.side >= _SMALLEST_FACE]
-    if not large:
-        raise InputError(
-            f"{name}: the face is only {found[0].side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
-            "use a larger copy of the photo."
-        )
-    if large[0].side < _SMALL_FACE:
-        warnings.warn(f"{name}: the face is only {large[0].side:.0f} px wide; expect little detail.", stacklevel=2)
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
-    with torch.no_grad():
-        return Observation.cat([_measure(image, d, name, crop_size, full_size, full_margin, points) for d in large])
+    with torch.no_grad(), _one_thread():
+        shaped = (_shaped(image, detection) for detection in load_detector()(image))
+        faces = (item for item in shaped if item is not None)  # lazily: the largest alone is measured alone
+        found = list(islice(faces, 1) if face == "largest" else faces)
+        if not found:
+            raise NoFaceError(f"{name}: no face found; use a photo with a visible, roughly upright face.")
+        if isinstance(face, int):
+            if face >= len(found):
+                raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
+            found = [found[face]]
+        large = [item for item in found if item[0].side >= _SMALLEST_FACE]
+        if not large:
+            raise InputError(
+                f"{name}: the face is only {found[0][0].side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
+                "use a larger copy of the photo."
+            )
+        small = min(item[0].side for item in large)
+        if small < _SMALL_FACE:
+            warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=2)
+        return Observation.cat(
+            [_measure(image, *item, name, crop_size, full_size, full_margin, points) for item in large]
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for a while: these small networks gain nothing from more, and spinning threads cost a lot on a
+    busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _shaped(image: Tensor, detection: Detection) -> tuple[Detection, Tensor, Tensor] | None:
+    """A detection with its 68 landmarks and 468 mesh points, in photo pixels; None where the mesh sees no face."""
+    photo = image[None]
+    box = torch.tensor([detection.box])
+    mesh, score = load_facemesh()(photo, box)
+    if score.item() < _MESH_SCORE:
+        return None
+    landmarks = load_landmarks68()(photo, box)
+    center, reach = landmarks.mean(1), (landmarks.amax(1) - landmarks.amin(1)).amax(1)
+    if (mesh[..., :2].mean(1) - center).norm(dim=1).item() > 0.35 * reach.item():  # it lost the face: look again
+        mesh, _ = load_facemesh()(photo, landmark_box(landmarks))
+    return detection, fused_landmarks(landmarks, mesh), mesh
 
 
 def _measure(
-    image: Tensor, detection: Detection, name: str, size: int, full_size: int, full_margin: float, points3d: Tensor
+    image: Tensor,
+    detection: Detection,
+    landmarks: Tensor,
+    mesh: Tensor,
+    name: str,
+    size: int,
+    full_size: int,
+    full_margin: float,
+    points3d: Tensor,
 ) -> Observation:
-    """Observation of batch 1 from one detection."""
+    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in photo pixels."""
     photo = image[None]
-    box = torch.tensor([detection.box])
-    landmarks = load_landmarks68()(photo, box)
-    mesh, _ = load_facemesh()(photo, box)
-    mesh = _agreeing_mesh(photo, landmarks, mesh)
     to_photo = deep3d_crop_transform(landmarks, points3d, size)
     from_photo = _inverse(to_photo)
     fit_landmarks = map_points(from_photo, landmarks)
@@ -120,8 +163,9 @@ def _measure(
     full_image = crop_affine(photo, full_to_photo, full_size)
     valid = crop_valid(tuple(image.shape[-2:]), full_to_photo, full_size)
     person = load_segmenter()(full_image)
-    full_mesh = map_points(_inverse(full_to_photo), mesh[..., :2])
-    masks = face_masks(full_image, full_mesh, person)
+    into_full = _inverse(full_to_photo)
+    full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
+    masks = face_masks(full_image, full_mesh, person, full_landmarks)
     full_masks = torch.cat([masks.face, masks.skin, masks.eye, masks.mouth, masks.lip], 1) * valid
     full = Crop(full_image, full_to_photo, valid, *(m for m in full_masks.split(1, 1)))
 
@@ -139,7 +183,7 @@ def _measure(
         full=full,
         landmarks68=fit_landmarks,
         mesh468=fit_mesh,
-        box=box,
+        box=torch.tensor([detection.box]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
         judge=load_judge()(fit_image, fit_landmarks),
@@ -149,11 +193,3 @@ def _measure(
         path=(name,),
         photo_size=((int(image.shape[-2]), int(image.shape[-1])),),
     )
-
-
-def _agreeing_mesh(photo: Tensor, landmarks: Tensor, mesh: Tensor) -> Tensor:
-    """The mesh, found again from the landmarks' box where it lost the face that the landmarks found."""
-    center, reach = landmarks.mean(1), (landmarks.amax(1) - landmarks.amin(1)).amax(1)
-    if (mesh[..., :2].mean(1) - center).norm(dim=1).item() < 0.35 * reach.item():
-        return mesh
-    return load_facemesh()(photo, landmark_box(landmarks))[0]

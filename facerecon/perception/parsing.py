@@ -53,11 +53,12 @@ def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> n
     return np.asarray(canvas.reduce(2)) > 127
 
 
-def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None) -> FaceMasks:
+def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landmarks: Tensor | None = None) -> FaceMasks:
     """Masks of one face.
 
     Args:
         image: (1, 3, H, W) in [0, 1]. mesh: (1, 468, 2 or 3) px. person: (1, 1, H, W) soft mask of people.
+        landmarks: (1, 68, 2) px, whose jaw line completes the mesh's outline, which is too narrow in turned faces.
 
     Returns:
         Masks with edges softened over about a pixel in 300.
@@ -73,6 +74,8 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None) -> Fac
         return FaceMasks(blank, blank, blank, blank, blank)
 
     oval = _polygon(outline, shape)
+    if landmarks is not None:
+        oval |= _polygon(landmarks[0, :17].double().cpu().numpy(), shape)
     up = points[_FOREHEAD] - points[_CHIN]
     above = np.clip(((outline - points[_NASION]) @ up) / (up @ up), 0, 1)
     reach = _polygon(outline + above[:, None] * up * _FOREHEAD_GROWTH, shape)
