@@ -54,6 +54,12 @@ def _region_texels(topology: MeshTopology, regions: tuple[str, ...], size: int) 
     return found[index].float()
 
 
+def _gain(albedo: Tensor, base: Tensor, weight: Tensor) -> Tensor:
+    """(B, 3, 1, 1) factor that brings the decoder's skin to the tone of the photo's, so that no border shows."""
+    photo, decoder = ((image * weight).sum((2, 3)) for image in (albedo, base))
+    return ((photo + 1) / (decoder + 1)).clamp(0.7, 1.4)[..., None, None]
+
+
 def add_detail(
     photo: Observation,
     vertices: Tensor,
@@ -84,21 +90,25 @@ def add_detail(
         _region_texels(topology, ("mouth", "teeth", "tongue"), size),
     )
     skin = 1 - torch.maximum(eyes, inside)
-    seen = seen * valid * (skin * face * (1 - eye) * (1 - mouth) + eyes * eye + inside * mouth)
+    # the lids and lips leave a slit: what is inside counts as soon as it shows at all
+    inner = (eyes * eye + inside * mouth) * (seen > 0.05)
+    seen = (seen * skin * face * (1 - eye) * (1 - mouth) + inner) * valid
     if not settings.enabled:
         return pad_islands(base, topology), seen
 
     shading = shading_map(vertices, light, topology, size).clamp(min=0.2)
     albedo = (rgb / shading).clamp(0, 1)
     k = max(1, round(size / 256))
-    weight = erode(((seen > 0.5) | (skin < 0.5)).to(seen), k) * seen
-    weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), seen) * settings.strength
+    outer = seen * skin
+    weight = erode((outer > 0.5).to(seen), k) * outer
+    weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer) * settings.strength
+    base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
     mirrored = weight.flip(-1) * (1 - weight) * settings.mirror * skin
     source = (albedo * weight + albedo.flip(-1) * mirrored) / (weight + mirrored).clamp(min=1e-6)
     weight = weight + mirrored
     source = torch.where(weight > 1e-3, source, base)
-    # islands are blended each on its own: what lies beyond their borders must not bleed in
     texture = laplacian_blend(source, base, weight, settings.levels)
-    small = source * weight + base * (1 - weight)
-    texture = (texture * skin + small * (1 - skin)).clamp(0, 1)
-    return pad_islands(texture, topology), seen
+    # islands are blended each on its own: what lies beyond their borders must not bleed in
+    inner = inner * valid * settings.strength
+    texture = texture * skin + (albedo * inner + base * (1 - inner)) * (1 - skin)
+    return pad_islands(texture.clamp(0, 1), topology), seen

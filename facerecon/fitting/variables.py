@@ -93,6 +93,14 @@ class Variables:
         """The latent as it stands."""
         return self.latent.replace(codes=self.tensors["latent"])
 
+    def copy(self) -> tuple[FaceParams, Latent]:
+        """Parameters and latent as they stand, free of what later steps do to the leaves."""
+
+        def clone(t: Tensor) -> Tensor:
+            return t.detach().clone()
+
+        return self.current.map(clone), self.code.map(clone)
+
     def hold(self, failed: Tensor, last: dict[str, Tensor]) -> None:
         """Put faces whose loss is not finite back to their last finite values."""
         with torch.no_grad():
