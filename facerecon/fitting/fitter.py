@@ -142,11 +142,7 @@ class Fitter:
                 continue
             records = self.run_stage(stage, photo, variables, callback)
             history |= {f"{stage.name}.{term}": torch.stack(values, 1) for term, values in records.items()}
-            done = variables.snapshot()
-            self.stage_params[stage.name] = (
-                variables.current.detach(),
-                variables.code.replace(codes=done["latent"]),
-            )
+            self.stage_params[stage.name] = variables.copy()
             clock = self._lap(stage.name, clock)
         face = self._result(photo, variables.current.detach(), variables.code.detach(), history)
         self._lap("detail" if self.detail.enabled else "texture map", clock)
@@ -171,6 +167,7 @@ class Fitter:
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate(step) * group["scale"]
             params, latent = variables.current, variables.code
+            before = variables.copy() if callback is not None else None
             terms, image = self._evaluate(stage, photo, params, latent, camera, view, fixed)
             total = sum(stage.weights[name] * value for name, value in terms.items())
             finite = torch.isfinite(total.detach())
@@ -208,8 +205,7 @@ class Fitter:
                         detached,
                         total.detach(),
                         image.detach(),
-                        params.detach(),
-                        latent.detach(),
+                        *before,
                     )
                 )
         return records
