@@ -16,24 +16,24 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from facerecon.morphable import makehuman
 from facerecon.morphable.regions import LANDMARK_MIRROR
 
 RIGHT_AND_MIDLINE = {
-    17: (-0.523, 7.402),
-    18: (-0.449, 7.463),
-    19: (-0.348, 7.494),
-    20: (-0.233, 7.488),
-    21: (-0.127, 7.457),
-    27: (0.0, 7.318),
-    28: (0.0, 7.212),
-    29: (0.0, 7.100),
-    30: (0.0, 6.993),
-    31: (-0.130, 6.859),
-    32: (-0.059, 6.832),
-    33: (0.0, 6.817),
+    17: (-0.53, 7.422),
+    18: (-0.455, 7.484),
+    19: (-0.352, 7.513),
+    20: (-0.238, 7.508),
+    21: (-0.136, 7.478),
+    27: (0.0, 7.31),
+    28: (0.0, 7.202),
+    29: (0.0, 7.088),
+    30: (0.0, 6.98),
+    31: (-0.112, 6.842),
+    32: (-0.052, 6.824),
+    33: (0.0, 6.812),
     36: (-0.439, 7.291),
     37: (-0.368, 7.333),
     38: (-0.263, 7.321),
@@ -56,19 +56,29 @@ RIGHT_AND_MIDLINE = {
 """(x, y) on the template, frontal view; iBUG order."""
 
 JAW = {
-    0: ((-0.75, 7.30), (-1.0, 0.0), (0.62, 1.15)),
-    1: ((-0.72, 7.08), (-1.0, 0.0), (0.66, 1.18)),
-    2: ((-0.70, 6.90), (-1.0, 0.0), (0.66, 1.2)),
-    3: ((-0.66, 6.72), (-1.0, 0.0), (0.68, 1.28)),
-    4: ((-0.57, 6.50), (-0.92, -0.40), (0.72, 1.32)),
-    5: ((-0.46, 6.36), (-0.75, -0.66), (0.90, 1.38)),
-    6: ((-0.32, 6.25), (-0.5, -0.87), (1.08, 1.42)),
-    7: ((-0.16, 6.19), (-0.25, -0.97), (1.20, 1.45)),
-    8: ((0.0, 6.17), (0.0, -1.0), (1.26, 1.47)),
+    0: ((-0.75, 7.34), (-1.0, 0.0), (0.62, 1.15)),
+    1: ((-0.72, 7.14), (-1.0, 0.0), (0.66, 1.18)),
+    2: ((-0.70, 6.97), (-1.0, 0.0), (0.66, 1.2)),
+    3: ((-0.66, 6.80), (-1.0, -0.12), (0.68, 1.28)),
+    4: ((-0.61, 6.60), (-0.92, -0.40), (0.72, 1.32)),
+    5: ((-0.50, 6.44), (-0.75, -0.66), (0.90, 1.38)),
+    6: ((-0.375, 6.33), (-0.5, -0.87), (1.08, 1.42)),
+    7: ((-0.22, 6.225), (-0.25, -0.97), (1.20, 1.45)),
+    8: ((0.0, 6.18), (0.0, -1.0), (1.26, 1.47)),
 }
 """Per jaw point: where the frontal contour is, its outward direction in that view, and the depths to try."""
 
 NUM_CANDIDATES = 14
+CAMERA_DISTANCE = 10.0
+HEAD_CENTER = np.array([0.0, 7.0, 1.1])
+"""The released camera's distance, and about where it looks on the template (0.1 m): for the frontal contour."""
+
+EMPTY_MESH_POINTS = {
+    "mesh_points": np.zeros(0, np.int32),
+    "mesh_point_triangles": np.zeros(0, np.int32),
+    "mesh_point_barycentric": np.zeros((0, 3)),
+}
+"""Until tools/place_mesh_points.py has run; this tool keeps what that one found."""
 
 
 def first_hit(origin: np.ndarray, direction: np.ndarray, triangles: np.ndarray) -> tuple[int, np.ndarray]:
@@ -121,8 +131,9 @@ def place(source: Path) -> tuple[np.ndarray, np.ndarray]:
             index, weights = first_hit(np.array([*center, depth]) + 2 * outward, -outward, corners)
             if index >= 0:
                 row.append((int(skin[index]), weights))
-        reach = [w @ points[triangles[i]] @ outward for i, w in row]
-        frontal = int(np.argmax(reach))
+        places = np.array([w @ points[triangles[i]] for i, w in row])
+        toward = CAMERA_DISTANCE / (CAMERA_DISTANCE - (places[:, 2] - HEAD_CENTER[2]))
+        frontal = int(np.argmax((places - HEAD_CENTER) @ outward * toward))
         chosen[point] = [row[frontal], *row[:frontal], *row[frontal + 1 :]]
     for point in range(68):
         if point not in chosen:
@@ -142,9 +153,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=data / "makehuman_landmarks.safetensors")
     arguments = parser.parse_args()
     faces, weights = place(arguments.source)
-    arrays = {"landmark_triangles": faces, "landmark_barycentric": weights}
-    arrays["mesh_points"] = np.zeros(0, np.int32)
-    arrays["mesh_point_triangles"], arrays["mesh_point_barycentric"] = np.zeros(0, np.int32), np.zeros((0, 3))
+    arrays = load_file(arguments.out) if arguments.out.is_file() else EMPTY_MESH_POINTS
+    arrays = {**arrays, "landmark_triangles": faces, "landmark_barycentric": weights}
     save_file(arrays, arguments.out, metadata={"mesh": "MakeHuman hm08 head (CC0), control mesh of facerecon"})
     print(f"{arguments.out}: 68 landmarks, {NUM_CANDIDATES} candidates each")
 
