@@ -1,7 +1,10 @@
-"""Face masks without a parsing network: face-mesh outlines, a Gaussian of the skin's color, and the person's outline.
+"""Face masks without a parsing network: outlines say where the face can be, color and texture what of it is skin.
 
-Unlike FFHQ-UV, which parses with BiSeNet (19 classes): here outlines say where the face can be, color says
-what of it is skin. Weak where color is: glasses and light hair can pass for skin.
+The skin of this face and what surrounds it (hair, hat, background) become mixtures of Gaussians over color and local
+contrast; their likelihood ratio and a prior from the outlines are smoothed by a random walk that stops at edges.
+
+Unlike FFHQ-UV, which parses with BiSeNet (19 classes, learnt from CelebAMask-HQ): nothing here is learnt from other
+faces. Weak where hair is as smooth and as colored as the skin; lenses of glasses count as skin.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
 from facerecon.errors import check_shape
 from facerecon.imaging.color import rgb_to_yuv
+from facerecon.imaging.warp import crop_affine
 from facerecon.perception.facemesh import (
     FACE_OVAL,
     LEFT_BROW,
@@ -25,12 +30,17 @@ from facerecon.perception.facemesh import (
     RIGHT_BROW,
     RIGHT_EYE,
 )
+from facerecon.perception.segmentation import GaussianMixture, fit_mixture, random_walk
 
 __all__ = ["FaceMasks", "face_masks"]
 
 _FOREHEAD, _CHIN, _NASION = 10, 152, 168
-# vectors from the lower border of the mesh's forehead to the hairline, as a share of the face's height
-_FOREHEAD_GROWTH = 0.5
+_TALL = 128  # px: height of the face (top of the mesh to the chin) on the grid that is segmented
+_GROWTH = 0.45  # from the top of the mesh to the furthest hairline, in heights of the face
+_BORDER = 0.3  # of the grid around the outline, in heights of the face
+_FLOOR = np.array([60.0, 6.0, 6.0, 0.15])  # least variances of Y, U, V (0..255) and of the log of the contrast
+_ROUNDS = 3  # of fitting colors and segmenting anew
+_SAMPLES = 1500  # pixels that a mixture is fitted to
 
 
 @dataclass(frozen=True)
@@ -44,15 +54,6 @@ class FaceMasks:
     lip: Tensor
 
 
-def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> np.ndarray:
-    """Filled polygon (H, W) bool, grown about its center."""
-    center = points.mean(0)
-    points = center + (points - center) * (1 + grow)
-    canvas = Image.new("L", (shape[1] * 2, shape[0] * 2))
-    ImageDraw.Draw(canvas).polygon([tuple(p) for p in (points * 2).tolist()], fill=255)
-    return np.asarray(canvas.reduce(2)) > 127
-
-
 def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landmarks: Tensor | None = None) -> FaceMasks:
     """Masks of one face.
 
@@ -61,68 +62,183 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
         landmarks: (1, 68, 2) px, whose jaw line completes the mesh's outline, which is too narrow in turned faces.
 
     Returns:
-        Masks with edges softened over about a pixel in 300.
+        Masks with soft edges, about a hundredth of the face's height wide; empty where the mesh is not a face.
     """
     check_shape("image", image, "1 3 H W")
     check_shape("mesh", mesh[..., :2], "1 468 2")
-    height, width = shape = image.shape[-2:]
     points = mesh[0, :, :2].double().cpu().numpy()
-    outline = points[list(FACE_OVAL)]
     tall = float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
     if not np.isfinite(points).all() or tall < 4:
-        blank = torch.zeros(1, 1, height, width)
-        return FaceMasks(blank, blank, blank, blank, blank)
+        return FaceMasks(*image.new_zeros(5, 1, 1, *image.shape[-2:]))
+    jaw = None if landmarks is None else landmarks[0, :17].double().cpu().numpy()
+    grid = _Grid(points, jaw, tall)
+    face = grid.to_image(_segmented(grid, image, person), image)
 
-    oval = _polygon(outline, shape)
-    if landmarks is not None:
-        oval |= _polygon(landmarks[0, :17].double().cpu().numpy(), shape)
-    up = points[_FOREHEAD] - points[_CHIN]
-    above = np.clip(((outline - points[_NASION]) @ up) / (up @ up), 0, 1)
-    reach = _polygon(outline + above[:, None] * up * _FOREHEAD_GROWTH, shape)
-    eyes = _polygon(points[list(LEFT_EYE)], shape) | _polygon(points[list(RIGHT_EYE)], shape)
-    wide_eyes = _polygon(points[list(LEFT_EYE)], shape, 0.5) | _polygon(points[list(RIGHT_EYE)], shape, 0.5)
-    brows = _polygon(points[list(LEFT_BROW)], shape, 0.15) | _polygon(points[list(RIGHT_BROW)], shape, 0.15)
-    lips = _polygon(points[list(LIPS_OUTER)], shape, 0.04)
-    mouth = _polygon(points[list(LIPS_INNER)], shape)
+    def filled(indices: tuple[int, ...], grow: float = 0.0) -> Tensor:
+        return torch.from_numpy(_polygon(points[list(indices)], tuple(image.shape[-2:]), grow))[None, None].to(image)
 
-    likely = _skin_likelihood(image, oval, wide_eyes | brows | lips, tall)
-    inside = oval & (likely > 0.04)
-    forehead = reach & ~oval & (likely > 0.22)
-    people = person is None or person[0, 0].cpu().numpy() > 0.35
-    skin = (inside | forehead) & people
-    features = wide_eyes & oval | brows & oval | lips
-    face = _largest(ndimage.binary_opening(skin, iterations=max(1, round(tall / 160))) | features)
-    face = _without_small_holes(face, max(16, int(0.004 * tall * tall))) & (oval | reach)
-
-    soften = max(0.5, tall / 300)
-
-    def soft(mask: np.ndarray) -> Tensor:
-        blurred = ndimage.gaussian_filter(mask.astype(np.float32), soften)
-        return torch.from_numpy(blurred)[None, None].to(image.device)
-
-    bare = face & ~eyes & ~brows & ~lips
-    return FaceMasks(soft(face), soft(bare), soft(eyes & oval), soft(mouth), soft(lips & ~mouth))
+    eye = torch.maximum(filled(LEFT_EYE), filled(RIGHT_EYE)) * face
+    brow = torch.maximum(filled(LEFT_BROW, 0.15), filled(RIGHT_BROW, 0.15))
+    mouth, lips = filled(LIPS_INNER) * face, filled(LIPS_OUTER, 0.04) * face
+    skin = face * (1 - eye) * (1 - brow) * (1 - lips)
+    return FaceMasks(face, skin, eye, mouth, (lips - mouth).clamp(min=0))
 
 
-def _skin_likelihood(image: Tensor, oval: np.ndarray, features: np.ndarray, tall: float) -> np.ndarray:
-    """exp(-d^2) of each pixel's color from this face's own skin, in YUV; shadows and highlights tolerated."""
-    yuv = rgb_to_yuv(image)[0].permute(1, 2, 0).cpu().numpy() * 255
-    margin = max(1, round(tall / 40))
-    core = ndimage.binary_erosion(oval, iterations=max(1, round(tall / 9))) & ~ndimage.binary_dilation(
-        features, iterations=margin
-    )
-    if core.sum() < 50:
-        core = oval
-    sample = yuv[core].astype(np.float64)
-    center = np.median(sample, 0)
-    distance = np.abs(sample - center) / (np.median(np.abs(sample - center), 0) * 1.4826 + 2)
-    sample = sample[(distance < 3).all(1)]
-    if len(sample) < 20:
-        return np.ones(oval.shape)
-    covariance = np.cov(sample.T) + np.diag([120.0, 8.0, 8.0])
-    difference = yuv - sample.mean(0)
-    squared = np.einsum("hwi,ij,hwj->hw", difference, np.linalg.inv(covariance), difference)
-    return ndimage.gaussian_filter(np.exp(-0.175 * squared), max(0.7, tall / 250))
+def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> np.ndarray:
+    """Filled polygon, (H, W) float32 with antialiased edges; grown about its center by a share of its size."""
+    center = points.mean(0)
+    points = center + (points - center) * (1 + grow)
+    mask = np.zeros(shape, np.float32)
+    limits = np.array(shape[::-1])
+    low = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, limits)
+    high = np.clip(np.ceil(points.max(0)).astype(int) + 1, 0, limits)
+    if (high <= low).any():
+        return mask
+    canvas = Image.new("L", tuple(int(v) * 4 for v in high - low))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in ((points - low) * 4 - 0.5).tolist()], fill=255)
+    mask[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(4), np.float32) / 255
+    return mask
+
+
+class _Grid:
+    """The part of an image around one face, resampled so that the face is _TALL px high, and its outlines.
+
+    Args:
+        points: (468, 2) mesh, image px. jaw: (17, 2) or None, image px. tall: height of the face, image px.
+    """
+
+    def __init__(self, points: np.ndarray, jaw: np.ndarray | None, tall: float) -> None:
+        self.scale = tall / _TALL
+        up = (points[_FOREHEAD] - points[_CHIN]) / tall
+        outline = points[list(FACE_OVAL)]
+        above = np.clip((outline - points[_NASION]) @ up / (0.4 * tall), 0, 1)
+        reach = outline + above[:, None] * up * (_GROWTH * tall)
+        everything = np.concatenate([outline, reach] + ([] if jaw is None else [jaw]))
+        low, high = everything.min(0) - _BORDER * tall, everything.max(0) + _BORDER * tall
+        self.origin = low
+        self.shape = tuple(int(np.ceil(v)) for v in ((high - low) / self.scale)[::-1])
+        y, x = np.mgrid[: self.shape[0], : self.shape[1]] + 0.5
+        nasion = self._inside(points[_NASION])
+        self.height = ((x - nasion[0]) * up[0] + (y - nasion[1]) * up[1]) / _TALL
+        """(H, W): position along the face's axis, 0 at the nasion, in heights of the face, positive upwards."""
+        oval = self._filled(outline)
+        if jaw is not None:
+            oval |= self._filled(np.concatenate([jaw, points[[_NASION]]]))
+        self.inside = _signed_distance(oval) / _TALL
+        """(H, W): distance from the outline, in heights of the face, positive inside."""
+        self.reach = _signed_distance(self._filled(reach) | oval) / _TALL
+        """(H, W): the same of the outline with the highest possible forehead."""
+        parts = ((LEFT_EYE, 0.5), (RIGHT_EYE, 0.5), (LEFT_BROW, 0.15), (RIGHT_BROW, 0.15), (LIPS_OUTER, 0.04))
+        self.features = np.any([self._filled(points[list(part)], grow) for part, grow in parts], 0)
+        """(H, W) bool: eyes with their lids, brows, lips."""
+
+    def _inside(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.origin) / self.scale
+
+    def _filled(self, points: np.ndarray, grow: float = 0.0) -> np.ndarray:
+        return _polygon(self._inside(points), self.shape, grow) > 0.5
+
+    def sampled(self, image: Tensor, finer: int = 1) -> Tensor:
+        """An image (1, C, H, W) on the grid, or on a grid ``finer`` times as fine."""
+        transform = torch.eye(2, 3) * (self.scale / finer)
+        transform[:, 2] = torch.from_numpy(self.origin).float()
+        return crop_affine(image.float(), transform[None].to(image.device), tuple(n * finer for n in self.shape))
+
+    def to_image(self, mask: np.ndarray, image: Tensor) -> Tensor:
+        """A bool mask (H, W) of the grid as a soft mask (1, 1, H, W) of the image."""
+        soft = torch.from_numpy(ndimage.gaussian_filter(mask.astype(np.float32), 1.0))[None, None].to(image.device)
+        transform = torch.eye(2, 3) / self.scale
+        transform[:, 2] = torch.from_numpy(-self.origin / self.scale).float()
+        large = crop_affine(soft, transform[None].to(image.device), tuple(image.shape[-2:]), padding="zeros")
+        return (0.5 + 2.0 * (large - 0.5)).clamp(0, 1).to(image.dtype)
+
+
+def _signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Pixels to the border of a mask, positive inside."""
+    return ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+
+
+def _segmented(grid: _Grid, image: Tensor, person: Tensor | None) -> np.ndarray:
+    """The face on its grid, (H, W) bool."""
+    features = _described(grid, image)
+    prior = _prior(grid)
+    people = np.ones(grid.shape) if person is None else grid.sampled(person)[0, 0].cpu().numpy()
+    prior = prior - 3 * ((people < 0.2) & (grid.inside < 0.05))
+    weight = np.where(grid.height < 0, 0.5, 1.0)  # below the brows a beard is face, and so is a shadow
+    right, down = _edge_weights(features)
+    apart = ~ndimage.binary_dilation(grid.features, iterations=3)
+    flat = features.reshape(-1, features.shape[2])
+
+    skin = _skin_mixture(features[(grid.inside > 0.08) & apart & (grid.height < 0.08)])
+    unlike = (skin.squared_distances(flat).min(0) > 12).reshape(grid.shape)
+    upper = grid.height > -0.25  # lower down there is a neck, as skin-colored as the face
+    hair = (prior < -3) & unlike & upper & (people > 0.5)
+    background = (prior < -3) & (people < 0.2)
+    for _ in range(_ROUNDS):
+        ratio = _log_ratio(flat, skin, [_mixture(features[area]) for area in (hair, background) if area.sum() > 80])
+        logit = np.clip(ratio.reshape(grid.shape), -6, 6) * weight + prior
+        target = 1 / (1 + np.exp(-np.clip(logit, -12, 12)))
+        label = random_walk(target, 0.02 + 0.15 * np.abs(2 * target - 1), right, down)
+        surely = (label > 0.9) & apart & (grid.inside > 0.03)
+        if surely.sum() > 200:
+            skin = _mixture(features[surely])
+        hair = (label < 0.1) & upper & (grid.reach > -0.25) & (people > 0.5)
+    return _tidied(label, grid)
+
+
+def _described(grid: _Grid, image: Tensor) -> np.ndarray:
+    """(H, W, 4): Y, U, V in 0..255, and the log of the contrast over about a fiftieth of the face."""
+    fine = rgb_to_yuv(grid.sampled(image, 2)) * 255
+    luma = fine[0, 0].cpu().numpy()
+    rough = ndimage.gaussian_filter((luma - ndimage.gaussian_filter(luma, 1.5)) ** 2, 2.5)[::2, ::2]
+    color = F.avg_pool2d(fine, 2)[0].permute(1, 2, 0).cpu().numpy()
+    return np.concatenate([color, 0.5 * np.log(rough + 1.0)[..., None]], -1).astype(np.float64)
+
+
+def _prior(grid: _Grid) -> np.ndarray:
+    """(H, W): log odds of being face, by place alone. Sure below the brows; undecided between brows and hairline."""
+    low = np.clip(grid.inside / 0.05, -2, 1) * 4
+    forehead = np.clip(1 - (grid.height - 0.1) / 0.3, 0, 1)
+    beyond = np.clip(grid.reach / 0.04, -1, 0) * 5 + np.clip(grid.inside * 3, -1, 0)
+    high = np.where(grid.inside > 0, forehead, beyond)
+    blend = np.clip((grid.height + 0.05) / 0.15, 0, 1)
+    return low * (1 - blend) + high * blend + 7 * (grid.features & (grid.inside > 0))
+
+
+def _mixture(samples: np.ndarray, components: int = 3) -> GaussianMixture:
+    return fit_mixture(samples[:: -(-len(samples) // _SAMPLES)], components, _FLOOR)
+
+
+def _skin_mixture(samples: np.ndarray) -> GaussianMixture:
+    """Of cheeks, nose and chin, without what is far from their median."""
+    center = np.median(samples, 0)
+    spread = np.median(np.abs(samples - center), 0) * 1.4826 + np.sqrt(_FLOOR)
+    return _mixture(samples[(np.abs(samples - center) < 3 * spread).all(1)], 2)
+
+
+def _log_ratio(x: np.ndarray, skin: GaussianMixture, others: list[GaussianMixture]) -> np.ndarray:
+    """(N,): log likelihood of skin over that of anything else, which besides ``others`` may have any color."""
+    other = np.full(len(x), -17.0)
+    for mixture in others:
+        other = np.logaddexp(other, mixture.log_density(x))
+    return np.logaddexp(skin.log_density(x), -22.0) - other
+
+
+def _edge_weights(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of horizontal and vertical neighbors for the random walk, in (0.02, 1.02]."""
+    color = ndimage.gaussian_filter(features[..., :3], (0.6, 0.6, 0)) / np.array([1.0, 0.5, 0.5])
+    squares = [(np.diff(color, axis=axis) ** 2).sum(2) for axis in (1, 0)]
+    typical = np.mean(np.concatenate([s.ravel() for s in squares])) + 1e-6
+    return tuple(0.02 + np.exp(-1.5 * s / typical) for s in squares)
+
+
+def _tidied(label: np.ndarray, grid: _Grid) -> np.ndarray:
+    """One smooth region without wisps or small holes."""
+    face = ndimage.gaussian_filter(label, 0.012 * _TALL) > 0.5
+    radius = round(0.03 * _TALL)
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    face = ndimage.binary_opening(face, x * x + y * y <= radius * radius) | (grid.features & face)
+    return _without_small_holes(_largest(face), round(0.02 * _TALL * _TALL))
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
