@@ -156,7 +156,7 @@ class Fitter:
         if stage.sphere:
             variables.to_sphere()
         groups = variables.groups(stage)
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999))
+        optimizer = torch.optim.Adam(groups, eps=stage.epsilon)
         moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
         view = None if moving_shape else self._prepare(variables.current, camera)[0]
         fixed = self._targets(photo, stage)
@@ -181,7 +181,6 @@ class Fitter:
                         "kept at its last finite state.",
                         stacklevel=2,
                     )
-                variables.hold(~finite, last)
                 total = torch.where(finite, total, torch.zeros_like(total))
             else:
                 last = variables.snapshot()
@@ -193,6 +192,8 @@ class Fitter:
                         tensor.grad[list(reported)] = 0
             optimizer.step()
             variables.retract(stage)
+            if reported:
+                variables.hold(~finite, last)
             for name, value in {**terms, "total": total}.items():
                 records.setdefault(name, []).append(value.detach())
             if callback is not None:

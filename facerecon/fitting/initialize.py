@@ -135,13 +135,18 @@ def _fit_landmarks(
 
     inner = candidates[0, 17:, 0].expand(batch, -1, -1)
     rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
-    rows = torch.arange(68, device=device)
     focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
     for _ in range(settings.iterations):
         vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, basis[1:])
         posed = vertices @ rotation.mT + translation[:, None]
-        choice = model.landmark_candidates(posed, camera)  # (B, 68)
-        picked = candidates[:, rows, choice].transpose(0, 1)  # (B, 1 + I + E, 68, 3)
+        shares = model.candidate_weights(posed, camera)  # (B, 68, K)
+        picked = torch.cat(
+            [
+                torch.einsum("mjkc,bjk->bmjc", candidates[:, :17], shares[:, :17]),
+                candidates[:, 17:, 0].expand(batch, -1, -1, -1),
+            ],
+            2,
+        )  # (B, 1 + I + E, 68, 3)
         if dense is not None:
             picked = torch.cat([picked, dense.expand(batch, -1, -1, -1)], 2)
         local = picked[:, 0] + torch.einsum("bk,bknc->bnc", coefficients, picked[:, 1:])

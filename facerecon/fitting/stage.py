@@ -53,6 +53,8 @@ class Stage:
         weights: {term: weight} of :data:`TERMS`; a term left out, or None, is not computed.
         sphere: keep the latent on its hypersphere after every step (stage 2).
         rampdown: share of the steps, at the end, over which the rate falls to 0 along a cosine.
+        epsilon: of Adam. Far above its usual 1e-8 it keeps coefficients that hardly matter from following rounding
+            noise.
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
 
     Raises:
@@ -66,6 +68,7 @@ class Stage:
     weights: dict[str, float]
     sphere: bool = False
     rampdown: float = 0.0
+    epsilon: float = 1e-8
     rate_scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ def default_stages() -> dict[str, Stage]:
             weights={"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
             sphere=True,
             rampdown=0.25,
+            epsilon=1e-4,
         ),
         "joint": Stage(
             name="joint",
@@ -132,6 +136,7 @@ def default_stages() -> dict[str, Stage]:
                 "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,
+            epsilon=1e-4,
         ),
     }  # fmt: skip
 

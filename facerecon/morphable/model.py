@@ -197,7 +197,8 @@ class MorphableModel(nn.Module):
 
         Points 0-16 are contour points: what is annotated on a photo is where the face's outline is, and that moves
         over the skin as the head turns. Each has candidates along a line from cheek to ear or from chin to throat;
-        with a camera, the one farthest out in the image is taken (the choice is not differentiated, the point is).
+        with a camera, those farthest out in the image are taken, by a softmax over the outward distance, so that the
+        point slides instead of jumping (the choice is not differentiated, the point is).
 
         Args:
             vertices: (B, V, 3); posed world vertices where a camera is given.
@@ -208,35 +209,44 @@ class MorphableModel(nn.Module):
         """
         self._check_vertices(vertices)
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
-        choice = self.landmark_candidates(vertices, camera)[:, :17]
-        corners = self._faces[self._landmark_faces[:17].gather(1, choice.T).T]  # (B, 17, 3)
-        weights = self._landmark_barycentric[torch.arange(17, device=choice.device), choice].to(vertices)
-        rows = torch.arange(vertices.shape[0], device=choice.device)[:, None, None]
-        contour = (vertices[rows, corners] * weights[..., None]).sum(2)
+        if camera is None:
+            contour = self._places(vertices, self._landmark_faces[:17, 0], self._landmark_barycentric[:17, 0])
+        else:
+            weights = self.candidate_weights(vertices, camera)[:, :17]
+            contour = (self._contour_candidates(vertices) * weights[..., None]).sum(2)
         return torch.cat([contour, fixed], dim=1)
 
     @torch.no_grad()
-    def landmark_candidates(self, vertices: Tensor, camera: Camera | None = None) -> Tensor:
-        """Which candidate of ``topology.landmark_faces`` each landmark takes: (B, 68) int64, 0 but for points 0-16.
+    def candidate_weights(self, vertices: Tensor, camera: Camera, softness: float = 0.5) -> Tensor:
+        """How much of each candidate of ``topology.landmark_faces`` a landmark takes.
 
         Args:
-            vertices, camera: as in :meth:`landmarks3d`.
+            vertices: (B, V, 3), posed. camera: of the image.
+            softness: px of a 224 px image over which neighbors on the outline share the point.
+
+        Returns:
+            (B, 68, K), rows sum to 1; points 17-67 take their first candidate alone.
         """
-        choice = torch.zeros(vertices.shape[0], 68, dtype=torch.int64, device=vertices.device)
-        if camera is None:
-            return choice
+        rows = self._contour_candidates(vertices)
+        weights = vertices.new_zeros(vertices.shape[0], 68, rows.shape[2])
+        weights[:, 17:, 0] = 1
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
-        rows = self._places(
-            vertices, self._landmark_faces[:17].flatten(), self._landmark_barycentric[:17].flatten(0, 1)
-        )
-        pixels = project(camera, rows)[..., :2].unflatten(1, (17, -1))
+        pixels = project(camera, rows.flatten(1, 2))[..., :2].unflatten(1, (17, -1))
         up = project(camera, fixed[:, 10:14])[..., :2].mean(1) - project(camera, fixed[:, 31:])[..., :2].mean(1)
         angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn, from nose ridge over mouth: steady under yaw
         cos, sin = angle.cos(), angle.sin()
         right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
         outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]
-        choice[:, :17] = torch.einsum("bjkc,bjc->bjk", pixels, outward).argmax(-1)
-        return choice
+        distance = torch.einsum("bjkc,bjc->bjk", pixels, outward)
+        weights[:, :17] = (distance * (224 / max(camera.size) / softness)).softmax(-1)
+        return weights
+
+    def _contour_candidates(self, vertices: Tensor) -> Tensor:
+        """(B, 17, K, 3)."""
+        rows = self._places(
+            vertices, self._landmark_faces[:17].flatten(), self._landmark_barycentric[:17].flatten(0, 1)
+        )
+        return rows.unflatten(1, (17, -1))
 
     def mesh_points3d(self, vertices: Tensor) -> Tensor:
         """Places on (B, V, 3) vertices of the face-mesh points listed in ``topology.mesh_points``: (B, M, 3)."""

@@ -65,9 +65,8 @@ def test_retraction_keeps_the_radius_and_the_direction() -> None:
 
 
 def test_variables_stay_on_the_sphere_and_within_bounds() -> None:
-    params = FaceParams(
-        torch.zeros(2, 4), torch.zeros(2, 3), torch.zeros(2, 0), torch.zeros(2, 3), torch.zeros(2, 3), SHLight.ambient(2)
-    )  # fmt: skip
+    still = [torch.zeros(2, n) for n in (4, 3, 0, 3, 3)]
+    params = FaceParams(*still, SHLight.ambient(2))
     variables = Variables(params, Latent(torch.randn(2, 1, 16), "linear"), (0.0, 1.0))
     s = stage(optimize=("latent", "expression"), sphere=True)
     variables.to_sphere()
