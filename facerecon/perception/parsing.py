@@ -34,7 +34,8 @@ from facerecon.perception.segmentation import GaussianMixture, fit_mixture, rand
 
 __all__ = ["FaceMasks", "face_masks"]
 
-_FOREHEAD, _CHIN, _NASION = 10, 152, 168
+_FOREHEAD, _CHIN, _NASION = 10, 152, 168  # of the mesh
+_CONTOUR = (*range(17), *range(26, 16, -1))  # of the 68 landmarks: along the jaw and back over the brows
 _TALL = 128  # px: height of the face (top of the mesh to the chin) on the grid that is segmented
 _GROWTH = 0.45  # from the top of the mesh to the furthest hairline, in heights of the face
 _BORDER = 0.3  # of the grid around the outline, in heights of the face
@@ -70,8 +71,8 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
     tall = float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
     if not np.isfinite(points).all() or tall < 4:
         return FaceMasks(*image.new_zeros(5, 1, 1, *image.shape[-2:]))
-    jaw = None if landmarks is None else landmarks[0, :17].double().cpu().numpy()
-    grid = _Grid(points, jaw, tall)
+    contour = None if landmarks is None else landmarks[0, _CONTOUR].double().cpu().numpy()
+    grid = _Grid(points, contour, tall)
     face = grid.to_image(_segmented(grid, image, person), image)
 
     def filled(indices: tuple[int, ...], grow: float = 0.0) -> Tensor:
@@ -104,16 +105,17 @@ class _Grid:
     """The part of an image around one face, resampled so that the face is _TALL px high, and its outlines.
 
     Args:
-        points: (468, 2) mesh, image px. jaw: (17, 2) or None, image px. tall: height of the face, image px.
+        points: (468, 2) mesh, image px. contour: (N, 2) jaw and brows or None, image px.
+        tall: height of the face, image px.
     """
 
-    def __init__(self, points: np.ndarray, jaw: np.ndarray | None, tall: float) -> None:
+    def __init__(self, points: np.ndarray, contour: np.ndarray | None, tall: float) -> None:
         self.scale = tall / _TALL
         up = (points[_FOREHEAD] - points[_CHIN]) / tall
         outline = points[list(FACE_OVAL)]
         above = np.clip((outline - points[_NASION]) @ up / (0.4 * tall), 0, 1)
         reach = outline + above[:, None] * up * (_GROWTH * tall)
-        everything = np.concatenate([outline, reach] + ([] if jaw is None else [jaw]))
+        everything = np.concatenate([outline, reach] + ([] if contour is None else [contour]))
         low, high = everything.min(0) - _BORDER * tall, everything.max(0) + _BORDER * tall
         self.origin = low
         self.shape = tuple(int(np.ceil(v)) for v in ((high - low) / self.scale)[::-1])
@@ -122,8 +124,8 @@ class _Grid:
         self.height = ((x - nasion[0]) * up[0] + (y - nasion[1]) * up[1]) / _TALL
         """(H, W): position along the face's axis, 0 at the nasion, in heights of the face, positive upwards."""
         oval = self._filled(outline)
-        if jaw is not None:
-            oval |= self._filled(np.concatenate([jaw, points[[_NASION]]]))
+        if contour is not None:
+            oval |= self._filled(contour)
         self.inside = _signed_distance(oval) / _TALL
         """(H, W): distance from the outline, in heights of the face, positive inside."""
         self.reach = _signed_distance(self._filled(reach) | oval) / _TALL
