@@ -52,7 +52,8 @@ class IdentityNet(nn.Module):
         check_shape("image", image, "B 3 H W")
         check_shape("landmarks", landmarks, f"{image.shape[0]} 68 2")
         transform = square_crop(identity_box(landmarks.detach()), self.net.size)
-        return crop_affine(image, transform, self.net.size, padding="zeros")
+        exact = image if image.dtype == torch.float64 else image.float()  # positions need more than bfloat16 has
+        return crop_affine(exact, transform, self.net.size, padding="zeros").to(image.dtype)
 
     def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
         """Embed faces.
