@@ -17,10 +17,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from facerecon.errors import ConfigError, InputError, ShapeError, check_shape
+from facerecon.geometry.camera import clip_coordinates
+from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.render.rasterize import rasterize
+from facerecon.types import Camera
 
 __all__ = [
     "ALIGNMENT_LANDMARKS",
@@ -28,18 +33,23 @@ __all__ = [
     "Surface",
     "face_regions",
     "region_errors",
+    "visible_vertices",
 ]
 
 ALIGNMENT_LANDMARKS = (36, 39, 42, 45, 33, 48, 54)
 """Eye corners, base of the nose, mouth corners: the global alignment."""
 
 REGION_LANDMARKS = {
-    "nose": tuple(range(27, 36)),
+    "nose": (27, 28, 29, 30, 32, 33, 34),
     "mouth": tuple(range(48, 60)),
-    "forehead": tuple(range(17, 27)),
-    "cheek": (31, 35, 36, 45, 48, 54),
+    "forehead": (27, 36, 39, 42, 45),
+    "cheek": (32, 34, 36, 45, 48, 54),
 }
-"""68 landmarks that hold each region in place while it is aligned."""
+"""Landmarks that hold each region in place while it is aligned.
+
+Unlike REALY, whose landmarks are the same points on every mesh: brows and alae are left out, because head models place
+them differently (the upper edge of the brow or its middle), which would tilt the forehead and the nose.
+"""
 
 KEYPOINT_WEIGHT = {"cheek": 0.25}
 """Weight of a region's landmarks, all together, relative to all its points; 1 where nothing is said."""
@@ -283,8 +293,28 @@ def _between(value: NDArray, places: ArrayLike, widths: ArrayLike) -> NDArray:
     return np.interp(value, np.asarray(places)[order], np.asarray(widths)[order])
 
 
+def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, ...] = (0.0, 0.6, -0.6)) -> NDArray:
+    """Which vertices a scanner would see from in front and from the sides: not nostrils, mouth and back of the head.
+
+    Args:
+        vertices: (V, 3), upright and looking at +z, world units. faces: (F, 3).
+        yaws: angles of the views in radians.
+
+    Returns:
+        (V,) bool: a corner of a face that is in front somewhere.
+    """
+    points = torch.from_numpy(_array("vertices", vertices, "V 3")).float()
+    triangles = torch.from_numpy(_array("faces", faces, "F 3"))
+    turns = euler_to_matrix(torch.tensor([[0.0, yaw, 0.0] for yaw in yaws]))
+    camera = Camera.deep3d(768).replace(near=2.0, far=25.0)
+    index = rasterize(clip_coordinates(camera, points @ turns.mT), triangles, (768, 768))
+    seen = np.zeros(len(points), dtype=bool)
+    seen[triangles[index[index >= 0].unique()].unique().numpy()] = True
+    return seen
+
+
 def face_regions(
-    vertices: ArrayLike, landmarks: ArrayLike, skin: ArrayLike | None = None, normals: ArrayLike | None = None
+    vertices: ArrayLike, faces: ArrayLike, landmarks: ArrayLike, skin: ArrayLike | None = None
 ) -> dict[str, NDArray]:
     """REALY's four regions on any head with 68 landmarks, as masks of its vertices.
 
@@ -298,10 +328,9 @@ def face_regions(
     * cheek: below the lower lids and above the mouth corners, outside of the nose, inside of 0.92 of the jaw's width.
 
     Args:
-        vertices: (V, 3), neutral, roughly upright and looking at +z.
-        landmarks: (68, 3).
-        skin: (V,) bool, the vertices that may be chosen (no eyeballs, teeth or mouth bag); all if left out.
-        normals: (V, 3); if given, vertices that look sideways or back (normal z below 0.1) are left out.
+        vertices: (V, 3), neutral, upright and looking at +z, world units. faces: (F, 3). landmarks: (68, 3).
+        skin: (V,) bool, the vertices that may be chosen (no eyeballs, teeth or mouth bag); all if left out. Of these
+            only :func:`visible_vertices` are.
 
     Returns:
         {"nose", "mouth", "forehead", "cheek": (V,) bool}; no vertex is in two of them.
@@ -316,12 +345,9 @@ def face_regions(
     x, y = (vertices - middle) @ across, (vertices - middle) @ up
     px, py = (points - middle) @ across, (points - middle) @ up
     size = px[45] - px[36]
-    front = (vertices - middle) @ np.cross(across, up)
-    may = np.ones(len(vertices), bool) if skin is None else np.asarray(skin).astype(bool).copy()
-    # the back of the head projects into the face, too
-    may &= front > -0.75 * size
-    if normals is not None:
-        may &= _array("normals", normals, "V 3") @ np.cross(across, up) > 0.1
+    may = visible_vertices(vertices, faces)
+    if skin is not None:
+        may &= np.asarray(skin).astype(bool)
 
     alae = 1.25 * (px[35] - px[31]) / 2
     base = py[33] - 0.05 * size

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from facerecon.errors import InputError, ShapeError
-from facerecon.evaluation.regions import Surface, closest_on_triangles, face_regions, region_errors, vertex_areas
-from facerecon.geometry.mesh import vertex_normals
+from facerecon.evaluation.regions import (
+    Surface,
+    closest_on_triangles,
+    face_regions,
+    region_errors,
+    vertex_areas,
+    visible_vertices,
+)
 from facerecon.geometry.rotation import euler_to_matrix
 
 
@@ -78,16 +84,13 @@ def test_a_checkered_plane_is_as_far_as_its_height() -> None:
 
 def test_a_sphere_inside_a_shell_is_as_far_as_the_radii_differ() -> None:
     # landmarks agree, surfaces are concentric spheres of radius 1 and 1.05: 0.05 units are 5 mm
-    count = 60
-    polar, turn = np.meshgrid(np.linspace(0, np.pi, count), np.linspace(0, 2 * np.pi, count), indexing="ij")
-    sphere = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1).reshape(-1, 3)
-    faces = grid(count)[1]
+    ball, faces = sphere(60)
     points = np.random.default_rng(3).normal(size=(68, 3))
-    all_of_it = {"all": np.ones(len(sphere), bool)}
-    errors = region_errors(1.05 * sphere, faces, points, sphere, faces, points, all_of_it)
+    all_of_it = {"all": np.ones(len(ball), bool)}
+    errors = region_errors(1.05 * ball, faces, points, ball, faces, points, all_of_it)
     assert errors["all"] == pytest.approx(5.0, rel=0.03)  # facets of the spheres
     # but a sphere of another size with landmarks to match is the same shape
-    same = region_errors(1.05 * sphere, faces, 1.05 * points, sphere, faces, points, all_of_it)
+    same = region_errors(1.05 * ball, faces, 1.05 * points, ball, faces, points, all_of_it)
     assert same["all"] < 0.01
 
 
@@ -110,6 +113,25 @@ def test_density_of_the_true_mesh_does_not_count() -> None:
     assert errors["all"] == pytest.approx(4.0 * share, rel=0.02)
 
 
+def sphere(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A unit sphere and its triangles, outward."""
+    polar, turn = np.meshgrid(np.linspace(0, np.pi, count), np.linspace(0, 2 * np.pi, count), indexing="ij")
+    points = np.stack([np.sin(polar) * np.sin(turn), -np.cos(polar), np.sin(polar) * np.cos(turn)], -1)
+    return points.reshape(-1, 3), grid(count)[1]
+
+
+def test_only_what_a_scanner_sees_is_visible() -> None:
+    outer, faces = sphere(40)
+    vertices = np.concatenate([outer, 0.7 * outer])
+    seen = visible_vertices(vertices, np.concatenate([faces, faces + len(outer)]), yaws=(0.0,))
+    assert not seen[len(outer) :].any()  # the sphere inside
+    inside = np.linalg.norm(outer[:, :2], axis=1) < 0.95
+    assert (
+        seen[: len(outer)][inside & (outer[:, 2] > 0)].all()
+        and not seen[: len(outer)][inside & (outer[:, 2] < 0)].any()
+    )
+
+
 @pytest.fixture(scope="module")
 def heads(reference: Path) -> dict:
     from facerecon.morphable import load_face_model
@@ -118,8 +140,7 @@ def heads(reference: Path) -> dict:
     shape = model.shape(model.sample(torch.Generator().manual_seed(0), 1))[0]
     points = model.landmarks3d(shape[None])[0]
     mean_points = model.landmarks3d(model.mean[None])[0]
-    normals = vertex_normals(model.mean[None], model.topology.faces)[0]
-    regions = face_regions(model.mean, mean_points, torch.arange(model.num_vertices) < 6706, normals)
+    regions = face_regions(model.mean, model.topology.faces, mean_points, torch.arange(model.num_vertices) < 6706)
     return {"model": model, "shape": shape, "points": points, "mean_points": mean_points, "regions": regions}
 
 
