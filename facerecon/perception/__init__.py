@@ -6,7 +6,7 @@ from facerecon.perception.facemesh import load_facemesh
 from facerecon.perception.identity import IdentityNet, JudgeNet, load_identity, load_judge
 from facerecon.perception.landmarks import load_landmarks68
 from facerecon.perception.observe import MEAN_FIVE_POINTS, observe
-from facerecon.perception.parsing import face_masks
+from facerecon.perception.parsing import face_masks, frame_contrast
 
 __all__ = [
     "EXPRESSIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "IdentityNet",
     "JudgeNet",
     "face_masks",
+    "frame_contrast",
     "load_age_gender",
     "load_detector",
     "load_expression",

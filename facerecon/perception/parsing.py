@@ -4,7 +4,8 @@ The skin of this face and what surrounds it (hair, hat, background) become mixtu
 contrast; their likelihood ratio and a prior from the outlines are smoothed by a random walk that stops at edges.
 
 Unlike FFHQ-UV, which parses with BiSeNet (19 classes, learnt from CelebAMask-HQ): nothing here is learnt from other
-faces. Weak where hair is as smooth and as colored as the skin; lenses of glasses count as skin.
+faces. Weak where hair is as smooth and as colored as the skin. Most of the dark frame of glasses is left out; lenses
+count as skin, and rimless glasses are not seen.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from facerecon.perception.facemesh import (
 )
 from facerecon.perception.segmentation import GaussianMixture, fit_mixture, random_walk
 
-__all__ = ["FaceMasks", "face_masks"]
+__all__ = ["FaceMasks", "face_masks", "frame_contrast"]
 
 _FOREHEAD, _CHIN, _NASION = 10, 152, 168  # of the mesh
 _CONTOUR = (*range(17), *range(26, 16, -1))  # of the 68 landmarks: along the jaw and back over the brows
@@ -42,6 +43,8 @@ _BORDER = 0.3  # of the grid around the outline, in heights of the face
 _FLOOR = np.array([60.0, 6.0, 6.0, 0.15])  # least variances of Y, U, V (0..255) and of the log of the contrast
 _ROUNDS = 3  # of fitting colors and segmenting anew
 _SAMPLES = 1500  # pixels that a mixture is fitted to
+_RIGHT_CORNER, _LEFT_CORNER = 133, 362  # of the mesh: the inner corners of the eyes
+_FRAMED = 0.05  # contrast across the nose from which on it carries glasses; bare noses stay below 0.02
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
         return FaceMasks(*image.new_zeros(5, 1, 1, *image.shape[-2:]))
     contour = None if landmarks is None else landmarks[0, _CONTOUR].double().cpu().numpy()
     grid = _Grid(points, contour, tall)
-    face = grid.to_image(_segmented(grid, image, person), image)
+    face = _segmented(grid, image, person)
+    if frame_contrast(image, mesh).item() > _FRAMED:
+        face &= ~_frames(grid, image)
+    face = grid.to_image(face, image)
 
     def filled(indices: tuple[int, ...], grow: float = 0.0) -> Tensor:
         return torch.from_numpy(_polygon(points[list(indices)], tuple(image.shape[-2:]), grow))[None, None].to(image)
@@ -83,6 +89,50 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
     mouth, lips = filled(LIPS_INNER) * face, filled(LIPS_OUTER, 0.04) * face
     skin = face * (1 - eye) * (1 - brow) * (1 - lips)
     return FaceMasks(face, skin, eye, mouth, (lips - mouth).clamp(min=0))
+
+
+def frame_contrast(image: Tensor, mesh: Tensor) -> Tensor:
+    """How strongly a dark bar crosses the nose between the eyes: glasses.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1]. mesh: (B, 468, 2 or 3) px.
+
+    Returns:
+        (B,): steepest fall and rise of log luminance down the nose, in nats a pixel, where a pixel is a fortieth of the
+        distance between the inner corners of the eyes. Dark frames have 0.1 to 0.2, bare noses less than 0.02.
+    """
+    found = []
+    for strip in _between_eyes(image, mesh):
+        slope = ndimage.gaussian_filter(np.log(strip + 0.04), (1.5, 2.0), order=(1, 0))
+        start = (-slope).argmax(0)
+        after = np.arange(slope.shape[0])[:, None] - start  # rows after the steepest fall, (rows, columns)
+        rise = np.where((after >= 0) & (after < 45), slope, -np.inf).max(0)
+        found.append(np.percentile(np.minimum(-slope.min(0), rise), 20))
+    return torch.tensor(found, dtype=torch.float32)
+
+
+def _between_eyes(image: Tensor, mesh: Tensor) -> np.ndarray:
+    """Luma of the bridge of the nose from the brows down, (B, 96, 64) in [0, 1]."""
+    corner, across = mesh[:, _RIGHT_CORNER, :2].float(), (mesh[:, _LEFT_CORNER] - mesh[:, _RIGHT_CORNER])[:, :2].float()
+    down = torch.stack([-across[:, 1], across[:, 0]], 1)
+    start = corner + 0.2 * across - 0.9 * down
+    transform = torch.stack([across * 0.6 / 64, down * 1.6 / 96, start], 2)
+    return rgb_to_yuv(crop_affine(image.float(), transform, (96, 64)))[:, 0].cpu().numpy()
+
+
+def _frames(grid: _Grid, image: Tensor) -> np.ndarray:
+    """Dark frames of glasses on the grid, (H, W) bool: what is connected to the dark bar on the nose."""
+    luma = rgb_to_yuv(grid.sampled(image, 2))[0, 0].cpu().numpy()
+    height, inside, bridge = (np.kron(a, np.ones((2, 2), a.dtype)) for a in (grid.height, grid.inside, grid.bridge))
+    size = round(0.17 * _TALL) * 2
+    darker = ndimage.grey_closing(luma, size) - luma
+    level = np.percentile(darker[bridge], 95)
+    dark = (darker > 0.5 * level) & (height > -0.2) & (height < 0.2) & (inside > -0.03)
+    labels, _ = ndimage.label(dark)
+    frames = np.isin(labels, np.setdiff1d(labels[bridge & dark], 0))
+    frames = ndimage.binary_dilation(frames, iterations=2)
+    coarse = frames[::2, ::2] | frames[1::2, ::2] | frames[::2, 1::2] | frames[1::2, 1::2]
+    return coarse & ~grid.eyes
 
 
 def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> np.ndarray:
@@ -130,9 +180,15 @@ class _Grid:
         """(H, W): distance from the outline, in heights of the face, positive inside."""
         self.reach = _signed_distance(self._filled(reach) | oval) / _TALL
         """(H, W): the same of the outline with the highest possible forehead."""
+        self.eyes = np.any([self._filled(points[list(part)], 0.3) for part in (LEFT_EYE, RIGHT_EYE)], 0)
+        """(H, W) bool: eyes with a narrow rim."""
         parts = ((LEFT_EYE, 0.5), (RIGHT_EYE, 0.5), (LEFT_BROW, 0.15), (RIGHT_BROW, 0.15), (LIPS_OUTER, 0.04))
         self.features = np.any([self._filled(points[list(part)], grow) for part, grow in parts], 0)
         """(H, W) bool: eyes with their lids, brows, lips."""
+        corners = points[[_RIGHT_CORNER, _LEFT_CORNER]]
+        nose = corners.mean(0) + (corners - corners.mean(0)) * 0.6
+        self.bridge = self._filled(np.concatenate([nose + 0.15 * tall * up, nose[::-1] - 0.1 * tall * up]))
+        """(H, W) bool: the bridge of the nose."""
 
     def _inside(self, points: np.ndarray) -> np.ndarray:
         return (points - self.origin) / self.scale
