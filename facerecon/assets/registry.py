@@ -192,11 +192,11 @@ ASSETS: dict[str, Asset] = {
         ),
         _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
         _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
-        _human_models("facemesh468", ("facemesh-attention",), "468-point face mesh, eyes and lips refined", 4_700_000),
+        _human_models("facemesh468", ("facemesh-attention",), "468-point face mesh, eyes and lips refined", 4_523_044),
         _human_models(
-            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 12_854_056
+            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 12_814_168
         ),
-        _human_models("selfie", ("selfie",), "person segmentation", 481_572),
+        _human_models("selfie", ("selfie",), "person segmentation", 461_932),
         Asset(
             name="mobile_stylegan",
             package="random-face",
