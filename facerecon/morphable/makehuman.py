@@ -674,9 +674,8 @@ def principal_components(
         weighted = half * root
         gram = (weighted @ weighted.T).astype(np.float64) / len(half)
         total += np.trace(gram)
-        variance, blend = scipy.linalg.eigh(
-            gram, subset_by_index=[len(gram) - min(count, len(gram) - 1), len(gram) - 1]
-        )
+        last = len(gram) - 1
+        variance, blend = scipy.linalg.eigh(gram, subset_by_index=[max(0, len(gram) - count), last])
         variances.append(variance)
         bases.append((blend.T.astype(heads.dtype) @ half) / np.sqrt(len(half)))
     variance, basis = np.concatenate(variances), np.concatenate(bases)

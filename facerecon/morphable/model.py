@@ -86,6 +86,10 @@ class MorphableModel(nn.Module):
         for key, rows in topology.regions.items():
             self.register_buffer(f"_region_{key}", rows, persistent=False)
         self.register_buffer("_jaw_outward", mean.new_tensor(JAW_OUTWARD), persistent=False)
+        # Weights of points 17-67 that give the image of the y axis under the best affine camera (least squares).
+        fixed = self._places(mean[None], self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])[0].double()
+        system = torch.cat([fixed - fixed.mean(0), torch.ones_like(fixed[:, :1])], dim=1)
+        self.register_buffer("_upward", torch.linalg.pinv(system)[1].to(mean), persistent=False)
 
     # -- what it is -----------------------------------------------------------------------------------------
 
@@ -232,8 +236,8 @@ class MorphableModel(nn.Module):
         weights[:, 17:, 0] = 1
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
         pixels = project(camera, rows.flatten(1, 2))[..., :2].unflatten(1, (17, -1))
-        up = project(camera, fixed[:, 10:14])[..., :2].mean(1) - project(camera, fixed[:, 31:])[..., :2].mean(1)
-        angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn, from nose ridge over mouth: steady under yaw
+        up = torch.einsum("n,bnc->bc", self._upward, project(camera, fixed)[..., :2])
+        angle = torch.atan2(-up[:, 0], -up[:, 1])  # in-plane turn of the head's own y axis
         cos, sin = angle.cos(), angle.sin()
         right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
         outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]

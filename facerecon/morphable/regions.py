@@ -88,7 +88,7 @@ def makehuman_regions(
     skin = kind["skin"]
     x, y, z = np.abs(centers[:, 0]), centers[:, 1], centers[:, 2]
     ear = skin & (ears > 0.5)
-    under_jaw = y < np.where(z > 1.05, 6.2, 6.2 + 0.95 * (1.05 - z))
+    under_jaw = y < np.where(z > 1.05, 6.2, np.minimum(6.2 + 0.95 * (1.05 - z), 6.74))
     neck = skin & ~ear & (under_jaw & (z < 1.36) | (y < 6.1) | ((z < 0.62) & (y < 6.72 - 0.45 * (0.62 - z))))
     hairline = 7.98 - 0.75 * np.maximum(x - 0.28, 0) ** 1.5
     face_skin = skin & ~ear & ~neck & (y < hairline) & (z > 0.64)
