@@ -9,7 +9,7 @@ IMG    ?= samples/astronaut.jpg
 OUT    ?= outputs/reconstruct
 ARGS   ?=
 
-.PHONY: help setup assets reconstruct test test-all check format benchmark clean
+.PHONY: help setup assets reconstruct test test-all gltf-validator check format benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,8 +32,12 @@ reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='
 test: assets ## the tests (under 10 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-all: assets ## the tests, slow ones included
-	@$(PY) -m pytest $(ARGS)
+test-all: assets gltf-validator ## the tests, slow ones and the Khronos glTF validator included
+	@FACERECON_GLTF_VALIDATOR=$(abspath $(VENV))/gltf/node_modules/gltf-validator $(PY) -m pytest $(ARGS)
+
+gltf-validator: $(VENV)/.installed
+	@test -d $(VENV)/gltf/node_modules/gltf-validator || { export PATH="$(abspath $(VENV))/bin:$$PATH"; \
+	  npm install --silent --no-fund --no-audit --prefix $(VENV)/gltf gltf-validator; }
 
 check: $(VENV)/.installed ## lint and formatting
 	@$(PY) -m ruff check .

