@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from facerecon.errors import AssetError
 
-__all__ = ["OPERATIONS", "GraphNet", "same_padding"]
+__all__ = ["OPERATIONS", "GraphNet", "read_converted", "same_padding"]
 
 
 def same_padding(x: Tensor, kernel: Sequence[int], stride: Sequence[int], value: float = 0.0) -> Tensor:
@@ -29,6 +29,22 @@ def same_padding(x: Tensor, kernel: Sequence[int], stride: Sequence[int], value:
         total = max((-(-length // stride[axis]) - 1) * stride[axis] + kernel[axis] - length, 0)
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads, value=value) if any(pads) else x
+
+
+def read_converted(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a converted file.
+
+    Raises:
+        AssetError: it is missing or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise AssetError(f"{path} cannot be read ({reason}); run: python -m facerecon.assets fetch open") from None
 
 
 class GraphNet(nn.Module):
@@ -66,11 +82,7 @@ class GraphNet(nn.Module):
         Raises:
             AssetError: the file holds none.
         """
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, meta = read_converted(path)
         if "steps" not in meta:
             raise AssetError(f"{path} holds no graph; run: python -m facerecon.assets fetch open")
         return cls(json.loads(meta["steps"]), tensors, json.loads(meta["literals"]), json.loads(meta["outputs"]))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
-from facerecon.perception.graph import same_padding
+from facerecon.perception.graph import read_converted, same_padding
 
 __all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "load_weights"]
 
@@ -19,14 +19,12 @@ _MEAN_RGB = (122.782, 117.001, 104.298)
 
 
 def load_weights(net: nn.Module, path: str) -> nn.Module:
-    """Fill a network from its converted file and freeze it.
+    """Fill a network from its converted file and freeze it, in torch's channels-last layout.
 
     Raises:
-        AssetError: the file does not hold this network's tensors.
+        AssetError: the file cannot be read or does not hold this network's tensors.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path))
+    tensors, _ = read_converted(path)
     wanted = {name: tuple(p.shape) for name, p in net.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:

@@ -43,6 +43,7 @@ _BORDER = 0.3  # of the grid around the outline, in heights of the face
 _FLOOR = np.array([60.0, 6.0, 6.0, 0.15])  # least variances of Y, U, V (0..255) and of the log of the contrast
 _ROUNDS = 3  # of fitting colors and segmenting anew
 _SAMPLES = 1500  # pixels that a mixture is fitted to
+_FINER = 8  # subpixels along an axis when polygons are filled
 _RIGHT_CORNER, _LEFT_CORNER = 133, 362  # of the mesh: the inner corners of the eyes
 _FRAMED = 0.05  # contrast across the nose from which on it carries glasses; bare noses stay below 0.02
 
@@ -72,7 +73,7 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
     check_shape("mesh", mesh[..., :2], "1 468 2")
     points = mesh[0, :, :2].double().cpu().numpy()
     tall = float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
-    if not np.isfinite(points).all() or tall < 4:
+    if not np.isfinite(points).all() or tall < 4 or not 0.2 < np.ptp(points, 0).min() / tall < 5:
         return FaceMasks(*image.new_zeros(5, 1, 1, *image.shape[-2:]))
     contour = None if landmarks is None else landmarks[0, _CONTOUR].double().cpu().numpy()
     grid = _Grid(points, contour, tall)
@@ -145,9 +146,9 @@ def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> n
     high = np.clip(np.ceil(points.max(0)).astype(int) + 1, 0, limits)
     if (high <= low).any():
         return mask
-    canvas = Image.new("L", tuple(int(v) * 4 for v in high - low))
-    ImageDraw.Draw(canvas).polygon([tuple(p) for p in ((points - low) * 4 - 0.5).tolist()], fill=255)
-    mask[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(4), np.float32) / 255
+    canvas = Image.new("L", tuple(int(v) * _FINER for v in high - low))
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in ((points - low) * _FINER).tolist()], fill=255)
+    mask[low[1] : high[1], low[0] : high[0]] = np.asarray(canvas.reduce(_FINER), np.float32) / 255
     return mask
 
 
@@ -227,7 +228,8 @@ def _segmented(grid: _Grid, image: Tensor, person: Tensor | None) -> np.ndarray:
     apart = ~ndimage.binary_dilation(grid.features, iterations=3)
     flat = features.reshape(-1, features.shape[2])
 
-    skin = _skin_mixture(features[(grid.inside > 0.08) & apart & (grid.height < 0.08)])
+    core = (grid.inside > 0.08) & apart & (grid.height < 0.08)
+    skin = _skin_mixture(features[core if core.sum() > 200 else grid.inside > 0])
     unlike = (skin.squared_distances(flat).min(0) > 12).reshape(grid.shape)
     upper = grid.height > -0.25  # lower down there is a neck, as skin-colored as the face
     hair = (prior < -3) & unlike & upper & (people > 0.5)
