@@ -44,6 +44,7 @@ _FLOOR = np.array([60.0, 6.0, 6.0, 0.15])  # least variances of Y, U, V (0..255)
 _ROUNDS = 3  # of fitting colors and segmenting anew
 _SAMPLES = 1500  # pixels that a mixture is fitted to
 _FINER = 8  # subpixels along an axis when polygons are filled
+_RIGHT_LID, _LEFT_LID = (70, 63, 105, 66, 107, 133, 33), (300, 293, 334, 296, 336, 362, 263)  # brow to eye, mesh
 _RIGHT_CORNER, _LEFT_CORNER = 133, 362  # of the mesh: the inner corners of the eyes
 _FRAMED = 0.05  # contrast across the nose from which on it carries glasses; bare noses stay below 0.02
 
@@ -183,7 +184,8 @@ class _Grid:
         """(H, W): the same of the outline with the highest possible forehead."""
         self.eyes = np.any([self._filled(points[list(part)], 0.3) for part in (LEFT_EYE, RIGHT_EYE)], 0)
         """(H, W) bool: eyes with a narrow rim."""
-        parts = ((LEFT_EYE, 0.5), (RIGHT_EYE, 0.5), (LEFT_BROW, 0.15), (RIGHT_BROW, 0.15), (LIPS_OUTER, 0.04))
+        parts = ((LEFT_EYE, 0.5), (RIGHT_EYE, 0.5), (LEFT_BROW, 0.15), (RIGHT_BROW, 0.15), (LIPS_OUTER, 0.04),
+                 (_LEFT_LID, 0.0), (_RIGHT_LID, 0.0))  # fmt: skip
         self.features = np.any([self._filled(points[list(part)], grow) for part, grow in parts], 0)
         """(H, W) bool: eyes with their lids, brows, lips."""
         corners = points[[_RIGHT_CORNER, _LEFT_CORNER]]
