@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from facerecon import assets
 from facerecon.errors import AssetError, ShapeError
 from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
 
@@ -37,3 +38,18 @@ def test_wrong_input_says_so(tmp_path):
     (tmp_path / "b").write_bytes(b"not a tensor file")
     with pytest.raises(AssetError, match="build_texture_basis"):
         read_linear_basis(tmp_path / "b")
+
+
+def test_the_shipped_basis():
+    """At most 4 MB, mirror symmetric, components in falling order, and two deviations stay near colors."""
+    path = assets.shipped("texture_linear.safetensors")
+    mean, basis = read_linear_basis(path)
+    assert path.stat().st_size < 4e6
+    assert basis.shape == (64, 3, 256, 256) and mean.shape == (3, 256, 256)
+    assert mean.min() >= 0 and mean.max() <= 1
+    assert torch.allclose(mean, mean.flip(-1), atol=2e-3)
+    power = basis.square().sum((1, 2, 3))
+    assert (power[1:] < power[:-1] * 1.05).all()
+    assert basis[0].mean() > 0.02  # the first is brightness, and brightens
+    far = torch.cat([mean + 2 * basis, mean - 2 * basis])
+    assert ((far < -0.05) | (far > 1.15)).float().mean() < 0.001
