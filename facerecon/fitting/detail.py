@@ -60,6 +60,15 @@ def _gain(albedo: Tensor, base: Tensor, weight: Tensor) -> Tensor:
     return ((photo + 1) / (decoder + 1)).clamp(0.7, 1.4)[..., None, None]
 
 
+def _tinted_inside(base: Tensor, albedo: Tensor, weight: Tensor, inside: Tensor) -> Tensor:
+    """The mouth's unseen texels moved towards the shade of the seen ones: no gap opens beside the teeth."""
+    weight = weight * inside
+    amount = weight.sum((2, 3), keepdim=True)
+    shade_seen = (albedo * weight).sum((2, 3), keepdim=True) / amount.clamp(min=1e-6)
+    mixed = 0.4 * base + 0.6 * 0.75 * shade_seen
+    return torch.where((inside > 0.5) & (amount > 20), mixed, base)
+
+
 def add_detail(
     photo: Observation,
     vertices: Tensor,
@@ -110,5 +119,6 @@ def add_detail(
     texture = laplacian_blend(source, base, weight, settings.levels)
     # islands are blended each on its own: what lies beyond their borders must not bleed in
     inner = inner * valid * settings.strength
+    base = _tinted_inside(base, albedo, inner, inside)
     texture = texture * skin + (albedo * inner + base * (1 - inner)) * (1 - skin)
     return pad_islands(texture.clamp(0, 1), topology), seen
