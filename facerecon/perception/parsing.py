@@ -233,6 +233,7 @@ def _segmented(grid: _Grid, image: Tensor, person: Tensor | None) -> np.ndarray:
     core = (grid.inside > 0.08) & apart & (grid.height < 0.08)
     skin = _skin_mixture(features[core if core.sum() > 200 else grid.inside > 0])
     unlike = (skin.squared_distances(flat).min(0) > 12).reshape(grid.shape)
+    plain = (skin.squared_distances(flat).min(0) < 16).reshape(grid.shape) & (grid.height < 0.12)  # no beard or fringe
     upper = grid.height > -0.25  # lower down there is a neck, as skin-colored as the face
     hair = (prior < -3) & unlike & upper & (people > 0.5)
     background = (prior < -3) & (people < 0.2)
@@ -241,7 +242,7 @@ def _segmented(grid: _Grid, image: Tensor, person: Tensor | None) -> np.ndarray:
         logit = np.clip(ratio.reshape(grid.shape), -6, 6) * weight + prior
         target = 1 / (1 + np.exp(-np.clip(logit, -12, 12)))
         label = random_walk(target, 0.02 + 0.15 * np.abs(2 * target - 1), right, down)
-        surely = (label > 0.9) & apart & (grid.inside > 0.03)
+        surely = (label > 0.9) & apart & (grid.inside > 0.03) & plain
         if surely.sum() > 200:
             skin = _mixture(features[surely])
         hair = (label < 0.1) & upper & (grid.reach > -0.25) & (people > 0.5)
@@ -258,10 +259,10 @@ def _described(grid: _Grid, image: Tensor) -> np.ndarray:
 
 
 def _prior(grid: _Grid) -> np.ndarray:
-    """(H, W): log odds of being face, by place alone. Sure below the brows; undecided between brows and hairline."""
+    """(H, W): log odds of being face, by place alone. Sure below the brows; undecided above them."""
     low = np.clip(grid.inside / 0.05, -2, 1) * 4
-    forehead = np.clip(1 - (grid.height - 0.1) / 0.3, 0, 1)
-    beyond = np.clip(grid.reach / 0.04, -1, 0) * 5 + np.clip(grid.inside * 3, -1, 0)
+    forehead = -np.clip((grid.height - 0.1) / 0.3, 0, 1)
+    beyond = np.clip(grid.reach / 0.04, -1, 0) * 5 + np.clip(grid.inside * 3, -1, 0) - 1
     high = np.where(grid.inside > 0, forehead, beyond)
     blend = np.clip((grid.height + 0.05) / 0.15, 0, 1)
     return low * (1 - blend) + high * blend + 7 * (grid.features & (grid.inside > 0))
