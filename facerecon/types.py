@@ -194,7 +194,7 @@ class TensorStruct:
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path} is not a readable safetensors file ({error}); save it again.") from None
         if meta.get("type") != cls.__name__:

@@ -26,9 +26,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, dict):  # keys may be integers, as in an optimizer's state
-        pairs = [
-            [key, _pack(item, f"{name}.{key}" if name else str(key), tensors)] for key, item in value.items()
-        ]
+        pairs = [[key, _pack(item, f"{name}.{key}" if name else str(key), tensors)] for key, item in value.items()]
         for key, _ in pairs:
             if not isinstance(key, (str, int)) or isinstance(key, bool):
                 raise InputError(f"a checkpoint's keys must be text or integers; got {key!r} at '{name}'.")

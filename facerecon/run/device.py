@@ -52,13 +52,9 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise ConfigError(
-                f"device={name}, but torch sees no CUDA device here; use device=cpu or device=auto."
-            )
+            raise ConfigError(f"device={name}, but torch sees no CUDA device here; use device=cpu or device=auto.")
         if index and int(index) >= count:
-            raise ConfigError(
-                f"device={name}, but there are only {count} CUDA devices; use cuda:0..cuda:{count - 1}."
-            )
+            raise ConfigError(f"device={name}, but there are only {count} CUDA devices; use cuda:0..cuda:{count - 1}.")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps, but there is no Metal device here; use device=cpu or device=auto.")
     return torch.device(name)
@@ -107,9 +103,7 @@ def choose_precision(name: str = "auto", device: str | torch.device = "cpu") -> 
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and supports_bfloat16(device) else torch.float32
     if name == "bfloat16" and not supports_bfloat16(device):
-        raise ConfigError(
-            f"precision=bfloat16, but this {device.type} device has none; use precision=float32."
-        )
+        raise ConfigError(f"precision=bfloat16, but this {device.type} device has none; use precision=float32.")
     if name == "float16" and device.type == "cpu":
         raise ConfigError("precision=float16 is for GPUs; on a CPU use precision=float32.")
     return getattr(torch, name)

@@ -77,9 +77,7 @@ class RunDirectory:
             self.resumed = True
             return
         if config_path.exists() and not overwrite:
-            raise ConfigError(
-                f"{self.path} already holds a run; continue it with resume=true or choose another out=."
-            )
+            raise ConfigError(f"{self.path} already holds a run; continue it with resume=true or choose another out=.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             records = (self.metrics.path, self._completed.path, self._failures.path)

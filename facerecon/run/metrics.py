@@ -114,9 +114,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(
-            f"cannot read {path} ({error.strerror}); expected a metrics.jsonl of a run."
-        ) from None
+        raise InputError(f"cannot read {path} ({error.strerror}); expected a metrics.jsonl of a run.") from None
     rows = list(_rows(text))
     if not rows and text.count("\n") > 1:
         raise InputError(f"{path} holds no JSON object; expected a metrics.jsonl of a run.")

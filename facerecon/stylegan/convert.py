@@ -34,9 +34,7 @@ class _Graph:
             layers, edges = root.find("layers"), root.find("edges")
             assert layers is not None and edges is not None
         except (OSError, ElementTree.ParseError, AssertionError) as error:
-            raise AssetError(
-                f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again."
-            ) from None
+            raise AssetError(f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again.") from None
         self.xml = xml
         self.kind: dict[int, str] = {}
         self.by_name: dict[str, int] = {}
@@ -70,9 +68,7 @@ class _Graph:
         for kind in kinds:
             found = [n for n in self.outputs.get(node, []) if self.kind[n] == kind]
             if len(found) != 1:
-                raise AssetError(
-                    f"{self.xml.name}: layer {node} has {len(found)} consumers '{kind}'; expected one."
-                )
+                raise AssetError(f"{self.xml.name}: layer {node} has {len(found)} consumers '{kind}'; expected one.")
             node = found[0]
         return node
 
@@ -96,9 +92,7 @@ def mobile_stylegan(source: Path, target: Path) -> None:
     """
     folder = Path(source) / "random_face" / "data"
     model = MobileGenerator()
-    state = _mapping(_Graph(folder / "MappingNetwork.xml")) | _synthesis(
-        _Graph(folder / "SynthesisNetwork.xml")
-    )
+    state = _mapping(_Graph(folder / "MappingNetwork.xml")) | _synthesis(_Graph(folder / "SynthesisNetwork.xml"))
     state |= {"mean_w": model.mean_w, "std_w": model.std_w}
     wrong = [k for k, v in model.state_dict().items() if k not in state or state[k].shape != v.shape]
     if wrong or len(state) != len(model.state_dict()):
