@@ -51,8 +51,11 @@ from facerecon.types import Camera, FaceParams, Observation, SHLight
 ICT_FILE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "ict" / "ict_facekit_light.npz"
 TEXTURE_SIZE = 1024
 
-SKINS = ()
-"""Seeds of the generator, chosen by eye: frontal, mouth closed, no glasses, forehead free."""
+SKINS = (
+    *(20003, 20004, 20011, 20015, 20031, 20032, 20034, 20038, 20044, 20046, 20054),
+    *(20055, 20056, 20063, 20065, 20070, 20074, 20080, 20081, 20083, 20095),
+)
+"""Seeds of the generator, chosen by eye: no glasses, forehead free, little smile. The texture basis saw other seeds."""
 
 EXPRESSIONS = (
     # units that move together, largest weight
@@ -75,12 +78,15 @@ class Subject:
     Attributes:
         photo: (3, H, W), what the fit sees. vertices: (V, 3), unposed, with expression, world units.
         landmarks: (68, 3) on them. pixels: (68, 2), where they are in the photo.
+        rotation: (1, 3) Euler angles of the head. camera: that took the photo.
     """
 
     photo: Tensor
     vertices: Tensor
     landmarks: Tensor
     pixels: Tensor
+    rotation: Tensor
+    camera: Camera
 
 
 # -- skins: generated faces, unwrapped onto the ICT head ---------------------------------------------------
@@ -185,7 +191,7 @@ def random_light(rng: np.random.Generator) -> SHLight:
     light[2] = rng.uniform(0.08, 0.3)
     light[3] = rng.uniform(-0.22, 0.22)
     light[4:] = rng.normal(0, 0.02, (5, 1))
-    light *= rng.uniform(0.95, 1.05, (1, 3))
+    light *= rng.uniform(0.97, 1.03, (1, 3))
     front = (sh_basis(torch.tensor([[0.0, 0.0, 1.0]]))[0].numpy() @ light).mean()
     light *= rng.uniform(0.85, 1.1) / front
     return SHLight(torch.from_numpy(light.astype(np.float32))[None])
@@ -244,7 +250,7 @@ def make_subject(
     photo = spoil((image + (1 - mask) * backdrop).clamp(0, 1), rng)
     landmarks = ict.landmarks3d(shape)[0]
     pixels = project(camera, ict.landmarks3d(posed))[0, :, :2]
-    return Subject(photo, shape[0], landmarks, pixels)
+    return Subject(photo, shape[0], landmarks, pixels, params.rotation, camera)
 
 
 # -- the benchmark ---------------------------------------------------------------------------------------------
