@@ -20,7 +20,7 @@ from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
-from facerecon.render import PreparedView, Renderer
+from facerecon.render import FusedView, PreparedView, Renderer
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace
 
@@ -216,7 +216,7 @@ class Fitter:
     def _camera(self, photo: Observation) -> Camera:
         return Camera.deep3d(photo.image.shape[-1], photo.batch, photo.image.device)
 
-    def _prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView, Tensor]:
+    def _prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView | FusedView, Tensor]:
         """A view that stays fixed, and its posed vertices."""
         with torch.no_grad():
             vertices = self.model(params)
@@ -240,7 +240,7 @@ class Fitter:
         params: FaceParams,
         latent: Latent,
         camera: Camera,
-        view: PreparedView | None,
+        view: PreparedView | FusedView | None,
         targets: dict[str, Any],
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of a stage at the present variables: {term: (B,)} and the composite image."""

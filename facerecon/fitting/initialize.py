@@ -22,7 +22,7 @@ from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import matrix_to_euler
 from facerecon.morphable import MorphableModel
-from facerecon.render import PreparedView
+from facerecon.render import FusedView, PreparedView
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
 
@@ -246,7 +246,7 @@ def fit_light(
 def fit_light_and_texture(
     photo: Observation,
     decoder: TextureDecoder,
-    view: PreparedView,
+    view: PreparedView | FusedView,
     vertices: Tensor,
     faces: Tensor,
     rounds: int = 3,
@@ -272,7 +272,7 @@ def fit_light_and_texture(
     lights, codes = [], []
     with torch.no_grad():
         normals_of = F.normalize(view.found.interpolate(vertex_normals(vertices, faces), faces), dim=-1)
-        pixels, grids, all_normals = (view.found.split(t) for t in (view.found.pixel, view.grid, normals_of))
+        pixels, grids, all_normals = (view.found.split(t) for t in (view.found.pixel, view.look_ups, normals_of))
         area = photo.image.shape[-2] * photo.image.shape[-1]
         for b in range(batch):
             at = pixels[b] - b * area

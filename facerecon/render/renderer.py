@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,11 @@ from facerecon.geometry.camera import clip_coordinates, project, scale_camera
 from facerecon.geometry.mesh import cached, vertex_normals
 from facerecon.render.interpolate import Covered, covered, list_pixels
 from facerecon.render.rasterize import choose_backend, rasterize
+from facerecon.render.silhouette import Outline, find_outline
 from facerecon.render.uv import check_filter, sample_grid, sampling_grid
 from facerecon.types import Camera, Fragments, MeshTopology, Rendering, SHLight
 
-__all__ = ["PreparedView", "Renderer"]
+__all__ = ["FusedView", "PreparedView", "Renderer"]
 
 SHADINGS = ("pixel", "vertex")
 
@@ -30,18 +32,25 @@ class PreparedView:
         found: the covered pixels.
         grid: (P, 2) where each of them looks into the texture, in ``grid_sample`` units.
         light: (P, 3) shading, or None for an unlit view.
-        texels_per_pixel: (B,) median size of a pixel on the UV square, as a fraction of its side.
+        footprint: (P,) side of a pixel on the UV square, as a fraction of the square's; None if not needed.
         rendering: masks, depth, landmarks, shading and fragments; its image is empty.
+        outline: where to antialias, or None.
         filter, texture_level: as in :class:`Renderer`.
     """
 
     found: Covered
     grid: Tensor
     light: Tensor | None
-    texels_per_pixel: Tensor | None
+    footprint: Tensor | None
     rendering: Rendering
+    outline: Outline | None = None
     filter: str = "bilinear"
     texture_level: int | str = 0
+
+    @property
+    def look_ups(self) -> Tensor:
+        """(P, 2): ``grid`` at the covered pixels."""
+        return self.grid
 
     def detach(self) -> PreparedView:
         """Cut geometry and light from the graph: only the texture will receive gradients."""
@@ -51,17 +60,8 @@ class PreparedView:
             grid=self.grid.detach(),
             light=None if self.light is None else self.light.detach(),
             rendering=self.rendering.detach(),
+            outline=None if self.outline is None else self.outline.detach(),
         )
-
-    def _level(self, image: int, size: int) -> int:
-        """How many times to halve a texture of ``size`` texels before image ``image`` looks it up."""
-        level = self.texture_level
-        if level == "auto":
-            ratio = float(self.texels_per_pixel[image]) * size
-            level = max(0, int(torch.tensor(max(ratio, 1.0)).log2().round()))
-        while level > 0 and size % (1 << level):
-            level -= 1
-        return int(level)
 
     def shade(self, texture: Tensor) -> Rendering:
         """Render the view with a texture.
@@ -75,30 +75,128 @@ class PreparedView:
         """
         check_shape("texture", texture, "B C S S")
         views, height, width = self.found.shape
-        count = max(views, texture.shape[0])
-        if views not in (1, count) or texture.shape[0] not in (1, count):
-            raise ShapeError(f"texture must have batch 1 or {views}; got {tuple(texture.shape)}.")
+        count = _shared_batch(views, texture)
         lists = [self.found.split(t) for t in (self.found.pixel, self.grid)]
         lights = [None] * views if self.light is None else self.found.split(self.light)
-        maps = [texture] if texture.shape[0] == 1 else texture.split(1)
-        halved: dict[tuple[int, int], Tensor] = {}
+        levels = [
+            (level.split(1), None if weight is None else self.found.split(weight))
+            for level, weight in _levels(texture, self.texture_level, self.footprint)
+        ]
         colors, pixels = [], []
         for i in range(count):
-            view, source = min(i, views - 1), min(i, len(maps) - 1)
-            level = self._level(view, texture.shape[-1])
-            if (source, level) not in halved:
-                halved[source, level] = F.avg_pool2d(maps[source], 1 << level) if level else maps[source]
-            color = sample_grid(halved[source, level], lists[1][view], self.filter)
+            view, source = min(i, views - 1), min(i, len(texture) - 1)
+            color = 0
+            for maps, weights in levels:
+                sampled = sample_grid(maps[source], lists[1][view], self.filter)
+                color = color + (sampled if weights is None else sampled * weights[view][:, None])
             colors.append(color if lights[view] is None else color * lights[view])
             pixels.append(lists[0][view] + (i - view) * height * width)
         color = torch.cat(colors)
         image = color.new_zeros(count * height * width, color.shape[-1])
         image = image.index_copy(0, torch.cat(pixels), color).view(count, height, width, -1)
-        image = image.permute(0, 3, 1, 2).contiguous()
-        rest = self.rendering
-        if count > views:
-            rest = rest.map(lambda t: t.expand(count, *t.shape[1:]))
-        return rest.replace(image=image)
+        return _finish(self.rendering, image.permute(0, 3, 1, 2).contiguous(), self.outline)
+
+
+@dataclass(frozen=True)
+class FusedView:
+    """What :class:`PreparedView` is, for the numba kernels: every pixel instead of a list of the covered ones.
+
+    Attributes:
+        grid: (B, H, W, 2) where each pixel looks into the texture, in ``grid_sample`` units.
+        light: (B, H, W, 3) shading.
+        footprint: (B, H, W), or None.
+        rendering, outline, texture_level: as in :class:`PreparedView`.
+    """
+
+    grid: Tensor
+    light: Tensor
+    footprint: Tensor | None
+    rendering: Rendering
+    outline: Outline | None = None
+    texture_level: int | str = 0
+
+    @cached_property
+    def found(self) -> Covered:
+        """The covered pixels, listed."""
+        fragments = self.rendering.fragments
+        listed = list_pixels(fragments.face_index)
+        return replace(listed, barycentric=fragments.barycentric.reshape(-1, 3).index_select(0, listed.pixel))
+
+    @property
+    def look_ups(self) -> Tensor:
+        """(P, 2): ``grid`` at the covered pixels."""
+        return self.grid.reshape(-1, 2).index_select(0, self.found.pixel)
+
+    def detach(self) -> FusedView:
+        """Cut geometry and light from the graph: only the texture will receive gradients."""
+        return replace(
+            self,
+            grid=self.grid.detach(),
+            light=self.light.detach(),
+            rendering=self.rendering.detach(),
+            outline=None if self.outline is None else self.outline.detach(),
+        )
+
+    def shade(self, texture: Tensor) -> Rendering:
+        """Render the view with a texture (B or 1, 3, S, S); see :meth:`PreparedView.shade`."""
+        from facerecon.render.backends.numba_shading import textured_shading
+
+        check_shape("texture", texture, "B 3 S S")
+        index = self.rendering.fragments.face_index
+        _shared_batch(len(index), texture)
+        image = None
+        for level, weight in _levels(texture.to(self.grid), self.texture_level, self.footprint):
+            if weight is None:
+                part = textured_shading(level, self.grid, self.light, index)
+            else:
+                used = torch.where(weight > 0, index, -1)
+                part = textured_shading(level, self.grid, self.light * weight[..., None], used)
+            image = part if image is None else image + part
+        return _finish(self.rendering, image, self.outline)
+
+
+def _shared_batch(views: int, texture: Tensor) -> int:
+    """How many images ``views`` views and a (B, C, S, S) texture make."""
+    count = max(views, texture.shape[0])
+    if views not in (1, count) or texture.shape[0] not in (1, count):
+        raise ShapeError(f"texture must have batch 1 or {views}; got {tuple(texture.shape)}.")
+    return count
+
+
+def _levels(texture: Tensor, level: int | str, footprint: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """The levels of a mip pyramid that a view needs, each with its weight (like ``footprint``; None is 1).
+
+    "auto" is trilinear: a pixel of footprint f lies at level log2(f S), between two levels of box-filtered
+    halves. A side is halved only while it is even.
+    """
+    size = texture.shape[-1]
+    halvings = (size & -size).bit_length() - 1
+    if level != "auto":
+        for _ in range(min(int(level), halvings)):
+            texture = _halved(texture)
+        return [(texture, None)]
+    position = (footprint * size).clamp(min=1).log2().clamp(max=halvings)
+    if position.numel() == 0:
+        return [(texture, None)]
+    first, last = (int(end) for end in (position.amin().floor(), position.amax().ceil()))
+    found = []
+    for at in range(last + 1):
+        texture = _halved(texture) if at else texture
+        if at >= first:
+            found.append((texture, (1 - (position - at).abs()).clamp(min=0)))
+    return found
+
+
+def _halved(texture: Tensor) -> Tensor:
+    """Means of 2 x 2 texels; a bilinear look-up halfway between them is the same, and faster than pooling."""
+    return F.interpolate(texture, scale_factor=0.5, mode="bilinear", align_corners=False)
+
+
+def _finish(rendering: Rendering, image: Tensor, outline: Outline | None) -> Rendering:
+    """The rendering with its image, antialiased where an outline is given."""
+    if len(image) > len(rendering.mask):
+        rendering = rendering.map(lambda t: t.expand(len(image), *t.shape[1:]))
+    return rendering.replace(image=image if outline is None else outline.blend(image))
 
 
 class Renderer(nn.Module):
@@ -111,10 +209,13 @@ class Renderer(nn.Module):
         filter: "bilinear" texture look-up, or the release's "nearest".
         shading: light evaluated per "pixel" on interpolated normals, or per "vertex" and interpolated, as in
             the release.
-        texture_level: how often to halve the texture (box filter) before looking it up: 0 never, "auto" until
-            its texels are about as large as pixels, which keeps a fine texture from aliasing.
-        fused: use the numba kernels for interpolation, normals and light; None where they apply (numba
-            backend, CPU, float32, light per pixel). The torch path computes the same and is their oracle.
+        texture_level: how often to halve the texture (box filter) before looking it up: 0 never, "auto" mip maps
+            (trilinear), so that a texture much finer than the image does not alias.
+        antialias: blend pixels along silhouettes by how much of them the nearer surface covers. Image and mask
+            then move smoothly with the vertices, and gradients reach the outline's; see
+            :mod:`facerecon.render.silhouette`. Without it only what is inside the outline has gradients.
+        fused: use the numba kernels for interpolation, normals, light and texture; None where they apply (numba
+            backend, CPU, float32, light per pixel, bilinear). The torch path computes the same and is their oracle.
 
     Raises:
         ConfigError: an unknown option, with the nearest known one.
@@ -127,6 +228,7 @@ class Renderer(nn.Module):
         filter: str = "bilinear",
         shading: str = "pixel",
         texture_level: int | str = 0,
+        antialias: bool = False,
         fused: bool | None = None,
     ) -> None:
         super().__init__()
@@ -140,6 +242,7 @@ class Renderer(nn.Module):
         self.filter = check_filter(filter)
         self.shading = shading
         self.texture_level = texture_level
+        self.antialias = antialias
         self.fused = fused
 
     def extra_repr(self) -> str:
@@ -199,27 +302,26 @@ class Renderer(nn.Module):
         corner_uv = cached("corners", lambda: topology.uvs[topology.uv_faces], topology.uv_faces, topology.uvs).to(
             clip.dtype
         )
-        attributes = self._fused_attributes if self._fuses(vertices, light) else self._attributes
-        found, depth, grid, shading = attributes(vertices, clip, light, faces, corner_uv, index)
-
-        density = None
-        if self.texture_level == "auto":
-            density = self._density(clip, found, topology, corner_uv, size)
-        return PreparedView(
-            found=found,
-            grid=grid,
-            light=shading,
-            texels_per_pixel=density,
-            rendering=self._dense(found, index, depth, shading, vertices, topology, camera, size, landmarks3d),
-            filter=self.filter,
-            texture_level=self.texture_level,
-        )
+        shaded = self._dense if self._fuses(vertices, light) else self._listed
+        view = shaded(vertices, clip, light, faces, corner_uv, index)
+        outline = None
+        if self.antialias:
+            outline = find_outline(clip, faces, index, view.rendering.depth[:, 0], self._drawn(topology, face_region))
+            mask = outline.blend(view.rendering.mask)
+            view = replace(view, rendering=view.rendering.replace(mask=mask))
+        if landmarks3d is None:
+            chosen = faces[topology.landmark_faces[:, 0]]
+            corners = vertices[:, chosen.reshape(-1)].view(len(vertices), -1, 3, 3)
+            landmarks3d = (topology.landmark_barycentric[:, 0, :, None].to(corners) * corners).sum(2)
+        landmarks = project(scale_camera(camera, size), landmarks3d)[..., :2]
+        return replace(view, rendering=view.rendering.replace(landmarks=landmarks), outline=outline)
 
     def _fuses(self, vertices: Tensor, light: SHLight | None) -> bool:
         """Whether the fused kernels do this job: asked for, or applicable and not refused."""
         fits = (
             light is not None
             and self.shading == "pixel"
+            and self.filter == "bilinear"
             and vertices.device.type == "cpu"
             and vertices.dtype == torch.float32
         )
@@ -227,50 +329,57 @@ class Renderer(nn.Module):
             return fits and choose_backend(self.backend, vertices.device) == "numba"
         if self.fused and not fits:
             raise ConfigError(
-                "fused=True needs float32 vertices on a CPU, a light, and shading='pixel'; use fused=None."
+                "fused=True needs float32 vertices on a CPU, a light, shading='pixel' and filter='bilinear'; "
+                "use fused=None."
             )
         return self.fused
 
-    def _attributes(
-        self,
-        vertices: Tensor,
-        clip: Tensor,
-        light: SHLight | None,
-        faces: Tensor,
-        corner_uv: Tensor,
-        index: Tensor,
-    ) -> tuple[Covered, Tensor, Tensor, Tensor | None]:
-        """Covered pixels with barycentrics, their depth, texture grid and shading, in torch."""
+    def _listed(
+        self, vertices: Tensor, clip: Tensor, light: SHLight | None, faces: Tensor, corner_uv: Tensor, index: Tensor
+    ) -> PreparedView:
+        """Barycentrics, depth, texture grid and shading of the covered pixels, in torch."""
         found, depth = covered(clip, faces, index)
         grid = sampling_grid(found.mix(corner_uv.index_select(0, found.face)))
-        if light is None:
-            return found, depth, grid, None
-        normals = vertex_normals(vertices, faces)
-        if self.shading == "vertex":
-            at_vertices = lighting.shade(normals, light).expand(len(vertices), -1, -1)
-            return found, depth, grid, found.interpolate(at_vertices, faces)
-        basis = lighting.sh_basis(F.normalize(found.interpolate(normals, faces), dim=-1))
-        lights = light.coefficients.expand(len(vertices), -1, -1)
-        shading = torch.cat([y @ lights[b] for b, y in enumerate(found.split(basis))])
-        return found, depth, grid, shading
+        shading = None
+        if light is not None:
+            normals = vertex_normals(vertices, faces)
+            if self.shading == "vertex":
+                at_vertices = lighting.shade(normals, light).expand(len(vertices), -1, -1)
+                shading = found.interpolate(at_vertices, faces)
+            else:
+                basis = lighting.sh_basis(F.normalize(found.interpolate(normals, faces), dim=-1))
+                lights = light.coefficients.expand(len(vertices), -1, -1)
+                shading = torch.cat([y @ lights[b] for b, y in enumerate(found.split(basis))])
+        footprint = None
+        if self.texture_level == "auto":
+            index_of = found.image * len(faces) + found.face
+            footprint = _footprints(clip, faces, corner_uv, index.shape[1:]).view(-1).index_select(0, index_of)
+        lit = shading if shading is not None else torch.ones_like(found.barycentric)
+        packed = found.scatter(torch.cat([found.barycentric, depth[:, None], lit], dim=-1))
+        weights, depth, lit = packed.split([3, 1, 3], -1)
+        rendering = _rendering(index, weights, depth[..., 0], lit)
+        return PreparedView(found, grid, shading, footprint, rendering, None, self.filter, self.texture_level)
 
-    def _fused_attributes(
-        self,
-        vertices: Tensor,
-        clip: Tensor,
-        light: SHLight,
-        faces: Tensor,
-        corner_uv: Tensor,
-        index: Tensor,
-    ) -> tuple[Covered, Tensor, Tensor, Tensor]:
-        """The same by the numba kernels."""
+    def _dense(
+        self, vertices: Tensor, clip: Tensor, light: SHLight, faces: Tensor, corner_uv: Tensor, index: Tensor
+    ) -> FusedView:
+        """The same of every pixel by the numba kernels."""
         from facerecon.render.backends import numba_shading
 
-        listed = list_pixels(index)
         normals = numba_shading.vertex_normals(vertices, faces)
         lights = light.coefficients.expand(len(vertices), -1, -1)
-        weights, depth, grid, shading = numba_shading.pixel_attributes(clip, normals, lights, faces, corner_uv, listed)
-        return replace(listed, barycentric=weights), depth, grid, shading
+        weights, depth, grid, shading = numba_shading.pixel_attributes(clip, normals, lights, faces, corner_uv, index)
+        footprint = None
+        if self.texture_level == "auto":
+            by_face = _footprints(clip, faces, corner_uv, index.shape[1:])
+            footprint = by_face.gather(1, index.flatten(1).clamp(min=0)).view(index.shape)
+            footprint = torch.where(index >= 0, footprint, footprint.new_zeros(()))
+        return FusedView(grid, shading, footprint, _rendering(index, weights, depth, shading), None, self.texture_level)
+
+    @staticmethod
+    def _drawn(topology: MeshTopology, region: str | None) -> Tensor | None:
+        """(F,) bool, the faces that are drawn; None for all."""
+        return None if region is None else topology.regions[region]
 
     def _face_index(self, clip: Tensor, topology: MeshTopology, size: tuple[int, int], region: str | None) -> Tensor:
         """(B, H, W) face ids, of the faces of one region only if it is named."""
@@ -287,48 +396,28 @@ class Renderer(nn.Module):
         index = rasterize(clip, faces, size, self.backend)
         return torch.where(index >= 0, ids[index.clamp(min=0)], index)
 
-    @staticmethod
-    @torch.no_grad()
-    def _density(
-        clip: Tensor, found: Covered, topology: MeshTopology, corner_uv: Tensor, size: tuple[int, int]
-    ) -> Tensor:
-        """(B,) median over covered pixels of sqrt(UV area / screen area) of their faces, per pixel."""
 
-        def double_area(p: Tensor) -> Tensor:
-            a, b = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
-            return (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs()
+@torch.no_grad()
+def _footprints(clip: Tensor, faces: Tensor, corner_uv: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, F): side of the UV area that a pixel of each face covers, sqrt(UV area / screen area)."""
+    half = clip.new_tensor([size[1] / 2, size[0] / 2])
+    screen = clip[..., :2] / torch.where(clip[..., 3:] > 0, clip[..., 3:], torch.ones_like(clip[..., 3:])) * half
 
-        corners = found.at_corners(clip, topology.faces)
-        screen = corners[..., :2] / corners[..., 3:] * torch.tensor([size[1] / 2, size[0] / 2]).to(clip)
-        uv = corner_uv.index_select(0, found.face)
-        ratio = (double_area(uv) / double_area(screen).clamp(min=1e-12)).sqrt()
-        return torch.stack([r.median() if len(r) else r.new_zeros(()) for r in found.split(ratio)])
+    def double_area(p: Tensor) -> Tensor:
+        a, b = p[..., 1, :] - p[..., 0, :], p[..., 2, :] - p[..., 0, :]
+        return (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs()
 
-    def _dense(
-        self,
-        found: Covered,
-        index: Tensor,
-        depth: Tensor,
-        shading: Tensor | None,
-        vertices: Tensor,
-        topology: MeshTopology,
-        camera: Camera,
-        size: tuple[int, int],
-        landmarks3d: Tensor | None,
-    ) -> Rendering:
-        """The texture-free part of the result, scattered into images."""
-        lit = shading if shading is not None else torch.ones_like(found.barycentric)
-        packed = found.scatter(torch.cat([found.barycentric, depth[:, None], lit], dim=-1))
-        if landmarks3d is None:
-            chosen = topology.faces[topology.landmark_faces[:, 0]]
-            corners = vertices[:, chosen.reshape(-1)].view(len(vertices), -1, 3, 3)
-            landmarks3d = (topology.landmark_barycentric[:, 0, :, None].to(corners) * corners).sum(2)
-        landmarks = project(scale_camera(camera, size), landmarks3d)[..., :2]
-        return Rendering(
-            image=packed.new_zeros(found.shape[0], 3, 0, 0),
-            mask=(index >= 0)[:, None].to(packed.dtype),
-            depth=packed[..., 3][:, None],
-            landmarks=landmarks,
-            shading=packed[..., 4:].permute(0, 3, 1, 2),
-            fragments=Fragments(index, packed[..., :3], packed[..., 3]),
-        )
+    corners = screen.index_select(1, faces.reshape(-1)).view(len(clip), -1, 3, 2)
+    return (double_area(corner_uv) / double_area(corners).clamp(min=1e-12)).sqrt()
+
+
+def _rendering(index: Tensor, weights: Tensor, depth: Tensor, shading: Tensor) -> Rendering:
+    """The texture-free part of a rendering, without landmarks yet; weights (B, H, W, 3), shading (B, H, W, 3)."""
+    return Rendering(
+        image=weights.new_zeros(len(index), 3, 0, 0),
+        mask=(index >= 0)[:, None].to(weights.dtype),
+        depth=depth[:, None],
+        landmarks=weights.new_zeros(len(index), 68, 2),
+        shading=shading.permute(0, 3, 1, 2),
+        fragments=Fragments(index, weights, depth),
+    )
