@@ -444,6 +444,7 @@ class Observation(TensorStruct):
         age: (B,), years. male: (B,), probability.
         path: one string a face, where it came from.
         photo_size: one (H, W) a face.
+        mask_given: one bool a face: whether a user drew its mask, which is then believed as it is.
     """
 
     fit: Crop
@@ -459,6 +460,7 @@ class Observation(TensorStruct):
     male: Tensor
     path: tuple = ()
     photo_size: tuple = ()
+    mask_given: tuple = ()
 
     @property
     def image(self) -> Tensor:

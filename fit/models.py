@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from facerecon.errors import ConfigError, nearest_name
-from facerecon.fitting import DetailSettings, Fitter, LandmarkStart
+from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
@@ -32,7 +32,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = ("preset", "start", "stages", "detail", *FITTER_KEYS)
+    known = ("preset", "start", "stages", "detail", "occlusion", *FITTER_KEYS)
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
@@ -46,6 +46,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         stages=fitting["stages"],
         start=_settings(LandmarkStart, fitting["start"], "fitting.start"),
         detail=_settings(DetailSettings, fitting["detail"], "fitting.detail"),
+        occlusion=_settings(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs.compose import compose, groups, run  # noqa: E402
 from facerecon.errors import ConfigError  # noqa: E402
-from facerecon.fitting import DetailSettings, LandmarkStart, default_stages, stages_from_config  # noqa: E402
+from facerecon.fitting import DetailSettings, LandmarkStart, OcclusionSettings, default_stages, stages_from_config  # noqa: E402
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -35,6 +35,7 @@ def test_default_preset_equals_the_constructor_defaults() -> None:
     assert stages(config) == default_stages()
     assert LandmarkStart(**config.fitting.start) == LandmarkStart()
     assert DetailSettings(**config.fitting.detail) == DetailSettings()
+    assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
 
 
 def test_paper_preset_is_section_4_2() -> None:
@@ -73,6 +74,7 @@ def test_release_preset_swaps_and_adds() -> None:
     }
     assert (config.fitting.photometric, config.fitting.latent_prior) == ("l1", "geocross")
     assert not config.fitting.detail.enabled
+    assert not config.fitting.occlusion.enabled
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
+from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide, unexplained
 from facerecon.fitting.stage import (
     TERMS,
     VARIABLES,
@@ -19,13 +20,17 @@ __all__ = [
     "DetailSettings",
     "Fitter",
     "LandmarkStart",
+    "OcclusionSettings",
     "Stage",
     "StepReport",
     "Variables",
     "add_detail",
     "default_stages",
+    "find_occlusion",
     "fit_landmarks",
     "fit_light",
     "fit_light_and_texture",
+    "hide",
     "stages_from_config",
+    "unexplained",
 ]

@@ -21,19 +21,19 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, pad_islands, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
-__all__ = ["add_detail", "full_crop_camera"]
+__all__ = ["add_detail", "fit_to_full", "full_crop_camera"]
 
 
-def _square(affine: Tensor) -> Tensor:
-    """(B, 2, 3) -> (B, 3, 3)."""
-    last = affine.new_tensor([0.0, 0.0, 1.0]).expand(affine.shape[0], 1, 3)
-    return torch.cat([affine, last], 1)
+def fit_to_full(photo: Observation) -> Tensor:
+    """(B, 2, 3) affine maps from pixels of the fit crop to pixels of the full crop."""
+    linear = torch.linalg.inv(photo.full.to_photo[:, :, :2])
+    offset = photo.fit.to_photo[:, :, 2:] - photo.full.to_photo[:, :, 2:]
+    return torch.cat([linear @ photo.fit.to_photo[:, :, :2], linear @ offset], -1)
 
 
 def full_crop_camera(camera: Camera, photo: Observation) -> Camera:
     """The camera of the fit crop, in pixels of the full crop."""
-    to_full = torch.linalg.solve(_square(photo.full.to_photo), _square(photo.fit.to_photo))[:, :2]
-    return camera_in_photo(camera, to_full, tuple(photo.full.image.shape[-2:]))
+    return camera_in_photo(camera, fit_to_full(photo), tuple(photo.full.image.shape[-2:]))
 
 
 def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: int) -> Tensor:

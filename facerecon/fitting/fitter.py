@@ -15,6 +15,7 @@ from facerecon import losses
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light_and_texture
+from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
 from facerecon.fitting.stage import DetailSettings, Stage, stages_from_config
 from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import camera_in_photo, project
@@ -65,6 +66,7 @@ class Fitter:
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
         start: noise and priors of stage 1. detail: the last, optional step.
+        occlusion: how what hides the face is told and left out; found anew before each stage and before the detail.
 
     Raises:
         ConfigError: an unknown name; the nearest known one is given.
@@ -84,6 +86,7 @@ class Fitter:
         stages: Mapping[str, Any] | None = None,
         start: LandmarkStart | None = None,
         detail: DetailSettings | None = None,
+        occlusion: OcclusionSettings | None = None,
     ) -> None:
         if photometric not in ("l1", "l2"):
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
@@ -101,6 +104,7 @@ class Fitter:
         self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
         self.start = start or LandmarkStart()
         self.detail = detail or DetailSettings()
+        self.occlusion = occlusion or OcclusionSettings()
         self.perceptual = None
         if any("lpips" in stage.weights for stage in self.stages.values()):
             self.perceptual = losses.load_perceptual(perceptual, self.identity.features)
@@ -128,7 +132,7 @@ class Fitter:
 
         Returns:
             B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by
-            stage.
+            stage, ``fitter.observed`` the observation without what was found to hide the faces.
         """
         self.seconds = {}
         clock = time.perf_counter()
@@ -140,11 +144,12 @@ class Fitter:
         for stage in self.stages.values():
             if stage.steps == 0:
                 continue
-            records = self.run_stage(stage, photo, variables, callback)
+            records = self.run_stage(stage, self._unoccluded(photo, variables), variables, callback)
             history |= {f"{stage.name}.{term}": torch.stack(values, 1) for term, values in records.items()}
             self.stage_params[stage.name] = variables.copy()
             clock = self._lap(stage.name, clock)
-        face = self._result(photo, variables.current.detach(), variables.code.detach(), history)
+        self.observed = self._unoccluded(photo, variables)
+        face = self._result(self.observed, variables.current.detach(), variables.code.detach(), history)
         self._lap("detail" if self.detail.enabled else "texture map", clock)
         return face
 
@@ -222,6 +227,19 @@ class Fitter:
             vertices = self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
         return view.detach(), vertices
+
+    def _unoccluded(self, photo: Observation, variables: Variables) -> Observation:
+        """The observation without what the head as it stands does not explain."""
+        if not self.occlusion.enabled:
+            return photo
+        with torch.no_grad():
+            params, latent = variables.copy()
+            camera, vertices, texture = self._camera(photo), self.model(params), self.decoder(latent)
+            topology = self.model.topology
+            hidden = find_occlusion(photo, vertices, texture, params.light, camera, topology, self.occlusion)
+            for b, given in enumerate(photo.mask_given):
+                hidden[b] *= not given
+            return hide(photo, hidden)
 
     def _targets(self, photo: Observation, stage: Stage) -> dict[str, Any]:
         """What every step compares with, computed once."""

@@ -1,6 +1,7 @@
 """What is measured on a photo: faces, landmarks, mesh, identity, expression, age, masks. All frozen networks."""
 
 from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression, load_segmenter
+from facerecon.perception.corrections import LANDMARK_FORMATS, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import load_facemesh
 from facerecon.perception.identity import IdentityNet, JudgeNet, load_identity, load_judge
@@ -10,6 +11,7 @@ from facerecon.perception.parsing import face_masks, frame_contrast
 
 __all__ = [
     "EXPRESSIONS",
+    "LANDMARK_FORMATS",
     "MEAN_FIVE_POINTS",
     "Detection",
     "IdentityNet",
@@ -25,4 +27,6 @@ __all__ = [
     "load_landmarks68",
     "load_segmenter",
     "observe",
+    "read_landmarks",
+    "read_mask",
 ]

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.geometry.alignment import deep3d_crop_transform
-from facerecon.imaging.files import read_image
+from facerecon.imaging.files import LoadedImage, load_image
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
+from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import fused_landmarks, load_facemesh
 from facerecon.perception.identity import landmark_box, load_identity, load_judge
@@ -59,6 +61,8 @@ def observe(
     full_size: int = 896,
     full_margin: float = 1.4,
     mean_points3d: Tensor | None = None,
+    landmarks: Any = None,
+    mask: Any = None,
 ) -> Observation:
     """Find the face of a photo and measure everything that a fit starts from.
 
@@ -68,18 +72,26 @@ def observe(
         crop_size: px, side of the fit crop in the released alignment.
         full_size: px, side of the full crop; full_margin: its field of view over the fit crop's.
         mean_points3d: (5, 3) that the alignment uses; :data:`MEAN_FIVE_POINTS` if left out.
+        landmarks: 68 points in photo pixels, as :func:`~facerecon.perception.corrections.read_landmarks` takes them.
+            They replace what is detected, and say which face it is: no detector runs.
+        mask: image of the photo's size, white where its face may be used, as
+            :func:`~facerecon.perception.corrections.read_mask` takes it; replaces the segmented one.
 
     Returns:
         Observation of batch 1, or of one entry a face for ``"all"``.
 
     Raises:
-        NoFaceError: no face is found. InputError: the file cannot be used, the face is too small, or there are
-        fewer faces than the index asks for. ConfigError: ``face`` is something else.
+        NoFaceError: no face is found. InputError: the file cannot be used, the face is too small, there are fewer
+        faces than the index asks for, or landmarks or mask do not fit the photo. ConfigError: ``face`` is something
+        else, or ``"all"`` together with landmarks or a mask, which belong to one face.
     """
     if not (face in ("largest", "all") or (isinstance(face, int) and not isinstance(face, bool) and face >= 0)):
         raise ConfigError(f"face must be 'largest', 'all' or an index >= 0; got {face!r}.")
+    if face == "all" and not (landmarks is None and mask is None):
+        raise ConfigError("landmarks and mask belong to one face; got face='all'. Use 'largest' or an index.")
     name = str(source) if isinstance(source, str | Path) else "the photo"
-    image = read_image(source)
+    loaded = load_image(source)
+    image = loaded.image
     height, width = image.shape[-2:]
     if min(height, width) < _SMALLEST_PHOTO:
         raise InputError(
@@ -87,11 +99,16 @@ def observe(
         )
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
     with torch.no_grad(), _one_thread():
-        shaped = (_shaped(image, detection) for detection in load_detector()(image))
-        faces = (item for item in shaped if item is not None)  # lazily: the largest alone is measured alone
-        found = list(islice(faces, 1) if face == "largest" else faces)
+        if landmarks is not None:
+            found, face = [_given(image, landmarks, loaded)], "largest"
+        else:
+            shaped = (_shaped(image, detection) for detection in load_detector()(image))
+            faces = (item for item in shaped if item is not None)  # lazily: the largest alone is measured alone
+            found = list(islice(faces, 1) if face == "largest" else faces)
         if not found:
-            raise NoFaceError(f"{name}: no face found; use a photo with a visible, roughly upright face.")
+            raise NoFaceError(
+                f"{name}: no face found; use a photo with a visible, roughly upright face, or give landmarks=."
+            )
         if isinstance(face, int):
             if face >= len(found):
                 raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
@@ -105,8 +122,11 @@ def observe(
         small = min(item[0].side for item in large)
         if small < _SMALL_FACE:
             warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=2)
+        area = None if mask is None else read_mask(mask, loaded.size)
+        if area is not None and tuple(area.shape[-2:]) != (height, width):
+            area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
         return Observation.cat(
-            [_measure(image, *item, name, crop_size, full_size, full_margin, points) for item in large]
+            [_measure(image, *item, name, crop_size, full_size, full_margin, points, area) for item in large]
         )
 
 
@@ -136,6 +156,17 @@ def _shaped(image: Tensor, detection: Detection) -> tuple[Detection, Tensor, Ten
     return detection, fused_landmarks(landmarks, mesh), mesh
 
 
+def _given(image: Tensor, landmarks: Any, loaded: LoadedImage) -> tuple[Detection, Tensor, Tensor]:
+    """A face where the user says that it is, with its landmarks (1, 68, 2) and mesh (1, 468, 3), photo pixels."""
+    name = Path(landmarks).name if isinstance(landmarks, str | Path) else "landmarks"
+    points = read_landmarks(landmarks)
+    check_landmarks(points, loaded.size, name)
+    points = points[None] * loaded.scale
+    box = landmark_box(points)
+    mesh, _ = load_facemesh()(image[None], box)
+    return Detection(tuple(box[0].tolist()), 1.0), points, fit_mesh(mesh, points)
+
+
 def _measure(
     image: Tensor,
     detection: Detection,
@@ -146,8 +177,10 @@ def _measure(
     full_size: int,
     full_margin: float,
     points3d: Tensor,
+    area: Tensor | None = None,
 ) -> Observation:
-    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in photo pixels."""
+    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in photo pixels;
+    ``area`` (1, H, W) is the face mask if it is known."""
     photo = image[None]
     to_photo = deep3d_crop_transform(landmarks, points3d, size)
     from_photo = _inverse(to_photo)
@@ -166,7 +199,12 @@ def _measure(
     person = load_segmenter()(full_image)
     into_full = _inverse(full_to_photo)
     full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
-    masks = face_masks(full_image, full_mesh, person, full_landmarks)
+    face = None
+    if area is not None:
+        face = crop_affine(area[None], full_to_photo, full_size, padding="zeros")
+        if face.mean() < 0.002:
+            raise InputError(f"{name}: the mask is black where the face is; white marks the face that may be used.")
+    masks = face_masks(full_image, full_mesh, person, full_landmarks, face)
     full_masks = torch.cat([masks.face, masks.skin, masks.eye, masks.mouth, masks.lip], 1) * valid
     full = Crop(full_image, full_to_photo, valid, *(m for m in full_masks.split(1, 1)))
 
@@ -193,4 +231,5 @@ def _measure(
         male=male,
         path=(name,),
         photo_size=((int(image.shape[-2]), int(image.shape[-1])),),
+        mask_given=(area is not None,),
     )

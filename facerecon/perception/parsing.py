@@ -60,12 +60,19 @@ class FaceMasks:
     lip: Tensor
 
 
-def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landmarks: Tensor | None = None) -> FaceMasks:
+def face_masks(
+    image: Tensor,
+    mesh: Tensor,
+    person: Tensor | None = None,
+    landmarks: Tensor | None = None,
+    face: Tensor | None = None,
+) -> FaceMasks:
     """Masks of one face.
 
     Args:
         image: (1, 3, H, W) in [0, 1]. mesh: (1, 468, 2 or 3) px. person: (1, 1, H, W) soft mask of people.
         landmarks: (1, 68, 2) px, whose jaw line completes the mesh's outline, which is too narrow in turned faces.
+        face: (1, 1, H, W) in [0, 1], taken for the face where it is already known.
 
     Returns:
         Masks with soft edges, about a hundredth of the face's height wide; empty where the mesh is not a face.
@@ -76,12 +83,13 @@ def face_masks(image: Tensor, mesh: Tensor, person: Tensor | None = None, landma
     tall = float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
     if not np.isfinite(points).all() or tall < 4 or not 0.2 < np.ptp(points, 0).min() / tall < 5:
         return FaceMasks(*image.new_zeros(5, 1, 1, *image.shape[-2:]))
-    contour = None if landmarks is None else landmarks[0, _CONTOUR].double().cpu().numpy()
-    grid = _Grid(points, contour, tall)
-    face = _segmented(grid, image, person)
-    if frame_contrast(image, mesh).item() > _FRAMED:
-        face &= ~_frames(grid, image)
-    face = grid.to_image(face, image)
+    if face is None:
+        contour = None if landmarks is None else landmarks[0, _CONTOUR].double().cpu().numpy()
+        grid = _Grid(points, contour, tall)
+        found = _segmented(grid, image, person)
+        if frame_contrast(image, mesh).item() > _FRAMED:
+            found &= ~_frames(grid, image)
+        face = grid.to_image(found, image)
 
     def filled(indices: tuple[int, ...], grow: float = 0.0) -> Tensor:
         return torch.from_numpy(_polygon(points[list(indices)], tuple(image.shape[-2:]), grow))[None, None].to(image)

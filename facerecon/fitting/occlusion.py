@@ -1,0 +1,265 @@
+"""What stands in front of the face, from what the fit cannot explain (ours, not the paper's; SPEC 1b.2 excludes the
+non-face by parsing instead).
+
+The decoder knows skin, lips, brows and beards, but no microphone: the photo over the render of the stage so far,
+in logarithms, is small wherever a face is seen. What sticks out of it, by brightness or by color, and is no eye, brow,
+nostril or beard, is left out of every later image loss and of the detail step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from torch import Tensor
+
+from facerecon.errors import ConfigError, check_shape
+from facerecon.fitting.detail import fit_to_full, full_crop_camera
+from facerecon.geometry.camera import scale_camera
+from facerecon.imaging.warp import crop_affine
+from facerecon.render import Renderer
+from facerecon.types import Camera, Crop, MeshTopology, Observation, SHLight
+
+__all__ = ["OcclusionSettings", "find_occlusion", "hide", "unexplained"]
+
+_FLOOR, _DIM = 0.05, 0.12  # added to intensities before logarithms: darker than this is black, or has no color
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LIGHT = 0.3  # nats: how much slowly changing light the render may have missed
+_SCALE = (0.07, 0.16)  # least and greatest spread of the residual that is believed, in nats
+_CHROMA_SCALE = (0.035, 0.09)
+
+
+@dataclass(frozen=True)
+class OcclusionSettings:
+    """How the fit tells what hides the face.
+
+    Args:
+        enabled: off believes the face mask of the observation.
+        size: px, side of the picture of the full crop in which photo and render are compared.
+        threshold: how far photo and render may differ, in robust standard deviations of this face; lower finds more
+            and loses more of what is face.
+        smallest: diameter of the least spot that counts, in distances between the eyes: moles are smaller.
+        margin: added around what is found, in distances between the eyes.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    enabled: bool = True
+    size: int = 448
+    threshold: float = 5.0
+    smallest: float = 0.1
+    margin: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 64:
+            raise ConfigError(f"occlusion.size must be an integer >= 64; got {self.size!r}.")
+        for name, low in (("threshold", 1.0), ("smallest", 0.0), ("margin", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 100:
+                raise ConfigError(f"occlusion.{name} must be a number >= {low:g}; got {value!r}.")
+
+
+def unexplained(
+    photo: Tensor, render: Tensor, face: Tensor, landmarks: Tensor, settings: OcclusionSettings | None = None
+) -> Tensor:
+    """What of each face the render does not explain.
+
+    Args:
+        photo, render: (B, 3, S, S) in [0, 1]. face: (B, 1, S, S) in [0, 1], where both show the face.
+        landmarks: (B, 68, 2), px of these images.
+        settings: thresholds.
+
+    Returns:
+        (B, 1, S, S) in [0, 1]: 1 where something hides the face; 0 outside ``face``.
+    """
+    check_shape("photo", photo, "B 3 S S")
+    check_shape("render", render, " ".join(map(str, photo.shape)))
+    check_shape("landmarks", landmarks, f"{photo.shape[0]} 68 2")
+    settings = settings or OcclusionSettings()
+    pairs = torch.stack([photo, render], 1).detach().clamp(0, 1).float().cpu().numpy()
+    faces = face.detach().cpu().numpy()[:, 0] > 0.5
+    points = landmarks.detach().double().cpu().numpy()
+    found = np.zeros(faces.shape, np.float32)
+    for b, inside in enumerate(faces):
+        if inside.sum() < 50 or not np.isfinite(points[b]).all():
+            continue
+        rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+        box = tuple(slice(max(0, n[0] - 8), n[-1] + 9) for n in (rows, columns))
+        moved = points[b] - [box[1].start, box[0].start]
+        found[b][box] = _one(*pairs[b][:, :, box[0], box[1]], inside[box], moved, settings)
+    return torch.from_numpy(found[:, None]).to(photo)
+
+
+class _Places:
+    """Where on the image the parts of a face are.
+
+    Args:
+        points: (68, 2) px. shape: (H, W).
+    """
+
+    def __init__(self, points: np.ndarray, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        right, left = points[36:42].mean(0), points[42:48].mean(0)
+        self.unit = max(float(np.linalg.norm(left - right)), float(np.ptp(points[:, 1])) / 3.5, 4.0)
+        """px: about the distance between the eyes, whatever the pose."""
+        down = points[48:60].mean(0) - (right + left) / 2
+        down = down / max(float(np.linalg.norm(down)), 1e-6)
+        y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+        middle = (right + left) / 2
+        self.height = ((x - middle[0]) * down[0] + (y - middle[1]) * down[1]) / self.unit
+        """(H, W): down the face from the eyes, in distances between them."""
+        base = points[31:36].mean(0) - middle
+        self.nose = float(base @ down) / self.unit
+        """Height of the nose's base."""
+        self.brow = float((points[17:27].mean(0) - middle) @ down) / self.unit
+        """Height of the brows, negative."""
+        eyes = self._near(points, (range(36, 42), range(42, 48)), 0.14)
+        brows = self._near(points, (range(17, 22), range(22, 27)), 0.14)
+        lips = self._near(points, (range(48, 60),), 0.08)
+        nostrils = self._near(points, (range(31, 36),), 0.12)
+        self.features = eyes | brows | lips | nostrils
+        """(H, W) bool: where faces differ from each other in small, sharp things."""
+        self.lips = self._near(points, (range(48, 60),), 0.0)
+
+    def _near(self, points: np.ndarray, parts: tuple[range, ...], reach: float) -> np.ndarray:
+        canvas = Image.new("1", self.shape[::-1])
+        draw = ImageDraw.Draw(canvas)
+        for part in parts:
+            corners = [tuple(p) for p in points[list(part)].tolist()]
+            draw.polygon(corners, fill=1)
+            draw.line([*corners, corners[0]], fill=1, width=1)
+        return ndimage.distance_transform_edt(~np.asarray(canvas, bool)) <= reach * self.unit
+
+
+def _spread(values: np.ndarray, limits: tuple[float, float]) -> float:
+    """1.4826 MAD within limits."""
+    return float(np.clip(1.4826 * np.median(np.abs(values - np.median(values))), *limits))
+
+
+def _smooth(values: np.ndarray, weight: np.ndarray, reach: float) -> np.ndarray:
+    """Gaussian mean over ``reach`` px of what has weight."""
+    return ndimage.gaussian_filter(weight * values, reach) / (ndimage.gaussian_filter(weight, reach) + 1e-4)
+
+
+def _even(values: np.ndarray, inside: np.ndarray, reach: float) -> np.ndarray:
+    """Without what changes slowly over the face (light that the render missed), outliers counting little."""
+    middle = np.median(values[inside])
+    rest = values - middle
+    for _ in range(2):
+        smooth = _smooth(rest, inside / (1 + (rest / 0.2) ** 2), reach)
+        rest = values - middle - np.clip(smooth, -_LIGHT, _LIGHT)
+    return rest
+
+
+def _one(
+    photo: np.ndarray, render: np.ndarray, face: np.ndarray, points: np.ndarray, settings: OcclusionSettings
+) -> np.ndarray:
+    """(3, H, W) twice, (H, W) bool, (68, 2) px -> (H, W) float32 in [0, 1]."""
+    places = _Places(points, face.shape)
+    unit, inside = places.unit, face.astype(np.float32)
+    plain = face & ~places.features
+    plain = plain if plain.sum() > 50 else face
+    luma = np.tensordot(_LUMA, np.log((photo + _FLOOR) / (render + _FLOOR)), 1)
+    luma = _smooth(_even(luma, plain, 0.35 * unit), inside, 0.012 * unit)
+    ratio = np.log((photo + _DIM) / (render + _DIM))
+    chroma = [_smooth(c - np.median(c[plain]), inside, 0.02 * unit) for c in ratio - np.tensordot(_LUMA, ratio, 1)]
+    luma_scale = settings.threshold * _spread(luma[plain], _SCALE)
+    chroma_scale = settings.threshold * _spread(np.stack(chroma)[:, plain], _CHROMA_SCALE)
+
+    # a beard is dark, skin may shine or blush
+    beard = np.clip((places.height - 0.6 * places.nose) / (0.3 * places.nose), 0, 1)
+    limit = np.where(luma < 0, luma_scale * (1.6 + 1.6 * beard), 1.4 * luma_scale)
+    red, green, blue = chroma
+    warm = np.clip((red - green) / (np.abs(red) + np.abs(green) + np.abs(blue) + 1e-6), 0, 1)
+    tint = chroma_scale * (1 + 0.7 * warm + 0.5 * beard * (luma < 0))
+    score = np.sqrt((luma / limit) ** 2 + (red**2 + green**2 + blue**2) / tint**2)
+
+    # hair hangs into the face from its border: there, darker counts sooner
+    depth = ndimage.distance_transform_edt(face) / unit
+    forehead = places.height < places.brow - 0.1
+    rim = forehead | ((depth < 0.25) & (places.height < 0.8 * places.nose))
+    hanging = np.where(rim, np.abs(luma) / (np.where(forehead, 0.8, 1.2) * luma_scale), 0)
+    labels, _ = ndimage.label((hanging > 0.6) & ~places.features & face, np.ones((3, 3)))
+    border = ndimage.binary_dilation(~face, iterations=2)
+    kept = np.intersect1d(labels[(hanging > 1) & (depth > 0.06)], labels[border & face])
+    hair = np.isin(labels, kept[kept > 0])
+
+    outlying = (score > 1) & face
+    broad = _opened(outlying, 0.11 * unit)
+    outlying &= ~places.features | ndimage.binary_dilation(broad, iterations=max(1, round(0.05 * unit)))
+    outlying = ndimage.binary_propagation(outlying, mask=(score > 0.7) & face & ~(places.features & ~broad))
+    found = _without_small(outlying, settings.smallest * unit) | hair
+    found = ndimage.distance_transform_edt(~found) <= settings.margin * unit if found.any() else found
+    soft = ndimage.gaussian_filter(found.astype(np.float32), 0.7)
+    return np.where(face, np.clip(1.6 * soft - 0.3, 0, 1), 0).astype(np.float32)
+
+
+def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Morphological opening by a disk, by distances."""
+    inner = ndimage.distance_transform_edt(mask) > radius
+    return ndimage.distance_transform_edt(~inner) <= radius if inner.any() else inner
+
+
+def _without_small(mask: np.ndarray, diameter: float) -> np.ndarray:
+    """Drop spots whose extent is below a diameter."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    for index, box in enumerate(ndimage.find_objects(labels), 1):
+        if max(s.stop - s.start for s in box) < diameter:
+            mask = mask & (labels != index)
+    return mask
+
+
+def find_occlusion(
+    photo: Observation,
+    vertices: Tensor,
+    texture: Tensor,
+    light: SHLight,
+    camera: Camera,
+    topology: MeshTopology,
+    settings: OcclusionSettings | None = None,
+) -> Tensor:
+    """What hides the faces of an observation, by :func:`unexplained` on its full crop.
+
+    Args:
+        photo: B observed faces. vertices: (B, V, 3), posed. texture: (B, 3, s, s), the decoder's. light: fitted.
+        camera: of the fit crop. topology: mesh. settings: of :func:`unexplained`.
+
+    Returns:
+        (B, 1, S, S) in [0, 1], S = ``settings.size``.
+    """
+    settings = settings or OcclusionSettings()
+    size, crop = settings.size, photo.full
+    camera = scale_camera(full_crop_camera(camera, photo), (size, size))
+    view = Renderer(size=size).prepare(vertices, topology, camera, light, face_region="face")
+    render = view.shade(texture.clamp(0, 1))
+    layers = torch.cat([crop.image, crop.face_mask * crop.valid], 1)
+    image, face = F.interpolate(layers, size=(size, size), mode="area").split([3, 1], 1)
+    to_full = fit_to_full(photo) * (size / crop.image.shape[-1])
+    points = photo.landmarks68 @ to_full[:, :, :2].mT + to_full[:, None, :, 2]
+    return unexplained(image, render.image, face * render.mask, points, settings)
+
+
+def hide(photo: Observation, occluded: Tensor) -> Observation:
+    """An observation whose masks leave out what is hidden.
+
+    Args:
+        photo: B observed faces. occluded: (B, 1, S, S) in [0, 1], a picture of the full crop at any size.
+
+    Returns:
+        The same with less in the masks of both crops.
+    """
+    check_shape("occluded", occluded, f"{photo.batch} 1 S S")
+
+    def without(crop: Crop, hidden: Tensor) -> Crop:
+        names = ("face_mask", "skin_mask", "eye_mask", "mouth_mask", "lip_mask")
+        return crop.replace(**{name: getattr(crop, name) * (1 - hidden) for name in names})
+
+    side = photo.full.image.shape[-1]
+    full = F.interpolate(occluded, size=(side, side), mode="bilinear", align_corners=False)
+    fit = crop_affine(full, fit_to_full(photo), photo.image.shape[-1], padding="zeros")
+    return photo.replace(fit=without(photo.fit, fit), full=without(photo.full, full))
