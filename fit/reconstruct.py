@@ -3,6 +3,7 @@
     python fit/reconstruct.py img=face.jpg
     python fit/reconstruct.py img=folder/ out=heads fitting=fast
     python fit/reconstruct.py img='photos/*.jpg' face=all batch=8
+    python fit/reconstruct.py img=face.jpg landmarks=points.csv mask=face.png
 
 Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, png), head.glb, params.safetensors,
 report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
@@ -35,6 +36,7 @@ def main(config: Any) -> int:
     from facerecon.imaging.files import list_images
     from facerecon.perception import load_judge, observe
     from facerecon.run import RunDirectory
+    from fit.corrections import find_corrections
     from fit.models import build_fitter, prepare
 
     for name in config.export:
@@ -46,12 +48,13 @@ def main(config: Any) -> int:
     face = config.face if isinstance(config.face, int) else str(config.face)
     face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
     folder = RunDirectory(config.out, {"script": "reconstruct"}, resume=True)
-    settings = _digest(config)
+    given = find_corrections(config, paths)
+    settings = {path: given[path].digest(_digest(config)) for path in paths}
     names = _names(paths)
     done = folder.completed()
     pending = [
         path for path in paths
-        if not (config.resume and done.get(names[path], {}).get("settings") == settings)
+        if not (config.resume and done.get(names[path], {}).get("settings") == settings[path])
     ]  # fmt: skip
     if not pending:
         print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
@@ -78,7 +81,7 @@ def main(config: Any) -> int:
         observing = time.perf_counter()
         for path in pending[at : at + config.batch]:
             try:
-                photo = observe(path, face=face)
+                photo = observe(path, face=face, landmarks=given[path].landmarks, mask=given[path].mask)
                 for i in range(photo.batch):
                     photos.append(photo[i])
                     items.append((path, names[path] + (f"_{i}" if photo.batch > 1 else "")))
@@ -99,7 +102,7 @@ def main(config: Any) -> int:
                 continue
             written += len(rows)
         for path in dict.fromkeys(path for path, _ in items if path not in failed):
-            folder.complete(names[path], settings=settings, path=str(path))
+            folder.complete(names[path], settings=settings[path], path=str(path))
             bar.update(1)
     bar.close()
 
@@ -122,7 +125,7 @@ def main(config: Any) -> int:
 
 
 def reconstruct(
-    fitter: Any, judge: Any, photos: list, items: list, folder: Any, config: Any, settings: str,
+    fitter: Any, judge: Any, photos: list, items: list, folder: Any, config: Any, settings: dict,
     observing: float, bar: Any, logger: Any,
 ) -> list[dict]:  # fmt: skip
     """Fit one batch and write every face; returns the rows of metrics.jsonl."""
@@ -155,7 +158,7 @@ def reconstruct(
         write_face(face[i], photo[i], image[i : i + 1], fitter, folder.path / item, config, metrics, seconds, path)
         seconds["export"] = time.perf_counter() - clock
         row = {
-            "item": item, "path": str(path), "settings": settings, "metrics": metrics,
+            "item": item, "path": str(path), "settings": settings[path], "metrics": metrics,
             "seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items),
         }  # fmt: skip
         folder.metrics.write(row)
@@ -212,7 +215,7 @@ def _digest(config: Any) -> str:
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(config, resolve=False)
-    for key in ("img", "out", "resume", "threads", "device", "logger"):
+    for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
         plain.pop(key, None)
     plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "perceptual")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -139,3 +139,63 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(tmp_path, models) -> 
     assert pixels.std() > 20
     wrong = script("fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", "expression=jawOpe:1")
     assert "did you mean 'jawOpen'" in one_line(wrong)
+
+
+def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from facerecon.errors import ConfigError, InputError
+    from fit.corrections import find_corrections
+
+    points, masks = tmp_path / "points", tmp_path / "masks"
+    points.mkdir(), masks.mkdir()
+    (points / "a.csv").write_text("1,2")
+    (points / "notes.md").write_text("")
+    (masks / "b.png").write_bytes(b"x")
+    paths = ["photos/a.jpg", "photos/b.png"]
+
+    def config(**keys) -> dict:
+        return {"landmarks": None, "mask": None, "face": "largest"} | keys
+
+    given = find_corrections(config(landmarks=str(points), mask=str(masks)), paths)
+    assert (given[paths[0]].landmarks, given[paths[0]].mask) == (points / "a.csv", None)
+    assert (given[paths[1]].landmarks, given[paths[1]].mask) == (None, masks / "b.png")
+    before = [given[path].digest("settings") for path in paths]
+    assert len({*before, "settings"}) == 3
+    (points / "a.csv").write_text("1,3")
+    assert [given[path].digest("settings") == old for path, old in zip(paths, before, strict=True)] == [False, True]
+    assert find_corrections(config(), paths)[paths[0]].digest("settings") == "settings"
+
+    file = str(points / "a.csv")
+    assert find_corrections(config(landmarks=file), paths[:1])[paths[0]].landmarks == points / "a.csv"
+    for keys, error, message in [
+        ({"landmarks": file}, ConfigError, "one file for 2 photos"),
+        ({"mask": str(points)}, ConfigError, "expected e.g. a.jpg"),
+        ({"mask": str(masks), "face": "all"}, ConfigError, "one face"),
+        ({"landmarks": str(tmp_path / "none")}, InputError, "does not exist"),
+    ]:
+        with pytest.raises(error, match=message):
+            find_corrections(config(**keys), paths)
+    (points / "a.txt").write_text("1,2")
+    with pytest.raises(ConfigError, match="2 files named 'a'"):
+        find_corrections(config(landmarks=str(points)), paths)
+
+
+def test_a_photo_without_a_face_is_fitted_to_given_landmarks(tmp_path, models) -> None:
+    from facerecon.perception import observe
+    from facerecon.perception.landmarks import map_points
+
+    seen = observe(SAMPLE)
+    points = map_points(seen.fit.to_photo, seen.landmarks68)[0].numpy()
+    nobody = tmp_path / "nobody.png"
+    Image.fromarray(np.full((512, 512, 3), 128, np.uint8)).save(nobody)
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.full((256, 256), 255, np.uint8)).save(mask)
+    file = tmp_path / "points.csv"
+    np.savetxt(file, points, delimiter=",")
+    command = (f"img={nobody}", f"landmarks={file}", f"mask={mask}", f"out={tmp_path / 'o'}", "fitting=smoke")
+    run = script("fit/reconstruct.py", *command, "export=[]")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "o" / "nobody" / "params.safetensors").is_file()
+    assert "nothing to do" in script("fit/reconstruct.py", *command, "export=[]").stdout
+    np.savetxt(file, points[:67], delimiter=",")  # the file has changed: done again, and refused
+    assert "got 67 points" in one_line(script("fit/reconstruct.py", *command, "export=[]"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ LANDMARK_FORMATS = (".npy", ".json", ".csv", ".txt", ".pts")
 """Endings of files that :func:`read_landmarks` reads."""
 
 _EXPECTED = "expected 68 x 2 numbers: x and y in photo pixels, y down, in iBUG order"
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf)", re.IGNORECASE)
 _BEYOND = 0.25  # of the landmarks' extent: how far a jaw that the photo cuts off may lie outside
 
 
@@ -84,10 +82,19 @@ def _values(path: Path) -> Any:
         return values
     if path.suffix.lower() == ".pts":
         text = text[text.find("{") + 1 : text.rfind("}") if "}" in text else None]
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    rows = [row for row in ([float(n) for n in _NUMBER.findall(line)] for line in lines) if row]
-    if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) in (2, 136):
-        return rows if len(rows[0]) == 2 else rows[0]
+    rows: list[list[float]] = []
+    for line in text.splitlines():
+        words = line.split("#")[0].replace(",", " ").replace(";", " ").split()
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            if rows:
+                raise InputError(f"{path.name}: {_EXPECTED}; got '{line.strip()[:40]}' among them.") from None
+            continue  # a header
+        if row:
+            rows.append(row)
+    if rows and all(len(row) == 2 for row in rows):
+        return rows
     flat = [number for row in rows for number in row]
     if len(flat) != 136:
         raise InputError(f"{path.name}: {_EXPECTED}; got {len(flat)} numbers in {len(rows)} lines.")
@@ -157,14 +164,15 @@ def read_mask(source: Any, size: tuple[int, int]) -> Tensor:
 
 
 _JAW = (127, 234, 93, 132, 58, 172, 136, 149, 152, 378, 365, 397, 288, 361, 323, 454, 356)
-_RIDGE_AND_BASE = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 _BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
+_NOSE = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 
 
 def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
-    """Bend a face mesh so that its eyes, brows, nose, mouth and jaw lie on given landmarks.
+    """Bend a face mesh so that it agrees with given landmarks, where the two mean the same places.
 
-    An affine map first, then thin-plate-like radial functions for what is left; between the points it stays smooth.
+    A similarity first, then radial functions for what is left of eyes, mouth and nose; jaw and brows, which the 68
+    points put elsewhere than the mesh, draw it only where they are far away.
 
     Args:
         mesh: (1, 468, 3) px. landmarks: (1, 68, 2) px.
@@ -172,21 +180,26 @@ def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
     Returns:
         (1, 468, 3).
     """
-    index = torch.tensor([*_JAW, *_BROWS, *_RIDGE_AND_BASE, *EYES_AND_MOUTH], device=mesh.device)
-    points = mesh[0, :, :2].double()
-    source, target = points[index], landmarks[0].double()
-    ones = torch.ones_like(source[:, :1])
-    weight = torch.ones_like(ones)
-    weight[:17] = 0.2  # the jaw of the one is the contour, of the other the bone
-    affine = torch.linalg.lstsq(torch.cat([source, ones], 1) * weight, target * weight).solution
-    moved = torch.cat([points, torch.ones_like(points[:, :1])], 1) @ affine
-    source, rest = moved[index], target - moved[index]
+    index = torch.tensor([*_JAW, *_BROWS, *_NOSE, *EYES_AND_MOUTH], device=mesh.device)
+    points, target = mesh[0, :, :2].double(), landmarks[0].double()
+    inner = index[36:]
+    # eyes and mouth: x' = a x - b y + s, y' = b x + a y + t
+    x, y = points[inner].unbind(1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    design = torch.cat([torch.stack([x, -y, one, zero], 1), torch.stack([y, x, zero, one], 1)])
+    a, b, s, t = torch.linalg.lstsq(design, target[36:].T.reshape(-1, 1)).solution[:, 0]
+    moved = points @ torch.stack([torch.stack([a, b]), torch.stack([-b, a])]) + torch.stack([s, t])
     unit = (target[42:48].mean(0) - target[36:42].mean(0)).norm().clamp(min=1e-3)
+    source = moved[index]
+    rest = target - source
+    slack = torch.cat([rest.new_full((17,), 0.25), rest.new_full((10,), 0.15), rest.new_full((41,), 0.0)]) * unit
+    size = rest.norm(dim=1).clamp(min=1e-9)
+    rest = rest * ((size - slack).clamp(min=0) / size)[:, None]
 
-    def near(a: Tensor) -> Tensor:
-        return (-((a[:, None] - source).norm(dim=-1) / (0.5 * unit))).exp()
+    def near(p: Tensor) -> Tensor:
+        return (-(p[:, None] - source).norm(dim=-1) / (0.4 * unit)).exp()
 
-    soft = 0.05 * torch.eye(len(source), dtype=source.dtype, device=source.device)
+    soft = torch.diag(torch.cat([rest.new_full((27,), 0.3), rest.new_full((41,), 0.05)]))
     bend = torch.linalg.solve(near(source) + soft, rest)
-    depth = mesh[0, :, 2:].double() * torch.linalg.det(affine[:2]).abs().sqrt()
+    depth = mesh[0, :, 2:].double() * (a.square() + b.square()).sqrt()
     return torch.cat([moved + near(moved) @ bend, depth], 1)[None].to(mesh)

@@ -1,0 +1,82 @@
+"""Landmark and mask files that a user gives to fit/reconstruct.py, matched to photos by their names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facerecon.errors import ConfigError, InputError
+from facerecon.imaging.files import EXTENSIONS
+from facerecon.perception import LANDMARK_FORMATS
+
+KINDS = {"landmarks": LANDMARK_FORMATS, "mask": EXTENSIONS}
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What replaces the detected landmarks and mask of one photo; None where they are detected."""
+
+    landmarks: Path | None = None
+    mask: Path | None = None
+
+    def digest(self, settings: str) -> str:
+        """``settings`` with the content of the files, so that a changed file is a changed setting."""
+        given = [(kind, path) for kind, path in vars(self).items() if path is not None]
+        if not given:
+            return settings
+        content = hashlib.sha256(settings.encode())
+        for kind, path in given:
+            try:
+                content.update(kind.encode() + path.suffix.encode() + path.read_bytes())
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+        return content.hexdigest()[:12]
+
+
+def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
+    """The corrections of each photo.
+
+    Args:
+        config: its ``landmarks`` and ``mask`` are null, a file (for one photo), or a folder whose files are called
+            as the photos are; photos without one are detected as usual. paths: the photos.
+
+    Raises:
+        ConfigError: a file for several photos, two files for one photo, a folder that matches no photo, or
+        ``face=all``. InputError: the file or folder does not exist.
+    """
+    found: dict[Any, dict[str, Path]] = {path: {} for path in paths}
+    for kind, endings in KINDS.items():
+        if config.get(kind) is None:
+            continue
+        if str(config["face"]) == "all":
+            raise ConfigError(f"{kind}= belongs to one face; got face=all. Use face=largest or an index.")
+        source = Path(str(config[kind])).expanduser()
+        if not source.exists():
+            raise InputError(f"{kind}={source} does not exist; check the path.")
+        if source.is_file():
+            if len(paths) > 1:
+                raise ConfigError(
+                    f"{kind}={source} is one file for {len(paths)} photos; give a folder whose files are named as they."
+                )
+            found[paths[0]][kind] = source
+            continue
+        stems: dict[str, list[Path]] = {}
+        for file in sorted(source.iterdir()):
+            if file.is_file() and file.suffix.lower() in endings:
+                stems.setdefault(file.stem, []).append(file)
+        for path in paths:
+            files = stems.get(Path(path).stem, [])
+            if len(files) > 1:
+                raise ConfigError(
+                    f"{source} holds {len(files)} files named '{Path(path).stem}'; leave one for {kind}=."
+                )
+            if files:
+                found[path][kind] = files[0]
+        if not any(kind in given for given in found.values()):
+            raise ConfigError(
+                f"no file in {kind}={source} is named as a photo (expected e.g. {Path(paths[0]).stem}{endings[0]})."
+            )
+    return {path: Corrections(**given) for path, given in found.items()}
