@@ -16,6 +16,7 @@ __all__ = [
     "FaceReconError",
     "InputError",
     "NoFaceError",
+    "OutputError",
     "ShapeError",
     "check_shape",
     "nearest_name",
@@ -32,6 +33,10 @@ class InputError(FaceReconError):
 
 class NoFaceError(InputError):
     """No face was found in an otherwise readable photo."""
+
+
+class OutputError(FaceReconError):
+    """A result cannot be written (no space, no permission, a file in the way)."""
 
 
 class ShapeError(FaceReconError, ValueError):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError, ShapeError, check_shape
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = [
     "Camera",
@@ -147,9 +147,11 @@ class TensorStruct:
     # -- files -----------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write every tensor to a safetensors file, atomically; metadata travels in its header."""
-        from safetensors.torch import save_file
+        """Write every tensor to a safetensors file, whole or not at all; metadata travels in its header.
 
+        Raises:
+            OutputError: the file cannot be written.
+        """
         tensors: dict[str, Tensor] = {}
         meta: dict[str, Any] = {}
 
@@ -166,18 +168,7 @@ class TensorStruct:
                 meta[prefix] = value
 
         walk("", self)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"type": type(self).__name__, "fields": json.dumps(meta)})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-        return path
+        return write_whole(path, safetensors_bytes(tensors, {"type": type(self).__name__, "fields": json.dumps(meta)}))
 
     @classmethod
     def load(cls: type[Self], path: str | os.PathLike, device: str | torch.device = "cpu") -> Self:
@@ -186,21 +177,18 @@ class TensorStruct:
         Raises:
             InputError: the file is missing, is not a safetensors file, or holds another type.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; expected a {cls.__name__} written by facerecon.")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable safetensors file ({error}); save it again.") from None
+        advice = f"expected a {cls.__name__} written by facerecon"
+        tensors, meta = read_safetensors(
+            path, f"a {cls.__name__}", advice, error=InputError, device=device, finite=False
+        )
         if meta.get("type") != cls.__name__:
             raise InputError(f"{path} holds {meta.get('type')!r}, expected {cls.__name__}; check the path.")
-        plain = json.loads(meta.get("fields", "{}"))
-        return _build(cls, "", tensors, plain)
+        try:
+            plain = json.loads(meta.get("fields", "{}"))
+            return _build(cls, "", tensors, plain)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} is not a whole {cls.__name__} ({reason}); {advice}.") from None
 
 
 _STRUCTS: dict[str, type] = {}
@@ -223,6 +211,8 @@ def _build(cls: type, prefix: str, tensors: dict[str, Tensor], plain: dict[str, 
             values[f.name] = {k[len(name) + 1 :]: t for k, t in tensors.items() if k.startswith(name + ".")}
         elif name in plain:
             values[f.name] = _as_tuple(plain[name])
+        if str(f.type) == "Tensor" and not isinstance(values.get(f.name), Tensor):
+            raise ValueError(f"no tensor '{name}' in it")
     return cls(**values)
 
 

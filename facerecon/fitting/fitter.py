@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.errors import ConfigError, InputError, nearest_name
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light_and_texture
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
 from facerecon.fitting.stage import DetailSettings, Stage, stages_from_config
-from facerecon.fitting.variables import Variables
+from facerecon.fitting.variables import Variables, chosen_rows
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
 from facerecon.render import FusedView, PreparedView, Renderer
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace
+from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace, TensorStruct
 
 __all__ = ["Fitter", "StepReport"]
 
@@ -110,6 +111,8 @@ class Fitter:
             self.perceptual = losses.load_perceptual(perceptual, self.identity.features)
             self.perceptual.to(model.mean.device)
         self.seconds: dict[str, float] = {}
+        self.failed: dict[int, str] = {}
+        self.diverged: dict[int, str] = {}
 
     # -- stage 1 -----------------------------------------------------------------------------------
 
@@ -132,13 +135,22 @@ class Fitter:
 
         Returns:
             B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by
-            stage, ``fitter.observed`` the observation without what was found to hide the faces.
+            stage, ``fitter.observed`` the observation without what was found to hide the faces. A face that cannot be
+            fitted (its observation, or its first loss, is not finite) is NaN throughout and named in
+            ``fitter.failed``, {index: why}; one that diverged later is kept at its best state and named in
+            ``fitter.diverged``. Both warn, and neither changes the others.
+
+        Raises:
+            InputError: no face of the observation can be fitted.
         """
-        self.seconds = {}
+        self.seconds, self.failed, self.diverged = {}, {}, {}
         clock = time.perf_counter()
+        photo = self._usable(photo)
         params, latent = self.initialize(photo)
         clock = self._lap("start", clock)
         variables = Variables(params, latent, self.model.expression_bounds)
+        for i in (~variables.finite()).nonzero()[:, 0].tolist():
+            self.failed.setdefault(i, "its start from the landmarks and the light is not finite")
         self.stage_params = {"start": (params, latent)}
         history: dict[str, Tensor] = {}
         for stage in self.stages.values():
@@ -148,15 +160,24 @@ class Fitter:
             history |= {f"{stage.name}.{term}": torch.stack(values, 1) for term, values in records.items()}
             self.stage_params[stage.name] = variables.copy()
             clock = self._lap(stage.name, clock)
+        self._stand_in(photo, variables)
         self.observed = self._unoccluded(photo, variables)
         face = self._result(self.observed, variables.current.detach(), variables.code.detach(), history)
         self._lap("detail" if self.detail.enabled else "texture map", clock)
-        return face
+        for i in (~_finite_rows(face)).nonzero()[:, 0].tolist():
+            self.failed.setdefault(i, "its texture or shape is not finite")
+        for i, reason in self.failed.items():
+            warnings.warn(f"{_called(photo, i)}: could not be fitted, {reason}.", stacklevel=2)
+        return _emptied(face, list(self.failed))
 
     def run_stage(
         self, stage: Stage, photo: Observation, variables: Variables, callback: Callable | None = None
     ) -> dict[str, list[Tensor]]:
-        """One stage: Adam on the variables it names. Returns {term: [(B,) per step]}, with "total"."""
+        """One stage: Adam on the variables it names. Returns {term: [(B,) per step]}, with "total".
+
+        A face whose loss is not finite, or far above its start, goes back to its best state and stays there until the
+        stage ends; ``self.diverged`` says so. The others do not notice.
+        """
         camera = self._camera(photo)
         if stage.sphere:
             variables.to_sphere()
@@ -166,8 +187,9 @@ class Fitter:
         view = None if moving_shape else self._prepare(variables.current, camera)[0]
         fixed = self._targets(photo, stage)
         records: dict[str, list[Tensor]] = {}
-        last = variables.snapshot()
-        reported: set[int] = set()
+        moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
+        moving[list(self.failed)] = False
+        watch = _Watch(moving, variables)
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate(step) * group["scale"]
@@ -175,30 +197,13 @@ class Fitter:
             before = variables.copy() if callback is not None else None
             terms, image = self._evaluate(stage, photo, params, latent, camera, view, fixed)
             total = sum(stage.weights[name] * value for name, value in terms.items())
-            finite = torch.isfinite(total.detach())
-            if not bool(finite.all()):
-                bad = [int(i) for i in (~finite).nonzero()[:, 0] if int(i) not in reported]
-                reported.update(bad)
-                for i in bad:
-                    name = photo.path[i] if i < len(photo.path) else f"face {i}"
-                    warnings.warn(
-                        f"{name}: loss is not finite at step {step} of stage '{stage.name}'; "
-                        "kept at its last finite state.",
-                        stacklevel=2,
-                    )
-                total = torch.where(finite, total, torch.zeros_like(total))
-            else:
-                last = variables.snapshot()
+            watch.look(step, total.detach(), variables)
             optimizer.zero_grad(set_to_none=True)
-            total.sum().backward()
-            if reported:
-                for tensor in variables.tensors.values():
-                    if tensor.grad is not None:
-                        tensor.grad[list(reported)] = 0
+            torch.where(watch.moving, total, torch.zeros_like(total)).sum().backward()
+            variables.still(watch.moving)
             optimizer.step()
             variables.retract(stage)
-            if reported:
-                variables.hold(~finite, last)
+            variables.keep(watch.moving, watch.best)
             for name, value in {**terms, "total": total}.items():
                 records.setdefault(name, []).append(value.detach())
             if callback is not None:
@@ -214,7 +219,52 @@ class Fitter:
                         *before,
                     )
                 )
+        for i, step, good in watch.close(stage.steps, variables):
+            self._left(i, step, good, stage, photo)
         return records
+
+    def _left(self, index: int, step: int, good: bool, stage: Stage, photo: Observation) -> None:
+        """Note, and warn, that a face left its path in a stage; ``good``: it has a state to go back to."""
+        if index in self.failed:
+            return
+        text = f"its loss is not finite or blew up at step {step + 1} of {stage.steps} of stage '{stage.name}'"
+        if good or stage.name != next(name for name, other in self.stages.items() if other.steps):
+            self.diverged[index] = f"{text}; kept at its best state before"
+            warnings.warn(f"{_called(photo, index)}: {self.diverged[index]}.", stacklevel=4)
+        else:
+            self.failed[index] = text
+
+    def _stand_in(self, photo: Observation, variables: Variables) -> None:
+        """Give failed faces the numbers of one that did not, for what follows to be computed.
+
+        Raises:
+            InputError: all failed.
+        """
+        fine = [i for i in range(photo.batch) if i not in self.failed]
+        if not fine:
+            raise InputError(f"{_called(photo, 0)}: could not be fitted, {self.failed[0]}.")
+        if self.failed:
+            moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
+            moving[list(self.failed)] = False
+            variables.keep(moving, {name: t[fine[:1]].clone() for name, t in variables.tensors.items()})
+
+    def _usable(self, photo: Observation) -> Observation:
+        """The observation with its unusable faces, which ``self.failed`` names, replaced by a usable one.
+
+        So the others are computed as they would be beside a usable face, and no batched solver meets a NaN.
+
+        Raises:
+            InputError: not one face is usable.
+        """
+        usable = _finite_rows(photo)
+        if bool(usable.all()):
+            return photo
+        if not bool(usable.any()):
+            raise InputError(f"{_called(photo, 0)}: what was measured on the photo is not finite; observe it again.")
+        self.failed |= {i: "what was measured on it is not finite" for i in (~usable).nonzero()[:, 0].tolist()}
+        rows = torch.arange(photo.batch, device=usable.device)
+        rows[~usable] = usable.nonzero()[0, 0]
+        return photo[rows].replace(path=photo.path, photo_size=photo.photo_size)
 
     # -- pieces ------------------------------------------------------------------------------------
 
@@ -234,7 +284,7 @@ class Fitter:
             return photo
         with torch.no_grad():
             params, latent = variables.copy()
-            camera, vertices, texture = self._camera(photo), self.model(params), self.decoder(latent)
+            camera, vertices, texture = self._camera(photo), self.model(params), self.decoder(latent).nan_to_num()
             topology = self.model.topology
             hidden = find_occlusion(photo, vertices, texture, params.light, camera, topology, self.occlusion)
             for b, given in enumerate(photo.mask_given):
@@ -334,3 +384,79 @@ class Fitter:
         now = time.perf_counter()
         self.seconds[name] = now - since
         return now
+
+
+_BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has left its path
+
+
+class _Watch:
+    """Faces of a stage: which still move, their best states, and when the others stopped. Nothing waits for a GPU.
+
+    Args:
+        moving: (B,) bool, at the start. variables: at the start.
+    """
+
+    def __init__(self, moving: Tensor, variables: Variables) -> None:
+        self.moving = moving
+        self.best = variables.snapshot()
+        self.lowest = torch.full(moving.shape, torch.inf, device=moving.device)
+        self.first: Tensor | None = None
+        self.stopped = torch.full(moving.shape, -1, device=moving.device)
+
+    def look(self, step: int, total: Tensor, variables: Variables) -> None:
+        """Take in the (B,) losses of the variables as they stand before a step."""
+        if self.first is None:
+            self.first = total
+        self._stop(step, total.isfinite() & ~(total > _BLOWN * self.first.abs() + 0.1))
+        better = self.moving & (total < self.lowest)
+        self.lowest = torch.where(better, total, self.lowest)
+        for name, tensor in variables.tensors.items():
+            self.best[name] = chosen_rows(better, tensor.detach(), self.best[name])
+
+    def close(self, steps: int, variables: Variables) -> list[tuple[int, int, bool]]:
+        """(face, step at which it stopped, whether it has a good state) of every face that did not finish."""
+        self._stop(steps - 1, variables.finite())
+        variables.keep(self.moving, self.best)
+        good = self.lowest.isfinite().tolist()
+        return [(i, step, good[i]) for i, step in enumerate(self.stopped.tolist()) if step >= 0]
+
+    def _stop(self, step: int, good: Tensor) -> None:
+        self.stopped = torch.where(self.moving & ~good, step, self.stopped)
+        self.moving = self.moving & good
+
+
+def _called(photo: Observation, index: int) -> str:
+    return str(photo.path[index]) if index < len(photo.path) else f"face {index}"
+
+
+def _finite_rows(record: TensorStruct) -> Tensor:
+    """(B,) bool: every batched number of a record is finite; losses of the past may be anything."""
+    rows: list[Tensor] = []
+
+    def look(item: TensorStruct) -> None:
+        for f in dataclasses.fields(item):
+            value = None if f.name in item.SHARED else getattr(item, f.name)
+            if isinstance(value, TensorStruct):
+                look(value)
+            elif isinstance(value, Tensor) and value.is_floating_point():
+                rows.append(value.isfinite() if value.dim() == 1 else value.flatten(1).isfinite().all(1))
+
+    look(record)
+    return torch.stack(rows).all(0)
+
+
+def _emptied(face: ReconstructedFace, failed: list[int]) -> ReconstructedFace:
+    """NaN in all that the failed faces have: nobody takes it for a result."""
+    if not failed:
+        return face
+
+    def empty(item: Any) -> Any:
+        if isinstance(item, TensorStruct):
+            names = [f.name for f in dataclasses.fields(item) if f.name not in item.SHARED]
+            return item.replace(**{name: empty(getattr(item, name)) for name in names})
+        if isinstance(item, Tensor) and item.is_floating_point():
+            item = item.clone()
+            item[failed] = torch.nan
+        return item
+
+    return empty(face)

@@ -58,10 +58,12 @@ def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tup
         rotation (B, 3, 3) and translation (B, 3) in the world.
     """
     design = torch.cat([points3d, torch.ones_like(points3d[..., :1])], -1)
-    rows = torch.linalg.lstsq(design, points2d).solution.mT  # (B, 2, 4), px per unit; y down
+    # "gels", not the default "gelsy": that starts from memory it never sets, so that two runs differ in the last digits
+    rows = torch.linalg.lstsq(design, points2d, driver="gels").solution.mT  # (B, 2, 4), px per unit; y down
     right, up = rows[:, 0, :3], -rows[:, 1, :3]
     scale = 0.5 * (right.norm(dim=-1) + up.norm(dim=-1))
-    u, _, v = torch.linalg.svd(torch.stack([right, up], 1))
+    turn = torch.stack([right, up], 1)
+    u, _, v = torch.linalg.svd(torch.where(turn.isfinite(), turn, 0))  # which refuses a whole batch for one NaN
     flat = u @ v[:, :2]
     rotation = torch.stack([flat[:, 0], flat[:, 1], torch.linalg.cross(flat[:, 0], flat[:, 1])], 1)
     focal = camera.focal if camera.focal.dim() == 1 else camera.focal.mean(1)
@@ -174,7 +176,7 @@ def _fit_landmarks(
         held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
         free = torch.cat([held.new_ones(batch, 6), ~held], 1).to(dtype)
         system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
-        step = torch.linalg.solve(system, right * free)
+        step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
         rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
         translation = translation - step[:, 3:6]
         coefficients = (coefficients - step[:, 6:]).clamp(low, high)
@@ -237,7 +239,7 @@ def fit_light(
         system += torch.kron(torch.eye(3, dtype=image.dtype, device=image.device), torch.diag(strength))
         system += color_prior * 0.05 * torch.kron(mixing, eye)
         right = right + (start * strength[:, None]).mT
-        gamma = torch.linalg.solve(system, right.flatten()).view(3, rows).mT
+        gamma = torch.linalg.solve_ex(system, right.flatten())[0].view(3, rows).mT
         error = (image - albedo * (basis @ gamma)).abs().mean(1, keepdim=True)
         weight = 1 / (1 + (error / 0.08).square())
     return gamma
@@ -302,7 +304,7 @@ def fit_light_and_texture(
                     weight = 1 / (1 + ((rest - design @ code) / 0.1).square())
                     normal = (design * weight[:, None]).T @ design / len(rest)
                     normal += prior * torch.eye(len(code), device=device)
-                    code = torch.linalg.solve(normal, design.T @ (weight * rest) / len(rest))
+                    code = torch.linalg.solve_ex(normal, design.T @ (weight * rest) / len(rest))[0]
             lights.append(gamma)
             codes.append(code[None] if linear else torch.zeros(decoder.rows, decoder.dim, device=device))
     return SHLight(torch.stack(lights)), Latent(torch.stack(codes), decoder.space)

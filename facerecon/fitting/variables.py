@@ -11,7 +11,7 @@ from facerecon.fitting.stage import Stage
 from facerecon.stylegan.decoder import retract_to_sphere
 from facerecon.types import FaceParams, Latent, SHLight
 
-__all__ = ["Variables"]
+__all__ = ["Variables", "chosen_rows"]
 
 _TENSORS = {
     "latent": ("latent",),
@@ -101,12 +101,27 @@ class Variables:
 
         return self.current.map(clone), self.code.map(clone)
 
-    def hold(self, failed: Tensor, last: dict[str, Tensor]) -> None:
-        """Put faces whose loss is not finite back to their last finite values."""
+    def keep(self, moving: Tensor, instead: dict[str, Tensor]) -> None:
+        """Give the faces that are not ``moving``, (B,) bool, the values of ``instead``."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor[failed] = last[name][failed]
+                tensor.copy_(chosen_rows(moving, tensor, instead[name]))
+
+    def still(self, moving: Tensor) -> None:
+        """Take away the gradients of the faces that are not ``moving``, (B,) bool."""
+        for tensor in self.tensors.values():
+            if tensor.grad is not None:
+                tensor.grad = chosen_rows(moving, tensor.grad, torch.zeros_like(tensor.grad))
+
+    def finite(self) -> Tensor:
+        """(B,) bool: all numbers of a face are finite."""
+        return torch.stack([t.detach().flatten(1).isfinite().all(1) for t in self.tensors.values()]).all(0)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Detached copies of every leaf."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+
+def chosen_rows(which: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Rows of ``first`` where ``which``, (B,) bool, else of ``second``; NaN of the other does not leak in."""
+    return torch.where(which.view(-1, *[1] * (first.dim() - 1)), first, second)

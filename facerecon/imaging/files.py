@@ -7,7 +7,6 @@ import io
 import math
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from facerecon.errors import InputError
+from facerecon.storage import write_whole
 
 __all__ = [
     "EXTENSIONS",
@@ -308,27 +308,12 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
-    """Write a file so that it is there whole or not at all (temporary file in the same folder, then renamed).
+    """Write a file so that it is there whole or not at all; see :func:`facerecon.storage.write_whole`.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written.
     """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    return write_whole(path, data)
 
 
 def write_png(path: str | os.PathLike, image: Tensor, compress_level: int = 4) -> Path:

@@ -15,6 +15,7 @@ from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape, n
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.morphable.regions import JAW_OUTWARD
+from facerecon.storage import all_finite, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
 __all__ = ["FACE_MODELS", "MorphableModel", "load_face_model", "read_face_model"]
@@ -275,6 +276,7 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
         AssetError: the file is missing or is not a head model.
         ConfigError: more components are asked for than the file has.
     """
+    refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
@@ -284,8 +286,17 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
                 raise ConfigError(f"num_identity must be 0..{available} for '{meta.get('name')}'; got {num_identity}.")
             basis = file.get_slice("identity_basis")[:count].float()
             arrays = {key: file.get_tensor(key) for key in list(file.keys()) if key != "identity_basis"}
+            missing = [key for key in ("mean", "expression_basis", *_TOPOLOGY) if key not in arrays]
+            missing += [key for key in ("name", "expression_names") if key not in meta]
+            if missing:
+                raise SafetensorError(f"no '{missing[0]}' in it")
     except (SafetensorError, OSError) as error:
         raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None
+    for key, array in {**arrays, "identity_basis": basis}.items():
+        if array.is_floating_point() and not all_finite(array):
+            raise AssetError(
+                f"{path} holds NaN or infinite numbers (in '{key}'); run: python -m facerecon.assets fetch open --force"
+            )
     regions = {key.removeprefix("region."): rows.bool() for key, rows in arrays.items() if key.startswith("region.")}
     topology = MeshTopology(
         **{key: arrays[key].long() if not arrays[key].is_floating_point() else arrays[key] for key in _TOPOLOGY},

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
+from facerecon.storage import read_safetensors
 
 __all__ = ["OPERATIONS", "GraphNet", "read_converted", "same_padding"]
 
@@ -35,16 +36,9 @@ def read_converted(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]
     """Tensors and header of a converted file.
 
     Raises:
-        AssetError: it is missing or no safetensors file.
+        AssetError: it is missing, no safetensors file, or holds numbers that are not finite.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise AssetError(f"{path} cannot be read ({reason}); run: python -m facerecon.assets fetch open") from None
+    return read_safetensors(path, "a converted network", "run: python -m facerecon.assets fetch open --force")
 
 
 class GraphNet(nn.Module):

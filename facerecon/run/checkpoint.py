@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
 
@@ -62,31 +62,11 @@ def save_checkpoint(path: str | os.PathLike, tree: dict[str, Any]) -> Path:
         tree: nested dictionaries (text or integer keys), lists and tuples of tensors, numbers, text and None.
 
     Raises:
-        InputError: the tree holds something else, or the file cannot be written.
+        InputError: the tree holds something else. OutputError: the file cannot be written.
     """
-    from safetensors.torch import save_file
-
-    path = Path(path)
     tensors: dict[str, Tensor] = {}
     packed = json.dumps(_pack(tree, "", tensors))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata={"type": "checkpoint", "tree": packed})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-    except Exception as error:  # safetensors reports a full disk as its own error
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot write {path} ({error}); free space or choose another out=.") from error
-    return path
+    return write_whole(path, safetensors_bytes(tensors, {"type": "checkpoint", "tree": packed}))
 
 
 def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -95,20 +75,18 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     Raises:
         InputError: the file is missing, damaged, or not a checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a checkpoint written by facerecon.")
+    advice = "use an older checkpoint, one written by facerecon"
+    tensors, meta = read_safetensors(path, "a whole checkpoint", advice, error=InputError, device=device, finite=False)
+    if meta.get("type") != "checkpoint":
+        raise InputError(f"{path} is a safetensors file but no checkpoint; check the path.")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            meta = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if meta.get("type") != "checkpoint":
-            raise InputError(f"{path} is a safetensors file but no checkpoint; check the path.")
-        return _unpack(json.loads(meta["tree"]), tensors)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}); use an older checkpoint.") from None
+        tree = _unpack(json.loads(meta["tree"]), tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is damaged ({reason}); {advice}.") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is damaged (no mapping in it); {advice}.")
+    return tree
 
 
 class Checkpoints:
@@ -147,7 +125,10 @@ class Checkpoints:
         """(step, tree) of the last readable checkpoint, or None; warns about one that is damaged."""
         for step in reversed(self.steps()):
             try:
-                return step, load_checkpoint(self.path(step), device)["tree"]
+                tree = load_checkpoint(self.path(step), device)
+                if "tree" not in tree:
+                    raise InputError(f"{self.path(step)} is not of a series of steps; use an older checkpoint.")
+                return step, tree["tree"]
             except InputError as error:
                 warnings.warn(f"{error} Trying the one before.", stacklevel=2)
         return None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from facerecon.errors import ConfigError, InputError
+from facerecon.errors import ConfigError
 from facerecon.run.checkpoint import Checkpoints
+from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
+from facerecon.storage import output_error, remove_leftovers, write_whole
 
 __all__ = ["RunDirectory"]
 
@@ -47,7 +51,7 @@ class RunDirectory:
     Raises:
         ConfigError: the folder holds a run and neither ``resume`` nor ``overwrite`` is given, or the
             configuration differs (names the keys).
-        InputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written.
     """
 
     def __init__(
@@ -83,13 +87,9 @@ class RunDirectory:
             records = (self.metrics.path, self._completed.path, self._failures.path)
             for record in (*records, *self.checkpoints.folder.glob("step-*.safetensors")):
                 record.unlink(missing_ok=True)
-            temporary = config_path.with_name(f".config.{os.getpid()}")
-            temporary.write_text(json.dumps(self.config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(temporary, config_path)
         except OSError as error:
-            raise InputError(
-                f"cannot write to {self.path} ({error.strerror}); choose another out= or free space."
-            ) from error
+            raise output_error(self.path, error) from None
+        write_whole(config_path, (json.dumps(self.config, indent=2, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def _read_config(path: Path) -> Any:
@@ -110,8 +110,28 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make {path} ({error.strerror}); choose another out=.") from error
+            raise output_error(path, error) from None
         return path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[RunDirectory]:
+        """Hold the folder for this process, and first mend what a killed one left in it.
+
+        Temporary files are removed, and so are metrics of items that were not marked as complete: they will be made,
+        and their rows written, again.
+
+        Raises:
+            ConfigError: another process is writing there; the message names it.
+        """
+        with FolderLock(self.path):
+            remove_leftovers(self.path)
+            done = self.completed()
+            parts = {part for facts in done.values() for part in facts.get("parts", ())}
+            known = {*done, *parts}
+            self.metrics.keep(lambda row: "item" not in row or row["item"] in known)
+            self._completed.keep(lambda row: True)
+            self._failures.keep(lambda row: True)
+            yield self
 
     # -- items -----------------------------------------------------------------------------------
 
@@ -119,11 +139,37 @@ class RunDirectory:
         """Mark an item as done, once its results are on disk; ``facts`` (timings, scores) are kept."""
         self._completed.write({**facts, "item": str(item)})
 
+    def complete_all(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Mark several items as done at once: after a crash all of them are, or none."""
+        self._completed.write_rows([{**of, "item": str(item)} for item, of in facts.items()])
+
     def fail(self, item: str, error: BaseException | str) -> None:
         """Note that an item failed, and go on."""
         kind = type(error).__name__ if isinstance(error, BaseException) else "error"
         text = (str(error).splitlines() or [""])[0]
         self._failures.write(item=str(item), kind=kind, message=text or kind)
+
+    def forget_failures(self, items: Iterable[str]) -> None:
+        """Drop what is noted about items that are tried again."""
+        retried = set(items)
+        self._failures.keep(lambda row: row.get("item") not in retried)
+
+    def tidy(self, items: Iterable[str]) -> None:
+        """At the end of a run: the last record of each item, failures in the order of ``items``.
+
+        A run that was stopped and started again so leaves the records of one that never was.
+        """
+        done, rank = self.completed(), {item: i for i, item in enumerate(items)}
+        for records in (self.metrics, self._completed, self._failures):
+            last = {row["item"]: i for i, row in enumerate(records.read()) if "item" in row}
+            place = itertools.count()
+            records.keep(lambda row, last=last, place=place: last.get(row.get("item"), at := next(place)) == at)
+        self._failures.keep(lambda row: row.get("item") not in done, lambda row: rank.get(row.get("item"), len(rank)))
+
+    def failure_kinds(self) -> dict[str, str]:
+        """Kind (name of the exception) of every failure, by item."""
+        rows = self._failures.read()
+        return {row["item"]: row.get("kind", "") for row in rows if "item" in row and row["item"] in self.failures()}
 
     def completed(self) -> dict[str, dict[str, Any]]:
         """Facts of every finished item, by item."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from facerecon.errors import InputError
+from facerecon.storage import output_error, write_whole
 
 __all__ = ["MetricsWriter", "drop_after", "plain", "read_metrics"]
 
@@ -62,23 +62,54 @@ class MetricsWriter:
         """Append one row, e.g. ``write(step=3, loss=0.5)``; tensors of one element become numbers.
 
         Raises:
-            InputError: the file cannot be written.
+            OutputError: the file cannot be written.
         """
-        line = json.dumps(plain({**(row or {}), **values}), allow_nan=False) + "\n"
+        self.write_rows([{**(row or {}), **values}])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append several rows at once: all of them, or, on a full disk, none.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        data = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 if not self._started:
-                    line = ("\n" if _torn(handle) else "") + line
+                    data = (b"\n" if _torn(handle) else b"") + data
                     self._started = True
-                os.write(handle, line.encode())
+                size, done = os.fstat(handle).st_size, 0
+                try:
+                    while done < len(data):  # a full disk takes a part, and says so at the next call
+                        done += os.write(handle, data[done:])
+                except OSError:
+                    if done and os.fstat(handle).st_size == size + done:  # nobody else has written since
+                        os.ftruncate(handle, size)
+                    raise
             finally:
                 os.close(handle)
         except OSError as error:
-            raise InputError(
-                f"cannot write {self.path} ({error.strerror}); choose another out= or free space."
-            ) from error
+            raise output_error(self.path, error) from None
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool], key: Callable[[dict[str, Any]], Any] | None = None) -> int:
+        """Rewrite the file with the rows that are ``wanted``, whole or not at all; a torn line goes too.
+
+        Args:
+            wanted: says of a row whether it stays. key: also sort the rows by it (equal ones stay in order).
+
+        Returns:
+            How many lines were removed. Nobody else may be writing.
+        """
+        if not self.path.exists():
+            return 0
+        lines = [line for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+        kept = [row for row in _rows("\n".join(lines)) if wanted(row)]
+        ordered = kept if key is None else sorted(kept, key=key)
+        if len(kept) < len(lines) or ordered != kept:
+            write_whole(self.path, [(json.dumps(plain(r), allow_nan=False) + "\n").encode() for r in ordered])
+        return len(lines) - len(kept)
 
     def read(self) -> list[dict[str, Any]]:
         """All whole rows so far; none when the file does not exist yet."""
@@ -137,13 +168,5 @@ def drop_after(path: str | os.PathLike, step: int, key: str = "step") -> int:
         return 0
     rows = read_metrics(path)
     kept = [row for row in rows if not (isinstance(row.get(key), (int, float)) and row[key] > step)]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(plain(row), allow_nan=False) + "\n" for row in kept)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    write_whole(path, [(json.dumps(plain(row), allow_nan=False) + "\n").encode() for row in kept])
     return len(rows) - len(kept)

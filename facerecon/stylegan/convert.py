@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import AssetError
+from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.mobile import NUM_STYLES, STYLE_DIM, MobileGenerator
 
 __all__ = ["mobile_stylegan"]
@@ -181,16 +180,5 @@ def _tail(graph: _Graph, convolution: int, name: str, weight: str) -> dict[str, 
 
 def _save(state: dict[str, Tensor], target: Path, note: dict) -> None:
     """Write a safetensors file so that it is there whole or not at all."""
-    from safetensors.torch import save_file
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        tensors = {key: value.float().contiguous() for key, value in state.items()}
-        save_file(tensors, temporary, metadata={"facerecon": json.dumps(note, sort_keys=True)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    tensors = {key: value.float() for key, value in state.items()}
+    write_whole(target, safetensors_bytes(tensors, {"facerecon": json.dumps(note, sort_keys=True)}))

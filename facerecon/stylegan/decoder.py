@@ -7,6 +7,7 @@ implements the same interface, so that the three stages do not know which one th
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from facerecon.errors import ConfigError, ShapeError, nearest_name
 from facerecon.types import Latent
 
-__all__ = ["LinearDecoder", "TextureDecoder", "load_decoder", "retract_to_sphere"]
+__all__ = ["LinearDecoder", "TextureDecoder", "is_decoder_file", "load_decoder", "retract_to_sphere"]
 
 
 def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Tensor:
@@ -144,15 +145,27 @@ def load_decoder(name: str = "linear", components: int | None = None) -> Texture
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"linear"`` (shipped with the library); ``"open"`` means the open pack's best decoder, today the same.
+        name: ``"linear"`` (shipped with the library); ``"open"`` means the open pack's best decoder, today the same;
+            or the path of a linear basis of one's own (.safetensors, see tools/build_texture_basis.py).
         components: how many components of a linear basis to use; all if left out.
 
     Raises:
-        ConfigError: unknown name. AssetError: the file is missing or altered.
+        ConfigError: unknown name. AssetError: the file is missing or altered, a pickle (never opened), or holds numbers
+        that are not finite.
     """
     from facerecon import assets
 
-    if name not in ("linear", "open"):
-        raise ConfigError(nearest_name(name, ("linear", "open"), "decoder"))
-    decoder = LinearDecoder.from_file(assets.shipped("texture_linear.safetensors"), components)
-    return decoder.eval().requires_grad_(False)
+    if is_decoder_file(name):
+        path = Path(name).expanduser()
+    elif name in ("linear", "open"):
+        path = assets.shipped("texture_linear.safetensors")
+    else:
+        raise ConfigError(
+            nearest_name(name, ("linear", "open"), "decoder") + " A file of your own must end in .safetensors."
+        )
+    return LinearDecoder.from_file(path, components).eval().requires_grad_(False)
+
+
+def is_decoder_file(name: str) -> bool:
+    """Whether :func:`load_decoder` takes this for a path, not for a name."""
+    return bool(Path(name).suffix) or "/" in name or os.sep in name

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from facerecon.errors import AssetError, ShapeError
 from facerecon.imaging.color import rgb_to_yuv, yuv_to_rgb
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["read_linear_basis", "write_linear_basis"]
 
@@ -33,8 +34,6 @@ def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: 
     Raises:
         ShapeError: sizes that do not fit, or a component that is not symmetric.
     """
-    from safetensors.torch import save_file
-
     size, width = basis.shape[-2:]
     if tuple(mean.shape) != (3, size, width) or size != width or size % 4:
         raise ShapeError(f"mean must be (3, S, S) and basis (K, 3, S, S); got {mean.shape} and {basis.shape}.")
@@ -50,8 +49,7 @@ def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: 
         "chroma": chroma,
         "chroma_scale": chroma_scale,
     }
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
-    save_file(tensors, str(path), metadata={"facerecon": json.dumps(metadata or {}, sort_keys=True)})
+    write_whole(path, safetensors_bytes(tensors, {"facerecon": json.dumps(metadata or {}, sort_keys=True)}))
 
 
 def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,18 +70,19 @@ def read_linear_basis(path: str | Path, components: int | None = None) -> tuple[
         mean (3, S, S) and basis (K, 3, S, S), float32, RGB.
 
     Raises:
-        AssetError: not such a file.
+        AssetError: not such a file, or numbers in it that are not finite.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            data = {key: file.get_tensor(key) for key in _KEYS}
-    except (SafetensorError, OSError) as error:
-        raise AssetError(
-            f"{path} is not a linear texture basis ({error}); restore it, or rebuild it with "
-            "tools/build_texture_basis.py."
-        ) from None
+    advice = "restore it, or rebuild it with tools/build_texture_basis.py"
+    data, _ = read_safetensors(path, "a linear texture basis", advice, _KEYS)
+    count, height, _ = data["luma"].shape if data["luma"].dim() == 3 else (0, 0, 0)
+    expected = {
+        "mean": (3, height, height), "luma": (count, height, height // 2), "luma_scale": (count,),
+        "chroma": (count, 2, height // 2, height // 4), "chroma_scale": (count,),
+    }  # fmt: skip
+    for key, shape in expected.items():
+        if tuple(data[key].shape) != shape or not count:
+            found = tuple(data[key].shape)
+            raise AssetError(f"{path} is not a linear texture basis ('{key}' is {found}, expected {shape}); {advice}.")
     kept = slice(components)
     luma = data["luma"][kept].float() * data["luma_scale"][kept, None, None]
     chroma = data["chroma"][kept].float() * data["chroma_scale"][kept, None, None, None]

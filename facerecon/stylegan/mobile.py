@@ -219,13 +219,13 @@ def load_generator(device: str | torch.device = "cpu", dtype: torch.dtype = torc
     Raises:
         AssetError: it was not fetched, or the file is not what the converter writes.
     """
-    from safetensors.torch import load_file
-
     from facerecon import assets
+    from facerecon.storage import read_safetensors
 
     path = assets.locate("mobile_stylegan")
     model = MobileGenerator()
-    _load(model, load_file(path), str(path))
+    tensors, _ = read_safetensors(path, "a face generator", "run: python -m facerecon.assets fetch open --force")
+    _load(model, tensors, str(path))
     model.synthesis.to(dtype)
     return model.to(device).eval().requires_grad_(False)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from facerecon.errors import InputError
+from facerecon.errors import InputError, OutputError
 from facerecon.run import (
     Checkpoints,
     load_checkpoint,
@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(InputError, match=r"No space left on device.*free space"):
+    with pytest.raises(OutputError, match=r"No space left on device.*free some space"):
         save_checkpoint(path, {"x": torch.zeros(2)})
     monkeypatch.undo()
     assert torch.equal(load_checkpoint(path)["x"], torch.ones(2))
@@ -78,7 +78,7 @@ def test_damaged_missing_and_foreign_files_are_told_apart(tmp_path):
 
     path = save_checkpoint(tmp_path / "c.safetensors", {"x": torch.ones(100)})
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match="is not a whole checkpoint"):
         load_checkpoint(path)
     with pytest.raises(InputError, match="does not exist"):
         load_checkpoint(tmp_path / "none.safetensors")

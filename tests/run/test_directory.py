@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from facerecon.errors import ConfigError, InputError
+from facerecon.errors import ConfigError, InputError, OutputError
 from facerecon.run import RunDirectory
 
 CONFIG = {"seed": 0, "fitting": {"steps": 100, "weights": (1.0, 2.0)}, "device": "cpu"}
@@ -96,5 +96,5 @@ def test_item_folders_stay_inside(tmp_path, item, name):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write to .*choose another out="):
+    with pytest.raises(OutputError, match=r"cannot be written .*choose another folder"):
         RunDirectory(tmp_path / "file" / "run")

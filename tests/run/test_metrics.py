@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerecon.errors import InputError
+from facerecon.errors import InputError, OutputError
 from facerecon.run import MetricsWriter, drop_after, read_metrics
 
 
@@ -45,7 +45,7 @@ def test_missing_and_foreign_files_are_one_line(tmp_path):
     with pytest.raises(InputError, match="holds no JSON object"):
         read_metrics(tmp_path / "text.jsonl")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be written"):
         MetricsWriter(tmp_path / "file" / "metrics.jsonl").write(step=1)
 
 

@@ -1,0 +1,180 @@
+"""Files that are there whole or not at all, and tensor files that are read with suspicion.
+
+Every writer of the library goes through :func:`write_whole`: a temporary file ``.NAME.RANDOM.part`` beside the final
+one, synced to the disk, then renamed. What a killed process leaves is such a ``.part`` file, never half a result;
+:func:`remove_leftovers` clears them away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import AssetError, FaceReconError, OutputError
+
+__all__ = ["all_finite", "read_safetensors", "refuse_pickle", "remove_leftovers", "safetensors_bytes", "write_whole"]
+
+_LEFTOVER = ".*.????????.part"
+_PICKLE_NAMES = (".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".joblib", ".npy.pickle", ".pth.tar")
+_HINTS = {
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space, or choose another folder",
+    errno.EFBIG: "the disk or a limit allows no larger file; choose another folder",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed; choose another folder",
+}
+
+
+def output_error(path: str | os.PathLike, error: OSError) -> OutputError:
+    """The operating system's refusal to write, as one line that says what to do."""
+    hint = _HINTS.get(error.errno or 0, "choose another folder, or free space")
+    return OutputError(f"{path} cannot be written ({error.strerror or error}); {hint}.")
+
+
+def write_whole(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> Path:
+    """Write a file so that it is there whole or not at all, whenever the process or the machine stops.
+
+    Args:
+        path: the file; its folder is made if missing, a file that is there is replaced.
+        data: its content, or the pieces of it.
+
+    Raises:
+        OutputError: the folder cannot be made or written; a file that was there is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            for piece in (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise output_error(path, error) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return path
+
+
+def remove_leftovers(folder: str | os.PathLike) -> int:
+    """Remove the temporary files of writers that were killed, in a folder and the folders in it; returns how many.
+
+    Nobody else may be writing there.
+    """
+    removed = 0
+    for pattern in (_LEFTOVER, f"*/{_LEFTOVER}"):
+        for path in Path(folder).glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+# -- tensor files ----------------------------------------------------------------------------------------
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file whose bytes depend on its content only: the library shuffles the header's metadata."""
+    from safetensors.torch import save
+
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, dict(metadata or {}))
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    rest = {name: value for name, value in header.items() if name != "__metadata__"}
+    text = json.dumps({"__metadata__": dict(sorted((metadata or {}).items())), **rest}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def refuse_pickle(path: str | os.PathLike, error: type[FaceReconError] = AssetError) -> None:
+    """Refuse a file that only unpickling could read (``torch.save``, ``pickle``): opening one can run any code.
+
+    Raises:
+        AssetError: it is one, by its name or its first bytes. Nothing of it is interpreted.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError:
+        head = b""
+    archive = head[:4] == b"PK\x03\x04" and path.suffix.lower() not in (".npz", ".zip")
+    if path.name.lower().endswith(_PICKLE_NAMES) or archive or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+        raise error(
+            f"{path} is a pickle (torch.save), which can run code when it is opened, so it was not opened; "
+            "give a .safetensors file."
+        )
+
+
+def read_safetensors(
+    path: str | os.PathLike,
+    what: str,
+    advice: str,
+    keys: Iterable[str] | None = None,
+    error: type[FaceReconError] = AssetError,
+    device: str | torch.device = "cpu",
+    finite: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Args:
+        path: the file. what: it should hold, with its article, for messages ("a face decoder").
+        advice: what to do when it does not, ended without a full stop.
+        keys: the tensors to read; all if left out.
+        error: the kind to raise. device: where the tensors go. finite: refuse NaN and infinity, as weights must.
+
+    Raises:
+        ``error``: missing, a pickle, truncated or inconsistent, without one of ``keys``, or holding NaN or infinity.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise error(f"{path} does not exist; expected {what}. {advice[:1].upper()}{advice[1:]}.")
+    refuse_pickle(path, error)
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            metadata = dict(file.metadata() or {})
+            names = list(file.keys())
+            wanted = names if keys is None else list(keys)
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                raise ValueError(f"no tensor '{missing[0]}' in it")
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as problem:
+        raise error(f"{path} is not {what} ({_first_line(problem)}); {advice}.") from None
+    for name, tensor in tensors.items() if finite else ():
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise error(f"{path} holds NaN or infinite numbers (in '{name}'); {advice}.")
+    return tensors, metadata
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite; memory stays bounded by slices of it."""
+    flat = tensor.detach().flatten()
+    return all(bool(torch.isfinite(part).all()) for part in flat.split(1 << 22))
+
+
+def _first_line(problem: Any) -> str:
+    return (" ".join(str(problem).split()) or type(problem).__name__)[:200]
