@@ -516,6 +516,7 @@ class SavedFace(TensorStruct):
     Args:
         params, latent, camera: of one face. face_model, decoder: names to load. num_identity: basis size.
         path: the photo's name.
+        face_model_path: the head model's own file, "" where it came from the cache.
     """
 
     params: FaceParams
@@ -525,5 +526,6 @@ class SavedFace(TensorStruct):
     decoder: str = "linear"
     num_identity: int = 80
     path: tuple = ()
+    face_model_path: str = ""
 
-    SHARED = ("face_model", "decoder", "num_identity")
+    SHARED = ("face_model", "decoder", "num_identity", "face_model_path")

@@ -9,11 +9,12 @@ from omegaconf import OmegaConf
 
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings
-from facerecon.morphable import load_face_model
+from facerecon.fitting.carry import carry_over, decoder_for
+from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.decoder import TextureDecoder
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
 
@@ -36,10 +37,10 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
-    model = load_face_model(config.face_model, num_identity=config.pack.num_identity).to(device)
+    model, decoder = build_head(config.face_model, config.face_model_path, config.pack.num_identity, config.decoder)
     return Fitter(
-        model=model,
-        decoder=load_decoder(config.decoder).to(device),
+        model=model.to(device),
+        decoder=decoder.to(device),
         renderer=Renderer(size=224),
         identity=load_identity().to(device),
         perceptual=config.perceptual,
@@ -49,6 +50,23 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         occlusion=_settings(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
+
+
+def build_head(
+    name: str, path: str | None, num_identity: int | None, decoder: str
+) -> tuple[MorphableModel, TextureDecoder]:
+    """A head model with everything that a fit needs, and a texture decoder in its atlas.
+
+    Raises:
+        ConfigError: an unknown name. AssetError: a file is missing; the message says how to get it.
+    """
+    model = load_face_model(name, num_identity=num_identity, path=path or None)
+    if name == "makehuman":
+        return model, decoder_for(model, decoder)
+    carried = carry_over(model)
+    basis = "its own linear albedo" if decoder == "albedo" else "the texture basis of makehuman's, resampled"
+    print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {basis}.")
+    return carried.model, decoder_for(carried.model, decoder, carried=carried)
 
 
 def _settings(kind: type, values: dict, where: str) -> Any:

@@ -190,6 +190,7 @@ def write_face(
     SavedFace(
         params=face.params, latent=face.latent, camera=face.camera, face_model=config.face_model,
         decoder=config.decoder, num_identity=fitter.model.num_identity, path=(Path(path).name,),
+        face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     ).save(folder / "params.safetensors")  # fmt: skip
     if "texture" in config.export:
         write_png(folder / "texture.png", face.texture)

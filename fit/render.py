@@ -25,10 +25,10 @@ def main(config: Any) -> int:
 
     from facerecon.errors import ConfigError, InputError, nearest_name
     from facerecon.export import views
+    from facerecon.fitting.carry import decoder_for
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
-    from facerecon.stylegan.decoder import load_decoder
     from facerecon.types import SavedFace, SHLight
     from fit.models import prepare
 
@@ -36,7 +36,8 @@ def main(config: Any) -> int:
         raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
     device = prepare(config)
     saved = SavedFace.load(config.params)
-    model = load_face_model(saved.face_model, num_identity=saved.num_identity).to(device)
+    source = config.face_model_path or saved.face_model_path or None
+    model = load_face_model(saved.face_model, num_identity=saved.num_identity, path=source).to(device)
     params = saved.params.to(device)
     texture_path = Path(config.texture) if config.texture else Path(config.params).with_name("texture.png")
     if texture_path.is_file():
@@ -44,7 +45,7 @@ def main(config: Any) -> int:
     elif config.texture:
         raise InputError(f"{texture_path} does not exist; leave texture= out to decode the saved latent.")
     else:
-        texture = load_decoder(saved.decoder).to(device)(saved.latent.to(device)).clamp(0, 1)
+        texture = decoder_for(model, saved.decoder).to(device)(saved.latent.to(device)).clamp(0, 1)
 
     params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
     lights = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,3 +45,13 @@ def asset() -> Callable[[str], Path]:
             pytest.skip(str(error))
 
     return find
+
+
+@pytest.fixture(scope="session")
+def hifi3dpp_mat(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `.mat` file laid out as HiFi3D++'s, of full size (250 MB), with the mesh of the shared head."""
+    path = Path(__file__).with_name("hifi3dpp_file.py")
+    spec = importlib.util.spec_from_file_location("hifi3dpp_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_hifi3dpp(reference, tmp_path_factory.mktemp("hifi3dpp") / "hifi3dpp_model_info.mat")

@@ -57,16 +57,16 @@ class _Bar(store.Progress):
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    states = {s.name: s for s in store.verify(arguments.names)}
+    states = {s.name: s for s in store.verify(arguments.names or (*registry.PACKS["open"], *registry.OWN))}
     if arguments.licences:
         _print_licences(states)
         return 0
     print(f"cache: {store.home()}")
     rows = [("asset", "state", "MB", "source", "licence", "used for")]
     for name, state in states.items():
-        asset = registry.ASSETS[name]
-        size = state.path.stat().st_size if state.state == "ready" else asset.converted_bytes
-        source = registry.PACKAGES[asset.package].label
+        asset = registry.entry(name)
+        size = state.path.stat().st_size if state.state == "ready" else getattr(asset, "converted_bytes", 0)
+        source = registry.PACKAGES[asset.package].label if name in registry.ASSETS else "your own copy"
         shown = f"{state.state} ({state.detail})" if state.state == "ready" and state.detail else state.state
         rows.append((name, shown, f"{size / 1e6:.1f}", source, asset.licence, asset.purpose))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
@@ -78,7 +78,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _print_licences(names: dict[str, store.Status]) -> None:
     for key, package in registry.PACKAGES.items():
-        assets = [registry.ASSETS[name] for name in names if registry.ASSETS[name].package == key]
+        assets = [a for a in map(registry.ASSETS.get, names) if a is not None and a.package == key]
         if not assets:
             continue
         print(f"{package.label}  ({package.archive_bytes / 1e6:.0f} MB, sha256 {package.sha256})")
@@ -92,6 +92,9 @@ def _print_licences(names: dict[str, store.Status]) -> None:
             indent = "  " + " " * (len(line) - len(line.lstrip()))
             print(textwrap.fill(line.strip(), 110, initial_indent=indent, subsequent_indent=indent + "  "))
         print()
+    for own in (registry.OWN[name] for name in names if name in registry.OWN):
+        print(f"{own.name} ({own.purpose}), your own copy: {own.how}")
+        print(f"  licence as stated: {own.licence}\n  not settled: {own.caveat}\n")
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -126,7 +129,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     with _Bar() as bar:
-        path = store.convert(arguments.name, arguments.source, bar)
+        source = arguments.source or arguments.path
+        if not source:
+            raise AssetError(
+                f"give the file or folder to convert: python -m facerecon.assets convert {arguments.name} PATH"
+            )
+        path = store.convert(arguments.name, source, bar)
     print(path)
     return 0
 
@@ -169,9 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="print errors only")
     sub = command("verify", _verify, "hash the files in the cache, and those that come with the library")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
-    sub = command("convert", _convert, "convert one asset from a folder where its package is unpacked")
-    sub.add_argument("name", help="the asset")
-    sub.add_argument("--source", metavar="DIR", required=True, help="root of the unpacked wheel or npm package")
+    sub = command("convert", _convert, "convert one asset from an unpacked package, or from your own copy of a model")
+    sub.add_argument("name", help=f"the asset; of your own: {', '.join(registry.OWN)}")
+    sub.add_argument("path", nargs="?", help="ICT-FaceKit's folder, hifi3dpp_model_info.mat, or as --source")
+    sub.add_argument("--source", metavar="DIR", help="root of the unpacked wheel or npm package")
     command("seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)")
     return parser
 

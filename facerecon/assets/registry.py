@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from facerecon.errors import AssetError, nearest_name
 
-__all__ = ["ASSETS", "PACKAGES", "PACKS", "Asset", "Package", "asset_names", "entry"]
+__all__ = ["ASSETS", "OWN", "PACKAGES", "PACKS", "Asset", "OwnAsset", "Package", "asset_names", "entry"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,51 @@ PACKAGES: dict[str, Package] = {
 }
 
 
+@dataclass(frozen=True)
+class OwnAsset:
+    """A model that no package registry delivers: users get it themselves, ``convert`` puts it into the cache.
+
+    Args:
+        name, converter, converter_version, purpose, licence, caveat: as in :class:`Asset`; the converter is given the
+            user's file or folder.
+        how: where to get it, to be read after "get it:".
+    """
+
+    name: str
+    converter: str
+    converter_version: int
+    purpose: str
+    licence: str
+    caveat: str
+    how: str
+
+
+OWN: dict[str, OwnAsset] = {
+    asset.name: asset
+    for asset in (
+        OwnAsset(
+            name="ict",
+            converter="facerecon.morphable.convert:ict",
+            converter_version=1,
+            purpose="head model from light-stage scans, in place of makehuman",
+            licence="MIT",
+            caveat="the licence covers the files of the repository; the scanned people are not named",
+            how="git clone https://github.com/ICT-VGL/ICT-FaceKit",
+        ),
+        OwnAsset(
+            name="hifi3dpp",
+            converter="facerecon.morphable.convert:hifi3dpp",
+            converter_version=1,
+            purpose="the paper's head model, in place of makehuman",
+            licence="of its authors, for research",
+            caveat="access is given after registration; its terms exclude commercial use",
+            how="ask its authors for hifi3dpp_model_info.mat (https://github.com/csbhr/FFHQ-UV)",
+        ),
+    )
+}
+"""Models that users bring."""
+
+
 def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat: str = "") -> Asset:
     return Asset(
         name=name,
@@ -215,13 +260,13 @@ ASSETS: dict[str, Asset] = {
 PACKS: dict[str, tuple[str, ...]] = {"open": tuple(ASSETS)}
 
 
-def entry(name: str, assets: Mapping[str, Asset] | None = None) -> Asset:
-    """The registry's entry for ``name``.
+def entry(name: str, assets: Mapping[str, Asset] | None = None) -> Asset | OwnAsset:
+    """The registry's entry for ``name``, one of a package or one that users bring.
 
     Raises:
         AssetError: no such asset; names the nearest one.
     """
-    assets = ASSETS if assets is None else assets
+    assets = {**ASSETS, **OWN} if assets is None else assets
     if name not in assets:
         raise AssetError(nearest_name(name, assets, "asset"))
     return assets[name]
@@ -238,8 +283,8 @@ def asset_names(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if name in PACKS:
             wanted.update(PACKS[name])
-        elif name in ASSETS:
+        elif name in ASSETS or name in OWN:
             wanted.add(name)
         else:
-            raise AssetError(nearest_name(name, (*ASSETS, *PACKS), "asset or pack"))
-    return tuple(name for name in ASSETS if name in wanted)
+            raise AssetError(nearest_name(name, (*ASSETS, *OWN, *PACKS), "asset or pack"))
+    return tuple(name for name in (*ASSETS, *OWN) if name in wanted)

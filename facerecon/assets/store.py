@@ -7,6 +7,7 @@ Layout of the cache (``$FACERECON_HOME``, or the user's cache folder)::
     assets/.lock                          one process fills the cache at a time
     assets/.work-*/                       downloads and unpacked files, gone when a fetch ends
     archives/                             downloaded archives, with ``keep_archives`` only
+    derived/NAME-KEY.safetensors          computed from other files, named after what they are computed from
 
 A reader therefore sees a whole file or none, whatever happens to the writer.
 """
@@ -37,10 +38,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from facerecon.assets import registry
-from facerecon.assets.registry import Asset, Package
+from facerecon.assets.registry import Asset, OwnAsset, Package
 from facerecon.errors import AssetError, FaceReconError, nearest_name
 
-__all__ = ["Status", "convert", "fetch", "home", "locate", "seal_shipped", "shipped", "status", "verify"]
+__all__ = ["Status", "convert", "derived", "fetch", "home", "locate", "seal_shipped", "shipped", "status", "verify"]
 
 _CHUNK = 1 << 20
 _LOCK_TIMEOUT = 3600.0  # seconds; a fetch on a slow line may take long, a forgotten lock must not hang for ever
@@ -97,6 +98,9 @@ class Status:
     @property
     def message(self) -> str:
         """One line with the next step."""
+        if self.name in registry.OWN:
+            how = registry.OWN[self.name].how
+            return f"{self.detail} Get it: {how}; then run: python -m facerecon.assets convert {self.name} PATH"
         pack = "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
         force = " --force" if self.state == "altered" else ""
         return f"{self.detail} Run: python -m facerecon.assets fetch {pack}{force}"
@@ -149,7 +153,7 @@ def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
     return _verified[key]
 
 
-def _status(asset: Asset, entries: dict[str, dict[str, Any]]) -> Status:
+def _status(asset: Asset | OwnAsset, entries: dict[str, dict[str, Any]]) -> Status:
     folder = _folder()
     recorded = entries.get(asset.name)
     if recorded is None:
@@ -162,14 +166,15 @@ def _status(asset: Asset, entries: dict[str, dict[str, Any]]) -> Status:
             f"this facerecon needs version {asset.converter_version}."
         )
         return Status(asset.name, "stale", path, detail)
-    package = registry.PACKAGES[asset.package]
-    if recorded.get("archive_sha256") != package.sha256:
-        made_from = recorded.get("package")
-        detail = f"{asset.name} in the cache was made from {made_from}; this facerecon needs {package.label}."
-        return Status(asset.name, "stale", path, detail)
-    if recorded.get("shipped", {}) != _shipped_inputs(asset):
-        detail = f"{asset.name} in the cache was made with other files of facerecon/data than this facerecon has."
-        return Status(asset.name, "stale", path, detail)
+    if isinstance(asset, Asset):
+        package = registry.PACKAGES[asset.package]
+        if recorded.get("archive_sha256") != package.sha256:
+            made_from = recorded.get("package")
+            detail = f"{asset.name} in the cache was made from {made_from}; this facerecon needs {package.label}."
+            return Status(asset.name, "stale", path, detail)
+        if recorded.get("shipped", {}) != _shipped_inputs(asset):
+            detail = f"{asset.name} in the cache was made with other files of facerecon/data than this facerecon has."
+            return Status(asset.name, "stale", path, detail)
     if not path.is_file():
         return Status(asset.name, "missing", path, f"{asset.name} is gone from the cache ({path}).")
     if not _content_matches(path, recorded.get("bytes"), str(recorded.get("sha256"))):
@@ -289,6 +294,40 @@ def seal_shipped() -> list[str]:
     return names
 
 
+# -- what is computed from them -----------------------------------------------------------------------
+
+
+def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """A file that is computed from other files and kept: ``derived/NAME-KEY.safetensors`` in the cache folder.
+
+    Args:
+        name: what it is. key: digest of everything it depends on; files of other keys stay.
+        build: writes the file to the path it is given.
+
+    Returns:
+        Its path; it is whole, or it is not there.
+
+    Raises:
+        AssetError: the cache cannot be written.
+    """
+    folder = home() / "derived"
+    path = folder / f"{name}-{key}.safetensors"
+    if path.is_file():
+        return path
+    with _clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            build(Path(temporary))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    return path
+
+
 # -- writing -----------------------------------------------------------------------------------------
 
 
@@ -321,7 +360,7 @@ def _write_atomically(path: Path, text: str) -> None:
             os.unlink(temporary)
 
 
-def _check_safetensors(asset: Asset, path: Path) -> None:
+def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
     """Hold the converter to its promise: one whole safetensors file, read here without torch.
 
     The safetensors library writes metadata in random order; sorting it makes equal content an equal file.
@@ -348,10 +387,10 @@ def _check_safetensors(asset: Asset, path: Path) -> None:
         os.replace(sorted_path, path)
 
 
-def _record(asset: Asset, made: Path, checked: bool) -> Path:
+def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
     """Move a finished file to its final name, then name it in the manifest (the commit point)."""
     _check_safetensors(asset, made)
-    package = registry.PACKAGES[asset.package]
+    package = registry.PACKAGES[asset.package] if isinstance(asset, Asset) else None
     with open(made, "rb") as file:
         os.fsync(file.fileno())
     digest = _sha256(made)
@@ -369,9 +408,9 @@ def _record(asset: Asset, made: Path, checked: bool) -> Path:
         "bytes": final.stat().st_size,
         "converter": asset.converter,
         "converter_version": asset.converter_version,
-        "package": package.label,
-        "archive_sha256": package.sha256,
-        "shipped": _shipped_inputs(asset),
+        "package": package.label if package else "the user's own copy",
+        "archive_sha256": package.sha256 if package else "",
+        "shipped": _shipped_inputs(asset) if package else {},
         "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
@@ -598,7 +637,7 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
 # -- converting --------------------------------------------------------------------------------------
 
 
-def _converter(asset: Asset) -> Callable[[Path, Path], None]:
+def _converter(asset: Asset | OwnAsset) -> Callable[[Path, Path], None]:
     module, _, function = asset.converter.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
@@ -612,7 +651,9 @@ def _converter(asset: Asset) -> Callable[[Path, Path], None]:
         raise AssetError(f"importing {module} failed ({error!r}).") from error
 
 
-def _run_converter(asset: Asset, source: Path, folder: Path, progress: Progress, checked: bool = True) -> Path:
+def _run_converter(
+    asset: Asset | OwnAsset, source: Path, folder: Path, progress: Progress, checked: bool = True
+) -> Path:
     function = _converter(asset)
     progress.step(f"converting {asset.name}", 0, 0)
     made = folder / f"{asset.name}.safetensors"
@@ -635,7 +676,8 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
 
     Args:
         name: an asset of the registry.
-        source: root of the unpacked wheel, or the ``package`` folder of an npm tarball.
+        source: root of the unpacked wheel, or the ``package`` folder of an npm tarball; for a model that users bring
+            (ict, hifi3dpp) their file or folder.
         progress: told what is being done.
 
     Returns:
@@ -647,6 +689,11 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
     progress = progress or Progress()
     asset = registry.entry(name)
     source = Path(source)
+    if isinstance(asset, OwnAsset):
+        if not source.exists():
+            raise AssetError(f"{source} does not exist. Get it: {asset.how}; then give its path.")
+        with _locked(progress), _clear_disk_errors(_folder()), _work_folder() as work:
+            return _run_converter(asset, source, work, progress, checked=False)
     root = registry.PACKAGES[asset.package].root
     if root and not _holds(source, asset) and _holds(source / root, asset):
         source = source / root
@@ -718,6 +765,12 @@ def fetch(
     """
     progress = progress or Progress()
     wanted = [registry.entry(name) for name in registry.asset_names(names)]
+    for asset in wanted:
+        if isinstance(asset, OwnAsset):
+            raise AssetError(
+                f"{asset.name} is in no package registry. Get it: {asset.how}; then run: "
+                f"python -m facerecon.assets convert {asset.name} PATH"
+            )
     given = Path(archives) if archives is not None else None
     if given is not None and not given.is_dir():
         raise AssetError(f"{given} is not a folder; --archives expects one that holds the downloaded archives.")

@@ -14,16 +14,14 @@ points count by the area around them, so that the density of the true mesh does 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
-from facerecon.errors import ConfigError, InputError, ShapeError, check_shape
+from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.geometry.surface import Surface, as_array
 from facerecon.render.rasterize import rasterize
 from facerecon.types import Camera
 
@@ -56,109 +54,6 @@ KEYPOINT_WEIGHT = {"cheek": 0.25}
 
 MILLIMETERS = 100.0
 """One world unit is 0.1 m."""
-
-
-def _array(name: str, value: Any, pattern: str) -> NDArray:
-    """A tensor or array-like as float64 (or int64 for faces), its shape checked."""
-    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    check_shape(name, array, pattern)
-    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64, copy=False)
-
-
-def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
-    """Closest point of a triangle to a point, for N pairs.
-
-    Args:
-        points: (N, 3). corners: (N, 3, 3); degenerate triangles (a line, a point) are allowed.
-
-    Returns:
-        (N, 3).
-    """
-    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    best, best_square = None, None
-    for start, end in ((a, b), (b, c), (c, a)):
-        along = end - start
-        length = np.einsum("nk,nk->n", along, along)
-        share = np.einsum("nk,nk->n", points - start, along) / np.where(length > 0, length, 1.0)
-        place = start + np.clip(share, 0, 1)[:, None] * along
-        square = ((place - points) ** 2).sum(1)
-        if best is None:
-            best, best_square = place, square
-        else:
-            nearer = square < best_square
-            best, best_square = np.where(nearer[:, None], place, best), np.where(nearer, square, best_square)
-    # inside the triangle the foot of the perpendicular is closer than any edge
-    one, two, offset = b - a, c - a, points - a
-    d11, d12, d22 = (np.einsum("nk,nk->n", x, y) for x, y in ((one, one), (one, two), (two, two)))
-    p1, p2 = np.einsum("nk,nk->n", offset, one), np.einsum("nk,nk->n", offset, two)
-    area = d11 * d22 - d12 * d12
-    flat = area <= 1e-14 * d11 * d22
-    safe = np.where(flat, 1.0, area)
-    u, v = (d22 * p1 - d12 * p2) / safe, (d11 * p2 - d12 * p1) / safe
-    inside = (u >= 0) & (v >= 0) & (u + v <= 1) & ~flat
-    return np.where(inside[:, None], a + u[:, None] * one + v[:, None] * two, best)
-
-
-class Surface:
-    """A triangle mesh that finds its point nearest to a given one.
-
-    Args:
-        vertices: (V, 3). faces: (F, 3) int.
-
-    Raises:
-        InputError: there is no face, or a vertex that is used is not finite.
-    """
-
-    def __init__(self, vertices: ArrayLike, faces: ArrayLike) -> None:
-        vertices, faces = _array("vertices", vertices, "V 3"), _array("faces", faces, "F 3")
-        if len(faces) == 0:
-            raise InputError("a surface needs at least one face; got 0. Give the faces of the head mesh.")
-        self.corners = vertices[faces]
-        if not np.isfinite(self.corners).all():
-            raise InputError("a surface needs finite vertices; got NaN or infinity. Check the fit that made them.")
-        self.centers = self.corners.mean(1)
-        radius = np.linalg.norm(self.corners - self.centers[:, None], axis=2).max(1)
-        self.tree = cKDTree(self.centers)
-        # triangles by size: a triangle can only be nearest if its center is within (bound + radius) of the point
-        size = np.ceil(np.log2(np.maximum(radius, radius.max() * 1e-6)))
-        self.sizes = []
-        for level in np.unique(size):
-            ids = np.flatnonzero(size == level)
-            self.sizes.append((ids, cKDTree(self.centers[ids]), radius[ids].max()))
-
-    def near(self, points: NDArray, candidates: int = 12) -> NDArray:
-        """Nearest point among the triangles with the nearest centers: quick, seldom off by a neighbor; (N, 3)."""
-        count = min(candidates, len(self.centers))
-        _, ids = self.tree.query(points, k=count)
-        ids = ids.reshape(len(points), count)
-        places = closest_on_triangles(np.repeat(points, count, 0), self.corners[ids.ravel()]).reshape(-1, count, 3)
-        pick = ((places - points[:, None]) ** 2).sum(2).argmin(1)
-        return places[np.arange(len(points)), pick]
-
-    def nearest(self, points: ArrayLike) -> NDArray:
-        """Exact nearest point of the surface to each of (N, 3) points; (N, 3)."""
-        points = _array("points", points, "N 3")
-        best = self.near(points)
-        bound = np.linalg.norm(best - points, axis=1)
-        for ids, tree, radius in self.sizes:
-            found = tree.query_ball_point(points, (bound + radius) * (1 + 1e-9))
-            counts = np.array([len(row) for row in found])
-            if counts.sum() == 0:
-                continue
-            rows = np.repeat(np.arange(len(points)), counts)
-            triangles = ids[np.concatenate([np.asarray(row, dtype=np.int64) for row in found if row])]
-            places = closest_on_triangles(points[rows], self.corners[triangles])
-            distance = np.linalg.norm(places - points[rows], axis=1)
-            order = np.lexsort((distance, rows))
-            first = order[np.unique(rows[order], return_index=True)[1]]
-            nearer = first[distance[first] < bound[rows[first]]]
-            best[rows[nearer]], bound[rows[nearer]] = places[nearer], distance[nearer]
-        return best
-
-    def distance(self, points: ArrayLike) -> NDArray:
-        """Exact distance of each of (N, 3) points to the surface; (N,)."""
-        points = _array("points", points, "N 3")
-        return np.linalg.norm(self.nearest(points) - points, axis=1)
 
 
 def _similarity(source: NDArray, target: NDArray, weights: NDArray, with_scale: bool) -> tuple[float, NDArray, NDArray]:
@@ -250,10 +145,10 @@ def region_errors(
     Raises:
         ShapeError: arrays do not fit. InputError: an empty region, or numbers that are not finite.
     """
-    predicted = _array("predicted_vertices", predicted_vertices, "V 3")
-    predicted_points = _array("predicted_landmarks", predicted_landmarks, "68 3")
-    truth, true_faces = _array("true_vertices", true_vertices, "W 3"), _array("true_faces", true_faces, "G 3")
-    true_points = _array("true_landmarks", true_landmarks, "68 3")
+    predicted = as_array("predicted_vertices", predicted_vertices, "V 3")
+    predicted_points = as_array("predicted_landmarks", predicted_landmarks, "68 3")
+    truth, true_faces = as_array("true_vertices", true_vertices, "W 3"), as_array("true_faces", true_faces, "G 3")
+    true_points = as_array("true_landmarks", true_landmarks, "68 3")
     for name, array in (("predicted", predicted_points), ("true", true_points), ("true", truth)):
         if not np.isfinite(array).all():
             raise InputError(f"the {name} head has points that are not finite. Check the fit that made them.")
@@ -303,8 +198,8 @@ def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, .
     Returns:
         (V,) bool: a corner of a face that is in front somewhere.
     """
-    points = torch.from_numpy(_array("vertices", vertices, "V 3")).float()
-    triangles = torch.from_numpy(_array("faces", faces, "F 3"))
+    points = torch.from_numpy(as_array("vertices", vertices, "V 3")).float()
+    triangles = torch.from_numpy(as_array("faces", faces, "F 3"))
     turns = euler_to_matrix(torch.tensor([[0.0, yaw, 0.0] for yaw in yaws]))
     camera = Camera.deep3d(768).replace(near=2.0, far=25.0)
     index = rasterize(clip_coordinates(camera, points @ turns.mT), triangles, (768, 768))
@@ -335,7 +230,7 @@ def face_regions(
     Returns:
         {"nose", "mouth", "forehead", "cheek": (V,) bool}; no vertex is in two of them.
     """
-    vertices, points = _array("vertices", vertices, "V 3"), _array("landmarks", landmarks, "68 3")
+    vertices, points = as_array("vertices", vertices, "V 3"), as_array("landmarks", landmarks, "68 3")
     across = points[[42, 45]].mean(0) - points[[36, 39]].mean(0)
     across /= np.linalg.norm(across)
     up = points[[36, 45]].mean(0) - points[[48, 54]].mean(0)

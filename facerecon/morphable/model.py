@@ -127,6 +127,22 @@ class MorphableModel(nn.Module):
             f"expression={self.num_expression}, albedo={self.num_albedo}"
         )
 
+    def with_topology(self, topology: MeshTopology) -> MorphableModel:
+        """The same shapes with another topology record (landmarks, mesh points, regions), frozen, in eval mode."""
+        model = MorphableModel(
+            mean=self.mean,
+            identity_basis=self.identity_basis,
+            expression_basis=self.expression_basis,
+            topology=topology,
+            name=self.name,
+            expression_names=self.expression_names,
+            expression_bounds=self.expression_bounds,
+            albedo_mean=self.albedo_mean,
+            albedo_basis=self.albedo_basis,
+            identity_variance=self.identity_variance,
+        )
+        return model.eval().requires_grad_(False)
+
     # -- coefficients ---------------------------------------------------------------------------------------
 
     def neutral(self, batch: int = 1) -> FaceParams:
@@ -314,7 +330,7 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
         expression_names=tuple(json.loads(meta["expression_names"])),
         expression_bounds=bounds,
         albedo_mean=arrays.get("albedo_mean"),
-        albedo_basis=arrays.get("albedo_basis"),
+        albedo_basis=arrays["albedo_basis"].float() if "albedo_basis" in arrays else None,
         identity_variance=tuple(json.loads(meta.get("identity_variance", "[]"))[:count]),
     )
 
@@ -329,9 +345,16 @@ def _ict(num_identity: int | None, path: str | Path | None) -> MorphableModel:
     return load_ict(path, num_identity)
 
 
+def _hifi3dpp(num_identity: int | None, path: str | Path | None) -> MorphableModel:
+    from facerecon.morphable.hifi3dpp import load_hifi3dpp
+
+    return load_hifi3dpp(path, num_identity)
+
+
 FACE_MODELS: dict[str, Callable[[int | None, str | Path | None], MorphableModel]] = {
     "makehuman": _makehuman,
     "ict": _ict,
+    "hifi3dpp": _hifi3dpp,
 }
 """Loaders by name."""
 

@@ -7,8 +7,17 @@ the person's right comes first, which is the left of the image.
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-__all__ = ["JAW_OUTWARD", "LANDMARK_GROUPS", "LANDMARK_MIRROR", "REGIONS", "makehuman_regions"]
+__all__ = [
+    "JAW_OUTWARD",
+    "LANDMARK_GROUPS",
+    "LANDMARK_MIRROR",
+    "REGIONS",
+    "in_polygon",
+    "makehuman_regions",
+    "mirror_vertices",
+]
 
 LANDMARK_GROUPS = {
     "jaw": range(0, 17),
@@ -121,3 +130,27 @@ def makehuman_regions(
         "scalp": skin & ~ear & ~neck & ~face_skin,
         "neck": neck,
     }
+
+
+def mirror_vertices(points: np.ndarray) -> np.ndarray:
+    """(V,) the nearest vertex to each mirrored one; the few without a mutual partner are paired among themselves."""
+    _, nearest = cKDTree(points).query(points * [-1, 1, 1])
+    alone = np.flatnonzero(nearest[nearest] != np.arange(len(points)))
+    open_rows = list(alone)
+    while open_rows:
+        row = open_rows.pop(0)
+        distance = np.linalg.norm(points[[row, *open_rows]] - points[row] * [-1, 1, 1], axis=1)
+        pick = int(distance.argmin())
+        partner = row if pick == 0 else open_rows.pop(pick - 1)
+        nearest[row], nearest[partner] = partner, row
+    return nearest
+
+
+def in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Whether points lie in a closed polygon (even-odd rule)."""
+    inside = np.zeros(len(x), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
+        crosses = (y0 > y) != (y1 > y)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+    return inside

@@ -15,7 +15,7 @@ from facerecon.render.interpolate import Covered, covered
 from facerecon.render.rasterize import rasterize
 from facerecon.types import Camera, Fragments, MeshTopology
 
-__all__ = ["FILTERS", "bake", "pad_islands", "sample_texture", "uv_clip", "uv_raster"]
+__all__ = ["FILTERS", "bake", "mirrored", "pad_islands", "sample_texture", "uv_clip", "uv_raster"]
 
 FILTERS = ("bilinear", "nearest")
 
@@ -131,6 +131,44 @@ def pad_islands(texture: Tensor, topology: MeshTopology, margin: int | None = 8)
     target, source = cached(f"padding {size} {margin}", build, topology.uv_faces, topology.uvs)
     flat = texture.reshape(*texture.shape[:2], -1)
     return flat.index_copy(2, target, flat.index_select(2, source)).view_as(texture)
+
+
+def mirrored(texture: Tensor, topology: MeshTopology) -> tuple[Tensor, Tensor]:
+    """What lies on the other side of the head: each texel takes the value of its mirror image.
+
+    In an atlas that is mirror symmetric this is a horizontal flip; elsewhere each texel's face is followed to the
+    mirrored vertices (``topology.mirror``) and their UVs. Texels whose mirror image is cut by a seam have none.
+
+    Args:
+        texture: (B, C, S, S). topology: faces, UVs and mirror.
+
+    Returns:
+        (B, C, S, S), and (1, 1, S, S) in {0, 1}, where there is a mirror image.
+    """
+    size = check_shape("texture", texture, "B C S S")["S"]
+
+    def build() -> tuple[Tensor | None, Tensor]:
+        found = uv_texels(topology, size)
+        own = topology.uvs[topology.uv_faces[found.face]]  # (P, 3, 2)
+        of_vertex = topology.uvs.new_zeros(len(topology.mirror), 2)
+        of_vertex[topology.faces.flatten()] = topology.uvs[topology.uv_faces.flatten()]
+        other = of_vertex[topology.mirror[topology.faces[found.face]]]
+        spread, expected = ((uv - uv.roll(1, 1)).norm(dim=2).amax(1) for uv in (other, own))
+        whole = spread <= 2 * expected + 4 / size
+        flipped = own * own.new_tensor([-1.0, 1.0]) + own.new_tensor([1.0, 0.0])
+        off = (found.mix(other) - found.mix(flipped)).abs().amax(1)
+        valid = whole.new_zeros(size * size).index_copy(0, found.pixel, whole).view(1, 1, size, size)
+        if bool((off[whole] < 1 / 256).float().mean() > 0.98):
+            return None, torch.ones_like(valid)
+        grid = own.new_zeros(size * size, 2).index_copy(0, found.pixel, sampling_grid(found.mix(other)))
+        return grid.view(1, size, size, 2), valid
+
+    grid, valid = cached(f"mirror {size}", build, topology.uv_faces, topology.uvs, topology.mirror)
+    valid = valid.to(texture)
+    if grid is None:
+        return texture.flip(-1), valid
+    taken = F.grid_sample(texture, grid.expand(len(texture), -1, -1, -1), padding_mode="border", align_corners=False)
+    return taken * valid, valid
 
 
 def _ramp(value: Tensor, low: float, high: float) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 from facerecon.errors import InputError, ShapeError
 from facerecon.evaluation.regions import (
     Surface,
-    closest_on_triangles,
     face_regions,
     region_errors,
     vertex_areas,
     visible_vertices,
 )
 from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.geometry.surface import closest_on_triangles
 
 
 def grid(count: int, height: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:

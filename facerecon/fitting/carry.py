@@ -1,0 +1,303 @@
+"""What a head model lacks for a fit is carried over from the makehuman head: points, regions and the texture basis.
+
+The linear texture basis that comes with the library lives in the makehuman atlas. Each texel of another head's atlas
+is given its place in that atlas, once, by the correspondence of the two mean shapes
+(:mod:`facerecon.morphable.correspondence`); then the basis is resampled:
+
+* skin: the nearest place of the bent makehuman skin that looks the same way, found in 3D, so that no seam of either
+  atlas shows; where the target goes on (shoulders), the mean color of the neck;
+* eyeballs: the place on the makehuman eyeball in the same direction from its center; an eye socket without an eyeball
+  shows what a viewer in front would see of one;
+* inside of the mouth: the mean color of the same part (teeth, tongue, the rest).
+
+The table of places is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from facerecon import assets
+from facerecon.errors import ConfigError, nearest_name
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.geometry.surface import Surface
+from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.morphable.correspondence import carry_points, register, skin_surface
+from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
+
+__all__ = ["CarriedOver", "albedo_decoder", "carry_over", "decoder_for"]
+
+SOURCE = "makehuman"
+SIZE = 384
+"""Texels a side of a carried basis: other atlases give the face a smaller share than makehuman's 256 px."""
+
+FAR, TOO_FAR = 0.15, 0.6
+"""World units from the source's skin between which a texel changes from its partner's color to the neck's."""
+
+FILLS = ("neck", "teeth", "tongue", "sockets", "mouth", "eyes")
+"""Regions of the source whose mean color fills texels without a partner."""
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CarriedOver:
+    """A head model ready to be fitted, and where its texels lie in the makehuman atlas.
+
+    Args:
+        model: with a sliding jaw contour, face-mesh points and regions.
+        uv: (S, S, 2) place of each texel in the source's atlas. share: (S, S) in [0, 1], how much of the color there
+            is taken; the rest is the mean of region ``FILLS[fill]``. fill: (S, S) int64.
+    """
+
+    model: MorphableModel
+    uv: Tensor
+    share: Tensor
+    fill: Tensor
+
+    def texture(self, source: Tensor, source_model: MorphableModel) -> Tensor:
+        """Maps in the source's atlas (B, C, s, s) as maps of the target (B, C, S, S), padded over the islands."""
+        grid = sampling_grid(self.uv)[None].to(source)
+        taken = F.grid_sample(
+            source.flatten(0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        )[0].unflatten(0, source.shape[:2])
+        filled = _region_means(source, source_model)[:, :, self.fill.to(source.device)]
+        mixed = filled + (taken - filled) * self.share.to(source)
+        return pad_islands(mixed, self.model.topology.map(lambda t: t.to(source.device)), None)
+
+
+def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
+    """(B, C, len(FILLS)) mean color of regions; that of the mouth stands in for a region the model lacks."""
+    topology = model.topology
+    index = uv_raster(topology, texture.shape[-1]).face_index[0].to(texture.device)
+    means = []
+    for name in FILLS:
+        rows = topology.regions[name] if name in topology.regions else topology.regions["mouth"]
+        if name == "mouth":
+            rows = rows & ~topology.regions.get("teeth", rows.logical_not())
+        flags = torch.cat([rows, rows.new_zeros(1)]).to(texture.device)
+        means.append(texture[:, :, flags[index]].mean(-1))
+    return torch.stack(means, -1)
+
+
+def _digest(source: MorphableModel, target: MorphableModel) -> str:
+    """Of everything that the table depends on."""
+    state = hashlib.sha256(f"{_VERSION} {SIZE}".encode())
+    for model in (source, target):
+        topology = model.topology
+        tensors = (model.mean, topology.faces, topology.uvs, topology.uv_faces, topology.landmark_faces)
+        for tensor in (*tensors, topology.landmark_barycentric, *topology.regions.values()):
+            state.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return state.hexdigest()[:16]
+
+
+def carry_over(model: MorphableModel, source: MorphableModel | None = None) -> CarriedOver:
+    """Make any head model ready for a fit with what the makehuman head carries; computed once, then cached.
+
+    Args:
+        model: loaded by :func:`~facerecon.morphable.load_face_model`. source: the makehuman head if left out.
+
+    Raises:
+        AssetError: the makehuman head is not in the cache, or the cache cannot be written.
+    """
+    source = load_face_model(SOURCE, num_identity=0) if source is None else source
+    name = f"carried_{model.name}"
+    key = _digest(source, model)
+    path = assets.derived(name, key, lambda target: _write(target, source, model))
+    try:
+        table = _read(path)
+    except (SafetensorError, OSError, KeyError):  # damaged: made again
+        path.unlink(missing_ok=True)
+        table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
+    ready = carry_points(source, model, table.pop("bent").astype(np.float64))
+    return CarriedOver(ready, **{key: torch.from_numpy(value) for key, value in table.items()})
+
+
+def _read(path: Path) -> dict[str, NDArray]:
+    with safe_open(path, framework="np") as file:
+        table = {key: file.get_tensor(key) for key in ("bent", "uv", "share", "fill")}
+    return table | {"fill": table["fill"].astype(np.int64)}
+
+
+def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
+    bent = register(source, target)
+    uv, share, fill = _places(source, target, bent)
+    save_file(
+        {
+            "bent": bent.astype(np.float32),
+            "uv": uv.astype(np.float32),
+            "share": share.astype(np.float32),
+            "fill": fill.astype(np.uint8),
+        },
+        str(path),
+    )
+
+
+def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """The table of :class:`CarriedOver`: uv (S, S, 2), share (S, S), fill (S, S)."""
+    topology = target.topology
+    raster = uv_raster(topology, SIZE)
+    index = raster.face_index[0].cpu().numpy()
+    covered = index >= 0
+    face = index[covered]
+    weights = raster.barycentric[0].cpu().double().numpy()[covered][..., None]
+    corners = topology.faces.cpu().numpy()[face]
+    mean = target.mean.detach().cpu().double().numpy()
+    points = (mean[corners] * weights).sum(1)
+    normals = vertex_normals(target.mean[None].double(), topology.faces)[0].detach().cpu().numpy()
+    normals = (normals[corners] * weights).sum(1)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+
+    def within(name: str) -> NDArray:
+        rows = topology.regions.get(name)
+        return np.zeros(len(face), dtype=bool) if rows is None else rows.cpu().numpy()[face]
+
+    fill = np.full(len(face), FILLS.index("neck"))
+    inner = np.zeros(len(face), dtype=bool)
+    for name in ("mouth", "sockets", "tongue", "teeth"):
+        fill[within(name)] = FILLS.index(name)
+        inner |= within(name)
+    eyes = within("eyes")
+    fill[eyes] = FILLS.index("eyes")
+
+    uv, share = np.zeros((len(face), 2)), np.zeros(len(face))
+    skin = ~eyes & ~inner
+    surface, rows = skin_surface(source, bent)
+    found, barycentric, distance, _ = surface.locate(points[skin], normals[skin])
+    uv[skin] = _uv_at(source, rows[found], barycentric)
+    ramp = np.clip((distance - FAR) / (TOO_FAR - FAR), 0, 1)
+    share[skin] = 1 - ramp * ramp * (3 - 2 * ramp)
+    if eyes.any():
+        uv[eyes], share[eyes] = _eye_places(source, target, points[eyes])
+
+    def spread(values: NDArray) -> NDArray:
+        out = np.zeros((*covered.shape, *values.shape[1:]), values.dtype)
+        out[covered] = values
+        return out
+
+    return spread(uv), spread(share), spread(fill)
+
+
+def _uv_at(model: MorphableModel, faces: NDArray, barycentric: NDArray) -> NDArray:
+    corners = model.topology.uvs.cpu().double().numpy()[model.topology.uv_faces.cpu().numpy()[faces]]
+    return (corners * barycentric[..., None]).sum(1)
+
+
+def _eyes(model: MorphableModel) -> list[tuple[NDArray, NDArray]]:
+    """(rows of faces, their vertices) of the eye at x < 0 and of the one at x > 0."""
+    rows = model.topology.regions["eyes"].nonzero()[:, 0].cpu().numpy()
+    faces = model.topology.faces.cpu().numpy()[rows]
+    mean = model.mean.detach().cpu().double().numpy()
+    side = mean[faces].mean(1)[:, 0] > 0
+    return [(rows[side == left], np.unique(faces[side == left])) for left in (False, True)]
+
+
+def _sphere(points: NDArray) -> tuple[NDArray, float]:
+    """Center and radius of the least-squares sphere."""
+    system = np.concatenate([2 * points, np.ones((len(points), 1))], 1)
+    solution = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
+    center = solution[:3]
+    return center, float(np.sqrt(solution[3] + center @ center))
+
+
+def _eye_places(source: MorphableModel, target: MorphableModel, points: NDArray) -> tuple[NDArray, NDArray]:
+    """UV and share of points on the target's eyes, each taken to the source's eyeball on its side."""
+    means = [model.mean.detach().cpu().double().numpy() for model in (source, target)]
+    landmarks = [model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy() for model in (source, target)]
+    uv, share = np.zeros((len(points), 2)), np.ones(len(points))
+    side = points[:, 0] > 0
+    for left, (here, there) in enumerate(zip(_eyes(source), _eyes(target))):
+        some = side == bool(left)
+        if not some.any():
+            continue
+        center, radius = _sphere(means[0][here[1]])
+        corners = means[1][target.topology.faces.cpu().numpy()[there[0]]]
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        middle, size = _sphere(means[1][there[1]])
+        bulges = (normal * (corners.mean(1) - means[1][there[1]].mean(0))).sum() > 0
+        if bulges:  # an eyeball: the same direction from its center
+            goal = center + (points[some] - middle) * (radius / size)
+        else:  # a socket: what lies at the same place between the lids, seen from in front
+            lids = slice(42, 48) if left else slice(36, 42)
+            opening, other = (of[lids, :2].mean(0) for of in landmarks)
+            widths = [np.ptp(of[lids, 0]) for of in landmarks]
+            place = opening + (points[some, :2] - other) * (widths[0] / widths[1])
+            offset = place - center[:2]
+            reach = np.linalg.norm(offset, axis=1, keepdims=True)
+            offset *= np.minimum(1, 0.99 * radius / np.maximum(reach, 1e-9))
+            ahead = np.sqrt(np.maximum(radius**2 - (offset**2).sum(1, keepdims=True), 0))
+            goal = center + np.concatenate([offset, ahead], 1)
+        eyeball = Surface(means[0], source.topology.faces.cpu().numpy()[here[0]])
+        found, barycentric, _, _ = eyeball.locate(goal)
+        uv[some] = _uv_at(source, here[0][found], barycentric)
+    return uv, share
+
+
+# -- decoders ----------------------------------------------------------------------------------------------
+
+
+def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int = SIZE) -> LinearDecoder:
+    """A model's own linear albedo as a texture decoder: per-vertex colors baked into its UV map.
+
+    Args:
+        model: with an albedo basis. components: leading ones to keep; None keeps all. size: S.
+
+    Raises:
+        ConfigError: the model has no albedo of its own.
+    """
+    if not model.num_albedo:
+        raise ConfigError(f"face model '{model.name}' has no albedo of its own; use decoder=linear.")
+    topology = model.topology
+    raster = uv_raster(topology, size)
+    inside = raster.face_index[0] >= 0
+    corners = topology.faces[raster.face_index[0][inside]]
+    weights = raster.barycentric[0][inside][..., None].to(model.mean)
+    colors = torch.cat([model.albedo_mean[None], model.albedo_basis[:components]])
+    maps = []
+    for color in colors:
+        image = color.new_zeros(size, size, 3)
+        image[inside] = (color[corners] * weights).sum(1)
+        maps.append(image.permute(2, 0, 1))
+    maps = pad_islands(torch.stack(maps), topology, None)
+    decoder = LinearDecoder(maps[0], maps[1:])
+    decoder.name = "albedo"
+    return decoder.eval().requires_grad_(False)
+
+
+def decoder_for(
+    model: MorphableModel, name: str = "linear", components: int | None = None, carried: CarriedOver | None = None
+) -> TextureDecoder:
+    """A texture decoder in the atlas of a head model.
+
+    Args:
+        model: the head. name: "linear" or "open", the basis that comes with the library (carried over, where the
+            head is not makehuman's), or "albedo", the model's own linear albedo.
+        components: of a linear basis; all if left out (of an albedo 80).
+        carried: of :func:`carry_over`, where it is at hand.
+
+    Raises:
+        ConfigError: an unknown name, or "albedo" for a model that has none. AssetError: a file is missing.
+    """
+    if name == "albedo":
+        return albedo_decoder(model, components or 80)
+    if model.name == SOURCE:
+        return load_decoder(name, components)
+    if name not in ("linear", "open"):
+        raise ConfigError(nearest_name(name, ("linear", "open", "albedo"), "decoder"))
+    source = load_face_model(SOURCE, num_identity=0)
+    carried = carried or carry_over(model, source)
+    basis = load_decoder(name, components)
+    with torch.no_grad():
+        maps = carried.texture(torch.cat([basis.mean[None], basis.basis]), source)
+    return LinearDecoder(maps[0], maps[1:]).eval().requires_grad_(False)
