@@ -14,7 +14,17 @@ from facerecon.errors import ConfigError, check_shape, nearest_name
 
 __all__ = ["BACKENDS", "ENVIRONMENT", "choose_backend", "rasterize"]
 
-BACKENDS = {"numba": "numba_bands", "torch": "torch_scatter", "pytorch3d": "pytorch3d_meshes"}
+BACKENDS = {
+    "numba": "numba_bands",
+    "torch": "torch_scatter",
+    "pytorch3d": "pytorch3d_meshes",
+    "nvdiffrast": "nvdiffrast_raster",
+}
+    "numba": "numba_bands",
+    "torch": "torch_scatter",
+    "pytorch3d": "pytorch3d_meshes",
+    "nvdiffrast": "nvdiffrast_raster",
+}
 ENVIRONMENT = "FACERECON_RASTERIZER"
 
 
@@ -27,11 +37,12 @@ def choose_backend(backend: str = "auto", device: str | torch.device = "cpu") ->
     """The backend that will run: "auto" obeys $FACERECON_RASTERIZER, then takes numba on a CPU, else torch.
 
     Args:
-        backend: "auto", "numba", "torch" or "pytorch3d".
+        backend: "auto", "numba", "torch", "pytorch3d" or "nvdiffrast" (an adapter that we could not test).
         device: where the tensors live.
 
     Raises:
-        ConfigError: the name is unknown, the package is missing, or numba is asked to work on a GPU.
+        ConfigError: the name is unknown, the package is missing, numba is asked to work on a GPU or nvdiffrast on a
+        CPU.
     """
     if backend == "auto":
         backend = os.environ.get(ENVIRONMENT, "").strip().lower() or "auto"
@@ -42,6 +53,8 @@ def choose_backend(backend: str = "auto", device: str | torch.device = "cpu") ->
         raise ConfigError(nearest_name(backend, ["auto", *BACKENDS], "rasterizer backend"))
     if backend == "numba" and not on_cpu:
         raise ConfigError(f"backend 'numba' needs CPU tensors, got {device}; use 'auto' or 'torch'.")
+    if backend == "nvdiffrast" and on_cpu:
+        raise ConfigError(f"backend 'nvdiffrast' needs CUDA tensors, got {device}; use 'auto' or 'numba'.")
     if backend == "numba" and not _installed("numba"):
         raise ConfigError("backend 'numba' is not installed; run `pip install numba` or use 'torch'.")
     return backend
@@ -69,7 +82,7 @@ def rasterize(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str =
             -1 (near) to 1 (far).
         faces: (F, 3) int64.
         size: (H, W) in pixels.
-        backend: "auto", "numba", "torch" or "pytorch3d"; see :func:`choose_backend`.
+        backend: "auto", "numba", "torch", "pytorch3d" or "nvdiffrast"; see :func:`choose_backend`.
         cull: drop faces that are clockwise on the screen (seen from behind).
 
     Returns:

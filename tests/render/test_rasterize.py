@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from facerecon.errors import ConfigError, ShapeError
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.rotation import euler_to_matrix
-from facerecon.render.rasterize import ENVIRONMENT, choose_backend, rasterize
+from facerecon.render.rasterize import ENVIRONMENT, choose_backend, rasterize, to_screen
 from facerecon.types import Camera
 
 needs_pytorch3d = pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is None, reason="pytorch3d is not installed")
@@ -169,3 +169,44 @@ def test_forked_workers_and_concurrent_threads_can_rasterize(sphere):
         thread.join(60)
     assert len(results) == 80
     assert all(torch.equal(ids, expected) for ids in results)
+
+
+def test_the_nvdiffrast_adapter_follows_its_documented_interface(sphere, monkeypatch):
+    """Against a stand-in: ids count from 1, rows from the bottom, both sides are drawn, z / w is -1 at the near plane.
+
+    The package itself needs CUDA and has not been run.
+    """
+    import sys
+    import types
+
+    from facerecon.render.backends import nvdiffrast_raster, torch_scatter
+
+    def stand_in(context, points, triangles, resolution, grad_db=True):
+        assert context == "context"
+        assert points.dtype == torch.float32
+        assert triangles.dtype == torch.int32
+        height, width = resolution
+        x, y, z, w = points.double().unbind(-1)
+        screen = torch.stack([(x / w + 1) * width / 2, (1 - y / w) * height / 2, 0.5 - 0.5 * z / w, w], -1)
+        ids = torch_scatter.face_ids(screen, triangles.long(), (height, width), cull=False)
+        out = torch.zeros(*ids.shape, 4)
+        out[..., 3] = (ids + 1).flip(1)
+        return out, None
+
+    module = types.ModuleType("nvdiffrast.torch")
+    module.rasterize, module.RasterizeCudaContext = stand_in, lambda device: "context"
+    package = types.ModuleType("nvdiffrast")
+    package.torch = module
+    monkeypatch.setitem(sys.modules, "nvdiffrast", package)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", module)
+    monkeypatch.setattr(nvdiffrast_raster, "_contexts", {})
+    vertices, topology = sphere(20, 30)
+    clip = clip_coordinates(Camera.deep3d(64, 2), torch.cat([vertices, vertices * 0.5 + 0.1]))
+    for cull in (True, False):
+        expected = rasterize(clip, topology.faces, (48, 64), "torch", cull)
+        found = nvdiffrast_raster.face_ids(to_screen(clip, (48, 64)), topology.faces, (48, 64), cull)
+        assert (found == expected).float().mean() > 0.999
+    away = nvdiffrast_raster.face_ids(to_screen(clip, (48, 64)) - 1e4, topology.faces, (48, 64), True)
+    assert (away == -1).all()
+    with pytest.raises(ConfigError, match="needs CUDA tensors"):
+        rasterize(clip, topology.faces, (48, 64), "nvdiffrast")
