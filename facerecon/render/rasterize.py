@@ -20,11 +20,6 @@ BACKENDS = {
     "pytorch3d": "pytorch3d_meshes",
     "nvdiffrast": "nvdiffrast_raster",
 }
-    "numba": "numba_bands",
-    "torch": "torch_scatter",
-    "pytorch3d": "pytorch3d_meshes",
-    "nvdiffrast": "nvdiffrast_raster",
-}
 ENVIRONMENT = "FACERECON_RASTERIZER"
 
 
