@@ -7,7 +7,9 @@ values of path keys need no quoting.
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,13 +105,29 @@ def _help(name: str, doc: str) -> str:
     return "\n".join(text)
 
 
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM, SIGHUP); like KeyboardInterrupt, no ``except Exception`` holds it up."""
+
+    number = int(signal.SIGTERM)
+
+
+def _stop(number: int, frame: Any) -> None:
+    Stopped.number = number
+    raise Stopped
+
+
 def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[str] | None = None) -> int:
     """Run a script's ``main(config)`` and return its exit status.
 
-    What a user can mend is printed as one line on standard error: status 2. Ctrl-C: 130.
+    What a user can mend is printed as one line on standard error: status 2. Ctrl-C ends with one line and status 130,
+    SIGTERM with 143; a script that stops so may say what is kept in the exception's argument.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    if threading.current_thread() is threading.main_thread():
+        for signal_name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, signal_name) and signal.getsignal(getattr(signal, signal_name)) is signal.SIG_DFL:
+                signal.signal(getattr(signal, signal_name), _stop)
     try:
         if any(arg in ("-h", "--help") for arg in argv):
             print(_help(name, doc))
@@ -133,6 +151,7 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, run the same command again to go on.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Stopped) as stop:
+        kept = str(stop) or "what was finished is kept"
+        print(f"interrupted; {kept}; run the same command again to go on.", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 128 + Stopped.number

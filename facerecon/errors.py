@@ -14,6 +14,7 @@ __all__ = [
     "AssetError",
     "ConfigError",
     "FaceReconError",
+    "FitError",
     "InputError",
     "NoFaceError",
     "OutputError",
@@ -33,6 +34,10 @@ class InputError(FaceReconError):
 
 class NoFaceError(InputError):
     """No face was found in an otherwise readable photo."""
+
+
+class FitError(FaceReconError):
+    """A face could not be fitted: what is computed from it is not finite."""
 
 
 class OutputError(FaceReconError):

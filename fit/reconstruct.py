@@ -8,6 +8,9 @@
 Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, png), head.glb, params.safetensors,
 report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
 fast, smoke.
+
+A run that was stopped, by Ctrl-C or in any other way, goes on with the same command and ends with the files of one that
+was not; with threads=1 they are the same to the last byte (but for the seconds in metrics.jsonl).
 """
 
 from __future__ import annotations
@@ -17,27 +20,26 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import run
+from configs.compose import Stopped, run
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
 
 
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
-    from tqdm import tqdm
 
-    from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
+    from facerecon.errors import ConfigError, OutputError, nearest_name
     from facerecon.imaging.files import list_images
-    from facerecon.perception import load_judge, observe
     from facerecon.run import RunDirectory
     from fit.corrections import find_corrections
-    from fit.models import build_fitter, prepare
 
     for name in config.export:
         if name not in EXPORTS:
@@ -47,149 +49,253 @@ def main(config: Any) -> int:
     paths = list_images(config.img)
     face = config.face if isinstance(config.face, int) else str(config.face)
     face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
-    folder = RunDirectory(config.out, {"script": "reconstruct"}, resume=True)
+    if not isinstance(config.batch, int) or config.batch < 1:
+        raise ConfigError(f"batch must be a whole number, 1 or more; got {config.batch!r}.")
     given = find_corrections(config, paths)
-    settings = {path: given[path].digest(_digest(config)) for path in paths}
+    digest = _digest(config)
+    settings = {path: given[path].digest(digest) for path in paths}
     names = _names(paths)
-    done = folder.completed()
-    pending = [
-        path for path in paths
-        if not (config.resume and done.get(names[path], {}).get("settings") == settings[path])
-    ]  # fmt: skip
-    if not pending:
-        print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
-        return 0
+    with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
+        done = folder.completed()
+        pending = [
+            path for path in paths
+            if not (config.resume and done.get(names[path], {}).get("settings") == settings[path])
+        ]  # fmt: skip
+        if not pending:
+            _finish(folder, paths, names)
+            print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
+            return 0
+        # faces that could not be fitted go last: the others make the same batches as in a run that meets them first
+        kinds = folder.failure_kinds()
+        pending.sort(key=lambda path: kinds.get(names[path]) == "FitError")
+        folder.forget_failures(names[path] for path in pending)
+        job = _Job(config, folder, paths, pending, names, settings, given, face)
+        try:
+            return job.run()
+        except (KeyboardInterrupt, Stopped, OutputError) as stop:
+            kept = sum(folder.completed().get(names[path], {}).get("settings") == settings[path] for path in paths)
+            kept = f"{kept} of {len(paths)} photo(s) are finished in {folder.path}"
+            if isinstance(stop, OutputError):
+                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
+            raise type(stop)(kept) from None
 
-    started = time.perf_counter()
-    device = prepare(config)
-    fitter = build_fitter(config, device)
-    judge = load_judge().to(device)
-    logger = _logger(config)
-    print(
-        f"{len(pending)} photo(s), face model {config.face_model}, decoder {config.decoder}, "
-        f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
-        f"models loaded in {time.perf_counter() - started:.1f} s"
-    )
-    if config.perceptual == "face_features":
-        print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
 
-    failed: dict[str, str] = {}
-    written = 0
-    bar = tqdm(total=len(pending), unit="photo", disable=None)
-    for at in range(0, len(pending), config.batch):
-        photos, items = [], []
-        observing = time.perf_counter()
-        for path in pending[at : at + config.batch]:
+class _Job:
+    """The photos of one run that are not finished yet."""
+
+    def __init__(
+        self, config: Any, folder: Any, paths: list, pending: list, names: dict, settings: dict, given: dict, face: Any
+    ) -> None:
+        self.config, self.folder, self.face = config, folder, face
+        self.paths, self.pending, self.names, self.settings, self.given = paths, pending, names, settings, given
+        self.failed: dict[Any, str] = {}
+        self.written = self.diverged = 0
+
+    def run(self) -> int:
+        """Do them; returns the exit status."""
+        from tqdm import tqdm
+
+        from facerecon.errors import InputError
+        from facerecon.perception import load_judge
+        from fit.models import build_fitter, prepare
+
+        config, started = self.config, time.perf_counter()
+        device = prepare(config)
+        self.fitter = build_fitter(config, device)
+        self.judge = load_judge().to(device)
+        self.logger = _logger(config)
+        print(
+            f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder}, "
+            f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
+            f"models loaded in {time.perf_counter() - started:.1f} s"
+        )
+        if config.perceptual == "face_features":
+            print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
+        self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
+        try:
+            for group in self.groups():
+                self.do(group)
+        finally:
+            self.bar.close()
+        _finish(self.folder, self.paths, self.names)
+
+        for path, message in self.failed.items():
+            print(f"error: {message}" if len(self.paths) == 1 else f"failed: {path}: {message}", file=sys.stderr)
+        seconds = time.perf_counter() - started
+        print(
+            f"{self.written} face(s) written to {self.folder.path}, {len(self.failed)} photo(s) failed, {seconds:.1f} s"
+        )
+        if self.diverged:
+            print(f"{self.diverged} face(s) diverged and are kept at an earlier state: 'diverged' in metrics.jsonl")
+        if self.failed and len(self.paths) == 1:
+            return 2
+        if len(self.failed) == len(self.paths):
+            where = self.folder.path / "failures.jsonl"
+            raise InputError(f"none of the {len(self.paths)} photos could be used; see {where}.")
+        return 1 if self.failed or self.diverged else 0
+
+    def groups(self) -> Iterator[list[tuple[Any, Any, float]]]:
+        """(path, observation, seconds) of whole photos that together fill a batch, or of one that has more faces.
+
+        Where a group ends depends on the photos before it only, and a group is marked as done as a whole: so a run
+        that was stopped goes on with the groups of one that was not, whose faces are the same to the last bit.
+        """
+        from facerecon.errors import FaceReconError
+        from facerecon.perception import observe
+
+        group: list[tuple[Any, Any, float]] = []
+        faces = 0
+        for path in self.pending:
+            clock = time.perf_counter()
             try:
-                photo = observe(path, face=face, landmarks=given[path].landmarks, mask=given[path].mask)
-                for i in range(photo.batch):
-                    photos.append(photo[i])
-                    items.append((path, names[path] + (f"_{i}" if photo.batch > 1 else "")))
+                photo = observe(path, self.face, landmarks=self.given[path].landmarks, mask=self.given[path].mask)
             except FaceReconError as error:
-                failed[path] = str(error)
-                folder.fail(names[path], error)
-                bar.update(1)
-        observing = (time.perf_counter() - observing) / max(1, len(photos))
-        # `face=all` can give more faces than fit at once
-        for start in range(0, len(photos), config.batch):
-            chunk, chunk_items = photos[start : start + config.batch], items[start : start + config.batch]
-            try:
-                rows = reconstruct(fitter, judge, chunk, chunk_items, folder, config, settings, observing, bar, logger)
-            except FaceReconError as error:
-                for path, item in chunk_items:
-                    failed[path] = str(error)
-                    folder.fail(item, error)
+                self.fail(path, error)
                 continue
-            written += len(rows)
-        for path in dict.fromkeys(path for path, _ in items if path not in failed):
-            folder.complete(names[path], settings=settings[path], path=str(path))
-            bar.update(1)
-    bar.close()
+            if group and faces + photo.batch > self.config.batch:
+                yield group
+                group, faces = [], 0
+            group.append((path, photo, (time.perf_counter() - clock) / photo.batch))
+            faces += photo.batch
+            if faces >= self.config.batch:
+                yield group
+                group, faces = [], 0
+        if group:
+            yield group
 
+    def do(self, group: list[tuple[Any, Any, float]]) -> None:
+        """Fit a group, write its faces, and mark its photos as done, all at once."""
+        from facerecon.errors import FitError
+
+        photos, items = [], []
+        for path, photo, seconds in group:
+            for i in range(photo.batch):
+                photos.append(photo[i])
+                items.append(_Item(path, self.names[path] + (f"_{i}" if photo.batch > 1 else ""), seconds))
+        rows, failures = [], {}
+        for start in range(0, len(photos), self.config.batch):  # `face=all` can give more faces than fit at once
+            part = slice(start, start + self.config.batch)
+            try:
+                made, bad = reconstruct(self, photos[part], items[part])
+            except FitError as error:
+                made, bad = [], {item.path: str(error) for item in items[part]}
+            rows += made
+            failures |= bad
+        for path, message in failures.items():
+            self.fail(path, FitError(message))
+        self.folder.metrics.write_rows(rows)
+        self.written += len(rows)
+        self.diverged += sum("diverged" in row for row in rows)
+        facts = {}
+        for path, photo, _ in group:
+            if path not in failures:
+                facts[self.names[path]] = {"settings": self.settings[path], "path": str(path)}
+                if photo.batch > 1:
+                    facts[self.names[path]]["parts"] = [item.name for item in items if item.path == path]
+        self.folder.complete_all(facts)
+        self.bar.update(len(facts))
+
+    def fail(self, path: Any, error: Exception) -> None:
+        """Note that a photo failed."""
+        self.failed[path] = str(error)
+        self.folder.fail(self.names[path], error)
+        self.bar.update(1)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One face: its photo, the name of its folder, the seconds it took to observe."""
+
+    path: Any
+    name: str
+    seconds: float
+
+
+def _finish(folder: Any, paths: list, names: dict) -> None:
+    """The records in order, and for several photos a page that shows them."""
+    from facerecon.export.report import write_index
+
+    folder.tidy(names[path] for path in paths)
     if len(paths) > 1:
-        from facerecon.export.report import write_index
-
-        panels = [
-            (item, f"{item}/panel.png") for item in sorted(p.parent.name for p in folder.path.glob("*/panel.png"))
-        ]
-        write_index(folder.path / "index.html", panels, folder.failures())
-    for path, message in failed.items():
-        print(f"error: {message}" if len(paths) == 1 else f"failed: {path}: {message}", file=sys.stderr)
-    seconds = time.perf_counter() - started
-    print(f"{written} face(s) written to {folder.path}, {len(failed)} photo(s) failed, {seconds:.1f} s")
-    if failed and len(paths) == 1:
-        return 2
-    if failed and not written:
-        raise InputError(f"none of the {len(paths)} photos could be used; see {folder.path / 'failures.jsonl'}.")
-    return 1 if failed else 0
+        items = sorted(panel.parent.name for panel in folder.path.glob("*/panel.png"))
+        write_index(folder.path / "index.html", [(item, f"{item}/panel.png") for item in items], folder.failures())
 
 
-def reconstruct(
-    fitter: Any, judge: Any, photos: list, items: list, folder: Any, config: Any, settings: dict,
-    observing: float, bar: Any, logger: Any,
-) -> list[dict]:  # fmt: skip
-    """Fit one batch and write every face; returns the rows of metrics.jsonl."""
+def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict], dict[Any, str]]:
+    """Fit one batch and write every face that could be fitted.
+
+    Returns:
+        The rows of metrics.jsonl, and {path: why} of the photos with a face that could not.
+    """
     from facerecon.evaluation import reconstruction_metrics
     from facerecon.types import Observation
 
-    device = fitter.model.mean.device
-    photo = Observation.cat(photos).to(device)
+    fitter, bar = job.fitter, job.bar
+    photo = Observation.cat(photos).to(fitter.model.mean.device)
 
     def show(report: Any) -> None:
         if report.step % 5 == 0 or report.step == report.steps - 1:
-            bar.set_postfix_str(f"{report.stage} {report.step + 1}/{report.steps}, loss {report.total.mean():.3f}")
+            bar.set_postfix_str(f"{report.stage} {report.step + 1}/{report.steps}, loss {report.total.nanmean():.3f}")
 
     face = fitter(photo, callback=show)
+    fine = [i for i in range(len(items)) if i not in fitter.failed]
+    photo, face = (photo, face) if len(fine) == len(items) else (photo[fine], face[fine])
     # figures after each stage, of the decoder's texture; then of the final one
-    stages = {
-        name: (params, fitter.decoder(latent).clamp(0, 1)) for name, (params, latent) in fitter.stage_params.items()
-    }
+    stages = {}
+    for name, (params, latent) in fitter.stage_params.items():
+        params, latent = (params, latent) if len(fine) == len(items) else (params[fine], latent[fine])
+        stages[name] = params, fitter.decoder(latent).clamp(0, 1)
     if fitter.detail.enabled:
         stages["detail"] = (face.params, face.texture)
     figures = {}
     for name, (params, texture) in stages.items():
-        values, image = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
+        values, _ = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, job.judge)
         figures[name] = {key: value.tolist() for key, value in values.items()}
     rows = []
-    for i, (path, item) in enumerate(items):
-        metrics = {stage: {key: round(values[i], 5) for key, values in of.items()} for stage, of in figures.items()}
-        seconds = {"observe": observing} | {k: v / len(items) for k, v in fitter.seconds.items()}
+    for k, i in enumerate(fine):
+        item = items[i]
+        metrics = {stage: {key: round(values[k], 5) for key, values in of.items()} for stage, of in figures.items()}
+        row = {"item": item.name, "path": str(item.path), "settings": job.settings[item.path], "metrics": metrics}
+        if i in fitter.diverged:
+            row["diverged"] = fitter.diverged[i]
         clock = time.perf_counter()
-        write_face(face[i], photo[i], image[i : i + 1], fitter, folder.path / item, config, metrics, seconds, path)
+        write_face(face[k], photo[k], fitter, job.folder.path / item.name, job.config, row)
+        seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in fitter.seconds.items()}
         seconds["export"] = time.perf_counter() - clock
-        row = {
-            "item": item, "path": str(path), "settings": settings[path], "metrics": metrics,
-            "seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items),
-        }  # fmt: skip
-        folder.metrics.write(row)
-        logger(row)
+        row |= {"seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items)}
+        job.logger(row)
         rows.append(row)
         last = metrics[list(metrics)[-1]]
         bar.write(
-            f"{item}: photometric {last['photometric']:.4f}, identity {last.get('identity', float('nan')):.3f}, "
+            f"{item.name}: photometric {last['photometric']:.4f}, identity {last.get('identity', float('nan')):.3f}, "
             f"landmarks {100 * last['nme']:.2f} %, {sum(seconds.values()):.1f} s"
         )
-    return rows
+    failed = {items[i].path: f"{items[i].name} could not be fitted: {why}" for i, why in fitter.failed.items()}
+    return rows, failed
 
 
-def write_face(
-    face: Any, photo: Any, composite: Any, fitter: Any, folder: Path, config: Any,
-    metrics: dict, seconds: dict, path: str,
-) -> None:  # fmt: skip
-    """All files of one face; each is written whole or not at all."""
+def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, row: dict) -> None:
+    """All files of one face; each is written whole or not at all, and none holds a time or a date."""
     from omegaconf import OmegaConf
 
+    from facerecon.errors import OutputError
     from facerecon.export.mesh import save_glb, save_obj
-    from facerecon.export.report import write_report
+    from facerecon.export.report import Subject, write_report
     from facerecon.export.views import panel
     from facerecon.imaging.files import read_image, write_bytes, write_png
     from facerecon.types import SavedFace
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
     settings = OmegaConf.to_container(config, resolve=True)
+    for key in ("out", "resume", "logger"):  # what does not change the result
+        settings.pop(key)
+    path = Path(row["path"])
     SavedFace(
         params=face.params, latent=face.latent, camera=face.camera, face_model=config.face_model,
-        decoder=config.decoder, num_identity=fitter.model.num_identity, path=(Path(path).name,),
+        decoder=config.decoder, num_identity=fitter.model.num_identity, path=(path.name,),
         face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     ).save(folder / "params.safetensors")  # fmt: skip
     if "texture" in config.export:
@@ -203,22 +309,29 @@ def write_face(
         save_obj(face, folder)
     if "glb" in config.export:
         save_glb(face, folder / "head.glb")
+    result = {key: row[key] for key in ("metrics", "diverged") if key in row}
     if "report" in config.export:
+        notes = [f"The fit diverged: {row['diverged']}."] if "diverged" in row else []
         write_report(
-            folder / "report.html", face, panel=picture, metrics=metrics, seconds=seconds, config=settings,
-            command=f"python fit/reconstruct.py img={Path(path).name} fitting={config.fitting.preset}",
+            folder / "report.html", Subject.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
+            config=settings,
+            command=f"python fit/reconstruct.py img={path.name} fitting={config.fitting.preset}",
         )  # fmt: skip
-    write_bytes(folder / "metrics.json", json.dumps({"metrics": metrics, "seconds": seconds}, indent=2).encode())
+    write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
 
 
 def _digest(config: Any) -> str:
     """Short hash of everything that changes the result."""
     from omegaconf import OmegaConf
 
+    from facerecon.stylegan.decoder import is_decoder_file
+
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
         plain.pop(key, None)
     plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "perceptual")}
+    if is_decoder_file(config.decoder) and Path(config.decoder).is_file():
+        plain["decoder_content"] = hashlib.sha256(Path(config.decoder).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -226,10 +339,12 @@ def _names(paths: list) -> dict:
     """{path: unique folder name}, the stem, with the extension where two stems are equal."""
     stems = [Path(path).stem for path in paths]
     names: dict = {}
+    taken = {"config.json", "metrics.jsonl", "completed.jsonl", "failures.jsonl", "checkpoints", "index.html"}
     for path, stem in zip(paths, stems):
-        name = stem if stems.count(stem) == 1 else Path(path).name
-        while name in names.values():
+        name = (stem if stems.count(stem) == 1 else Path(path).name)[:100]
+        while name in taken:
             name += "_"
+        taken.add(name)
         names[path] = name
     return names
 

@@ -7,7 +7,6 @@ security policy forbids the rest. Every string that comes from outside is escape
 from __future__ import annotations
 
 import base64
-import datetime
 import io
 import math
 import os
@@ -389,10 +388,10 @@ def _assets(names: Iterable[str] | None) -> str:
 
 
 def _footer() -> str:
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    """What the files were made with; no date, so that the same run writes the same bytes."""
     about = (
         f"facerecon {_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads; written {now}"
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     )
     return f"<footer>{escape(about)}</footer>"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import ConfigError, InputError, nearest_name
+from facerecon.errors import ConfigError, FitError, nearest_name
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light_and_texture
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
@@ -141,7 +141,7 @@ class Fitter:
             ``fitter.diverged``. Both warn, and neither changes the others.
 
         Raises:
-            InputError: no face of the observation can be fitted.
+            FitError: no face of the observation can be fitted.
         """
         self.seconds, self.failed, self.diverged = {}, {}, {}
         clock = time.perf_counter()
@@ -238,11 +238,11 @@ class Fitter:
         """Give failed faces the numbers of one that did not, for what follows to be computed.
 
         Raises:
-            InputError: all failed.
+            FitError: all failed.
         """
         fine = [i for i in range(photo.batch) if i not in self.failed]
         if not fine:
-            raise InputError(f"{_called(photo, 0)}: could not be fitted, {self.failed[0]}.")
+            raise FitError(f"{_called(photo, 0)}: could not be fitted, {self.failed[0]}.")
         if self.failed:
             moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
             moving[list(self.failed)] = False
@@ -254,13 +254,13 @@ class Fitter:
         So the others are computed as they would be beside a usable face, and no batched solver meets a NaN.
 
         Raises:
-            InputError: not one face is usable.
+            FitError: not one face is usable.
         """
         usable = _finite_rows(photo)
         if bool(usable.all()):
             return photo
         if not bool(usable.any()):
-            raise InputError(f"{_called(photo, 0)}: what was measured on the photo is not finite; observe it again.")
+            raise FitError(f"{_called(photo, 0)}: what was measured on the photo is not finite; observe it again.")
         self.failed |= {i: "what was measured on it is not finite" for i in (~usable).nonzero()[:, 0].tolist()}
         rows = torch.arange(photo.batch, device=usable.device)
         rows[~usable] = usable.nonzero()[0, 0]

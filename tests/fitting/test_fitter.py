@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facerecon.errors import InputError
+from facerecon.errors import FitError
 from facerecon.fitting import DetailSettings, Fitter, fit_landmarks, fit_light
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -184,7 +184,7 @@ def test_a_face_that_cannot_be_measured_is_reported_and_leaves_the_other_alone(
     # good one may move by rounding
     assert (face.params.identity[0] - undisturbed.params.identity[0]).abs().max() < 1e-3
     assert (face.texture[0] - undisturbed.texture[0]).abs().max() < 1e-3
-    with pytest.raises(InputError, match="observe it again"):
+    with pytest.raises(FitError, match="observe it again"):
         fitter(broken[1])
 
 
