@@ -239,7 +239,8 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
 
     face = fitter(photo, callback=show)
     fine = [i for i in range(len(items)) if i not in fitter.failed]
-    photo, face = (photo, face) if len(fine) == len(items) else (photo[fine], face[fine])
+    seen = fitter.observed  # without what hides the faces: figures are over what the fit believed
+    photo, seen, face = (photo, seen, face) if len(fine) == len(items) else (photo[fine], seen[fine], face[fine])
     # figures after each stage, of the decoder's texture; then of the final one
     stages = {}
     for name, (params, latent) in fitter.stage_params.items():
@@ -249,7 +250,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         stages["detail"] = (face.params, face.texture)
     figures = {}
     for name, (params, texture) in stages.items():
-        values, _ = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, job.judge)
+        values, _ = reconstruction_metrics(seen, params, texture, fitter.model, fitter.renderer, job.judge)
         figures[name] = {key: value.tolist() for key, value in values.items()}
     rows = []
     for k, i in enumerate(fine):

@@ -85,7 +85,8 @@ def add_detail(
         light: fitted light. camera: of the fit crop. topology: mesh. settings: of the step.
 
     Returns:
-        texture (B, 3, S, S) in [0, 1] and seen (B, 1, S, S) in [0, 1].
+        texture (B, 3, S, S) in [0, 1]; and seen (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
+        texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
     """
     size = settings.size
     base = F.interpolate(decoded, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -110,7 +111,9 @@ def add_detail(
     k = max(1, round(size / 256))
     outer = seen * skin
     weight = erode((outer > 0.5).to(seen), k) * outer
-    weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer) * settings.strength
+    weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer)
+    seen = weight + inner * valid
+    weight = weight * settings.strength
     base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
     other, _ = mirrored(torch.cat([albedo, weight], 1), topology)  # of the other side of the face
     borrowed = other[:, 3:] * (1 - weight) * settings.mirror * skin

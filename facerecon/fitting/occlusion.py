@@ -28,9 +28,10 @@ __all__ = ["OcclusionSettings", "find_occlusion", "hide", "unexplained"]
 
 _FLOOR, _DIM = 0.05, 0.12  # added to intensities before logarithms: darker than this is black, or has no color
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_STRAND = 0.12  # nats by which a strand of hair is darker than what lies beside it
 _LIGHT = 0.3  # nats: how much slowly changing light the render may have missed
-_SCALE = (0.07, 0.16)  # least and greatest spread of the residual that is believed, in nats
-_CHROMA_SCALE = (0.035, 0.09)
+_SCALE = (0.07, 0.2)  # least and greatest spread of the residual that is believed, in nats
+_CHROMA_SCALE = (0.035, 0.13)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class _Places:
         self.height = ((x - middle[0]) * down[0] + (y - middle[1]) * down[1]) / self.unit
         """(H, W): down the face from the eyes, in distances between them."""
         base = points[31:36].mean(0) - middle
+        self.upright = abs(down[1]) >= abs(down[0])
         self.nose = float(base @ down) / self.unit
         """Height of the nose's base."""
         self.brow = float((points[17:27].mean(0) - middle) @ down) / self.unit
@@ -171,20 +173,25 @@ def _one(
     luma_scale = settings.threshold * _spread(luma[plain], _SCALE)
     chroma_scale = settings.threshold * _spread(np.stack(chroma)[:, plain], _CHROMA_SCALE)
 
-    # a beard is dark, skin may shine or blush
+    # a beard is dark, skin may shine or blush, a shadow is dark without being colored
     beard = np.clip((places.height - 0.6 * places.nose) / (0.3 * places.nose), 0, 1)
-    limit = np.where(luma < 0, luma_scale * (1.6 + 1.6 * beard), 1.4 * luma_scale)
     red, green, blue = chroma
+    colored = np.sqrt(red**2 + green**2 + blue**2)
+    shadow = np.clip(1 - colored / (0.5 * chroma_scale), 0, 1)
+    limit = luma_scale * np.where(luma < 0, 1.6 + np.maximum(2.2 * beard, 1.2 * shadow), 1.4)
     warm = np.clip((red - green) / (np.abs(red) + np.abs(green) + np.abs(blue) + 1e-6), 0, 1)
     tint = chroma_scale * (1 + 0.7 * warm + 0.5 * beard * (luma < 0))
-    score = np.sqrt((luma / limit) ** 2 + (red**2 + green**2 + blue**2) / tint**2)
+    score = np.sqrt((luma / limit) ** 2 + (colored / tint) ** 2)
 
-    # hair hangs into the face from its border: there, darker counts sooner
+    # hair hangs into the face from its border: there, darker counts sooner, and thin upright lines sooner still
     depth = ndimage.distance_transform_edt(face) / unit
     forehead = places.height < places.brow - 0.1
-    rim = forehead | ((depth < 0.25) & (places.height < 0.8 * places.nose))
-    hanging = np.where(rim, np.abs(luma) / (np.where(forehead, 0.8, 1.2) * luma_scale), 0)
-    labels, _ = ndimage.label((hanging > 0.6) & ~places.features & face, np.ones((3, 3)))
+    rim = (forehead | ((depth < 0.25) & (places.height < 0.8 * places.nose))) & face & ~places.features
+    hanging = np.abs(luma) / (np.where(forehead, 0.8, 1.2) * luma_scale * (1 + 0.8 * shadow))
+    across = max(3, round(0.16 * unit))
+    line = ndimage.grey_closing(luma * face, (1, across) if places.upright else (across, 1)) - luma
+    hanging = np.where(rim, np.maximum(hanging, forehead * line / _STRAND), 0)
+    labels, _ = ndimage.label(hanging > 0.6, np.ones((3, 3)))
     border = ndimage.binary_dilation(~face, iterations=2)
     kept = np.intersect1d(labels[(hanging > 1) & (depth > 0.06)], labels[border & face])
     hair = np.isin(labels, kept[kept > 0])
@@ -193,7 +200,7 @@ def _one(
     broad = _opened(outlying, 0.11 * unit)
     outlying &= ~places.features | ndimage.binary_dilation(broad, iterations=max(1, round(0.05 * unit)))
     outlying = ndimage.binary_propagation(outlying, mask=(score > 0.7) & face & ~(places.features & ~broad))
-    found = _without_small(outlying, settings.smallest * unit) | hair
+    found = _notable(outlying, score, settings.smallest * unit) | hair
     found = ndimage.distance_transform_edt(~found) <= settings.margin * unit if found.any() else found
     soft = ndimage.gaussian_filter(found.astype(np.float32), 0.7)
     return np.where(face, np.clip(1.6 * soft - 0.3, 0, 1), 0).astype(np.float32)
@@ -205,13 +212,13 @@ def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
     return ndimage.distance_transform_edt(~inner) <= radius if inner.any() else inner
 
 
-def _without_small(mask: np.ndarray, diameter: float) -> np.ndarray:
-    """Drop spots whose extent is below a diameter."""
+def _notable(mask: np.ndarray, score: np.ndarray, diameter: float) -> np.ndarray:
+    """Drop spots whose extent is below a diameter, and those below four of them that hardly stick out."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    for index, box in enumerate(ndimage.find_objects(labels), 1):
-        if max(s.stop - s.start for s in box) < diameter:
-            mask = mask & (labels != index)
-    return mask
+    boxes = ndimage.find_objects(labels)
+    extent = np.array([0, *(max(s.stop - s.start for s in box) for box in boxes)])
+    height = np.array([0, *ndimage.maximum(score, labels, range(1, len(boxes) + 1))])
+    return ((extent >= 4 * diameter) | ((extent >= diameter) & (height > 1.5)))[labels] & mask
 
 
 def find_occlusion(
