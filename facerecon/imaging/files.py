@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "contact_sheet",
     "from_uint8",
     "list_images",
+    "open_regions",
     "load_image",
     "read_image",
     "to_pil",
@@ -108,6 +109,60 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is truncated or corrupt ({reason}); export it again.") from None
+
+
+def open_regions(source: Any, max_pixels: int = _MAX_PIXELS) -> Callable[[tuple, int], tuple[Tensor, tuple]]:
+    """Parts of a photo at its own resolution, when :func:`load_image` had to reduce the whole.
+
+    The photo is decoded once, at the first part, and kept in 8 bits.
+
+    Args:
+        source, max_pixels: as for :func:`load_image`.
+
+    Returns:
+        A function of (x0, y0, x1, y1), shares of the upright photo's width and height, and the longer side in pixels
+        beyond which the part is reduced. It gives the part (3, h, w) in [0, 1], and the box that it really covers, in
+        shares: whole pixels, inside the photo.
+    """
+    kept: list[Image.Image] = []
+
+    def part(box: tuple[float, float, float, float], max_side: int) -> tuple[Tensor, tuple[float, ...]]:
+        if not kept:
+            kept.append(_upright(source, max_pixels))
+        whole = kept[0]
+        width, height = whole.size
+        x0, y0 = (min(max(0, math.floor(v * n)), n - 1) for v, n in zip(box[:2], whole.size, strict=True))
+        x1, y1 = (
+            max(min(math.ceil(v * n), n), low + 1) for v, n, low in zip(box[2:], whole.size, (x0, y0), strict=True)
+        )
+        piece = whole.crop((x0, y0, x1, y1))
+        rgb = _to_rgb(piece, _reduced_size(piece.width, piece.height, max_side, None))
+        return from_uint8(np.asarray(rgb)), (x0 / width, y0 / height, x1 / width, y1 / height)
+
+    return part
+
+
+def _upright(source: Any, max_pixels: int) -> Image.Image:
+    """A whole photo at its own resolution, 8 bits a channel, upright."""
+    if isinstance(source, (Tensor, np.ndarray)):
+        return to_pil(load_image(source, None).image)
+    handle = source.copy if isinstance(source, Image.Image) else partial(Image.open, io.BytesIO(_contents(source)[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with handle() as image:
+            if image.format in ("JPEG", "MPO"):
+                image.draft(None, _reduced_size(*image.size, None, max_pixels))
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            image.load()
+            if image.mode not in ("RGB", "L", "P", "RGBA", "CMYK"):
+                image = _to_rgb(image, image.size)
+            info = {key: image.info[key] for key in ("icc_profile", "transparency") if key in image.info}
+            if orientation != 1:
+                image = ImageOps.exif_transpose(_with_orientation(image, orientation))
+            whole = image.copy() if image is source else image
+            whole.info.update(info)
+            whole.load()
+            return whole
 
 
 def _contents(source: Any) -> tuple[str, bytes]:

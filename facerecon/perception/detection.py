@@ -36,6 +36,8 @@ class FaceDetector(nn.Module):
         net: the network. sizes: input sizes, px; small ones find large faces best.
         fallback_sizes: tried only when those find nothing: small faces in large photos.
         threshold: confidence below which a box is dropped; lowered with the fallback.
+        smallest_share: where no face has this share of a large photo's side, the photo is searched in tiles too, with
+            ``tile_threshold``: many tiles have many chances to see a face where there is none.
     """
 
     def __init__(
@@ -44,11 +46,14 @@ class FaceDetector(nn.Module):
         sizes: tuple[int, ...] = (224, 416, 160, 608),
         fallback_sizes: tuple[int, ...] = (128, 320, 928, 1312),
         threshold: float = 0.5,
+        smallest_share: float = 0.1,
+        tile_threshold: float = 0.7,
     ) -> None:
         super().__init__()
         self.net = net
         self.sizes, self.fallback_sizes = sizes, fallback_sizes
         self.threshold = threshold
+        self.smallest_share, self.tile_threshold = smallest_share, tile_threshold
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Detection]:
@@ -65,11 +70,50 @@ class FaceDetector(nn.Module):
         square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
         largest = max(self.sizes)
         reduced = _resized(square, 2 * largest) if side > 2 * largest else square  # then each size costs little
-        found = [d for size in self.sizes for d in self._at_size(reduced, size, self.threshold, side)]
+        found = _merged([d for size in self.sizes for d in self._at_size(reduced, size, self.threshold, side)])
+        if side > 2 * largest and all(d.side < self.smallest_share * side for d in found):
+            found += [d for d in self._in_tiles(image) if all(_overlap(d, other) < 0.5 for other in found)]
         if not found:
             sizes = [s for s in self.sizes + self.fallback_sizes if s <= max(largest, side)]
-            found = [d for size in sizes for d in self._at_size(reduced, size, self.threshold * 0.6, side)]
-        return sorted(_merged(found), key=lambda d: -d.side)
+            found = _merged([d for size in sizes for d in self._at_size(reduced, size, self.threshold * 0.6, side)])
+        return sorted(found, key=lambda d: -d.side)
+
+    @torch.no_grad()
+    def confirm(self, image: Tensor, detection: Detection) -> bool:
+        """Whether a face is still seen at its place in a closer view, (3, H, W), where it is no longer small:
+        on average over the input sizes, which a chance likeness seldom convinces all."""
+        side = max(image.shape[1:])
+        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
+        best = []
+        for size in (size for size in self.sizes if size >= 224):
+            there = [
+                d for d in self._at_size(square, size, 0.1, side)
+                if _overlap(d, detection) > 0.5 and 0.5 < d.side / detection.side < 2
+            ]  # fmt: skip
+            best.append(max((d.score for d in there), default=0.0))
+        return sum(best) / len(best) > self.threshold + 0.1
+
+    def _in_tiles(self, image: Tensor) -> list[Detection]:
+        """Small faces of a large photo (a panorama, a crowd), in tiles that overlap by more than such a face."""
+        height, width = image.shape[1:]
+        size = max(self.sizes)
+        found: list[Detection] = []
+        for side in (2 * size, size):
+            rows, columns = _starts(height, side), _starts(width, side)
+            for top in rows:
+                for left in columns:
+                    tile = image[:, top : top + side, left : left + side]
+                    tile = F.pad(tile, (0, side - tile.shape[2], 0, side - tile.shape[1]))[None]
+                    low = (2 if left > 0 else -side, 2 if top > 0 else -side)
+                    high = (
+                        side - 2 if left + side < width else 2 * side,
+                        side - 2 if top + side < height else 2 * side,
+                    )
+                    for d in self._at_size(tile, size, self.threshold, side):
+                        x0, y0, x1, y1 = d.box
+                        if x0 > low[0] and y0 > low[1] and x1 < high[0] and y1 < high[1]:  # else the next tile has more
+                            found.append(Detection((x0 + left, y0 + top, x1 + left, y1 + top), d.score))
+        return _merged(found)
 
     def _at_size(self, square: Tensor, size: int, threshold: float, side: int) -> list[Detection]:
         """Boxes, unmerged, of a photo padded to a square (1, 3, S, S) whose side is ``side`` photo pixels."""
@@ -82,6 +126,12 @@ class FaceDetector(nn.Module):
         extent = torch.stack([w, h], 1).exp() * anchors[anchor]
         boxes = torch.cat([center - extent / 2, center + extent / 2], 1) * (side / cells)
         return [Detection(tuple(b), s) for b, s in zip(boxes.tolist(), score.sigmoid().tolist(), strict=True)]
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that cover a length and overlap by a quarter or more."""
+    count = max(1, -(-(length - tile) // (tile * 3 // 4)) + 1)
+    return [round(i * max(0, length - tile) / max(1, count - 1)) for i in range(count)]
 
 
 def _resized(square: Tensor, size: int) -> Tensor:

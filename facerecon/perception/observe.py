@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.geometry.alignment import deep3d_crop_transform
-from facerecon.imaging.files import LoadedImage, load_image
+from facerecon.imaging.files import LoadedImage, load_image, open_regions
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
@@ -46,6 +47,8 @@ and origins within 7 px of them: five points are few, and the nose tip weighs mu
 _SMALLEST_PHOTO = 64
 _SMALLEST_FACE = 40
 _SMALL_FACE = 64
+_ENOUGH = 640  # px of a face that all crops can use
+_AROUND = 2.5  # from the face's center, in its sides: more than the full crop reaches
 _MESH_SCORE = 0.5  # of the face mesh, below which a detection is no face
 
 
@@ -99,10 +102,11 @@ def observe(
         )
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
     with torch.no_grad(), _one_thread():
+        closer = _closer(source, loaded)
         if landmarks is not None:
-            found, face = [_given(image, landmarks, loaded)], "largest"
+            found, face = [_given(landmarks, loaded, closer)], "largest"
         else:
-            shaped = (_shaped(image, detection) for detection in load_detector()(image))
+            shaped = (_shaped(*closer(detection), confirm=loaded.scale < 1) for detection in load_detector()(image))
             faces = (item for item in shaped if item is not None)  # lazily: the largest alone is measured alone
             found = list(islice(faces, 1) if face == "largest" else faces)
         if not found:
@@ -113,20 +117,20 @@ def observe(
             if face >= len(found):
                 raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
             found = [found[face]]
-        large = [item for item in found if item[0].side >= _SMALLEST_FACE]
+        large = [item for item in found if item[1].side >= _SMALLEST_FACE]
         if not large:
             raise InputError(
-                f"{name}: the face is only {found[0][0].side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
+                f"{name}: the face is only {found[0][1].side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
                 "use a larger copy of the photo."
             )
-        small = min(item[0].side for item in large)
+        small = min(item[1].side for item in large)
         if small < _SMALL_FACE:
             warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=2)
         area = None if mask is None else read_mask(mask, loaded.size)
         if area is not None and tuple(area.shape[-2:]) != (height, width):
             area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
         return Observation.cat(
-            [_measure(image, *item, name, crop_size, full_size, full_margin, points, area) for item in large]
+            [_measure(*item, name, crop_size, full_size, full_margin, points, area, (height, width)) for item in large]
         )
 
 
@@ -142,9 +146,59 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _shaped(image: Tensor, detection: Detection) -> tuple[Detection, Tensor, Tensor] | None:
-    """A detection with its 68 landmarks and 468 mesh points, in photo pixels; None where the mesh sees no face."""
-    photo = image[None]
+@dataclass(frozen=True)
+class _View:
+    """The photo, or the part of it around a face that is small in it, with more pixels.
+
+    Args:
+        image: (3, h, w). zoom: its pixels per photo pixel. left, top: photo pixels of its corner.
+    """
+
+    image: Tensor
+    zoom: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+    def seen(self, detection: Detection) -> Detection:
+        """A detection in photo pixels -> in pixels of the view."""
+        x0, y0, x1, y1 = detection.box
+        left, top, zoom = self.left, self.top, self.zoom
+        box = ((x0 - left) * zoom, (y0 - top) * zoom, (x1 - left) * zoom, (y1 - top) * zoom)
+        return Detection(box, detection.score)
+
+    def to_photo(self, transform: Tensor) -> Tensor:
+        """An affine map (B, 2, 3) into the view -> into the photo."""
+        return transform / self.zoom + transform.new_tensor([[0, 0, self.left], [0, 0, self.top]])
+
+
+def _closer(source: Any, loaded: LoadedImage) -> Callable[[Detection], tuple[_View, Detection]]:
+    """A function that gives a face's best view, and its detection there: where the photo was reduced and the face is
+    small, the part around it at the file's own resolution."""
+    whole = _View(loaded.image)
+    height, width = loaded.image.shape[-2:]
+    regions = open_regions(source)
+
+    def view(detection: Detection) -> tuple[_View, Detection]:
+        zoom = min(_ENOUGH / max(detection.side, 1.0), 1 / loaded.scale)
+        if zoom < 1.1:
+            return whole, detection
+        x0, y0, x1, y1 = detection.box
+        reach, x, y = _AROUND * detection.side, (x0 + x1) / 2, (y0 + y1) / 2
+        box = ((x - reach) / width, (y - reach) / height, (x + reach) / width, (y + reach) / height)
+        image, found = regions(box, round(2 * reach * zoom))
+        left, top = found[0] * width, found[1] * height
+        closer = _View(image, image.shape[-1] / (found[2] * width - left), left, top)
+        return closer, closer.seen(detection)
+
+    return view
+
+
+def _shaped(view: _View, detection: Detection, confirm: bool) -> tuple[_View, Detection, Tensor, Tensor] | None:
+    """A detection with its 68 landmarks and 468 mesh points, in pixels of the view; None without a face.
+    ``confirm``: look for it once more where the view is closer than the one in which it was found."""
+    if confirm and view.zoom > 1 and not load_detector().confirm(view.image, detection):
+        return None
+    photo = view.image[None]
     box = torch.tensor([detection.box])
     mesh, score = load_facemesh()(photo, box)
     if score.item() < _MESH_SCORE:
@@ -153,22 +207,24 @@ def _shaped(image: Tensor, detection: Detection) -> tuple[Detection, Tensor, Ten
     center, reach = landmarks.mean(1), (landmarks.amax(1) - landmarks.amin(1)).amax(1)
     if (mesh[..., :2].mean(1) - center).norm(dim=1).item() > 0.35 * reach.item():  # it lost the face: look again
         mesh, _ = load_facemesh()(photo, landmark_box(landmarks))
-    return detection, fused_landmarks(landmarks, mesh), mesh
+    return view, detection, fused_landmarks(landmarks, mesh), mesh
 
 
-def _given(image: Tensor, landmarks: Any, loaded: LoadedImage) -> tuple[Detection, Tensor, Tensor]:
-    """A face where the user says that it is, with its landmarks (1, 68, 2) and mesh (1, 468, 3), photo pixels."""
+def _given(landmarks: Any, loaded: LoadedImage, closer: Callable) -> tuple[_View, Detection, Tensor, Tensor]:
+    """A face where the user says that it is, with its landmarks (1, 68, 2) and mesh (1, 468, 3), pixels of its view."""
     name = Path(landmarks).name if isinstance(landmarks, str | Path) else "landmarks"
     points = read_landmarks(landmarks)
     check_landmarks(points, loaded.size, name)
     points = points[None] * loaded.scale
+    view, _ = closer(Detection(tuple(landmark_box(points)[0].tolist()), 1.0))
+    points = (points - points.new_tensor([view.left, view.top])) * view.zoom
     box = landmark_box(points)
-    mesh, _ = load_facemesh()(image[None], box)
-    return Detection(tuple(box[0].tolist()), 1.0), points, fit_mesh(mesh, points)
+    mesh, _ = load_facemesh()(view.image[None], box)
+    return view, Detection(tuple(box[0].tolist()), 1.0), points, fit_mesh(mesh, points)
 
 
 def _measure(
-    image: Tensor,
+    view: _View,
     detection: Detection,
     landmarks: Tensor,
     mesh: Tensor,
@@ -177,10 +233,12 @@ def _measure(
     full_size: int,
     full_margin: float,
     points3d: Tensor,
-    area: Tensor | None = None,
+    area: Tensor | None,
+    photo_size: tuple[int, int],
 ) -> Observation:
-    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in photo pixels;
-    ``area`` (1, H, W) is the face mask if it is known."""
+    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in pixels of the view;
+    ``area`` (1, H, W), of the whole photo, is the face mask if it is known."""
+    image = view.image
     photo = image[None]
     to_photo = deep3d_crop_transform(landmarks, points3d, size)
     from_photo = _inverse(to_photo)
@@ -201,12 +259,12 @@ def _measure(
     full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
     face = None
     if area is not None:
-        face = crop_affine(area[None], full_to_photo, full_size, padding="zeros")
+        face = crop_affine(area[None], view.to_photo(full_to_photo), full_size, padding="zeros")
         if face.mean() < 0.002:
             raise InputError(f"{name}: the mask is black where the face is; white marks the face that may be used.")
     masks = face_masks(full_image, full_mesh, person, full_landmarks, face)
     full_masks = torch.cat([masks.face, masks.skin, masks.eye, masks.mouth, masks.lip], 1) * valid
-    full = Crop(full_image, full_to_photo, valid, *(m for m in full_masks.split(1, 1)))
+    full = Crop(full_image, view.to_photo(full_to_photo), valid, *(m for m in full_masks.split(1, 1)))
 
     # the fit crop sees the middle of the full one
     inside = torch.linalg.inv(grow)[:, :2]
@@ -214,7 +272,7 @@ def _measure(
     fit_masks = crop_affine(full_masks, to_full, size, padding="zeros")
     fit_image = crop_affine(photo, to_photo, size)
     fit_valid = crop_valid(tuple(image.shape[-2:]), to_photo, size)
-    fit = Crop(fit_image, to_photo, fit_valid, *(m for m in (fit_masks * fit_valid).split(1, 1)))
+    fit = Crop(fit_image, view.to_photo(to_photo), fit_valid, *(m for m in (fit_masks * fit_valid).split(1, 1)))
 
     age, male = load_age_gender()(fit_image, fit_landmarks)
     return Observation(
@@ -222,7 +280,7 @@ def _measure(
         full=full,
         landmarks68=fit_landmarks,
         mesh468=fit_mesh,
-        box=torch.tensor([detection.box]),
+        box=torch.tensor([detection.box]) / view.zoom + torch.tensor([[view.left, view.top] * 2]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
         judge=load_judge()(fit_image, fit_landmarks),
@@ -230,6 +288,6 @@ def _measure(
         age=age,
         male=male,
         path=(name,),
-        photo_size=((int(image.shape[-2]), int(image.shape[-1])),),
+        photo_size=(photo_size,),
         mask_given=(area is not None,),
     )
