@@ -23,17 +23,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from facerecon import assets
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.errors import AssetError, ConfigError, nearest_name
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.correspondence import carry_points, register, skin_surface
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
+from facerecon.storage import read_safetensors
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
 
 __all__ = ["CarriedOver", "albedo_decoder", "carry_over", "decoder_for"]
@@ -117,17 +117,17 @@ def carry_over(model: MorphableModel, source: MorphableModel | None = None) -> C
     path = assets.derived(name, key, lambda target: _write(target, source, model))
     try:
         table = _read(path)
-    except (SafetensorError, OSError, KeyError):  # damaged: made again
+    except AssetError:  # damaged, and derived from files that are whole: made again
         path.unlink(missing_ok=True)
         table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
-    ready = carry_points(source, model, table.pop("bent").astype(np.float64))
-    return CarriedOver(ready, **{key: torch.from_numpy(value) for key, value in table.items()})
+    ready = carry_points(source, model, table["bent"].double().numpy())
+    return CarriedOver(ready, table["uv"], table["share"], table["fill"].long())
 
 
-def _read(path: Path) -> dict[str, NDArray]:
-    with safe_open(path, framework="np") as file:
-        table = {key: file.get_tensor(key) for key in ("bent", "uv", "share", "fill")}
-    return table | {"fill": table["fill"].astype(np.int64)}
+def _read(path: Path) -> dict[str, Tensor]:
+    keys = ("bent", "uv", "share", "fill")
+    tensors = read_safetensors(path, "a table of texture places", "delete it, it is made again", keys)[0]
+    return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
 
 
 def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
@@ -174,7 +174,7 @@ def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tu
     uv, share = np.zeros((len(face), 2)), np.zeros(len(face))
     skin = ~eyes & ~inner
     surface, rows = skin_surface(source, bent)
-    found, barycentric, distance, _ = surface.locate(points[skin], normals[skin])
+    found, barycentric, distance, _ = surface.locate(points[skin], normals[skin], candidates=16)
     uv[skin] = _uv_at(source, rows[found], barycentric)
     ramp = np.clip((distance - FAR) / (TOO_FAR - FAR), 0, 1)
     share[skin] = 1 - ramp * ramp * (3 - 2 * ramp)

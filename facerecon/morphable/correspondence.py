@@ -123,7 +123,7 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
     on_rim = np.zeros(len(goal), dtype=bool)
     on_rim[_rim(target_faces)] = True
     for amount in STIFFNESS:
-        face, barycentric, distance, fits = surface.locate(moved, _normals(moved, skin), min_cosine=0.5)
+        face, barycentric, distance, fits = surface.locate(moved, _normals(moved, skin), 0.5, candidates=12)
         place = np.einsum("nkc,nk->nc", surface.corners[face], barycentric)
         past_rim = ((barycentric > 1e-6) <= on_rim[target_faces[face]]).all(1)
         trust = np.where(fits & ~past_rim, np.clip(2 - 2 * distance / REACH, 0, 1), 0.0)

@@ -374,4 +374,7 @@ def load_face_model(
     """
     if name not in FACE_MODELS:
         raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
-    return FACE_MODELS[name](num_identity, path).eval().requires_grad_(False)
+    model = FACE_MODELS[name](num_identity, path).eval().requires_grad_(False)
+    if model.name != name:
+        raise AssetError(f"{path} holds the head model '{model.name}', not '{name}'; set face_model={model.name}.")
+    return model

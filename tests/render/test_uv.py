@@ -7,6 +7,7 @@ from facerecon.geometry.camera import camera_in_photo
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.render import Renderer, bake, pad_islands, sample_texture, uv_raster
 from facerecon.render.interpolate import interpolate
+from facerecon.render.uv import mirrored
 from facerecon.types import Camera, SHLight
 
 
@@ -210,3 +211,26 @@ def test_wrong_sizes_and_names_are_explained(quad):
         sample_texture(torch.zeros(1, 3, 4, 4), torch.zeros(1, 5, 2), "nearst")
     with pytest.raises(ShapeError, match="uv must be"):
         sample_texture(torch.zeros(2, 3, 4, 4), torch.zeros(3, 5, 2))
+
+
+@pytest.mark.parametrize("name", ["makehuman", "ict"])
+def test_mirrored_follows_the_head_to_its_other_side(name, asset, request) -> None:
+    """A map of positions, mirrored, holds the mirrored positions, in a symmetric atlas and in another."""
+    from facerecon.morphable import load_face_model
+
+    path = None
+    if name == "makehuman":
+        asset("makehuman")
+    else:
+        path = request.getfixturevalue("reference") / "ict" / "ict_facekit_light.npz"
+    model = load_face_model(name, num_identity=0, path=path)
+    raster = uv_raster(model.topology, 256)
+    positions = interpolate(raster, model.mean[None], model.topology.faces).permute(0, 3, 1, 2)
+    other, valid = mirrored(pad_islands(positions, model.topology), model.topology)
+    flags = torch.cat([model.topology.regions["face"] & model.topology.regions["skin"], torch.zeros(1, dtype=bool)])
+    face = (flags[raster.face_index] & (valid[:, 0] > 0))[0]
+    error = (other[0] * torch.tensor([-1.0, 1.0, 1.0])[:, None, None] - positions[0]).norm(dim=0)[face]
+    assert face.sum() > 0.9 * flags[raster.face_index].sum()
+    assert error.median() < 0.005 and error.quantile(0.98) < 0.05
+    flip = (positions.flip(-1)[0] * torch.tensor([-1.0, 1.0, 1.0])[:, None, None] - positions[0]).norm(dim=0)[face]
+    assert (flip.median() < 0.005) == (name == "makehuman")
