@@ -199,3 +199,51 @@ def test_a_photo_without_a_face_is_fitted_to_given_landmarks(tmp_path, models) -
     assert "nothing to do" in script("fit/reconstruct.py", *command, "export=[]").stdout
     np.savetxt(file, points[:67], delimiter=",")  # the file has changed: done again, and refused
     assert "got 67 points" in one_line(script("fit/reconstruct.py", *command, "export=[]"))
+
+
+def fit_and_render(model: str, path: Path, out: Path, *overrides: str) -> str:
+    """Reconstruct the sample with a head model from its own file, render the saved head; what was printed."""
+    run = script(
+        "fit/reconstruct.py", f"img={SAMPLE}", f"out={out}", "fitting=smoke", f"face_model={model}",
+        f"face_model_path={path}", *overrides,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    made = {file.name for file in (out / "astronaut").iterdir()}
+    assert {"panel.png", "texture.png", "seen.png", "head.obj", "head.glb", "params.safetensors", "report.html"} <= made
+    (out / "astronaut" / "texture.png").unlink()  # so that the saved latent is decoded
+    picture = out / "view.png"
+    render = script(
+        "fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", f"out={picture}", "yaw=25", "size=256"
+    )
+    assert render.returncode == 0, render.stderr
+    pixels = np.asarray(Image.open(picture).convert("RGB"), float)
+    skin = pixels[90:170, 90:170].reshape(-1, 3).mean(0)
+    assert skin[0] > skin[1] > skin[2] > 40  # a face, not the background or a hole
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_the_ict_head_from_its_own_file(tmp_path, reference, models) -> None:
+    out = fit_and_render("ict", reference / "ict" / "ict_facekit_light.npz", tmp_path / "out")
+    assert "note: ict takes" in out
+    assert "texture basis of makehuman" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["linear", "albedo"])
+def test_the_hifi3dpp_head_from_its_own_file(tmp_path, hifi3dpp_mat, models, decoder) -> None:
+    out = fit_and_render("hifi3dpp", hifi3dpp_mat, tmp_path / "out", f"decoder={decoder}")
+    assert "note: hifi3dpp takes" in out
+    assert ("its own linear albedo" in out) == (decoder == "albedo")
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["face_model=ict"], "git clone https://github.com/ICT-VGL/ICT-FaceKit"),
+        (["face_model=hifi3dpp", "face_model_path=nowhere.mat"], "nowhere.mat does not exist"),
+    ],
+)
+def test_a_head_model_that_is_not_there(overrides, expected, tmp_path) -> None:
+    run = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={tmp_path}", *overrides, FACERECON_HOME=str(tmp_path))
+    assert expected in one_line(run)
