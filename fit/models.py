@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from facerecon.errors import ConfigError, nearest_name
-from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings
-from facerecon.fitting.carry import carry_over, decoder_for
+from facerecon.fitting import (
+    DetailSettings,
+    Fitter,
+    LandmarkStart,
+    OcclusionSettings,
+    carry_over,
+    decoder_for,
+)
 from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
@@ -64,7 +72,9 @@ def build_head(
     if name == "makehuman":
         return model, decoder_for(model, decoder)
     carried = carry_over(model)
-    basis = "its own linear albedo" if decoder == "albedo" else "the texture basis of makehuman's, resampled"
+    if name == "hifi3dpp":
+        carried = replace(carried, model=fill_sockets(carried.model))
+    basis = "its own linear albedo" if decoder == "albedo" else "the texture basis of makehuman, resampled"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {basis}.")
     return carried.model, decoder_for(carried.model, decoder, carried=carried)
 

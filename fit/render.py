@@ -25,10 +25,11 @@ def main(config: Any) -> int:
 
     from facerecon.errors import ConfigError, InputError, nearest_name
     from facerecon.export import views
-    from facerecon.fitting.carry import decoder_for
+    from facerecon.fitting import decoder_for
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
+    from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.types import SavedFace, SHLight
     from fit.models import prepare
 
@@ -37,7 +38,8 @@ def main(config: Any) -> int:
     device = prepare(config)
     saved = SavedFace.load(config.params)
     source = config.face_model_path or saved.face_model_path or None
-    model = load_face_model(saved.face_model, num_identity=saved.num_identity, path=source).to(device)
+    model = load_face_model(saved.face_model, num_identity=saved.num_identity, path=source)
+    model = (fill_sockets(model) if saved.face_model == "hifi3dpp" else model).to(device)
     params = saved.params.to(device)
     texture_path = Path(config.texture) if config.texture else Path(config.params).with_name("texture.png")
     if texture_path.is_file():

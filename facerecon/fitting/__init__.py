@@ -1,5 +1,6 @@
 """The three stages of Sec. 4.2: linear start, texture latent on a hypersphere, joint refinement; then detail."""
 
+from facerecon.fitting.carry import carry_over, decoder_for
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
@@ -25,6 +26,8 @@ __all__ = [
     "StepReport",
     "Variables",
     "add_detail",
+    "carry_over",
+    "decoder_for",
     "default_stages",
     "find_occlusion",
     "fit_landmarks",

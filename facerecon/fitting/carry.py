@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from facerecon import assets
-from facerecon.errors import AssetError, ConfigError, nearest_name
+from facerecon.errors import AssetError, ConfigError
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, load_face_model
@@ -78,7 +78,10 @@ class CarriedOver:
 
 
 def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
-    """(B, C, len(FILLS)) mean color of regions; that of the mouth stands in for a region the model lacks."""
+    """(B, C, len(FILLS)) mean color of regions; that of the mouth stands in for a region the model lacks.
+
+    The first of the B maps is a texture (its brighter half makes the color of teeth), the others may be components.
+    """
     topology = model.topology
     index = uv_raster(topology, texture.shape[-1]).face_index[0].to(texture.device)
     means = []
@@ -86,8 +89,11 @@ def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
         rows = topology.regions[name] if name in topology.regions else topology.regions["mouth"]
         if name == "mouth":
             rows = rows & ~topology.regions.get("teeth", rows.logical_not())
-        flags = torch.cat([rows, rows.new_zeros(1)]).to(texture.device)
-        means.append(texture[:, :, flags[index]].mean(-1))
+        flags = torch.cat([rows, rows.new_zeros(1)]).to(texture.device)[index]
+        if name == "teeth":  # the part of their maps that shows, not the shade behind
+            brightness = texture[0].mean(0)
+            flags = flags & (brightness > brightness[flags].median())
+        means.append(texture[:, :, flags].mean(-1))
     return torch.stack(means, -1)
 
 
@@ -281,8 +287,8 @@ def decoder_for(
     """A texture decoder in the atlas of a head model.
 
     Args:
-        model: the head. name: "linear" or "open", the basis that comes with the library (carried over, where the
-            head is not makehuman's), or "albedo", the model's own linear albedo.
+        model: the head. name: as for :func:`~facerecon.stylegan.decoder.load_decoder`, a basis on the makehuman atlas
+            (carried over, where the head is another), or "albedo", the model's own linear albedo.
         components: of a linear basis; all if left out (of an albedo 80).
         carried: of :func:`carry_over`, where it is at hand.
 
@@ -293,11 +299,11 @@ def decoder_for(
         return albedo_decoder(model, components or 80)
     if model.name == SOURCE:
         return load_decoder(name, components)
-    if name not in ("linear", "open"):
-        raise ConfigError(nearest_name(name, ("linear", "open", "albedo"), "decoder"))
+    basis = load_decoder(name, components)
+    if not isinstance(basis, LinearDecoder):
+        raise ConfigError(f"decoder '{name}' cannot be carried over to '{model.name}'; use linear, or albedo.")
     source = load_face_model(SOURCE, num_identity=0)
     carried = carried or carry_over(model, source)
-    basis = load_decoder(name, components)
     with torch.no_grad():
         maps = carried.texture(torch.cat([basis.mean[None], basis.basis]), source)
     return LinearDecoder(maps[0], maps[1:]).eval().requires_grad_(False)

@@ -37,6 +37,7 @@ __all__ = [
     "LAYOUT",
     "HiFi3DPP",
     "coefficients_to_params",
+    "fill_sockets",
     "hifi3dpp_model",
     "join_coefficients",
     "load_hifi3dpp",
@@ -375,6 +376,33 @@ def hifi3dpp_model(source: HiFi3DPP) -> MorphableModel:
         albedo_mean=torch.from_numpy(source.albedo_mean),
         albedo_basis=torch.from_numpy(source.albedo),
     )
+
+
+def fill_sockets(model: MorphableModel) -> MorphableModel:
+    """The same model with eyes that bulge: its sockets are brought forward to where an eyeball's front would be.
+
+    The release paints eyes on the bottom of empty sockets, which look blind as soon as the head turns. Here the depth
+    of the mean shape's socket vertices becomes that of a sphere behind the lids; their x and y, the rest of the head,
+    the bases and so the coefficients stay. Unlike FFHQ-UV; :func:`load_hifi3dpp` alone gives the mean shape as it is.
+    """
+    topology = model.topology
+    mean = model.mean.detach().cpu().double().numpy().copy()
+    faces, eyes = topology.faces.cpu().numpy(), topology.regions["eyes"].cpu().numpy()
+    points = model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy()
+    on_skin = np.zeros(len(mean), dtype=bool)
+    on_skin[faces[~eyes]] = True
+    inside = np.unique(faces[eyes])
+    for lids in (points[36:42], points[42:48]):
+        middle, width = lids.mean(0), np.ptp(lids[:, 0])
+        radius = 0.48 * width
+        rows = inside[np.abs(mean[inside, 0] - middle[0]) < 2 * radius]
+        reach = np.linalg.norm(mean[rows, :2] - middle[:2], axis=1)
+        front = np.sqrt(np.maximum(radius**2 - reach**2, 0))
+        rim = on_skin[rows] & (reach < 0.9 * radius)
+        depth = (mean[rows, 2] - front)[rim].min() - 0.005 if rim.any() else middle[2] - radius
+        covered = (reach < radius) & ~on_skin[rows]
+        mean[rows[covered], 2] = np.maximum(mean[rows[covered], 2], (depth + front)[covered])
+    return model.with_mean(torch.from_numpy(mean).to(model.mean))
 
 
 def load_hifi3dpp(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:

@@ -129,8 +129,15 @@ class MorphableModel(nn.Module):
 
     def with_topology(self, topology: MeshTopology) -> MorphableModel:
         """The same shapes with another topology record (landmarks, mesh points, regions), frozen, in eval mode."""
+        return self._copy(self.mean, topology)
+
+    def with_mean(self, mean: Tensor) -> MorphableModel:
+        """The same bases and topology on another mean shape (V, 3), frozen, in eval mode."""
+        return self._copy(mean, self.topology)
+
+    def _copy(self, mean: Tensor, topology: MeshTopology) -> MorphableModel:
         model = MorphableModel(
-            mean=self.mean,
+            mean=mean,
             identity_basis=self.identity_basis,
             expression_basis=self.expression_basis,
             topology=topology,

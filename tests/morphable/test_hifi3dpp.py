@@ -12,7 +12,7 @@ from scipy.io import loadmat, savemat
 
 from facerecon.errors import AssetError, ConfigError, FaceReconError, ShapeError
 from facerecon.export import views
-from facerecon.geometry.camera import project
+from facerecon.geometry.camera import clip_coordinates, project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import read_image
@@ -25,6 +25,7 @@ from facerecon.morphable.hifi3dpp import (
     LAYOUT,
     HiFi3DPP,
     coefficients_to_params,
+    fill_sockets,
     join_coefficients,
     params_to_coefficients,
     read_hifi3dpp,
@@ -34,8 +35,9 @@ from facerecon.morphable.hifi3dpp import (
 )
 from facerecon.morphable.regions import LANDMARK_MIRROR
 from facerecon.perception import observe
+from facerecon.render.rasterize import rasterize
 from facerecon.render.uv import uv_raster
-from facerecon.types import SHLight
+from facerecon.types import Camera, SHLight
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,31 @@ def test_the_head_stands_upright_in_its_own_map(model: MorphableModel, reference
     assert upright < 0.06
     for wrong in (texture.flip(2), texture.mT, texture.mT.flip(2)):
         assert error(wrong) > 3 * upright
+
+
+def test_filled_sockets_bulge_behind_the_lids(model: MorphableModel) -> None:
+    filled, topology = fill_sockets(model), model.topology
+    moved = filled.mean - model.mean
+    eyes = topology.regions["eyes"]
+    sockets = torch.zeros(model.num_vertices, dtype=torch.bool)
+    sockets[topology.faces[eyes].unique()] = True
+    assert not moved[~sockets].any() and not moved[:, :2].any() and moved[:, 2].min() >= 0
+    assert filled.identity_basis is model.identity_basis and filled.topology.faces is topology.faces
+    points = model.landmarks3d(model.mean[None])[0]
+    for lids in (points[36:42], points[42:48]):
+        middle = lids.mean(0)
+        near = sockets & ((model.mean[:, :2] - middle[:2]).norm(dim=1) < 0.03)
+        before, after = model.mean[near, 2] - middle[2], filled.mean[near, 2] - middle[2]
+        assert before.max() < -0.1 and after.min() > -0.05  # 1 cm deep, then level with the lids
+        assert after.max() < 0.06
+    # seen from in front, every lid landmark still lies before the socket
+    shown = rasterize(clip_coordinates(Camera.deep3d(512), filled.mean[None]), topology.faces, (512, 512))[0]
+    opening = project(Camera.deep3d(512), points[None])[0, 36:48, :2].round().long()
+    seen = eyes[shown.clamp(min=0)] & (shown >= 0)
+    low, high = opening.amin(0) - 8, opening.amax(0) + 8
+    inside = torch.zeros_like(seen)
+    inside[low[1] : high[1], low[0] : high[0]] = True
+    assert seen.sum() > 400 and not (seen & ~inside).any()
 
 
 @pytest.fixture
