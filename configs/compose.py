@@ -6,6 +6,7 @@ values of path keys need no quoting.
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import sys
@@ -54,6 +55,38 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+@functools.cache
+def _defaults(name: str) -> dict[str, Any]:
+    """{dotted key: value as written} of ``configs/NAME.yaml`` with nothing overridden."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        config = hydra_compose(config_name=name)
+    return {key: OmegaConf.select(config, key, throw_on_missing=False) for key in _keys(config)}
+
+
+_KINDS = {bool: "true or false", float: "a number", list: "a list", dict: "a group of keys"}
+
+
+def _check_kinds(config: Any, defaults: dict[str, Any]) -> None:
+    """Numbers where numbers belong, lists where lists do; null is left to whoever reads the key.
+
+    Raises:
+        ConfigError: names the key and what it takes.
+    """
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    def kind_of(value: Any) -> type:
+        return {DictConfig: dict, ListConfig: list, int: float}.get(type(value), type(value))
+
+    for key, default in defaults.items():
+        value, kind = OmegaConf.select(config, key, default=None), kind_of(default)
+        if kind in _KINDS and value is not None and kind_of(value) is not kind:
+            raise ConfigError(f"{key} must be {_KINDS[kind]}; got {value!r}.")
+
+
 def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     """The configuration ``configs/NAME.yaml`` with overrides applied.
 
@@ -63,27 +96,29 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     options = groups()
     overrides = [_quoted(item) for item in overrides]
+    known = list(_defaults(name))
+    for item in overrides:
+        match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
+        if not match or (not match[3] and match[1] != "~"):
+            raise ConfigError(f"'{item}' is not key=value; for example: img=face.jpg fitting=release. See --help.")
+        key = match[2]
+        if not match[1] and key not in known and key not in options:
+            raise ConfigError(nearest_name(key, _short(known, key, options), "config key"))
+        value = item.partition("=")[2].strip("'\"")
+        if key in options and key not in ("hydra",) and value not in options[key]:
+            raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        known = [key for key in _keys(hydra_compose(config_name=name))]
-        for item in overrides:
-            match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
-            if not match or (not match[3] and match[1] != "~"):
-                raise ConfigError(f"'{item}' is not key=value; for example: img=face.jpg fitting=release. See --help.")
-            key = match[2]
-            if not match[1] and key not in known and key not in options:
-                raise ConfigError(nearest_name(key, _short(known, key, options), "config key"))
-            value = item.partition("=")[2].strip("'\"")
-            if key in options and key not in ("hydra",) and value not in options[key]:
-                raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
         try:
             config = hydra_compose(config_name=name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"cannot read the overrides: {' '.join(str(error).split())}") from None
+            OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"cannot read the overrides: {str(error)[:400]}") from None
+    _check_kinds(config, _defaults(name))
     with open_dict(config):
         config.pop("hydra", None)
     return config

@@ -25,7 +25,10 @@ __all__ = [
 
 
 class FaceReconError(Exception):
-    """Base of every error a user can cause or mend; its text is one line."""
+    """Base of every error a user can cause or mend; its text is one line, whatever was put into it."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
 
 
 class InputError(FaceReconError):

@@ -30,7 +30,10 @@ FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_al
 def prepare(config: Any) -> torch.device:
     """Device, threads and seed of a run."""
     set_threads(config.threads)
-    seed_everything(config.seed)
+    try:
+        seed_everything(config.seed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
     return choose_device(config.device)
 
 
