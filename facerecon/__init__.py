@@ -4,7 +4,7 @@
 
     model = fr.load_face_model("makehuman")
     decoder = fr.load_decoder("open")
-    fitter = fr.Fitter(model, decoder, fr.Renderer(size=224))
+    fitter = fr.Fitter(model, decoder, fr.Renderer(size=224, antialias=True))
     face = fitter(fr.observe("face.jpg"))
     fr.export.save_glb(face, "face.glb")
 

@@ -44,7 +44,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = ("preset", "start", "stages", "detail", "occlusion", *FITTER_KEYS)
+    known = ("preset", "start", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
@@ -52,7 +52,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
     return Fitter(
         model=model.to(device),
         decoder=decoder.to(device),
-        renderer=Renderer(size=224),
+        renderer=_renderer(fitting["renderer"]),
         identity=load_identity().to(device),
         perceptual=config.perceptual,
         stages=fitting["stages"],
@@ -80,6 +80,15 @@ def build_head(
     basis = "its own linear albedo" if decoder == "albedo" else "the texture basis of makehuman, resampled"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {basis}.")
     return carried.model, decoder_for(carried.model, decoder, carried=carried)
+
+
+def _renderer(values: dict) -> Renderer:
+    """The renderer of the fit crop; ``backend`` and the other options are those of :class:`Renderer`."""
+    known = ("filter", "shading", "texture_level", "antialias")
+    for key in values:
+        if key not in known:
+            raise ConfigError(nearest_name(key, known, "key of 'fitting.renderer'"))
+    return Renderer(size=224, **values)
 
 
 def _settings(kind: type, values: dict, where: str) -> Any:

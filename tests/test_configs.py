@@ -36,6 +36,7 @@ def test_default_preset_equals_the_constructor_defaults() -> None:
     assert LandmarkStart(**config.fitting.start) == LandmarkStart()
     assert DetailSettings(**config.fitting.detail) == DetailSettings()
     assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
+    assert config.fitting.renderer == {"filter": "bilinear", "shading": "pixel", "antialias": True, "texture_level": 0}
 
 
 def test_paper_preset_is_section_4_2() -> None:
@@ -73,6 +74,7 @@ def test_release_preset_swaps_and_adds() -> None:
         "light": 0.05,
     }
     assert (config.fitting.photometric, config.fitting.latent_prior) == ("l1", "geocross")
+    assert config.fitting.renderer == {"filter": "nearest", "shading": "vertex", "antialias": False, "texture_level": 0}
     assert not config.fitting.detail.enabled
     assert not config.fitting.occlusion.enabled
 

@@ -56,7 +56,8 @@ class Fitter:
 
     Args:
         model: head model. decoder: texture decoder.
-        renderer: at the size of the fit crop (224).
+        renderer: at the size of the fit crop (224). With ``antialias=True`` outlines move shape; without it the term
+            ``silhouette`` is computed but has no gradient, which a warning says.
         identity: differentiable identity network; the open pack's if left out.
         perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex`` or
             ``lpips_squeeze``.
@@ -299,6 +300,11 @@ class Fitter:
         if "id" in stage.weights:
             with torch.no_grad():
                 targets["id"] = self.identity(photo.image, photo.landmarks68)
+        if "silhouette" in stage.weights:
+            # Above the eyes hair hides the outline, and a bald head has none where the face region ends.
+            rows = torch.arange(photo.image.shape[-2], device=photo.image.device).view(1, 1, -1, 1)
+            eyes = photo.landmarks68[:, 36:48, 1].mean(1).view(-1, 1, 1, 1)
+            targets["below"] = (rows > eyes).to(photo.image) * photo.fit.valid
         return targets
 
     def _evaluate(
@@ -321,6 +327,11 @@ class Fitter:
         else:
             landmarks = photo.landmarks68
         render, mask = view.shade(texture).image, view.rendering.mask
+        if self.renderer.antialias:
+            # The image comes multiplied by the mask. The ratio's gradient moves silhouettes within the face (nose
+            # before cheek); the outer outline is moved by the silhouette term alone: the photo is what lies beyond,
+            # so no image loss could ever ask for more face.
+            render = render / mask.clamp(min=0.05)
         face = mask * photo.face_mask
         image = losses.composite(render, mask * photo.face_mask, photo.image)
         terms: dict[str, Tensor] = {}
@@ -342,6 +353,8 @@ class Fitter:
             terms["reg_z"] = self.latent_prior(latent.codes)
         if "lm" in weights:
             terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, self.landmark_weights)
+        if "silhouette" in weights:
+            terms["silhouette"] = losses.silhouette_loss(mask, photo.face_mask, targets["below"])
         if "reg_id" in weights:
             terms["reg_id"] = losses.coefficient_loss(params.identity)
         if "reg_exp" in weights:

@@ -21,6 +21,7 @@ TERMS = {
     "id": "distance of identity embeddings (Eqs. 4, 5)",
     "reg_z": "regularizer of the latent (Eqs. 4, 5)",
     "lm": "68 landmarks in the image plane (Eq. 5)",
+    "silhouette": "the face's antialiased outline against the photo's face mask (ours)",
     "reg_id": "|p_id|^2 (Eq. 5)",
     "reg_exp": "|p_exp|^2 (Eq. 5)",
     "light": "variance of the light between color channels (release)",
@@ -133,7 +134,7 @@ def default_stages() -> dict[str, Stage]:
             optimize=VARIABLES,
             weights={
                 "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05,
-                "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
+                "lm": 8e-3, "silhouette": 1, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,
             epsilon=1e-4,

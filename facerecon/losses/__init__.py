@@ -9,6 +9,7 @@ from facerecon.losses.image import (
     load_perceptual,
     masked_mean_error,
     pixel_loss,
+    silhouette_loss,
 )
 from facerecon.losses.landmark import landmark_loss, landmark_weights, normalized_mean_error
 from facerecon.losses.priors import coefficient_loss, geocross_loss, light_color_loss, radius_loss
@@ -30,4 +31,5 @@ __all__ = [
     "normalized_mean_error",
     "pixel_loss",
     "radius_loss",
+    "silhouette_loss",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "load_perceptual",
     "masked_mean_error",
     "pixel_loss",
+    "silhouette_loss",
 ]
 
 
@@ -67,6 +68,22 @@ def pixel_loss(image: Tensor, target: Tensor, mask: Tensor | None = None, norm: 
     else:
         raise ConfigError(nearest_name(norm, ("l1", "l2"), "photometric norm"))
     return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
+
+
+def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
+    """How far a rendered outline is from the photo's: the area that only one of the two calls face.
+
+    Args:
+        mask: (B, 1, H, W) antialiased coverage of the rendered face. face: (B, 1, H, W), the photo's face.
+        weight: (B, 1, H, W) in [0, 1], where the two are compared.
+
+    Returns:
+        (B,), as a share of the photo's face.
+    """
+    check_shape("mask", mask, "B 1 H W")
+    check_shape("face", face, " ".join(map(str, mask.shape)))
+    apart = (face - mask).abs() * weight
+    return apart.flatten(1).sum(1) / face.flatten(1).sum(1).clamp(min=1.0)
 
 
 def _unit_feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ class JudgeNet(nn.Module):
 @lru_cache(maxsize=1)
 def load_identity() -> IdentityNet:
     """The open pack's differentiable identity network, frozen."""
-    return IdentityNet(load_weights(DescriptorNet(), assets.locate("identity128"))).eval()
+    return IdentityNet(load_weights(DescriptorNet(), assets.locate("identity128")).fold()).eval()
 
 
 @lru_cache(maxsize=1)

@@ -101,8 +101,9 @@ class LinearDecoder(TextureDecoder):
             raise ShapeError(f"basis must be (K, {', '.join(map(str, mean.shape))}); got {tuple(basis.shape)}.")
         self.dim = basis.shape[0]
         self.size = mean.shape[-1]
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("basis", basis.float())
+        # rows of the flattened basis must lie one after another, or every decoding copies all of it
+        self.register_buffer("mean", mean.float().contiguous())
+        self.register_buffer("basis", basis.float().contiguous())
 
     def synthesis(self, codes: Tensor) -> Tensor:
         """(B, 1, K) -> (B, 3, S, S). Out-of-range values are clamped; their gradient still points back inside."""

@@ -46,7 +46,9 @@ def photos(model) -> Observation:
 def fitter(model) -> Fitter:
     from facerecon.stylegan.decoder import load_decoder
 
-    return Fitter(model, load_decoder("linear"), Renderer(224), stages=SHORT, detail=DetailSettings(size=256))
+    return Fitter(
+        model, load_decoder("linear"), Renderer(224, antialias=True), stages=SHORT, detail=DetailSettings(size=256)
+    )
 
 
 @pytest.fixture(scope="module")

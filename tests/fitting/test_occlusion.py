@@ -195,7 +195,7 @@ def test_an_occluder_does_not_paint_the_texture(model, decoder, head) -> None:
         "joint": {"steps": 10, "weights": {"pix": 4, "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2}},
     }
     fitter = Fitter(
-        model, decoder, Renderer(224), _NoIdentity(), stages=stages, start=LandmarkStart(sigma_mesh=0),
+        model, decoder, Renderer(224, antialias=True), _NoIdentity(), stages=stages, start=LandmarkStart(sigma_mesh=0),
         detail=DetailSettings(size=256),
     )  # fmt: skip
     robust = fitter(photo)

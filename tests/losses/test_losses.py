@@ -26,6 +26,21 @@ def test_pixel_loss_l2_is_the_mean_euclidean_distance() -> None:
     assert losses.pixel_loss(target, target, norm="l2").item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_silhouette_loss_counts_the_area_that_one_of_the_two_has() -> None:
+    face, mask = torch.zeros(2, 1, 10, 10), torch.zeros(2, 1, 10, 10)
+    face[..., :5] = 1  # 50 px
+    mask[0, ..., 1:6] = 1  # 10 px missed, 10 px too many
+    mask[1, ..., :4] = 1
+    mask[1, ..., 4] = 0.25  # 7.5 px missed
+    weight = torch.ones_like(face)
+    assert torch.allclose(losses.silhouette_loss(mask, face, weight), torch.tensor([20 / 50, 7.5 / 50]))
+    weight[..., 5:] = 0
+    assert torch.allclose(losses.silhouette_loss(mask, face, weight), torch.tensor([10 / 50, 7.5 / 50]))
+    assert torch.equal(losses.silhouette_loss(mask, 0 * face, 0 * weight), torch.zeros(2))
+    with pytest.raises(ShapeError):
+        losses.silhouette_loss(mask, face[:1], weight)
+
+
 def test_pixel_loss_ignores_what_is_outside_the_mask() -> None:
     torch.manual_seed(0)
     image, target = torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(1, 3, 8, 8)
