@@ -134,7 +134,7 @@ def default_stages() -> dict[str, Stage]:
             optimize=VARIABLES,
             weights={
                 "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05,
-                "lm": 8e-3, "silhouette": 1, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
+                "lm": 1.2e-2, "silhouette": 1, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,
             epsilon=1e-4,
