@@ -64,6 +64,7 @@ class TensorStruct:
     """
 
     SHARED = ()
+    FINITE = False  # whether a file with NaN or infinity in it is refused; losses of the past may hold them
 
     def map(self: Self, fn: Callable[[Tensor], Tensor]) -> Self:
         """Apply ``fn`` to every tensor, nested ones included."""
@@ -179,7 +180,7 @@ class TensorStruct:
         """
         advice = f"expected a {cls.__name__} written by facerecon"
         tensors, meta = read_safetensors(
-            path, f"a {cls.__name__}", advice, error=InputError, device=device, finite=False
+            path, f"a {cls.__name__}", advice, error=InputError, device=device, finite=cls.FINITE
         )
         if meta.get("type") != cls.__name__:
             raise InputError(f"{path} holds {meta.get('type')!r}, expected {cls.__name__}; check the path.")
@@ -529,4 +530,5 @@ class SavedFace(TensorStruct):
     path: tuple = ()
     face_model_path: str = ""
 
+    FINITE = True
     SHARED = ("face_model", "decoder", "num_identity", "face_model_path")

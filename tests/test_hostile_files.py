@@ -260,6 +260,14 @@ def test_weights_that_are_not_finite_are_named(value: float, files, tmp_path) ->
         read_converted(path)
 
 
+def test_a_saved_face_that_is_not_finite_is_no_face(tmp_path) -> None:
+    face = saved_face()
+    face.params.identity[0, 1] = float("nan")
+    face.save(tmp_path / "face.safetensors")
+    with pytest.raises(InputError, match=r"holds NaN or infinite numbers \(in 'params.identity'\)"):
+        SavedFace.load(tmp_path / "face.safetensors")
+
+
 def test_a_decoder_file_of_ones_own(tmp_path) -> None:
     path = tmp_path / "mine.safetensors"
     basis = torch.randn(2, 3, 8, 8)
