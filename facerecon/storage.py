@@ -116,9 +116,11 @@ def refuse_pickle(path: str | os.PathLike, error: type[FaceReconError] = AssetEr
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(4)
+            head = file.read(9)
     except OSError:
         head = b""
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        return  # a safetensors file; the length of its header may look like the start of a pickle
     archive = head[:4] == b"PK\x03\x04" and path.suffix.lower() not in (".npz", ".zip")
     if path.name.lower().endswith(_PICKLE_NAMES) or archive or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
         raise error(

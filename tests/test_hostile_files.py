@@ -246,6 +246,16 @@ def test_a_pickle_offered_as_weights_is_never_opened(kind: str, ending: str, tmp
         assert zipfile.is_zipfile(path)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_header_as_long_as_a_pickle_s_first_bytes_is_read(protocol: int, tmp_path) -> None:
+    path = tmp_path / "file.safetensors"
+    length = int.from_bytes(bytes([0x80, protocol]), "little")
+    bare = int.from_bytes(safetensors_bytes({"w": torch.ones(1)}, {"a": ""})[:8], "little")
+    path.write_bytes(safetensors_bytes({"w": torch.ones(1)}, {"a": "x" * (length - bare)}))
+    assert path.read_bytes()[:2] == bytes([0x80, protocol])
+    assert torch.equal(read_converted(path)[0]["w"], torch.ones(1))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(value: float, files, tmp_path) -> None:
     path = tmp_path / "file.safetensors"
