@@ -8,6 +8,7 @@ import torch
 
 from facerecon.errors import FitError
 from facerecon.fitting import DetailSettings, Fitter, fit_landmarks, fit_light
+from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.morphable import load_face_model
@@ -236,3 +237,38 @@ def test_a_face_that_diverges_goes_back_and_leaves_the_other_alone(
         before = fitter.stage_params["texture"][1].codes[1]
         assert (face.latent.codes[1] - before).abs().max() < 0.05  # at most two steps of 0.01 from where stage 2 ended
         assert not fitter.failed
+
+
+def test_no_tensor_leaves_the_device_in_a_step(fitter, photos, monkeypatch) -> None:
+    """With the backend that a GPU uses, a step copies no tensor to the host; only sizes and two scalars are read.
+
+    CUDA itself could not be run: the calls that would copy are counted on a CPU, in 1 and in 4 steps.
+    """
+    import dataclasses
+    import traceback
+
+    params, latent = fitter.initialize(photos)
+    monkeypatch.setattr(fitter, "renderer", Renderer(224, backend="torch", antialias=True))
+    calls: list[str] = []
+
+    def counted(name: str):
+        original = getattr(torch.Tensor, name)
+
+        def call(self, *args, **kwargs):
+            stack = [frame.filename for frame in traceback.extract_stack() if "facerecon" in frame.filename]
+            calls.append(f"{name} {Path(stack[-1]).name if stack else ''}")
+            return original(self, *args, **kwargs)
+
+        return call
+
+    for name in ("cpu", "numpy", "tolist"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    seen = []
+    for steps in (1, 4):
+        calls.clear()
+        stage = dataclasses.replace(fitter.stages["joint"], steps=steps)
+        fitter.run_stage(stage, photos, Variables(params, latent, fitter.model.expression_bounds))
+        seen.append({call: calls.count(call) for call in calls})
+    grown = {call for call, count in seen[1].items() if count > seen[0].get(call, 0)}
+    # where to cut the rasterizer's candidates into chunks; which part of the picture an aligned crop needs
+    assert grown <= {"tolist torch_scatter.py", "tolist warp.py"}
