@@ -21,6 +21,10 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, mirrored, pad_islands, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
+_LUMA = (0.299, 0.587, 0.114)
+_BLACK = 0.01  # added to intensities before logarithms
+_TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
+
 __all__ = ["add_detail", "fit_to_full", "full_crop_camera"]
 
 
@@ -52,6 +56,41 @@ def _region_texels(topology: MeshTopology, regions: tuple[str, ...], size: int) 
         if region in topology.regions:
             found[:-1] |= topology.regions[region]
     return found[index].float()
+
+
+def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: int) -> Tensor:
+    """(B, 3, S, S) albedo of the photo, whose broad color may leave the decoder's only as far as the light is known.
+
+    Dividing by a shading that is small and colored, or that misses a shadow, would paint patches. So what the photo and
+    the decoder's render differ by, over half a hundredth of the map, is limited in logarithms: loosely where the light
+    is as on most of the face, tightly where it is far from that; darker than the decoder may also be what is as dark on
+    the other side (a beard). Fine structure passes.
+
+    Args:
+        rgb: (B, 3, S, S), the photo in UV. base: the decoder's texture. shading: > 0. weight: (B, 1, S, S), seen skin.
+    """
+    side = max(32, size // 4)
+
+    def broad(x: Tensor) -> Tensor:
+        x = F.interpolate(torch.cat([x * weight, weight], 1), size=(side, side), mode="area")
+        x = gaussian_blur(x, 7)
+        return x[:, :-1] / x[:, -1:].clamp(min=1e-4)
+
+    def luma(x: Tensor) -> Tensor:
+        return (x * x.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+
+    seen = F.interpolate(weight, size=(side, side), mode="area") > 0.5
+    photo, render = broad(rgb), broad(base * shading)
+    ratio = ((photo + _BLACK) / (render + _BLACK)).log() * seen
+    bright, level = luma(ratio), luma(broad(shading)).clamp(min=1e-3).log()
+    usual = torch.stack([v[s].median() if s.any() else v.new_zeros(()) for v, s in zip(level, seen, strict=True)])
+    unlike = ((level - usual[:, None, None, None]).abs() - 0.25).clamp(min=0)
+    limit = _TRUST * (-2 * unlike).exp()
+    darker = torch.maximum(limit, -bright.flip(-1))
+    kept = torch.where(bright < 0, -darker * (bright / darker).abs().tanh(), limit * (bright / limit).tanh())
+    tint = 0.5 * limit * ((ratio - bright) / (0.5 * limit)).tanh()
+    change = F.interpolate(kept + tint - ratio, size=(size, size), mode="bicubic", align_corners=False)
+    return (rgb / shading * change.exp()).clamp(0, 1)
 
 
 def _gain(albedo: Tensor, base: Tensor, weight: Tensor) -> Tensor:
@@ -106,8 +145,8 @@ def add_detail(
     if not settings.enabled:
         return pad_islands(base, topology), seen
 
-    shading = shading_map(vertices, light, topology, size).clamp(min=0.2)
-    albedo = (rgb / shading).clamp(0, 1)
+    shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
+    albedo = _trusted(rgb, base, shading, seen * skin, size)
     k = max(1, round(size / 256))
     outer = seen * skin
     weight = erode((outer > 0.5).to(seen), k) * outer
