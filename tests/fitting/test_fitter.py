@@ -270,5 +270,5 @@ def test_no_tensor_leaves_the_device_in_a_step(fitter, photos, monkeypatch) -> N
         fitter.run_stage(stage, photos, Variables(params, latent, fitter.model.expression_bounds))
         seen.append({call: calls.count(call) for call in calls})
     grown = {call for call, count in seen[1].items() if count > seen[0].get(call, 0)}
-    # where to cut the rasterizer's candidates into chunks; which part of the picture an aligned crop needs
-    assert grown <= {"tolist torch_scatter.py", "tolist warp.py"}
+    # where to cut the candidates into chunks; pixels an image; which part of the picture an aligned crop needs
+    assert grown <= {"tolist torch_scatter.py", "tolist interpolate.py", "tolist warp.py"}
