@@ -111,7 +111,7 @@ def test_losses_fall_and_constraints_hold(fitter, fitted) -> None:
     assert fitted.texture.shape == (2, 3, 256, 256)
 
 
-def test_stage_two_leaves_the_shape_alone(fitter) -> None:
+def test_stage_two_leaves_the_shape_alone(fitter, fitted) -> None:
     start, texture = fitter.stage_params["start"][0], fitter.stage_params["texture"][0]
     for name in ("identity", "expression", "rotation", "translation"):
         assert torch.equal(getattr(start, name), getattr(texture, name))
