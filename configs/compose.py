@@ -146,9 +146,26 @@ class Stopped(BaseException):
     number = int(signal.SIGTERM)
 
 
+_asked: list[int] = []  # signals that asked this run to end
+
+
 def _stop(number: int, frame: Any) -> None:
-    Stopped.number = number
-    raise Stopped
+    _asked.append(number)
+    check_stop()
+
+
+def check_stop() -> None:
+    """Raise again what a signal asked for: Python drops an exception that a handler raises while a weak reference's
+    callback or a ``__del__`` runs, so long work looks here between its steps.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT. Stopped: after SIGTERM or SIGHUP.
+    """
+    if _asked:
+        if _asked[-1] == signal.SIGINT:
+            raise KeyboardInterrupt
+        Stopped.number = _asked[-1]
+        raise Stopped
 
 
 def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[str] | None = None) -> int:
@@ -159,10 +176,12 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    _asked.clear()
     if threading.current_thread() is threading.main_thread():
-        for signal_name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, signal_name) and signal.getsignal(getattr(signal, signal_name)) is signal.SIG_DFL:
-                signal.signal(getattr(signal, signal_name), _stop)
+        for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, signal_name, None)
+            if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _stop)
     try:
         if any(arg in ("-h", "--help") for arg in argv):
             print(_help(name, doc))

@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, run
+from configs.compose import Stopped, check_stop, run
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
 
@@ -146,6 +146,7 @@ class _Job:
         group: list[tuple[Any, Any, float]] = []
         faces = 0
         for path in self.pending:
+            check_stop()
             clock = time.perf_counter()
             try:
                 photo = observe(path, self.face, landmarks=self.given[path].landmarks, mask=self.given[path].mask)
@@ -234,6 +235,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
     photo = Observation.cat(photos).to(fitter.model.mean.device)
 
     def show(report: Any) -> None:
+        check_stop()
         if report.step % 5 == 0 or report.step == report.steps - 1:
             bar.set_postfix_str(f"{report.stage} {report.step + 1}/{report.steps}, loss {report.total.nanmean():.3f}")
 
@@ -254,6 +256,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         figures[name] = {key: value.tolist() for key, value in values.items()}
     rows = []
     for k, i in enumerate(fine):
+        check_stop()
         item = items[i]
         metrics = {stage: {key: round(values[k], 5) for key, values in of.items()} for stage, of in figures.items()}
         row = {"item": item.name, "path": str(item.path), "settings": job.settings[item.path], "metrics": metrics}

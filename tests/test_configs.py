@@ -113,3 +113,36 @@ def test_run_turns_errors_into_one_line_and_a_status(capsys) -> None:
     text = capsys.readouterr().out
     assert "What it does." in text
     assert "fitting: default, fast, paper, release, smoke" in text
+
+
+def test_a_stop_that_python_swallows_is_raised_again(monkeypatch, capsys) -> None:
+    """Python drops what a signal handler raises inside ``__del__``: the next look between two steps raises it."""
+    import signal
+
+    from configs import compose as module
+
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    reached = []
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: reached.append("swallowed"))
+
+    def main(config) -> int:
+        thing = Swallows()
+        del thing
+        reached.append("went on")
+        module.check_stop()
+        reached.append("not reached")
+        return 0
+
+    try:
+        assert module.run(main, "reconstruct", "", ["img=x"]) == 130
+        assert reached == ["swallowed", "went on"]
+        assert "interrupted" in capsys.readouterr().err
+        assert (
+            module.run(lambda config: module.check_stop(), "reconstruct", "", ["img=x"]) == 0
+        )  # forgotten by the next
+    finally:
+        signal.signal(signal.SIGINT, handler)
