@@ -45,8 +45,14 @@ def start(photos: Path, out: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "fit" / "reconstruct.py"), f"img={photos}", f"out={out}"]
     command += ["fitting=smoke", "batch=2", "threads=1", "device=cpu", *overrides]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_heed_interrupts,
+    )  # fmt: skip
+
+
+def _heed_interrupts() -> None:
+    """A shell starts background jobs, and so perhaps these tests, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
