@@ -394,6 +394,15 @@ class Rendering(TensorStruct):
     shading: Tensor
     fragments: Fragments
 
+    @property
+    def surface(self) -> Tensor:
+        """(B, 3, H, W): the head's own color in every pixel that it covers, wholly or (antialiased) in part.
+
+        ``image`` holds that color times the mask along the outline; in the ratio the outer outline has no gradient,
+        only silhouettes within the head have.
+        """
+        return self.image / self.mask.clamp(min=0.05)
+
 
 @_struct
 class Crop(TensorStruct):

@@ -40,10 +40,7 @@ def reconstruction_metrics(
     if texture.shape[-1] > 512:
         texture = F.interpolate(texture, size=(512, 512), mode="bilinear", antialias=True)
     view = renderer.prepare(vertices, model.topology, camera, params.light, face_region="face")
-    render = view.shade(texture).image
-    if renderer.antialias:
-        render = render / view.rendering.mask.clamp(min=0.05)
-    render = render.clamp(0, 1)
+    render = view.shade(texture).surface.clamp(0, 1)
     mask = view.rendering.mask * photo.face_mask
     image = losses.composite(render, mask, photo.image)
     points = project(camera, model.landmarks3d(vertices, camera))[..., :2]

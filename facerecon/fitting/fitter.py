@@ -326,12 +326,9 @@ class Fitter:
             landmarks = project(camera, points3d)[..., :2]
         else:
             landmarks = photo.landmarks68
-        render, mask = view.shade(texture).image, view.rendering.mask
-        if self.renderer.antialias:
-            # The image comes multiplied by the mask. The ratio's gradient moves silhouettes within the face (nose
-            # before cheek); the outer outline is moved by the silhouette term alone: the photo is what lies beyond,
-            # so no image loss could ever ask for more face.
-            render = render / mask.clamp(min=0.05)
+        # The silhouette term alone moves the outer outline: the photo is what lies beyond it, so no image loss could
+        # ever ask for more face. Silhouettes within the face (nose before cheek) move with the image losses.
+        render, mask = view.shade(texture).surface, view.rendering.mask
         face = mask * photo.face_mask
         image = losses.composite(render, mask * photo.face_mask, photo.image)
         terms: dict[str, Tensor] = {}

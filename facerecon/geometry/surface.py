@@ -20,6 +20,18 @@ def as_array(name: str, value: Any, pattern: str) -> NDArray:
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64, copy=False)
 
 
+def _in_plane(points: NDArray, a: NDArray, b: NDArray, c: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """u, v (N,) of the feet of (N, 3) points in the planes a + u (b - a) + v (c - a), and which of those are none."""
+    one, two, offset = b - a, c - a, points - a
+    d11, d12, d22 = (np.einsum("nk,nk->n", x, y) for x, y in ((one, one), (one, two), (two, two)))
+    p1, p2 = np.einsum("nk,nk->n", offset, one), np.einsum("nk,nk->n", offset, two)
+    area = d11 * d22 - d12 * d12
+    flat = area <= 1e-14 * d11 * d22
+    safe = np.where(flat, 1.0, area)
+    u, v = (d22 * p1 - d12 * p2) / safe, (d11 * p2 - d12 * p1) / safe
+    return u, v, flat
+
+
 def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
     """Closest point of a triangle to a point, for N pairs.
 
@@ -43,15 +55,9 @@ def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
             nearer = square < best_square
             best, best_square = np.where(nearer[:, None], place, best), np.where(nearer, square, best_square)
     # inside the triangle the foot of the perpendicular is closer than any edge
-    one, two, offset = b - a, c - a, points - a
-    d11, d12, d22 = (np.einsum("nk,nk->n", x, y) for x, y in ((one, one), (one, two), (two, two)))
-    p1, p2 = np.einsum("nk,nk->n", offset, one), np.einsum("nk,nk->n", offset, two)
-    area = d11 * d22 - d12 * d12
-    flat = area <= 1e-14 * d11 * d22
-    safe = np.where(flat, 1.0, area)
-    u, v = (d22 * p1 - d12 * p2) / safe, (d11 * p2 - d12 * p1) / safe
+    u, v, flat = _in_plane(points, a, b, c)
     inside = (u >= 0) & (v >= 0) & (u + v <= 1) & ~flat
-    return np.where(inside[:, None], a + u[:, None] * one + v[:, None] * two, best)
+    return np.where(inside[:, None], a + u[:, None] * (b - a) + v[:, None] * (c - a), best)
 
 
 class Surface:
@@ -168,13 +174,7 @@ def barycentric_of(points: NDArray, corners: NDArray) -> NDArray:
         (N, 3).
     """
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    one, two, offset = b - a, c - a, points - a
-    d11, d12, d22 = (np.einsum("nk,nk->n", x, y) for x, y in ((one, one), (one, two), (two, two)))
-    p1, p2 = np.einsum("nk,nk->n", offset, one), np.einsum("nk,nk->n", offset, two)
-    area = d11 * d22 - d12 * d12
-    flat = area <= 1e-14 * d11 * d22
-    safe = np.where(flat, 1.0, area)
-    u, v = (d22 * p1 - d12 * p2) / safe, (d11 * p2 - d12 * p1) / safe
+    u, v, flat = _in_plane(points, a, b, c)
     weights = np.clip(np.stack([1 - u - v, u, v], 1), 0, 1)
     if flat.any():
         nearest = ((corners[flat] - points[flat][:, None]) ** 2).sum(2).argmin(1)

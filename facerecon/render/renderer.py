@@ -104,7 +104,7 @@ class FusedView:
     Attributes:
         grid: (B, H, W, 2) where each pixel looks into the texture, in ``grid_sample`` units.
         light: (B, H, W, 3) shading.
-        footprint: (B, H, W), or None.
+        footprint: (B, H, W), 0 on background; or None.
         rendering, outline, texture_level: as in :class:`PreparedView`.
     """
 
@@ -176,9 +176,11 @@ def _levels(texture: Tensor, level: int | str, footprint: Tensor | None) -> list
             texture = _halved(texture)
         return [(texture, None)]
     position = (footprint * size).clamp(min=1).log2().clamp(max=halvings)
-    if position.numel() == 0:
+    known = position[footprint > 0]  # 0 on background, and where a face has no area on the map
+    if known.numel() == 0:
         return [(texture, None)]
-    first, last = (int(end) for end in (position.amin().floor(), position.amax().ceil()))
+    first, last = (int(end) for end in (known.amin().floor(), known.amax().ceil()))
+    position = position.clamp(min=first)
     found = []
     for at in range(last + 1):
         texture = _halved(texture) if at else texture
@@ -306,7 +308,8 @@ class Renderer(nn.Module):
         view = shaded(vertices, clip, light, faces, corner_uv, index)
         outline = None
         if self.antialias:
-            outline = find_outline(clip, faces, index, view.rendering.depth[:, 0], self._drawn(topology, face_region))
+            drawn = None if face_region is None else topology.regions[face_region]
+            outline = find_outline(clip, faces, index, view.rendering.depth[:, 0], drawn)
             mask = outline.blend(view.rendering.mask)
             view = replace(view, rendering=view.rendering.replace(mask=mask))
         if landmarks3d is None:
@@ -375,11 +378,6 @@ class Renderer(nn.Module):
             footprint = by_face.gather(1, index.flatten(1).clamp(min=0)).view(index.shape)
             footprint = torch.where(index >= 0, footprint, footprint.new_zeros(()))
         return FusedView(grid, shading, footprint, _rendering(index, weights, depth, shading), None, self.texture_level)
-
-    @staticmethod
-    def _drawn(topology: MeshTopology, region: str | None) -> Tensor | None:
-        """(F,) bool, the faces that are drawn; None for all."""
-        return None if region is None else topology.regions[region]
 
     def _face_index(self, clip: Tensor, topology: MeshTopology, size: tuple[int, int], region: str | None) -> Tensor:
         """(B, H, W) face ids, of the faces of one region only if it is named."""

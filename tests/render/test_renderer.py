@@ -227,6 +227,18 @@ def test_auto_level_averages_a_texture_that_is_too_fine(quad):
     assert odd.image.shape == (1, 3, 32, 32)  # 250 halves once only
 
 
+def test_mip_maps_of_the_fused_kernels_are_those_of_the_torch_path(sphere):
+    """Both with a texture so fine that its own texels are never looked at."""
+    vertices, topology = sphere(24, 32)
+    texture, light = torch.rand(1, 3, 1024, 1024), random_light()
+    args = (vertices, texture, topology, Camera.deep3d(48), light)
+    fused, listed = (Renderer(48, texture_level="auto", fused=flag)(*args).image for flag in (True, False))
+    torch.testing.assert_close(fused, listed, atol=1e-4, rtol=0)
+    blurred = F.avg_pool2d(texture, 4)
+    coarse = Renderer(48, texture_level="auto")(args[0], blurred, *args[2:]).image
+    torch.testing.assert_close(fused, coarse, atol=1e-4, rtol=0)  # levels 0 and 1 did not take part
+
+
 def test_light_recovered_from_a_render_by_least_squares(sphere):
     vertices, topology = sphere(60, 80)
     light = random_light()

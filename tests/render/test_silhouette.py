@@ -222,3 +222,19 @@ def test_outline_of_a_hidden_edge_is_left_out(quad, topology_of):
     middle = (columns - SIZE // 2).abs() < 1015 * SIZE / 224 / 9.5 * 0.5
     rows = (torch.div(outline.near, SIZE, rounding_mode="floor") - SIZE // 2).abs() < 1015 * SIZE / 224 / 9.5 * 0.5
     assert not (middle & rows).any()
+
+
+def test_surface_is_the_color_without_the_background_s_share(sphere):
+    """A head of one color has it up to its outline, and its outer outline no gradient there."""
+    vertices, topology = sphere(60, 90)
+    vertices = (vertices * 0.8).requires_grad_()
+    out = render(vertices, topology, torch.full((1, 3, 4, 4), 0.5), antialias=True)
+    color = 0.5 * 0.8 * math.sqrt(math.pi) / 2
+    clear = (out.mask > 0.05).expand_as(out.surface)
+    border = clear & (out.mask < 0.95)
+    assert border.sum() > 300
+    torch.testing.assert_close(out.surface[clear], torch.full_like(out.surface[clear], color), atol=1e-5, rtol=0)
+    assert out.image[border].max() < 0.96 * color
+    (slope,) = torch.autograd.grad((out.surface * clear).sum(), vertices, retain_graph=True)
+    (moved,) = torch.autograd.grad(out.image.sum(), vertices)
+    assert slope.norm() < 1e-3 * moved.norm()
