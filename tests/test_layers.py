@@ -15,7 +15,8 @@ LAYERS = [
     {"morphable", "render", "stylegan", "perception"},
     {"losses", "export"},
     {"fitting"},
-    {"editing", "dataset", "evaluation"},
+    {"editing", "evaluation"},
+    {"dataset"},
     {"train", "fit"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,175 @@
+"""What an aligned face shows, measured: pose, expression, light, age, gender, identity (Sec. 3.1.1).
+
+The released pipeline asks a closed service for these and DPR for the light. Here pose and light are read off the
+fitted head: the rotation of a landmark fit, and spherical harmonics solved on its skin under a smooth albedo.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.errors import check_shape
+from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
+from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.camera import project
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.imaging.warp import crop_affine
+from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.perception import (
+    EXPRESSIONS,
+    load_age_gender,
+    load_expression,
+    load_facemesh,
+    load_identity,
+    load_landmarks68,
+)
+from facerecon.perception.facemesh import fused_landmarks
+from facerecon.perception.landmarks import map_points
+from facerecon.perception.observe import MEAN_FIVE_POINTS
+from facerecon.render.uv import sample_texture
+from facerecon.types import Camera, FaceParams, TensorStruct, _struct
+
+__all__ = ["Attributes", "AttributeMeter"]
+
+FACE_BOX = (0.20, 0.26, 0.80, 0.93)
+"""x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides: no detector is needed there."""
+
+
+@_struct
+class Attributes(TensorStruct):
+    """What B faces show.
+
+    Args:
+        yaw, pitch, roll: (B,) degrees; yaw positive when the face looks to the image's right, pitch when it looks up.
+        expression: (B, 7) probabilities in the order of ``EXPRESSIONS``.
+        opening: (B,) gap between the lips over the mouth's width. smile: (B,) rise of the mouth's corners over it.
+        age: (B,) years. male: (B,) probability.
+        light: (B, 9, 3) SH coefficients, ambient included. evenness: (B,) energy of bands 1-8 over band 0 (0 is even).
+        identity: (B, 128) embedding.
+        landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
+        score: (B,) of the face mesh, in [0, 1].
+    """
+
+    yaw: Tensor
+    pitch: Tensor
+    roll: Tensor
+    expression: Tensor
+    opening: Tensor
+    smile: Tensor
+    age: Tensor
+    male: Tensor
+    light: Tensor
+    evenness: Tensor
+    identity: Tensor
+    landmarks68: Tensor
+    mesh468: Tensor
+    score: Tensor
+
+    @property
+    def happy(self) -> Tensor:
+        """(B,) probability of a smile."""
+        return self.expression[:, EXPRESSIONS.index("happy")]
+
+    @property
+    def neutral(self) -> Tensor:
+        """(B,) probability of no expression."""
+        return self.expression[:, EXPRESSIONS.index("neutral")]
+
+
+class AttributeMeter:
+    """Measures FFHQ-aligned images of the open generator, several at a time.
+
+    Args:
+        model: head whose fit gives pose and normals.
+        size: px at which the networks look; larger images are averaged down first.
+        fit_size: px of the crop of the landmark fit.
+    """
+
+    def __init__(self, model: MorphableModel | None = None, size: int = 512, fit_size: int = 224) -> None:
+        from facerecon.stylegan.decoder import load_decoder
+
+        self.model = model or load_face_model("makehuman")
+        self.size, self.fit_size = size, fit_size
+        self.settings = LandmarkStart(iterations=6)
+        topology = self.model.topology
+        plain = topology.regions["face"].clone()
+        for region in ("lips", "brows", "lids", "eyes", "mouth"):
+            plain &= ~topology.regions[region]
+        corners, first = topology.faces[plain].flatten().unique(return_inverse=True)
+        self.vertices = corners[::3]
+        uv = topology.uvs.new_zeros(len(self.model.mean), 2)
+        uv[topology.faces.flatten()] = topology.uvs[topology.uv_faces.flatten()]
+        mean = load_decoder("linear").mean[None]
+        self.albedo = sample_texture(mean, uv[self.vertices][None])[0]  # (P, 3)
+        self.albedo = self.albedo / self.albedo.mean(0)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Attributes:
+        """Measure.
+
+        Args:
+            image: (B, 3, S, S) RGB in [0, 1], aligned as FFHQ is.
+
+        Returns:
+            Attributes of batch B.
+        """
+        check_shape("image", image, "B 3 H W")
+        side = image.shape[-1]
+        small = image
+        if side > self.size:
+            small = F.interpolate(image, (self.size, self.size), mode="area")
+        box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+        mesh, score = load_facemesh()(small, box)
+        landmarks = fused_landmarks(load_landmarks68()(small, box), mesh)
+        to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, self.fit_size)
+        linear = torch.linalg.inv(to_image[:, :, :2])
+        from_image = torch.cat([linear, -linear @ to_image[:, :, 2:]], -1)
+        points, dense = map_points(from_image, landmarks), map_points(from_image, mesh[..., :2])
+        params = fit_landmarks(self.model, points, mesh_points=dense, settings=self.settings)
+        crop = crop_affine(small, to_image, self.fit_size)
+        light = self._light(crop, params)
+        luma = light.mean(2)
+        age, male = load_age_gender()(crop, points)
+        width = (landmarks[:, 54] - landmarks[:, 48]).norm(dim=1).clamp(min=1e-3)
+        lift = landmarks[:, [48, 54], 1].mean(1) - landmarks[:, [51, 57, 62, 66], 1].mean(1)
+        angle = torch.rad2deg(params.rotation)
+        up = side / small.shape[-1]
+        return Attributes(
+            yaw=angle[:, 1],
+            pitch=-angle[:, 0],
+            roll=angle[:, 2],
+            expression=load_expression()(crop, points),
+            opening=(landmarks[:, 66] - landmarks[:, 62]).norm(dim=1) / width,
+            smile=-lift / width,
+            age=age,
+            male=male,
+            light=light,
+            evenness=luma[:, 1:].square().sum(1).sqrt() / luma[:, 0].clamp(min=1e-3),
+            identity=load_identity()(crop, points),
+            landmarks68=landmarks * up,
+            mesh468=mesh * up,
+            score=score,
+        )
+
+    def _light(self, crop: Tensor, params: FaceParams) -> Tensor:
+        """(B, 9, 3) at the skin's vertices that face the camera."""
+        posed = self.model(params)
+        normals = F.normalize(vertex_normals(posed, self.model.topology.faces), dim=-1)[:, self.vertices]
+        camera = Camera.deep3d(self.fit_size, batch=len(crop))
+        points = posed[:, self.vertices]
+        pixels = project(camera, points)[..., :2]
+        smooth = F.avg_pool2d(crop, 5, 1, 2, count_include_pad=False)
+        uv = torch.stack([pixels[..., 0] / self.fit_size, 1 - pixels[..., 1] / self.fit_size], -1)
+        colors = sample_texture(smooth, uv)
+        eye = points.new_tensor([0.0, 0.0, 10.0])
+        facing = (normals * F.normalize(eye - points, dim=-1)).sum(-1) > 0.25
+        inside = ((uv > 0) & (uv < 1)).all(-1) & facing
+        result = []
+        for color, normal, keep in zip(colors, normals, inside, strict=True):
+            color, normal, albedo = color[keep], normal[keep], self.albedo[keep]
+            tone = (color / albedo).median(0).values.clamp(min=0.02)
+            # brightness is the skin's: relative to it, band 0 stays near the ambient light
+            result.append(fit_light(color / tone * 0.5, albedo * 0.5 / 0.709, normal, prior=0.002, color_prior=0.02))
+        return torch.stack(result)
