@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from facerecon import assets
-from facerecon.errors import AssetError, ShapeError
+from facerecon.errors import AssetError, InputError, ShapeError
 from facerecon.stylegan import mobile
 
 
@@ -92,6 +94,68 @@ def test_gradient_reaches_w(generator):
     assert torch.isclose((gradient * direction).sum(), numeric, rtol=0.03)
 
 
+WINDOW = (250, 322, 0, 130)  # px; touches the left border
+
+
+def unfused(generator, dtype=torch.float32):
+    """The torch path of the same weights, which is the oracle of the fused one."""
+    slow = copy.deepcopy(generator.synthesis).to(dtype)
+    slow.fused = False
+    return slow
+
+
+def test_fused_steps_agree_with_the_torch_path(generator):
+    w = generator.sample([1, 2])[:, None].repeat(1, 23, 1)
+    w[:, 5:] += 0.1 * torch.randn(18, 512, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = unfused(generator)(w, clamp=False)
+        assert (generator.synthesis(w, clamp=False) - expected).abs().max() < 1e-4
+        fast = unfused(generator, torch.bfloat16)
+        slow_error = (fast(w, clamp=False) - expected).square().mean((1, 2, 3))
+        fast.fused = True
+        error = (fast(w, clamp=False) - expected).square().mean((1, 2, 3))
+    assert (error < slow_error).all()  # the fused steps round less often
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_window_is_a_part_of_the_picture(generator, fused):
+    synthesis = generator.synthesis if fused else unfused(generator)
+    w = generator.sample(6)
+    top, bottom, left, right = WINDOW
+    with torch.no_grad():
+        part, whole = synthesis(w, window=WINDOW), synthesis(w)
+    assert part.shape == (1, 3, 72, 130)
+    assert torch.allclose(part, whole[:, :, top:bottom, left:right], atol=2e-6 if fused else 1e-5)
+
+
+def test_fused_steps_do_not_depend_on_threads_or_batch(generator):
+    w = generator.sample([8, 9])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = generator.synthesis(w[1:], window=WINDOW)
+        torch.set_num_threads(3)
+        both = generator.synthesis(w, window=WINDOW)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(both[1], alone[0], atol=1e-6)
+
+
+def test_gradient_through_a_window(generator):
+    """Gradients of a part are those of the whole picture's part."""
+    w = generator.sample(4).requires_grad_()
+    top, bottom, left, right = WINDOW
+    (part,) = torch.autograd.grad(generator.synthesis(w, window=WINDOW).square().sum(), w)
+    (whole,) = torch.autograd.grad(generator.synthesis(w)[:, :, top:bottom, left:right].square().sum(), w)
+    assert torch.allclose(part, whole, rtol=1e-3, atol=1e-3 * whole.abs().max().item())
+
+
+@pytest.mark.parametrize("window", [(0, 1026, 0, 10), (3, 10, 0, 10), (10, 10, 0, 10), (-2, 10, 0, 10)])
+def test_a_wrong_window_says_so(generator, window):
+    with pytest.raises(InputError, match="window must be even"):
+        generator.synthesis(torch.zeros(1, 512), window=window)
+
+
 def test_wrong_styles_say_so(generator):
     with pytest.raises(ShapeError, match="W does"):
         generator.synthesis(torch.zeros(1, 18, 512))
@@ -104,7 +168,7 @@ def test_bfloat16_is_close(generator):
     w = generator.sample([1, 2])
     with torch.no_grad():
         error = (fast.synthesis(w) - generator.synthesis(w)).square().mean((1, 2, 3))
-    assert (-10 * error.log10() > 38).all()  # dB
+    assert (-10 * error.log10() > 45).all()  # dB
 
 
 def test_another_package_is_refused(tmp_path):

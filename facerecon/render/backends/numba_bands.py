@@ -6,48 +6,21 @@ forked DataLoader workers (its OpenMP layer) or abort under concurrent callers (
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["band_count", "face_ids", "run_bands"]
+from facerecon.run.bands import run_bands
+
+__all__ = ["band_count", "face_ids"]
 
 MAX_BANDS = 8  # every band walks over all faces, and gradients need one buffer per band
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    """A forked child inherits the pool object but none of its threads."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)
 
 
 def band_count(batch: int) -> int:
     """How many bands to cut each image into, so that ``batch`` images keep torch's threads busy."""
     return max(1, min(MAX_BANDS, -(-torch.get_num_threads() // batch)))
-
-
-def run_bands(kernel: Callable[..., None], jobs: Iterable[tuple]) -> None:
-    """Call ``kernel(*job)`` for every job, in threads when there is more than one of each."""
-    global _pool
-    jobs = list(jobs)
-    if len(jobs) == 1 or torch.get_num_threads() == 1:
-        for job in jobs:
-            kernel(*job)
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(2, min(os.cpu_count() or 1, 32)), thread_name_prefix="facerecon-bands")
-    for future in [_pool.submit(kernel, *job) for job in jobs]:
-        future.result()
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")

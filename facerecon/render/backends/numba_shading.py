@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from facerecon.geometry.lighting import SH_CONSTANTS
-from facerecon.render.backends.numba_bands import band_count, run_bands
+from facerecon.render.backends.numba_bands import band_count
+from facerecon.run.bands import run_bands
 
 __all__ = ["pixel_attributes", "textured_shading", "vertex_normals"]
 
