@@ -18,7 +18,7 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.masks import erode, gaussian_blur
 from facerecon.imaging.pyramid import laplacian_blend
 from facerecon.render.interpolate import interpolate
-from facerecon.render.uv import bake, mirrored, pad_islands, uv_raster
+from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -46,16 +46,6 @@ def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: 
     fragments = fragments.map(lambda t: t.expand(vertices.shape[0], *t.shape[1:]))
     normals = interpolate(fragments, vertex_normals(vertices, topology.faces), topology.faces)
     return shade(F.normalize(normals, dim=-1), light).permute(0, 3, 1, 2)
-
-
-def _region_texels(topology: MeshTopology, regions: tuple[str, ...], size: int) -> Tensor:
-    """(1, 1, S, S) in {0, 1}: the texels of the faces of some regions; those the mesh does not have are skipped."""
-    index = uv_raster(topology, size).face_index[:, None]
-    found = torch.zeros(topology.faces.shape[0] + 1, dtype=torch.bool, device=index.device)  # the last: no face
-    for region in regions:
-        if region in topology.regions:
-            found[:-1] |= topology.regions[region]
-    return found[index].float()
 
 
 def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: int) -> Tensor:
@@ -135,8 +125,8 @@ def add_detail(
     rgb, face, eye, mouth, valid = baked.split([3, 1, 1, 1, 1], 1)
     # skin shows skin, eyeballs show eyes, teeth show the mouth: nothing is painted on its neighbor
     eyes, inside = (
-        _region_texels(topology, ("eyes",), size),
-        _region_texels(topology, ("mouth", "teeth", "tongue"), size),
+        region_texels(topology, ("eyes",), size),
+        region_texels(topology, ("mouth", "teeth", "tongue"), size),
     )
     skin = 1 - torch.maximum(eyes, inside)
     # the lids and lips leave a slit: what is inside counts as soon as it shows at all

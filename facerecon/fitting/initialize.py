@@ -80,11 +80,14 @@ def fit_landmarks(
     camera: Camera | None = None,
     mesh_points: Tensor | None = None,
     settings: LandmarkStart | None = None,
+    shared_identity: bool = False,
+    shared_expression: bool = False,
 ) -> FaceParams:
     """Pose, identity and expression from 68 landmarks (and dense mesh points) in one photo each.
 
     Minimizes ``sum |p_i - l_i|^2 / sigma_i^2 + |p_id|^2 + |p_exp|^2 / sigma_e^2`` by Gauss-Newton; the candidates
-    of the sliding jaw are chosen anew in each iteration.
+    of the sliding jaw are chosen anew in each iteration. Several photos of one person share what the flags say: their
+    normal equations are joined, and the prior of a shared coefficient counts once.
 
     Args:
         model: head model.
@@ -92,6 +95,8 @@ def fit_landmarks(
         camera: of batch B; ``Camera.deep3d()`` if left out.
         mesh_points: (B, 468, 2 or 3), pixels; the stable ones (``topology.mesh_points``) are used.
         settings: noise and priors.
+        shared_identity: the B photos show one person: one identity for all, in every row of the result.
+        shared_expression: and that person's face does not move between them.
 
     Returns:
         Parameters of batch B with ambient light and no albedo.
@@ -99,7 +104,7 @@ def fit_landmarks(
     check_shape("landmarks", landmarks, "B 68 2")
     settings = settings or LandmarkStart()
     with torch.no_grad():
-        return _fit_landmarks(model, landmarks, camera, mesh_points, settings)
+        return _fit_landmarks(model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression)
 
 
 def _fit_landmarks(
@@ -108,6 +113,8 @@ def _fit_landmarks(
     camera: Camera | None,
     mesh_points: Tensor | None,
     settings: LandmarkStart,
+    shared_identity: bool,
+    shared_expression: bool,
 ) -> FaceParams:
     batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
     camera = camera or Camera.deep3d(batch=batch, device=device)
@@ -134,6 +141,9 @@ def _fit_landmarks(
         low[n_id:], high[n_id:] = model.expression_bounds
     precision = coefficients.new_ones(n_id + n_exp)
     precision[n_id:] = settings.sigma_expression**-2
+    shared = torch.cat(
+        [coefficients.new_full((n_id,), shared_identity), coefficients.new_full((n_exp,), shared_expression)]
+    ).bool()
 
     inner = candidates[0, 17:, 0].expand(batch, -1, -1)
     rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
@@ -170,13 +180,10 @@ def _fit_landmarks(
         jacobian, residual = jacobian.flatten(1, 2), residual.flatten(1)
         normal = jacobian.mT @ jacobian
         right = (jacobian.mT @ residual[..., None])[..., 0]
-        right[:, 6:] += precision * coefficients
-        diagonal = torch.cat([precision.new_full((6,), 1e-4), precision])
-        # a bounded coefficient that wants to leave stays where it is
-        held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
-        free = torch.cat([held.new_ones(batch, 6), ~held], 1).to(dtype)
-        system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
-        step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
+        if shared.any():
+            step = _joint_step(normal, right, coefficients, precision, low, high, shared)
+        else:
+            step = _single_steps(normal, right, coefficients, precision, low, high)
         rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
         translation = translation - step[:, 3:6]
         coefficients = (coefficients - step[:, 6:]).clamp(low, high)
@@ -189,6 +196,53 @@ def _fit_landmarks(
         translation=translation,
         light=SHLight.ambient(batch, device),
     )
+
+
+def _single_steps(
+    normal: Tensor, right: Tensor, coefficients: Tensor, precision: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """(B, 6 + K) steps of faces that have nothing in common; normal equations (B, 6 + K, 6 + K) and (B, 6 + K)."""
+    right[:, 6:] += precision * coefficients
+    diagonal = torch.cat([precision.new_full((6,), 1e-4), precision])
+    # a bounded coefficient that wants to leave stays where it is
+    held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
+    free = torch.cat([held.new_ones(len(right), 6), ~held], 1).to(right)
+    system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
+    step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
+    return step
+
+
+def _joint_step(
+    normal: Tensor,
+    right: Tensor,
+    coefficients: Tensor,
+    precision: Tensor,
+    low: Tensor,
+    high: Tensor,
+    shared: Tensor,
+) -> Tensor:
+    """The same for photos of one face: the columns of ``shared`` (K,) coefficients are one unknown for all photos."""
+    batch, width = right.shape
+    apart = torch.cat([shared.new_ones(6), ~shared])  # columns that each photo has for itself
+    column = torch.empty(batch, width, dtype=torch.int64, device=right.device)
+    column[:, apart] = torch.arange(batch * int(apart.sum()), device=right.device).view(batch, -1)
+    column[:, ~apart] = torch.arange(int((~apart).sum()), device=right.device) + batch * int(apart.sum())
+    total = int(column.max()) + 1
+    joint, vector = normal.new_zeros(total, total), right.new_zeros(total)
+    diagonal, value = vector.clone(), vector.clone()
+    lowest, highest = vector.new_full((total,), -torch.inf), vector.new_full((total,), torch.inf)
+    for b in range(batch):
+        at, inner = column[b], column[b, 6:]
+        joint[at[:, None], at] += normal[b]
+        vector[at] += right[b]
+        diagonal[at[:6]] = 1e-4
+        diagonal[inner], value[inner], lowest[inner], highest[inner] = precision, coefficients[b], low, high
+    vector += diagonal * value
+    held = ((value <= lowest) & (vector > 0)) | ((value >= highest) & (vector < 0))
+    free = (~held).to(vector)
+    system = joint * free[:, None] * free + torch.diag(diagonal + (1 - free))
+    step, _ = torch.linalg.solve_ex(system, vector * free)
+    return step[column]
 
 
 def _skew(vector: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from facerecon.render.interpolate import Covered, covered
 from facerecon.render.rasterize import rasterize
 from facerecon.types import Camera, Fragments, MeshTopology
 
-__all__ = ["FILTERS", "bake", "mirrored", "pad_islands", "sample_texture", "uv_clip", "uv_raster"]
+__all__ = ["FILTERS", "bake", "mirrored", "pad_islands", "region_texels", "sample_texture", "uv_clip", "uv_raster"]
 
 FILTERS = ("bilinear", "nearest")
 
@@ -104,6 +104,23 @@ def uv_raster(topology: MeshTopology, size: int) -> Fragments:
         return Fragments(index, found.scatter(found.barycentric), (index >= 0).to(found.barycentric.dtype))
 
     return cached(f"raster {size}", build, topology.uv_faces, topology.uvs)
+
+
+def region_texels(topology: MeshTopology, regions: str | tuple[str, ...], size: int) -> Tensor:
+    """The texels of the faces of some regions; those that the mesh does not have are skipped.
+
+    Args:
+        topology: mesh. regions: one name or several. size: S.
+
+    Returns:
+        (1, 1, S, S) in {0, 1}.
+    """
+    index = uv_raster(topology, size).face_index[:, None]
+    found = torch.zeros(topology.faces.shape[0] + 1, dtype=torch.bool, device=index.device)  # the last: no face
+    for region in (regions,) if isinstance(regions, str) else regions:
+        if region in topology.regions:
+            found[:-1] |= topology.regions[region]
+    return found[index].float()
 
 
 def pad_islands(texture: Tensor, topology: MeshTopology, margin: int | None = 8) -> Tensor:
@@ -225,6 +242,7 @@ def bake(
     mask: Tensor | None = None,
     padding: int = 8,
     backend: str = "auto",
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unwrap an image into UV: each texel takes the color of the pixel it projects to (Sec. 3.1.2).
 
@@ -240,6 +258,8 @@ def bake(
         mask: (B, 1, H, W) in [0, 1]; what may be used (a face mask); multiplies ``seen``.
         padding: texels to continue beyond the islands, see :func:`pad_islands`.
         backend: rasteriser of the z-buffer.
+        offset: (B, V, 2), pixels by which the image shows each vertex beside its projection (where a fit leaves a
+            residual); what hides what is decided without it.
 
     Returns:
         texture: (B, C, S, S), 0 outside islands and padding.
@@ -275,7 +295,10 @@ def bake(
         packed = found.interpolate(torch.cat([vertices[b : b + 1], normals[b : b + 1]], dim=-1), topology.faces)
         points, normal = packed[:, :3], packed[:, 3:]
         texels = project(camera[one], points[None])[0]
-        grid = torch.stack([texels[:, 0] * (2 / width) - 1, texels[:, 1] * (2 / height) - 1], dim=-1)
+        place = texels[:, :2]
+        if offset is not None:
+            place = place + found.interpolate(offset[b : b + 1], topology.faces)
+        grid = torch.stack([place[:, 0] * (2 / width) - 1, place[:, 1] * (2 / height) - 1], dim=-1)
         grid = grid.nan_to_num(0.0, 2.0, -2.0).clamp(-2, 2)
         color = sample_grid(image[b : b + 1], grid)
         with torch.no_grad():

@@ -1,0 +1,173 @@
+"""Correction and completion: a texture of what was seen -> a whole UV map (Sec. 3.1.3).
+
+Rims of eyes and mouth and the nostrils take the template's gradients (Poisson editing); ears, neck, scalp and whatever
+was hidden take the template in the person's colors (Eq. 1), joined by a Laplacian pyramid.
+
+Unlike FFHQ-UV: the masks that are edited are fixed on the atlas, so that one factorization serves every map; what one
+side of the face hides is first taken from the other side; and the template's colors follow the face along its border,
+so that no seam is left for the pyramid to hide. Eyeballs, which the released maps do not have, are painted clean with
+the person's iris color.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.dataset.extract import Extraction
+from facerecon.dataset.layout import FaceLayout, Template, load_template
+from facerecon.errors import ConfigError, check_shape
+from facerecon.imaging import masks
+from facerecon.imaging.color import match_color
+from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.render.uv import mirrored, pad_islands
+from facerecon.types import FaceParams, TensorStruct, _struct
+
+__all__ = ["CompleteSettings", "Template", "UVMap", "complete", "load_template", "paint_eyes"]
+
+IRIS, PUPIL = 19.0, 7.0  # degrees around the gaze
+SCLERA, SCLERA_BACK = (0.70, 0.65, 0.62), (0.66, 0.48, 0.45)
+
+
+@dataclass(frozen=True)
+class CompleteSettings:
+    """How a texture is completed.
+
+    Args:
+        blending: "poisson" (Poisson editing, mirror image, Laplacian pyramid), or "naive" (the seen texels pasted onto
+            the color-matched template).
+        contrast: w of Eq. 1 for the template.
+        levels: of the Laplacian pyramid.
+        mirror: share of a hidden texel that the other side of the face gives, 0 to 1.
+        eyes: paint clean eyeballs with the person's iris color; False leaves the template's.
+    """
+
+    blending: str = "poisson"
+    contrast: float = 1.5
+    levels: int = 5
+    mirror: float = 1.0
+    eyes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.blending not in ("poisson", "naive"):
+            raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
+
+
+@_struct
+class UVMap(TensorStruct):
+    """A whole map.
+
+    Args:
+        texture: (1, 3, S, S) in [0, 1]. observed: (1, 1, S, S) in [0, 1]: 1 a view's own texel, 0 invented.
+        params: of the head, one row a view.
+        observed_share: (1,), of the face's texels. iris: (1, 3).
+    """
+
+    texture: Tensor
+    observed: Tensor
+    params: FaceParams
+    observed_share: Tensor
+    iris: Tensor
+
+
+@torch.no_grad()
+def complete(
+    extraction: Extraction,
+    template: Template,
+    settings: CompleteSettings | None = None,
+) -> UVMap:
+    """Correct and complete the texture of one person.
+
+    Args:
+        extraction: what :func:`~facerecon.dataset.extract.extract` saw.
+        template: T_bar of the same head model at the same size. settings: of the completion.
+
+    Returns:
+        The map, of the extraction's size.
+    """
+    settings = settings or CompleteSettings()
+    size = extraction.texture.shape[-1]
+    check_shape("template.texture", template.texture, f"1 3 {size} {size}", "Use load_template(model, size).")
+    layout, base = template.layout, template.texture
+    texture, weight = extraction.texture, extraction.observed
+    known = (weight > 0.5).to(weight) * layout.face
+    matched = match_color(base, texture, known, w=settings.contrast)
+    if settings.blending == "naive":
+        result = torch.where(weight > 0.5, texture, matched)
+        observed = known
+    else:
+        result, observed = _joined(texture, weight, matched, template, settings)
+        result = layout.solver(result, base)
+        observed = observed * (1 - layout.corrected)
+    result = torch.where(layout.skin > 0, result, base)
+    if settings.eyes:
+        result = paint_eyes(result, extraction.iris, extraction.iris_seen, layout)
+    result = pad_islands(result.clamp(0, 1), template.topology, None)
+    share = (observed * layout.face).sum((1, 2, 3)) / layout.face.sum()
+    return UVMap(result, observed, extraction.params, share, extraction.iris)
+
+
+def _joined(
+    texture: Tensor, weight: Tensor, matched: Tensor, template: Template, settings: CompleteSettings
+) -> tuple[Tensor, Tensor]:
+    """The seen texels, then their mirror image, then the template; and what is seen, not mirrored."""
+    layout = template.layout
+    unit = layout.unit
+    core = masks.erode((weight > 0.5).to(weight), round(0.6 * unit)) * layout.face
+    own = torch.minimum(masks.gaussian_blur(core, 2 * round(0.9 * unit) + 1), core)
+    other, _ = mirrored(torch.cat([texture, own], 1), template.topology)
+    borrowed = other[:, 3:] * (1 - own) * settings.mirror
+    total = own + borrowed
+    source = (texture * own + other[:, :3] * borrowed) / total.clamp(min=1e-4)
+    base = matched + _extended(source - matched, total * layout.plain, unit)
+    source = torch.where(total > 0.02, source, base)
+    mask = torch.minimum(masks.gaussian_blur(total, 2 * round(1.5 * unit) + 1), total)
+    return laplacian_blend(source, base, mask, settings.levels), own
+
+
+def _extended(difference: Tensor, weight: Tensor, unit: float) -> Tensor:
+    """A difference continued smoothly beyond where it is known, and to 0 far away.
+
+    Each coarser level of a pyramid fills what finer ones leave open ('push-pull').
+    """
+    size = difference.shape[-1]
+    values, weights = [difference * weight], [weight]
+    while values[-1].shape[-1] > 8:
+        values.append(F.avg_pool2d(values[-1], 2, ceil_mode=True))
+        weights.append(F.avg_pool2d(weights[-1], 2, ceil_mode=True))
+    filled = values[-1] / weights[-1].clamp(min=0.05)
+    for value, share in zip(values[-2::-1], weights[-2::-1], strict=True):
+        filled = F.interpolate(filled, value.shape[-2:], mode="bilinear", align_corners=False)
+        if value.shape[-1] <= size // 4:
+            sure = (share * 2).clamp(0, 1)
+            filled = sure * value / share.clamp(min=1e-3) + (1 - sure) * filled
+    return filled
+
+
+def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) -> Tensor:
+    """Clean eyeballs with an iris color: what a photo shows of an eye is mostly lid, lash and glint.
+
+    Args:
+        texture: (1, 3, S, S) to paint on. iris: (1, 3), its color as photographed. seen: (1,), texels it was read from;
+            with too few a brown one is taken.
+        layout: of the atlas.
+
+    Returns:
+        (1, 3, S, S).
+    """
+    usual = iris.new_tensor([[0.20, 0.14, 0.11]])
+    color = torch.where(seen[:, None] > 4, iris, usual).clamp(0.03, 0.6)[:, :, None, None] * 1.2
+    angle = layout.gaze[None, None]
+
+    def disk(radius: float, soft: float) -> Tensor:
+        return ((radius - angle) / soft + 0.5).clamp(0, 1)
+
+    white, back = (texture.new_tensor(c)[None, :, None, None] for c in (SCLERA, SCLERA_BACK))
+    eye = torch.lerp(back, white, disk(70, 40))
+    eye = torch.lerp(eye, (color * 0.55).expand_as(eye), disk(IRIS, 3))
+    eye = torch.lerp(eye, color.expand_as(eye), disk(IRIS - 4, 3))
+    eye = torch.lerp(eye, torch.full_like(eye, 0.03), disk(PUPIL, 2))
+    return torch.where(layout.eyes > 0, eye, texture)

@@ -1,0 +1,394 @@
+"""UV extraction: the views of one person -> one texture of what they show (Sec. 3.1.2).
+
+One head is fitted to all views at once, each view is unwrapped with true visibility and its masks, the side views take
+the colors of the front view (Eq. 1), and all are joined by pyramids under masks that follow from the head itself.
+
+Unlike FFHQ-UV: one fit instead of one regression a view; the unwrapped views follow the landmarks beyond what the head
+model can bend to, so that features meet between views and between people; what light is left is divided out
+(``delight``); the views are joined by Laplacian pyramids instead of a linear blend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.dataset.layout import SHIPPED, FaceLayout, face_layout, load_template
+from facerecon.errors import ConfigError, InputError, NoFaceError, check_shape
+from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
+from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.camera import camera_in_photo, project
+from facerecon.geometry.lighting import sh_basis
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.imaging import masks
+from facerecon.imaging.color import match_color
+from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.morphable import MorphableModel
+from facerecon.perception import load_facemesh, load_landmarks68
+from facerecon.perception.attributes import load_segmenter
+from facerecon.perception.facemesh import fused_landmarks
+from facerecon.perception.identity import landmark_box
+from facerecon.perception.landmarks import map_points
+from facerecon.perception.observe import MEAN_FIVE_POINTS
+from facerecon.perception.parsing import face_masks
+from facerecon.render.interpolate import interpolate
+from facerecon.render.uv import bake, uv_raster
+from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
+
+__all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "measure_views"]
+
+FACE_BOX = (0.20, 0.26, 0.80, 0.93)  # x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides
+_LOOK = 512  # px at which landmarks and masks are measured
+_FIT = 224  # px of the crop whose camera the head is fitted under
+_MIN_SCORE = 0.5  # of the face mesh
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How views become a texture.
+
+    Args:
+        size: texels a side of the map.
+        multi_view: use all views; False: the first alone (the ablation 'w/o multi-view').
+        delight: divide the unwrapped views by the shading that their bands 1-8 of light leave on the head.
+        blending: "poisson", or "naive" (each view pasted by its mask, the ablation 'naive blending').
+        contrast: w of Eq. 1 between views. 1.5 in the paper lowers the contrast of the side views; they show the same
+            skin as the front view, so here it is 1.
+        shading_range: least and largest shading that is divided out.
+        light_prior: strength of the pull to even light.
+        follow: share of the residual of the landmark fit that the unwrapping follows, 0 to 1.
+        fit: noise and priors of the landmark fit.
+    """
+
+    size: int = 512
+    multi_view: bool = True
+    delight: bool = True
+    blending: str = "poisson"
+    contrast: float = 1.0
+    shading_range: tuple[float, float] = (0.5, 1.6)
+    light_prior: float = 0.003
+    follow: float = 1.0
+    fit: LandmarkStart = field(default_factory=lambda: LandmarkStart(iterations=8))
+
+    def __post_init__(self) -> None:
+        if self.blending not in ("poisson", "naive"):
+            raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
+        if self.size < 64:
+            raise ConfigError(f"size must be at least 64 texels; got {self.size}.")
+
+
+@_struct
+class AlignedViews(TensorStruct):
+    """What B FFHQ-aligned images show.
+
+    Args:
+        image: (B, 3, S, S). landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
+        face, eye, mouth: (B, 1, s, s) soft masks, s at most 512. score: (B,), of the face mesh.
+    """
+
+    image: Tensor
+    landmarks68: Tensor
+    mesh468: Tensor
+    face: Tensor
+    eye: Tensor
+    mouth: Tensor
+    score: Tensor
+
+
+@_struct
+class Extraction(TensorStruct):
+    """One person's texture as the views show it.
+
+    Args:
+        texture: (1, 3, S, S) in [0, 1]; beyond ``observed`` the nearest seen color.
+        observed: (1, 1, S, S) in [0, 1], how far a texel is taken from a view.
+        views: (B, 3, S, S), each view unwrapped, evenly lit if asked, in the front view's colors.
+        weights: (B, 1, S, S), what of each view can be trusted.
+        iris: (1, 3) color of the irises. iris_seen: (1,), texels it was read from.
+        params: of batch B, identity and expression shared, with the light of each view.
+        shading: (B, 2), least and largest shading divided out of a view's skin.
+    """
+
+    texture: Tensor
+    observed: Tensor
+    views: Tensor
+    weights: Tensor
+    iris: Tensor
+    iris_seen: Tensor
+    params: FaceParams
+    shading: Tensor
+
+    SHARED = ("texture", "observed", "iris", "iris_seen")
+
+
+@torch.no_grad()
+def measure_views(images: Tensor) -> AlignedViews:
+    """Landmarks and masks of FFHQ-aligned images; no detector is needed where the face is known to be in the middle.
+
+    Args:
+        images: (B, 3, S, S) RGB in [0, 1].
+
+    Raises:
+        NoFaceError: an image shows no face there.
+    """
+    check_shape("images", images, "B 3 H W", "Add a batch axis: images[None].")
+    side = images.shape[-1]
+    if images.shape[-2] != side or side < 128:
+        raise InputError(f"views must be square and at least 128 px; got {tuple(images.shape[2:])}.")
+    small = F.interpolate(images, (_LOOK, _LOOK), mode="area") if side > _LOOK else images
+    box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+    mesh, score = load_facemesh()(small, box)
+    landmarks = load_landmarks68()(small, box)
+    reach = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
+    apart = (mesh[..., :2].mean(1) - landmarks.mean(1)).norm(dim=1) > 0.35 * reach
+    if apart.any():  # the mesh lost the face: look again where the landmarks are
+        mesh, score = load_facemesh()(small, landmark_box(landmarks))
+    if (score < _MIN_SCORE).any():
+        number = int(score.argmin())
+        raise NoFaceError(f"view {number} shows no face where an FFHQ-aligned image has it; align it first.")
+    landmarks = fused_landmarks(landmarks, mesh)
+    person = load_segmenter()(small)
+    parts = zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
+    found = [face_masks(*part) for part in parts]
+    up = side / small.shape[-1]
+    return AlignedViews(
+        image=images,
+        landmarks68=landmarks * up,
+        mesh468=mesh * up,
+        face=torch.cat([m.face for m in found]),
+        eye=torch.cat([m.eye for m in found]),
+        mouth=torch.cat([m.mouth for m in found]),
+        score=score,
+    )
+
+
+@torch.no_grad()
+def extract(
+    images: Tensor | AlignedViews,
+    model: MorphableModel,
+    settings: ExtractSettings | None = None,
+    albedo: Tensor | None = None,
+) -> Extraction:
+    """Unwrap the views of one person and join them.
+
+    Args:
+        images: (B, 3, S, S) FFHQ-aligned views in [0, 1], the front view first, or what :func:`measure_views` made of
+            them.
+        model: head model with regions. settings: of the extraction.
+        albedo: (1, 3, s, s), a usual face in even light, which tells light from skin; None: the head's shipped
+            template, or plain skin where it has none.
+
+    Returns:
+        The texture and where it was seen.
+
+    Raises:
+        NoFaceError: a view shows no face.
+    """
+    settings = settings or ExtractSettings()
+    views = images if isinstance(images, AlignedViews) else measure_views(images)
+    if not settings.multi_view:
+        views = views[:1]
+    layout = face_layout(model, settings.size)
+    if albedo is None and model.name in SHIPPED:
+        albedo = load_template(model, settings.size).texture
+    params, camera = _fit(views, model, settings)
+    vertices = model(params)
+    offset = _residual(views, vertices, camera, model) * settings.follow
+    rgb, weight, eyes = _unwrapped(views, vertices, camera, offset, layout, model, settings.size)
+    light, shading = _lights(rgb, weight, vertices, layout, model, albedo, settings)
+    params = params.replace(light=SHLight(light))
+    if settings.delight:
+        rgb = rgb / shading
+    weight = _without_strangers(rgb, weight, layout)
+    rgb = _matched(rgb, weight, layout, settings.contrast)
+    texture, observed = _joined(rgb, weight, layout, settings.blending)
+    iris, iris_seen = _iris(rgb[:1], eyes[:1], layout)
+    inside = (weight * layout.plain).flatten(1) > 0.5
+    bright = shading.mean(1).flatten(1)
+    limits = torch.stack(
+        [torch.stack(torch.aminmax(b[i])) if i.any() else b.new_ones(2) for b, i in zip(bright, inside, strict=True)]
+    )
+    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, limits)
+
+
+def _fit(views: AlignedViews, model: MorphableModel, settings: ExtractSettings) -> tuple[FaceParams, Camera]:
+    """One head for all views, and its cameras in pixels of the views."""
+    to_image = deep3d_crop_transform(views.landmarks68, MEAN_FIVE_POINTS, _FIT)
+    linear = torch.linalg.inv(to_image[:, :, :2])
+    from_image = torch.cat([linear, -linear @ to_image[:, :, 2:]], -1)
+    params = fit_landmarks(
+        model,
+        map_points(from_image, views.landmarks68),
+        mesh_points=map_points(from_image, views.mesh468[..., :2]),
+        settings=settings.fit,
+        shared_identity=True,
+        shared_expression=True,
+    )
+    camera = camera_in_photo(Camera.deep3d(_FIT, batch=views.batch), to_image, tuple(views.image.shape[-2:]))
+    return params, camera
+
+
+def _residual(views: AlignedViews, vertices: Tensor, camera: Camera, model: MorphableModel) -> Tensor:
+    """(B, V, 2) px: a smooth field through what the fit leaves between its points and the measured ones.
+
+    A Gaussian process over the image: the mean given the residuals at the inner landmarks and the stable points of the
+    face mesh, whose noise is larger.
+    """
+    topology = model.topology
+    points = model.landmarks3d(vertices, camera)[:, 17:]
+    target = views.landmarks68[:, 17:]
+    noise = vertices.new_full((points.shape[1],), 1.5)
+    if topology.mesh_points.numel():
+        points = torch.cat([points, model.mesh_points3d(vertices)], 1)
+        target = torch.cat([target, views.mesh468[:, topology.mesh_points, :2]], 1)
+        noise = torch.cat([noise, noise.new_full((len(topology.mesh_points),), 4.0)])
+    places = project(camera, points)[..., :2]
+    face = (views.landmarks68.amax(1) - views.landmarks68.amin(1)).amax(1)  # (B,) px
+    reach = 0.10 * face[:, None, None]
+    kernel = (-0.5 * (torch.cdist(places, places) / reach).square()).exp()
+    kernel = kernel + torch.diag_embed((noise / 2.0).square().expand(len(places), -1))
+    weights = torch.cholesky_solve(target - places, torch.linalg.cholesky_ex(kernel)[0])
+    pixels = project(camera, vertices)[..., :2]
+    side, cells = views.image.shape[-1], 64
+    center = (torch.arange(cells) + 0.5) * (side / cells)
+    grid = torch.stack(torch.meshgrid(center, center, indexing="xy"), -1).view(1, -1, 2).to(places)
+    field_ = (-0.5 * (torch.cdist(grid.expand(len(places), -1, -1), places) / reach).square()).exp() @ weights
+    field_ = field_.mT.reshape(len(places), 2, cells, cells)
+    look = (pixels / side * 2 - 1)[:, None]
+    moved = F.grid_sample(field_, look, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved[:, :, 0].mT
+
+
+def _unwrapped(
+    views: AlignedViews,
+    vertices: Tensor,
+    camera: Camera,
+    offset: Tensor,
+    layout: FaceLayout,
+    model: MorphableModel,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each view in UV: colors (B, 3, S, S), trust (B, 1, S, S) of the skin, and of the eyeballs."""
+    side = views.image.shape[-1]
+    scale = side / views.face.shape[-1]
+    face = masks.erode(views.face, 5 / scale * (side / 1024))  # hair and background bleed over the border
+    eye = masks.dilate(views.eye, 6 / scale * (side / 1024))  # lashes, lid rims
+    mouth = masks.dilate(views.mouth, 4 / scale * (side / 1024))
+    layers = torch.cat([face * (1 - eye) * (1 - mouth), views.eye], 1)
+    if scale != 1:
+        layers = F.interpolate(layers, (side, side), mode="bilinear", align_corners=False)
+    baked, seen = bake(
+        torch.cat([views.image, layers], 1), vertices, model.topology, camera, size, padding=0, offset=offset
+    )
+    weight = seen * baked[:, 3:4] * layout.face
+    eyes = seen * baked[:, 4:] * layout.eyes
+    soft = round(0.6 * layout.unit)
+    weight = masks.feather(weight, soft) if soft else weight
+    return baked[:, :3], weight, eyes
+
+
+def _lights(
+    rgb: Tensor,
+    weight: Tensor,
+    vertices: Tensor,
+    layout: FaceLayout,
+    model: MorphableModel,
+    albedo: Tensor | None,
+    settings: ExtractSettings,
+) -> tuple[Tensor, Tensor]:
+    """Light of each view (B, 9, 3) under the usual albedo, and the shading (B, 3, S, S) that bands 1-8 make, whose mean
+    over the seen skin is 1."""
+    size = settings.size
+    found = uv_raster(model.topology, size)
+    step = max(1, size // 128)
+    coarse = size // step
+    small = F.interpolate(rgb, (coarse, coarse), mode="area")
+    use = F.interpolate(weight * layout.plain, (coarse, coarse), mode="area") > 0.9
+    usual = torch.full_like(small[:1], 0.6) if albedo is None else F.interpolate(albedo, (coarse, coarse), mode="area")
+    normals = vertex_normals(vertices, model.topology.faces)
+    lights, shadings = [], []
+    for b in range(len(rgb)):
+        normal = F.normalize(interpolate(found, normals[b : b + 1], model.topology.faces)[0], dim=-1)
+        at = use[b, 0]
+        if at.sum() < 64:
+            lights.append(SHLight.ambient(1).coefficients[0])
+            shadings.append(torch.ones_like(rgb[b]))
+            continue
+        there = normal[step // 2 :: step, step // 2 :: step][:coarse, :coarse][at]
+        color, skin = small[b][:, at].T, usual[0][:, at].T
+        tone = (color / skin.clamp(min=0.02)).median(0).values
+        level = 0.5 / (sh_basis(there)[:, 0].mean() * SHLight.AMBIENT)
+        base = 0.5 * skin / skin.mean(0)
+        gamma = fit_light(
+            color / (tone * skin.mean(0)) * 0.5,
+            base * (level / 0.5),
+            there,
+            prior=settings.light_prior,
+            color_prior=0.02,
+        )
+        mean = (sh_basis(there) @ gamma).mean(0)
+        shading = (sh_basis(normal) @ gamma / mean).clamp(*settings.shading_range)
+        lights.append(gamma)
+        shadings.append(shading.permute(2, 0, 1))
+    return torch.stack(lights), torch.stack(shadings)
+
+
+def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
+    """Trust without what is no skin above the tip of the nose: strands of hair, shadows of a fringe, rims."""
+    luma = rgb.mean(1, keepdim=True)
+    plain = weight * layout.plain
+    result = []
+    for one, trust, at in zip(luma, weight, plain, strict=True):
+        pixels = one[at > 0.5]
+        if pixels.numel() < 64:
+            result.append(trust)
+            continue
+        level = pixels.median()
+        spread = ((pixels - level).abs().median() * 1.5).clamp(0.04 * level, 0.10 * level)
+        strange = (((one - level).abs() - 3 * spread) / spread).clamp(0, 1)
+        keep = masks.dilate(torch.maximum(layout.brows, layout.lids), 1.0 * layout.unit)[0]
+        strange = strange * layout.upper[0] * (1 - keep)
+        strange = masks.dilate(strange[None], 0.4 * layout.unit)
+        result.append(trust * (1 - masks.gaussian_blur(strange, 2 * round(0.4 * layout.unit) + 1)[0]))
+    return torch.stack(result)
+
+
+def _matched(rgb: Tensor, weight: Tensor, layout: FaceLayout, contrast: float) -> Tensor:
+    """The front view's colors for the others (Eq. 1), over the skin that both show."""
+    result = [rgb[:1]]
+    for b in range(1, len(rgb)):
+        both = (torch.minimum(weight[:1], weight[b : b + 1]) * layout.plain > 0.5).float()
+        one = rgb[b : b + 1]
+        result.append(match_color(one, rgb[:1], both, w=contrast) if both.sum() > 64 else one)
+    return torch.cat(result)
+
+
+def _joined(rgb: Tensor, weight: Tensor, layout: FaceLayout, blending: str) -> tuple[Tensor, Tensor]:
+    """Side views first, the front view over them where its normals prefer it."""
+    preferred = [weight[:1] * layout.front, *weight[1:].split(1)]
+    order = [*range(1, len(rgb)), 0]
+    observed = weight.amax(0, keepdim=True)
+    texture, filled = rgb[:1], weight[:1]
+    for b in range(1, len(rgb)):  # what lies under all: some view that shows the texel
+        texture = torch.where(weight[b : b + 1] > filled, rgb[b : b + 1], texture)
+        filled = torch.maximum(filled, weight[b : b + 1])
+    soft = 2 * round(1.5 * layout.unit) + 1
+    for b in order:
+        trust, view = weight[b : b + 1], rgb[b : b + 1]
+        if blending == "naive":
+            texture = torch.where(preferred[b] > 0.5, view, texture)
+            continue
+        mask = torch.minimum(masks.gaussian_blur(preferred[b], soft), trust)
+        texture = laplacian_blend(torch.where(trust > 0.05, view, texture), texture, mask, levels=4)
+    return texture, observed
+
+
+def _iris(rgb: Tensor, eyes: Tensor, layout: FaceLayout) -> tuple[Tensor, Tensor]:
+    """Color of the irises in the front view, (1, 3), and how many texels show it."""
+    ring = ((layout.gaze > 5) & (layout.gaze < 16)).float() * (eyes[0, 0] > 0.3)
+    seen = ring.sum()
+    color = (rgb[0] * ring).sum((1, 2)) / seen.clamp(min=1)
+    return color[None], seen[None]

@@ -1,0 +1,214 @@
+"""What a head model's UV atlas fixes for every face, at one size: computed once from topology and mean head, cached.
+
+The release ships hand-drawn masks for HiFi3D++ (center face, nostrils, mouth, hair, and 'major' and 'minor' masks of
+the front, left and right views). Here they are derived from regions, normals and visibility, for any head and size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from facerecon import assets
+from facerecon.errors import ConfigError, check_shape
+from facerecon.geometry.mesh import cached, vertex_normals
+from facerecon.imaging import files, masks
+from facerecon.imaging.poisson import PoissonSolver
+from facerecon.morphable import MorphableModel
+from facerecon.render.interpolate import interpolate
+from facerecon.render.uv import bake, region_texels, uv_raster
+from facerecon.types import Camera, MeshTopology
+
+__all__ = ["SHIPPED", "FaceLayout", "Template", "face_layout", "landmark_texels", "load_template"]
+
+SHIPPED = {"makehuman": "template_makehuman.png"}
+"""Template textures that come with the library, by head model."""
+
+_FRONT_MINOR, _FRONT_MAJOR = 0.45, 0.75  # cosines on the mean head between which the front view takes over
+_RIM = 0.8  # hundredths of the map: width of the rims of eyes and mouth
+_GAZE = (0.0, -0.13, 1.0)  # where the eyeballs of the mean head look
+
+
+@dataclass(frozen=True)
+class FaceLayout:
+    """Masks of a UV atlas, (1, 1, S, S) in [0, 1].
+
+    Args:
+        skin: the island of the skin. face: what a face's own pixels may color (no ears, neck or scalp). plain: skin of
+            one color: the face without brows, lids and lips. brows, lids, lips, ears, eyes: regions.
+        front: how far the front view is preferred, by the normals of the mean head ('major' 1, 'minor' below).
+        upper: 1 above the tip of the nose.
+        corrected: lid rims, inner lips and nostrils: where the template's gradients are kept (Poisson editing).
+        solver: factorized for ``corrected``.
+        gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
+        unit: texels per hundredth of the map: radii are given in these.
+    """
+
+    skin: Tensor
+    face: Tensor
+    plain: Tensor
+    brows: Tensor
+    lids: Tensor
+    lips: Tensor
+    ears: Tensor
+    eyes: Tensor
+    front: Tensor
+    upper: Tensor
+    corrected: Tensor
+    solver: PoissonSolver
+    gaze: Tensor
+    unit: float
+
+
+def face_layout(model: MorphableModel, size: int) -> FaceLayout:
+    """The layout of a model's atlas at ``size`` texels a side; the first call takes a second, later ones nothing.
+
+    Raises:
+        ConfigError: the model lacks a region that is needed.
+    """
+    topology = model.topology
+    missing = [name for name in ("face", "skin", "lips", "lids", "nose") if name not in topology.regions]
+    if missing:
+        raise ConfigError(
+            f"face model '{model.name}' has no region '{missing[0]}'; use makehuman, or carry the regions over "
+            "with facerecon.fitting.carry_over."
+        )
+    return cached(f"face layout {size}", lambda: _layout(model, size), topology.uv_faces, topology.uvs, model.mean)
+
+
+def _layout(model: MorphableModel, size: int) -> FaceLayout:
+    topology, unit = model.topology, size / 100
+
+    def region(*names: str) -> Tensor:
+        return region_texels(topology, names, size)
+
+    brows, lids, lips, ears, eyes = (region(n) for n in ("brows", "lids", "lips", "ears", "eyes"))
+    skin = region("skin") * (1 - region("eyes", "mouth", "teeth", "tongue", "sockets"))
+    face = skin * region("face") * (1 - masks.dilate(ears, 0.6 * unit))
+    plain = face * (1 - masks.dilate(torch.maximum(torch.maximum(brows, lids), lips), 0.8 * unit))
+    points = landmark_texels(model, size)
+    rows = torch.arange(size) + 0.5
+    upper = (rows < points[30, 1]).float()[:, None].expand(1, 1, size, size)
+    corrected = _corrected(model, skin, points, size)
+    return FaceLayout(
+        skin=skin,
+        face=face,
+        plain=plain,
+        brows=brows,
+        lids=lids,
+        lips=lips,
+        ears=ears,
+        eyes=eyes,
+        front=_front_preference(model, size),
+        upper=upper,
+        corrected=corrected,
+        solver=PoissonSolver(corrected),
+        gaze=_gaze_angle(model, eyes, size),
+        unit=unit,
+    )
+
+
+def landmark_texels(model: MorphableModel, size: int) -> Tensor:
+    """(68, 2): x and y of the landmarks on the map, in texels from its top left."""
+    topology = model.topology
+    corners = topology.uvs[topology.uv_faces[topology.landmark_faces[:, 0]]]
+    uv = (corners * topology.landmark_barycentric[:, 0, :, None].to(corners)).sum(1)
+    return torch.stack([uv[:, 0], 1 - uv[:, 1]], 1) * size
+
+
+def _front_preference(model: MorphableModel, size: int) -> Tensor:
+    normals = vertex_normals(model.mean[None], model.topology.faces)
+    cosine = F.normalize(interpolate(uv_raster(model.topology, size), normals, model.topology.faces), dim=-1)[..., 2]
+    cosine = masks.gaussian_blur(cosine[:, None], 2 * round(0.03 * size) + 1)
+    t = ((cosine - _FRONT_MINOR) / (_FRONT_MAJOR - _FRONT_MINOR)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _corrected(model: MorphableModel, skin: Tensor, points: Tensor, size: int) -> Tensor:
+    """Rims of the eye and mouth openings, and what of the nose no view from ahead sees."""
+    unit = size / 100
+    whole = torch.from_numpy(ndimage.binary_fill_holes(skin[0, 0].numpy() > 0))[None, None]
+    opening = masks.dilate(whole.float() - skin, _RIM * unit)
+    nose = region_texels(model.topology, "nose", size)
+    hidden = 1 - _seen_from_ahead(model, size)
+    nostrils = masks.dilate(nose * hidden * _around(points[31:36], 3.5 * unit, size), 0.6 * unit)
+    return (torch.maximum(opening, nostrils) * skin > 0.5).float()
+
+
+def _seen_from_ahead(model: MorphableModel, size: int) -> Tensor:
+    """(1, 1, S, S): texels of the mean head that a level view within 35 degrees sees."""
+    result = torch.zeros(1, 1, size, size)
+    camera = Camera.deep3d(512)
+    blank = torch.ones(1, 1, 512, 512)
+    for degrees in (-35, 0, 35):
+        angle = math.radians(degrees)
+        params = model.neutral(1)
+        params = params.replace(rotation=torch.tensor([[0.0, angle, 0.0]]))
+        result = torch.maximum(result, bake(blank, model(params), model.topology, camera, size)[1])
+    return (result > 0.3).float()
+
+
+def _around(points: Tensor, radius: float, size: int) -> Tensor:
+    """(1, 1, S, S): 1 within a radius of any of the points (N, 2)."""
+    center = torch.arange(size) + 0.5
+    grid = torch.stack(torch.meshgrid(center, center, indexing="xy"), -1)
+    distance = (grid[:, :, None] - points).norm(dim=-1).amin(-1)
+    return (distance < radius).float()[None, None]
+
+
+def _gaze_angle(model: MorphableModel, eyes: Tensor, size: int) -> Tensor:
+    topology = model.topology
+    result = torch.full((size, size), 180.0)
+    if "eyes" not in topology.regions:
+        return result
+    corners = topology.faces[topology.regions["eyes"]].unique()
+    positions = interpolate(uv_raster(topology, size), model.mean[None], topology.faces)[0]
+    gaze = F.normalize(torch.tensor(_GAZE), dim=0)
+    for side in (-1, 1):
+        ball = model.mean[corners[model.mean[corners, 0] * side > 0]]
+        middle = (ball.amin(0) + ball.amax(0)) / 2
+        cosine = (F.normalize(positions - middle, dim=-1) * gaze).sum(-1)
+        here = (eyes[0, 0] > 0) & (positions[..., 0] * side > 0)
+        result[here] = torch.rad2deg(cosine.clamp(-1, 1).arccos())[here]
+    return result
+
+
+@dataclass(frozen=True)
+class Template:
+    """T_bar of a head model: what a map falls back to.
+
+    Args:
+        texture: (1, 3, S, S) in [0, 1]. layout: masks of that atlas at that size. topology: the mesh.
+    """
+
+    texture: Tensor
+    layout: FaceLayout
+    topology: MeshTopology
+
+
+def load_template(model: MorphableModel, size: int = 512, texture: Tensor | None = None) -> Template:
+    """The template of a head model (Sec. 3.1.3).
+
+    Args:
+        model: head model with regions. size: S. texture: (1, 3, s, s) in [0, 1], your own; None: the shipped one.
+
+    Raises:
+        ConfigError: none is shipped for that head, or the head lacks a region that is needed.
+    """
+    if texture is None:
+        if model.name not in SHIPPED:
+            raise ConfigError(
+                f"no template texture is shipped for face model '{model.name}'; pass your own map as texture=."
+            )
+        texture = files.read_image(assets.shipped(SHIPPED[model.name]))[None]
+    check_shape("texture", texture, "1 3 S S")
+    if texture.shape[-1] != size:
+        larger = size > texture.shape[-1]
+        mode = {"mode": "bicubic", "align_corners": False} if larger else {"mode": "area"}
+        texture = F.interpolate(texture, (size, size), **mode).clamp(0, 1)
+    return Template(texture, face_layout(model, size), model.topology)

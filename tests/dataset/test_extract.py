@@ -1,0 +1,113 @@
+"""Extraction and completion: a known texture on a known head, rendered from three sides, comes back."""
+
+import pytest
+import torch
+
+from facerecon.dataset.complete import CompleteSettings, complete, load_template, paint_eyes
+from facerecon.dataset.extract import AlignedViews, ExtractSettings, extract, measure_views
+from facerecon.dataset.layout import face_layout
+from facerecon.errors import ConfigError, InputError, NoFaceError, ShapeError
+from facerecon.evaluation.texture import brightness_symmetry_error
+from facerecon.imaging.files import read_image
+from facerecon.morphable import load_face_model
+
+SIZE = 256
+
+
+@pytest.fixture(scope="module")
+def model(asset):
+    for name in ("makehuman", "facemesh468", "landmarks68", "selfie"):
+        asset(name)
+    return load_face_model("makehuman")
+
+
+@pytest.fixture(scope="module")
+def released(reference) -> torch.Tensor:
+    """The released normalized views of subject 01223: front, left, right."""
+    folder = reference / "ffhq_uv"
+    return torch.stack([read_image(folder / f"01223_{name}.jpg") for name in ("front", "left", "right")])
+
+
+@pytest.fixture(scope="module")
+def views(model, released) -> AlignedViews:
+    return measure_views(released)
+
+
+@pytest.fixture(scope="module")
+def extraction(model, views):
+    return extract(views, model, ExtractSettings(size=SIZE))
+
+
+def test_layout_is_mirror_symmetric_and_covers_what_it_should(model) -> None:
+    layout = face_layout(model, SIZE)
+    for name in ("skin", "face", "plain", "front", "corrected"):
+        mask = getattr(layout, name)
+        assert (mask - mask.flip(-1)).abs().mean() < 0.01, name
+    assert 0.005 < layout.corrected.mean() < 0.05
+    assert (layout.corrected * (1 - layout.skin)).sum() == 0
+    assert (layout.face * layout.ears).sum() == 0
+    assert face_layout(model, SIZE) is layout
+
+
+def test_views_share_a_head_and_are_turned_as_they_should(model, extraction) -> None:
+    yaw = torch.rad2deg(extraction.params.rotation[:, 1])
+    assert abs(yaw[0]) < 8
+    assert 12 < yaw[1] < 40
+    assert -40 < yaw[2] < -12
+    assert torch.equal(extraction.params.identity[0], extraction.params.identity[2])
+
+
+def test_side_views_show_more_and_delight_evens(model, views, extraction) -> None:
+    layout = face_layout(model, SIZE)
+    front = extract(views, model, ExtractSettings(size=SIZE, multi_view=False))
+    assert (extraction.observed * layout.face).sum() > 1.1 * (front.observed * layout.face).sum()
+    lit = extract(views, model, ExtractSettings(size=SIZE, delight=False))
+    mask = torch.minimum(extraction.observed, lit.observed)
+    assert brightness_symmetry_error(extraction.texture, mask) < brightness_symmetry_error(lit.texture, mask)
+
+
+def test_whole_map_keeps_what_was_seen_and_fills_the_rest(model, extraction) -> None:
+    template = load_template(model, SIZE)
+    layout = template.layout
+    found = complete(extraction, template)
+    assert found.texture.shape == (1, 3, SIZE, SIZE)
+    assert found.texture.min() >= 0
+    assert found.texture.max() <= 1
+    sure = (found.observed > 0.999) & (layout.corrected == 0)
+    change = (found.texture - extraction.texture).abs().mean(1, keepdim=True)[sure]
+    assert change.mean() < 0.01
+    assert 0.5 < found.observed_share.item() < 0.95
+    assert (found.observed * layout.corrected).sum() == 0
+    naive = complete(extraction, template, CompleteSettings(blending="naive"))
+    assert not torch.equal(naive.texture, found.texture)
+
+
+def test_extraction_does_not_change_from_run_to_run(model, views, extraction) -> None:
+    again = extract(views, model, ExtractSettings(size=SIZE))
+    assert torch.equal(again.texture, extraction.texture)
+    assert torch.equal(again.observed, extraction.observed)
+
+
+def test_eyes_are_painted_in_the_color_of_the_iris(model) -> None:
+    layout = face_layout(model, SIZE)
+    blue = torch.tensor([[0.2, 0.3, 0.5]])
+    painted = paint_eyes(torch.zeros(1, 3, SIZE, SIZE), blue, torch.tensor([50.0]), layout)
+    ring = (layout.gaze > 9) & (layout.gaze < 13)
+    color = painted[0, :, ring].mean(1)
+    assert color[2] > color[1] > color[0]
+    assert (painted * (1 - layout.eyes)).sum() == 0
+
+
+def test_bad_input_is_named(model, released, extraction) -> None:
+    with pytest.raises(ConfigError, match="blending"):
+        ExtractSettings(blending="none")
+    with pytest.raises(InputError, match="square"):
+        measure_views(released[:, :, :, :512])
+    with pytest.raises(NoFaceError, match="view 0"):
+        measure_views(torch.full((1, 3, 256, 256), 0.5))
+    with pytest.raises(ShapeError, match="load_template"):
+        complete(extraction, load_template(model, 128))
+    other = model.with_mean(model.mean)
+    other.name = "other"
+    with pytest.raises(ConfigError, match="template"):
+        load_template(other, SIZE)

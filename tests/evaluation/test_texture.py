@@ -1,0 +1,80 @@
+"""BS Error against the released maps' figures and closed forms; observed shares; identity spread."""
+
+import pytest
+import torch
+
+from facerecon.errors import ConfigError, InputError
+from facerecon.evaluation.texture import brightness_symmetry_error, identity_std_ratio, observed_share
+from facerecon.imaging.color import yuv_to_rgb
+from facerecon.imaging.files import read_image
+
+
+@pytest.mark.parametrize("name, error", [("01223_final_uv.png", 5.697), ("teaser1_texture.png", 7.312)])
+def test_released_maps_have_their_published_errors(reference, name, error) -> None:
+    texture = read_image(reference / "ffhq_uv" / name)[None]
+    assert brightness_symmetry_error(texture).item() == pytest.approx(error, abs=5e-4)
+    half = torch.nn.functional.interpolate(texture, (512, 512), mode="area")
+    assert brightness_symmetry_error(half).item() == pytest.approx(error, rel=2e-3)  # the blur scales with the map
+
+
+def gray(brightness: torch.Tensor) -> torch.Tensor:
+    """(1, 3, S, S) of a brightness (S, S) in [0, 1]."""
+    yuv = torch.zeros(1, 3, *brightness.shape)
+    yuv[:, 0] = brightness
+    return yuv_to_rgb(yuv)
+
+
+def test_error_of_a_linear_ramp_is_its_mean_absolute_asymmetry() -> None:
+    size, slope = 256, 0.4
+    x = (torch.arange(size) + 0.5) / size - 0.5
+    texture = gray((0.5 + slope * x).expand(size, size))
+    # a blur keeps a ramp but for its ends; |2 slope x| has the mean slope / 2
+    assert brightness_symmetry_error(texture).item() == pytest.approx(255 * slope / 2, rel=0.02)
+    assert brightness_symmetry_error((texture + texture.flip(-1)) / 2).item() < 1e-3
+
+
+def test_error_over_a_mask_ignores_what_lies_outside_of_it() -> None:
+    size = 128
+    texture = gray(torch.full((size, size), 0.5))
+    texture[..., 40:60, 90:120] = 1.0
+    mask = torch.ones(1, 1, size, size)
+    mask[..., 40:60, 90:120] = 0
+    assert brightness_symmetry_error(texture).item() > 1
+    assert brightness_symmetry_error(texture, mask).item() < 1e-3
+    assert brightness_symmetry_error(texture, torch.zeros_like(mask)).isnan().all()
+    # the whole map as a mask: the same but for the blur's mirrored border
+    full = brightness_symmetry_error(texture, torch.ones_like(mask))
+    assert full.item() == pytest.approx(brightness_symmetry_error(texture).item(), rel=1e-5)
+
+
+def test_a_batch_gives_each_map_its_own_error() -> None:
+    textures = torch.rand(3, 3, 64, 64)
+    together = brightness_symmetry_error(textures)
+    alone = torch.cat([brightness_symmetry_error(t[None]) for t in textures])
+    torch.testing.assert_close(together, alone)
+
+
+def test_share_of_observed_texels() -> None:
+    observed = torch.zeros(2, 1, 8, 8)
+    observed[0, :, :4] = 1
+    region = torch.zeros(1, 1, 8, 8)
+    region[..., 2:6, :] = 1
+    torch.testing.assert_close(observed_share(observed), torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(observed_share(observed, region), torch.tensor([0.5, 0.0]))
+    observed[0, :, :2] = 0
+    torch.testing.assert_close(observed_share(observed, region)[0], torch.tensor(0.5))
+
+
+def test_identity_spread_relative_to_the_source() -> None:
+    source = torch.randn(2000, 16)
+    assert identity_std_ratio(source * 0.9, source).item() == pytest.approx(0.9, abs=1e-5)
+    assert identity_std_ratio(source[:1000], source).item() == pytest.approx(1, abs=0.02)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ConfigError, match="odd"):
+        brightness_symmetry_error(torch.rand(1, 3, 32, 32), kernel_size=10)
+    with pytest.raises(InputError, match="mask"):
+        brightness_symmetry_error(torch.rand(2, 3, 32, 32), torch.rand(3, 1, 32, 32))
+    with pytest.raises(InputError, match="2 faces"):
+        identity_std_ratio(torch.rand(1, 4), torch.rand(5, 4))
