@@ -27,7 +27,7 @@ from facerecon.run.bands import run_bands
 if TYPE_CHECKING:
     from facerecon.stylegan.mobile import MobileSynthesis, Window
 
-__all__ = ["output_image", "styled_depthwise", "synthesize", "wavelet_depthwise"]
+__all__ = ["output_image", "read_out", "styled_depthwise", "synthesize", "wavelet_depthwise"]
 
 _OPTIONS = dict(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "nsz"})
 
@@ -219,6 +219,29 @@ def output_image(x, corner, noise, bias, weight, shift, clamp, image):
                     line[column] = min(max(line[column], ZERO), ONE)
 
 
+@numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+def read_out(x, corner, noise, bias, weight, shift, clamp, image):
+    """Noise, bias, leaky ReLU, then a linear read-out of each pixel's color.
+
+    Args:
+        x: (h, w, C), from ``corner`` of its map. noise: (size, size) of the whole map. bias: (C,).
+        weight: (3, C). shift: (3,). clamp: limit to [0, 1]. image: (3, h, w) float32, written.
+    """
+    height, width, channels = x.shape
+    value = np.empty(channels, np.float32)
+    for row in range(height):
+        for column in range(width):
+            grain = noise[row + corner[0], column + corner[1]]
+            for c in range(channels):
+                value[c] = _activated(_load(x[row, column, c]), bias[c] + grain)
+            for k in range(3):
+                total = ZERO
+                for c in range(channels):
+                    total += value[c] * weight[k, c]
+                total += shift[k]
+                image[k, row, column] = min(max(total, ZERO), ONE) if clamp else total
+
+
 BAND_BYTES = 1 << 21
 """Size of the maps between two steps of a layer that is worked on in bands: they should stay in the cache."""
 
@@ -229,7 +252,7 @@ def synthesize(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence
     Args:
         model: its weights, float32 or bfloat16; the products run in that type.
         rows: 23 x (B, 512).
-        windows: of each layer's map that the picture needs, from 8 to 512 px.
+        windows: of each layer's map that the picture needs, from 8 to 512 px; to 256 px for a preview.
         clamp: limit the picture to [0, 1].
 
     Returns:
@@ -265,9 +288,8 @@ def _one_image(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence
     dtype = model.start.constant.dtype
     x = model.start.product(rows[0][None])[0].contiguous()  # (4, 4, C), before noise, bias and activation
     before, corner = model.start, (0, 0)
-    image = torch.empty(3, 2 * windows[-1].height, 2 * windows[-1].width)
-    for k, layer in enumerate(model.layers):
-        window, size = windows[k], 8 << k
+    for k, (layer, window) in enumerate(zip(model.layers, windows, strict=False)):
+        size = 8 << k
         last = k == len(model.layers) - 1
         grain, bias = _single(before.noise)[:, :, 0], _single(before.bias)
         style = _single(_style(layer.up, rows[1 + 3 * k]) * 0.5)
@@ -277,6 +299,7 @@ def _one_image(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence
         weight2 = (layer.conv2.pointwise.float() * _style(layer.conv2.modulation, rows[3 + 3 * k])).to(dtype).T
         channels, wide = weight1.shape
         if last:
+            image = torch.empty(3, 2 * window.height, 2 * window.width)
             noise2, bias2 = _single(layer.conv2.noise)[:, :, 0], _single(layer.conv2.bias)
             # half of the transform and half of [-1, 1] -> [0, 1]; the sums of a picture's pixel see one shift only
             weight = _single(model.output.weight.float() * _style(model.output.modulation, rows[-1]) * 0.25)
@@ -302,4 +325,9 @@ def _one_image(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence
                 lines = image[:, 2 * (band.top - window.top) : 2 * (band.bottom - window.top)].numpy()
                 output_image(_array(part), band.corner, noise2, bias2, weight, shift, clamp, lines)
         x, before, corner = made, layer.conv2, window.corner
+    if made is not None:  # a preview
+        image = torch.empty(3, window.height, window.width)
+        noise, bias = _single(before.noise)[:, :, 0], _single(before.bias)
+        weight, shift = _single(model.preview_weight), _single(model.preview_bias)
+        read_out(_array(x), corner, noise, bias, weight, shift, clamp, image.numpy())
     return image
