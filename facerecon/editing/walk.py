@@ -1,0 +1,246 @@
+"""From any code of the face generator to three images a texture can be made of (Sec. 3.1.1).
+
+Evenly lit, neutral, mouth closed, nothing on the face; from the front and from both sides. The release edits once and
+trusts its flow; here every edit is measured on the image it makes, and corrected by what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facerecon.editing.attributes import AttributeMeter, Attributes
+from facerecon.editing.directions import LIGHT, STEADY, Editor, measured_values
+from facerecon.errors import ConfigError, ShapeError
+
+__all__ = ["Normalized", "Normalizer", "WalkSettings"]
+
+NOT_WORN = ("glasses", "fringe", "headwear")
+
+
+@dataclass(frozen=True)
+class WalkSettings:
+    """What is wanted, when it is met, and how long to try.
+
+    Args:
+        yaw: degrees of the side views; the first one ("left") looks to the image's right, +yaw.
+        smile, opening: wanted at most, as measured by the meter (closed mouths have 0.00 to 0.03).
+        margin: classes are moved to at most minus this margin. fringe_margin: the same for the fringe.
+        light: share of bands 1-8 to remove in a step (0 leaves the light alone).
+        rounds: evaluations of the front at most, the source not counted. side_rounds: of the pair of sides.
+        yaw_tolerance: degrees by which a side view may fail its yaw; pitch_tolerance, front_tolerance likewise.
+        happy_limit, opening_limit, evenness_limit: beyond these a target is not met.
+        identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
+        class_limit: probability beyond which glasses or headwear count as left; fringe_limit the same for the fringe.
+    """
+
+    yaw: float = 30.0
+    smile: float = -0.01
+    opening: float = 0.01
+    margin: float = 2.5
+    fringe_margin: float = 1.0
+    light: float = 1.0
+    rounds: int = 3
+    side_rounds: int = 2
+    yaw_tolerance: float = 4.0
+    pitch_tolerance: float = 5.0
+    front_tolerance: float = 3.0
+    happy_limit: float = 0.3
+    opening_limit: float = 0.06
+    evenness_limit: float = 0.18
+    identity_limit: float = 0.75
+    class_limit: float = 0.3
+    fringe_limit: float = 0.5
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """Three views of one subject, in the order front, left, right.
+
+    Args:
+        codes: (3, 512), or (3, L, 512) if the source was a code of L rows.
+        images: (3, 3, S, S) in [0, 1].
+        source: what the unedited image showed (B = 1); attributes: what the three show (B = 3).
+        trace: a plain record of each evaluation.
+        reasons: targets that were not met, "filter: what is wrong"; empty if all were.
+    """
+
+    codes: Tensor
+    images: Tensor
+    source: Attributes
+    attributes: Attributes
+    trace: list
+    reasons: list
+
+
+class Normalizer:
+    """Edits codes until the measured attributes are those of a texture source.
+
+    Args:
+        generator: codes (B, 512) or (B, L, 512) -> images in [0, 1].
+        directions: :class:`~facerecon.editing.directions.Directions`, or any
+            :class:`~facerecon.editing.directions.Editor`.
+        meter: images -> Attributes.
+        settings: targets and limits.
+    """
+
+    def __init__(
+        self, generator: nn.Module, directions: Editor, meter: AttributeMeter, settings: WalkSettings | None = None
+    ) -> None:
+        self.generator, self.directions, self.meter = generator, directions, meter
+        self.settings = settings or WalkSettings()
+        if not (0 < self.settings.yaw <= 60 and self.settings.rounds >= 1 and self.settings.side_rounds >= 1):
+            raise ConfigError(
+                f"walk needs yaw in (0, 60] and rounds, side_rounds of 1 or more; got {self.settings.yaw}, "
+                f"{self.settings.rounds}, {self.settings.side_rounds}."
+            )
+
+    @torch.no_grad()
+    def __call__(self, w: Tensor) -> Normalized:
+        """Normalize one face.
+
+        Args:
+            w: (512,), or one style a layer (L, 512): every row is shifted alike.
+
+        Raises:
+            ShapeError: another shape.
+        """
+        if w.dim() not in (1, 2) or w.shape[-1] != 512:
+            raise ShapeError(f"w must be (512,) or (L, 512); got {tuple(w.shape)}. Normalize one face at a time.")
+        walk = _Walk(self, w)
+        front = walk.front()
+        codes, images, attributes = walk.sides(front)
+        return Normalized(codes, images, walk.source, attributes, walk.trace, walk.reasons(codes, attributes))
+
+
+class _Walk:
+    """One subject's walk. A shift (B, 512) is added to every row of the source code."""
+
+    def __init__(self, normalizer: Normalizer, w: Tensor) -> None:
+        self.n, self.settings, self.w = normalizer, normalizer.settings, w
+        self.trace: list[dict[str, Any]] = []
+        _, self.source = self.look("source", w.new_zeros(1, 512))
+
+    def codes(self, shift: Tensor) -> Tensor:
+        return self.w + (shift if self.w.dim() == 1 else shift[:, None])
+
+    def plain(self, shift: Tensor) -> Tensor:
+        """The mean row of the shifted code, where planes are read and steps are made."""
+        return (self.w if self.w.dim() == 1 else self.w.mean(0)) + shift
+
+    def look(self, name: str, shift: Tensor) -> tuple[Tensor, Attributes]:
+        images = self.n.generator(self.codes(shift))
+        seen = self.n.meter(images)
+        start = self.source if hasattr(self, "source") else seen
+        read = self.n.directions.read(self.plain(shift))
+        for i in range(len(shift)):
+            row = {key: round(float(getattr(seen, key)[i]), 4) for key in
+                   ("yaw", "pitch", "smile", "opening", "happy", "neutral", "evenness", "age", "male")}  # fmt: skip
+            row |= {key: round(float(read[key][i].sigmoid()), 4) for key in NOT_WORN if key in read}
+            row["identity"] = round(float((seen.identity[i] - start.identity[0]).norm()), 4)
+            row["shift"] = round(float(shift[i].norm()), 4)
+            self.trace.append({"step": name} | row)
+        return images, seen
+
+    def current(self, shift: Tensor, seen: Attributes) -> dict[str, Tensor]:
+        return self.n.directions.read(self.plain(shift)) | measured_values(seen)
+
+    def targets(self, now: Mapping[str, Tensor], yaw: Tensor) -> dict[str, Tensor]:
+        """What to move where; what is fine already stays in place."""
+        s = self.settings
+        zero = torch.zeros_like(yaw)
+        wanted = {"yaw": yaw, "pitch": zero}
+        if s.light > 0:
+            wanted |= {name: (1 - s.light) * now[name] for name in LIGHT}
+        wanted["smile"] = now["smile"].clamp(max=s.smile)
+        wanted["opening"] = now["opening"].clamp(max=s.opening)
+        for name, margin in (
+            ("happy", 1.0),
+            ("glasses", s.margin),
+            ("headwear", s.margin),
+            ("fringe", s.fringe_margin),
+        ):
+            wanted[name] = now[name].clamp(max=-margin)
+        return wanted
+
+    def moved(self, shift: Tensor, seen: Attributes, yaw: Tensor) -> Tensor:
+        """The shift after one step from what was seen towards the targets."""
+        plain, now = self.plain(shift), self.current(shift, seen)
+        return shift + self.n.directions.step(plain, now, self.targets(now, yaw), STEADY) - plain
+
+    def cost(self, seen: Attributes, yaw: Tensor) -> Tensor:
+        """(B,): how far from the targets, each in units of what may be left."""
+        s = self.settings
+        near = (seen.yaw - yaw).abs() / s.yaw_tolerance
+        far = (seen.identity - self.source.identity).norm(dim=1) / s.identity_limit
+        return (
+            near.square()
+            + 0.3 * (seen.pitch / s.pitch_tolerance).square()
+            + 2 * (seen.evenness / s.evenness_limit).square()
+            + 2 * (seen.opening / s.opening_limit).square()
+            + 2 * (seen.happy / s.happy_limit).square().clamp(max=4)
+            + far.square()
+        )
+
+    def front(self) -> Tensor:
+        """(1, 512): the best shift to an evenly lit, neutral, bare, frontal face."""
+        shift, seen = self.w.new_zeros(1, 512), self.source
+        yaw = torch.zeros_like(seen.yaw)
+        best = None
+        for k in range(self.settings.rounds):
+            shift = self.moved(shift, seen, yaw)
+            images, seen = self.look(f"front {k + 1}", shift)
+            cost = float(self.cost(seen, yaw))
+            if best is None or cost < best[0]:
+                best = (cost, shift, images, seen)
+        self.best_front = best[1:]
+        return best[1]
+
+    def sides(self, front: Tensor) -> tuple[Tensor, Tensor, Attributes]:
+        """Codes, images and attributes of the three views."""
+        _, front_images, front_seen = self.best_front
+        yaw = torch.tensor([self.settings.yaw, -self.settings.yaw])
+        shift, seen = front.repeat(2, 1), Attributes.cat([front_seen, front_seen])
+        best: list = [None, None]
+        for k in range(self.settings.side_rounds):
+            shift = self.moved(shift, seen, yaw)
+            images, seen = self.look(f"side {k + 1}", shift)
+            cost = self.cost(seen, yaw)
+            for i in range(2):
+                if best[i] is None or float(cost[i]) < best[i][0]:
+                    best[i] = (float(cost[i]), shift[i : i + 1], images[i : i + 1], seen[i])
+        shifts = torch.cat([front, best[0][1], best[1][1]])
+        images = torch.cat([front_images, best[0][2], best[1][2]])
+        return self.codes(shifts), images, Attributes.cat([front_seen, best[0][3], best[1][3]])
+
+    def reasons(self, codes: Tensor, seen: Attributes) -> list[str]:
+        """Targets that were not met, as "filter: what is wrong"."""
+        s, views = self.settings, ("front", "left", "right")
+        wanted = (0.0, s.yaw, -s.yaw)
+        read = self.n.directions.read(codes)
+        found = []
+        for i, view in enumerate(views):
+            limit = s.yaw_tolerance if i else s.front_tolerance
+            if not abs(float(seen.yaw[i]) - wanted[i]) <= limit:
+                found.append(f"yaw: {float(seen.yaw[i]):.1f} degrees in the {view} view, {wanted[i]:g} wanted")
+            if not abs(float(seen.pitch[i])) <= 2 * s.pitch_tolerance:
+                found.append(f"pitch: {float(seen.pitch[i]):.1f} degrees in the {view} view")
+            if not float(seen.happy[i]) <= s.happy_limit:
+                found.append(f"expression: happy {float(seen.happy[i]):.2f} in the {view} view")
+            if not float(seen.opening[i]) <= s.opening_limit:
+                found.append(f"expression: mouth open by {float(seen.opening[i]):.2f} of its width in the {view} view")
+            if not float(seen.evenness[i]) <= s.evenness_limit:
+                found.append(f"light: bands 1-8 at {float(seen.evenness[i]):.2f} of band 0 in the {view} view")
+            for name, limit in (("glasses", s.class_limit), ("headwear", s.class_limit), ("fringe", s.fringe_limit)):
+                chance = float(read[name][i].sigmoid()) if name in read else 0.0
+                if not chance <= limit:
+                    kind = "glasses" if name == "glasses" else "occlusion"
+                    found.append(f"{kind}: {name} with probability {chance:.2f} in the {view} view")
+        far = float((seen.identity[0] - self.source.identity[0]).norm())
+        if not far <= s.identity_limit:
+            found.append(f"identity: the front view is {far:.2f} from the source, at most {s.identity_limit:g}")
+        return found
