@@ -279,7 +279,7 @@ class MobileSynthesis(nn.Module):
         return image.clamp(0, 1) if clamp else image
 
     def _windows(self, window: Sequence[int] | None, unit: int) -> list[Window]:
-        """What each layer must make, from 8 to 512 px; for previews (unit 4) the last but one makes no more than asked."""
+        """What each layer must make, from 8 to 512 px; in previews (unit 4) the one before last no more."""
         side = 8 << len(self.layers)
         whole = Window(0, side, 0, side)
         wanted = whole if window is None else Window(*window)

@@ -1,0 +1,478 @@
+"""A photo into the generator: the code whose picture shows the same face (Sec. 3.1.1, the part of e4e).
+
+Alignment as FFHQ was made, a linear encoder for the start, then optimization: first w, under the Gaussian that W is,
+then a small residual for each layer. The steps look at previews of the face at 256 px (what they lack of the true
+picture is measured now and then and added), which makes a step ten times cheaper than one through the whole picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon import assets
+from facerecon.editing.attributes import FACE_BOX
+from facerecon.errors import FaceReconError, InputError, ShapeError, check_shape
+from facerecon.imaging.masks import gaussian_blur
+from facerecon.imaging.warp import crop_affine
+from facerecon.losses.identity import identity_loss, identity_similarity
+from facerecon.perception import load_facemesh, load_identity, load_judge, load_landmarks68
+from facerecon.perception.facemesh import fused_landmarks
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.stylegan.mobile import FACE_WINDOW, NUM_STYLES, STYLE_DIM, MobileGenerator, framed
+
+__all__ = [
+    "Encoder",
+    "Inversion",
+    "InversionSettings",
+    "LinearEncoder",
+    "face_points",
+    "ffhq_crop",
+    "ffhq_transform",
+    "invert",
+]
+
+_PREVIEW = 256
+_PHASES = ("w", "w+")
+
+
+# -- alignment -------------------------------------------------------------------------------------------------
+
+
+def ffhq_transform(landmarks68: Tensor, size: int = 1024) -> Tensor:
+    """Crop pixels to photo pixels of FFHQ's alignment.
+
+    The square's x axis is the mean of the line between the eyes and the normal of the line from eyes to mouth; its
+    side is 4 times the distance of the eyes or 3.6 times that of eyes and mouth, whichever is more; its center lies
+    a tenth of the way from the eyes to the mouth (Karras et al. 2018, appendix C, as released for FFHQ).
+
+    Args:
+        landmarks68: (B, 68, 2) px. size: px of the crop.
+
+    Returns:
+        (B, 2, 3).
+    """
+    check_shape("landmarks68", landmarks68, "B 68 2")
+    points = landmarks68.double()
+    right, left = points[:, 36:42].mean(1), points[:, 42:48].mean(1)
+    eyes, mouth = (right + left) / 2, (points[:, 48] + points[:, 54]) / 2
+    across, down = left - right, mouth - eyes
+    x = across + torch.stack([down[:, 1], -down[:, 0]], -1)
+    half = torch.maximum(across.norm(dim=1) * 2.0, down.norm(dim=1) * 1.8)
+    x = F.normalize(x, dim=1) * half[:, None]
+    y = torch.stack([-x[:, 1], x[:, 0]], -1)
+    corner = eyes + down * 0.1 - x - y
+    return torch.stack([2 * x / size, 2 * y / size, corner], -1).to(landmarks68.dtype)
+
+
+def ffhq_crop(image: Tensor, landmarks68: Tensor, size: int = 1024) -> Tensor:
+    """Faces as FFHQ has them; beyond the photo it is mirrored.
+
+    Args:
+        image: (B, 3, H, W) RGB in [0, 1], or (1, 3, H, W) for B faces of one photo.
+        landmarks68: (B, 68, 2) px of the photo. size: px of the crops.
+
+    Returns:
+        (B, 3, S, S).
+    """
+    check_shape("image", image, "B 3 H W")
+    transform = ffhq_transform(landmarks68, size)
+    return crop_affine(image, transform, size, padding="reflection").clamp(0, 1)
+
+
+def face_points(image: Tensor) -> Tensor:
+    """68 landmarks of aligned faces, (B, 3, S, S) -> (B, 68, 2) px; no detector is needed there."""
+    check_shape("image", image, "B 3 H W")
+    side = image.shape[-1]
+    small = F.interpolate(image, (512, 512), mode="area") if side > 512 else image
+    box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+    with torch.no_grad():
+        mesh, _ = load_facemesh()(small, box)
+        return fused_landmarks(load_landmarks68()(small, box), mesh) * (side / small.shape[-1])
+
+
+# -- start -----------------------------------------------------------------------------------------------------
+
+
+class Encoder(Protocol):
+    """What gives the start: an aligned photo (1, 3, 1024, 1024) in [0, 1] -> w (512,) or codes (23, 512)."""
+
+    def __call__(self, crop: Tensor) -> Tensor: ...
+
+
+class LinearEncoder:
+    """Reduced-rank ridge regression from what an aligned face shows to its w.
+
+    Args:
+        mean, scale: (F,), of the features. down, up, bias: (F, R), (R, 512) and (512,), with
+            w = clip((features - mean) / scale) @ down @ up + bias.
+    """
+
+    thumbnail = 16
+    limit = 4.0
+    """Deviations at which features are clipped: what no face of the generator shows must not throw w far off."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, down: Tensor, up: Tensor, bias: Tensor) -> None:
+        self.mean, self.scale, self.down, self.up, self.bias = (x.float() for x in (mean, scale, down, up, bias))
+
+    @classmethod
+    def features(cls, crop: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Identity, landmarks and a thumbnail; (B, 3, S, S) -> (B, F).
+
+        Args:
+            crop: FFHQ-aligned, RGB in [0, 1]. landmarks: (B, 68, 2) px, measured if left out.
+        """
+        points = face_points(crop) if landmarks is None else landmarks
+        small = F.interpolate(crop, (512, 512), mode="area") if crop.shape[-1] > 512 else crop
+        with torch.no_grad():
+            identity = load_identity()(small, points * (small.shape[-1] / crop.shape[-1]))
+        thumbnail = F.interpolate(crop, (cls.thumbnail, cls.thumbnail), mode="area")
+        return torch.cat([identity, (points / crop.shape[-1]).flatten(1), thumbnail.flatten(1)], 1)
+
+    @classmethod
+    def fit(cls, features: Tensor, w: Tensor, ridge: float = 300.0, rank: int = 96) -> LinearEncoder:
+        """Fit to faces of the generator.
+
+        Args:
+            features: (N, F) of :meth:`features`. w: (N, 512). ridge: in samples. rank: of the map.
+        """
+        x, y = features.double(), w.double()
+        mean, bias, scale = x.mean(0), y.mean(0), x.std(0).clamp(min=1e-6)
+        x, y = (x - mean) / scale, y - bias
+        full = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+        _, _, directions = torch.linalg.svd(x @ full, full_matrices=False)
+        up = directions[:rank]
+        return cls(mean, scale, full @ up.T, up, bias)
+
+    def __call__(self, crop: Tensor) -> Tensor:
+        """(1, 3, S, S) -> (512,)."""
+        return self.decode(self.features(crop))[0]
+
+    def decode(self, features: Tensor) -> Tensor:
+        """(B, F) -> (B, 512)."""
+        x = ((features - self.mean) / self.scale).clamp(-self.limit, self.limit)
+        return x @ self.down @ self.up + self.bias
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, the map in float16."""
+        tensors = {
+            "mean": self.mean,
+            "scale": self.scale,
+            "down": self.down.half(),
+            "up": self.up.half(),
+            "bias": self.bias,
+        }
+        write_whole(path, safetensors_bytes({name: x.contiguous() for name, x in tensors.items()}))
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> LinearEncoder:
+        """Read one; the shipped one if left out."""
+        path = assets.shipped("inversion_encoder.safetensors") if path is None else path
+        keys = ("mean", "scale", "down", "up", "bias")
+        advice = "make it with tools/build_inversion_encoder.py"
+        tensors, _ = read_safetensors(path, "an encoder of inversions", advice, keys)
+        return cls(**tensors)
+
+
+# -- optimization ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """How a photo is inverted.
+
+    Args:
+        w_steps, plus_steps: at most, for w and for the residual of each layer; 0 leaves a phase out.
+        w_rate, plus_rate: learning rates, in standard deviations of W.
+        refresh: steps between two looks at the true picture.
+        patience: looks without an improvement of ``gain`` after which a phase ends.
+        pixel, coarse, features, identity: weights of the losses: at 256 px, at 64 px, of the identity network's
+            feature maps, and of its embedding.
+        w_prior, plus_prior: weights of the squared distance from the mean of W, and of the squared residual.
+        background: weight of pixels around the face, of those in it.
+        min_judge, max_error: what passes: cosine of the judge, mean difference of colors over the face.
+    """
+
+    w_steps: int = 40
+    plus_steps: int = 60
+    w_rate: float = 0.1
+    plus_rate: float = 0.03
+    refresh: int = 10
+    patience: int = 2
+    gain: float = 0.005
+    pixel: float = 2.0
+    coarse: float = 2.0
+    features: float = 0.6
+    identity: float = 1.0
+    w_prior: float = 0.02
+    plus_prior: float = 0.05
+    background: float = 0.3
+    min_judge: float = 0.7
+    max_error: float = 0.09
+
+    def __post_init__(self) -> None:
+        if min(self.w_steps, self.plus_steps) < 0 or min(self.refresh, self.patience) < 1:
+            raise InputError("inversion steps must be at least 0, refresh and patience at least 1.")
+
+
+@dataclass
+class Inversion:
+    """A photo in the generator.
+
+    Attributes:
+        code: (23, 512), w and its residual. w: (512,), without it.
+        image: (3, 1024, 1024) of the code, RGB in [0, 1].
+        quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
+            of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
+            of the residual in deviations of W).
+        reasons: targets that were not met, each "inversion: ..."; empty if all were.
+        trace: one plain dict a look at the true picture.
+    """
+
+    code: Tensor
+    w: Tensor
+    image: Tensor
+    quality: dict[str, float]
+    reasons: list[str] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+
+@lru_cache(maxsize=2)
+def _whitening(mapping: torch.nn.Module) -> tuple[Tensor, Tensor]:
+    """Square root of the covariance of W, and its inverse; (512, 512) each, symmetric."""
+    z = torch.randn(10_000, STYLE_DIM, generator=torch.Generator().manual_seed(1))
+    parameter = next(mapping.parameters())
+    with torch.no_grad():
+        w = mapping(z.to(parameter)).double()
+    values, vectors = torch.linalg.eigh(torch.cov(w.T))
+    root = values.clamp(min=1e-3 * values.mean()).sqrt()
+    return ((vectors * root) @ vectors.T).float(), ((vectors / root) @ vectors.T).float()
+
+
+class _Objective:
+    """Distance of pictures of the face from the photo's, at 256 px within the window."""
+
+    def __init__(self, crop: Tensor, points: Tensor, settings: InversionSettings) -> None:
+        self.settings, self.points = settings, points * (_PREVIEW / crop.shape[-1])
+        top, bottom, left, right = (v // 4 for v in FACE_WINDOW)
+        self.target = F.interpolate(crop, (_PREVIEW, _PREVIEW), mode="area")[:, :, top:bottom, left:right]
+        self.mask = _face_mask(self.points)[:, :, top:bottom, left:right]
+        self.weight = settings.background + (1 - settings.background) * self.mask
+        self.weight = self.weight / self.weight.mean()
+        self.net = load_identity()
+        with torch.no_grad():
+            features, self.embedding = self.net.embed_with_features(framed(self.target), self.points)
+        self.features = [_unit(x) for x in features]
+
+    def __call__(self, part: Tensor) -> Tensor:
+        """part: (1, 3, h, w), the window of a picture at 256 px -> scalar."""
+        s = self.settings
+        features, embedding = self.net.embed_with_features(framed(part), self.points)
+        perceptual = sum((_unit(x) - y).square().sum(1).mean() for x, y in zip(features, self.features, strict=True))
+        difference = part - self.target
+        coarse = F.avg_pool2d(difference, 4, ceil_mode=True).abs().mean()
+        pixel = (difference.abs() * self.weight).mean()
+        distance = identity_loss(embedding, self.embedding, self.net.metric).mean()
+        return s.pixel * pixel + s.coarse * coarse + s.features * perceptual + s.identity * distance
+
+    def error(self, part: Tensor) -> float:
+        """Mean absolute difference over the face."""
+        difference = (part - self.target).abs().mean(1, keepdim=True)
+        return float((difference * self.mask).sum() / self.mask.sum())
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt()
+
+
+def _face_mask(points: Tensor) -> Tensor:
+    """(1, 1, 256, 256): the landmarks' outline, raised to the forehead, with a soft rim."""
+    brows = points[:, 17:27].flip(1)
+    up = (points[:, 27] - points[:, 8])[:, None] * 0.45
+    outline = torch.cat([points[:, :17], brows + up], 1)[0]
+    grid = torch.arange(_PREVIEW, dtype=points.dtype) + 0.5
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    inside = torch.zeros(_PREVIEW, _PREVIEW, dtype=torch.bool)
+    for (x0, y0), (x1, y1) in zip(outline.tolist(), outline.roll(-1, 0).tolist(), strict=True):
+        if y0 != y1:
+            inside ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+    return gaussian_blur(inside.float()[None, None], 9)
+
+
+def _averaged(part: Tensor) -> Tensor:
+    return F.avg_pool2d(part, 4)
+
+
+def invert(
+    crop: Tensor,
+    generator: MobileGenerator,
+    settings: InversionSettings | None = None,
+    encoder: Encoder | None = None,
+    landmarks68: Tensor | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    state: str | Path | None = None,
+) -> Inversion:
+    """Find the code of an aligned photo.
+
+    Args:
+        crop: (1, 3, 1024, 1024) or (3, 1024, 1024) RGB in [0, 1], from :func:`ffhq_crop`.
+        generator: any precision; bfloat16 takes half the time on a CPU that has it.
+        settings: :class:`InversionSettings`.
+        encoder: the start, :class:`LinearEncoder` if left out.
+        landmarks68: (1, 68, 2) px of the crop; measured if left out.
+        progress: called as (phase, step, steps).
+        state: a file that keeps what was reached after each phase; a later call with the same photo and settings
+            goes on from there to the same result. It is left for the caller to remove.
+
+    Returns:
+        :class:`Inversion`; whether it is good enough stands in ``reasons``.
+    """
+    settings = settings or InversionSettings()
+    crop = crop[None] if crop.dim() == 3 else crop
+    check_shape("crop", crop, f"1 3 {generator.resolution} {generator.resolution}")
+    points = face_points(crop) if landmarks68 is None else landmarks68
+    check_shape("landmarks68", points, "1 68 2")
+    key = _key(crop, points, settings)
+    done, tensors, trace = _read_state(state, key)
+    objective = _Objective(crop, points, settings)
+    root, inverse = _whitening(generator.mapping)
+    mean = generator.mean_w.float()
+    if not tensors:
+        start = (encoder or LinearEncoder.load())(crop)
+        if start.shape not in ((STYLE_DIM,), (NUM_STYLES, STYLE_DIM)):
+            raise ShapeError(f"an encoder must give (512,) or (23, 512); got {tuple(start.shape)}.")
+        rows = start.detach().float().expand(NUM_STYLES, -1)
+        tensors = {"w": rows.mean(0), "delta": rows - rows.mean(0)}
+
+    def codes(white: Tensor, delta: Tensor) -> Tensor:
+        return (mean + white @ root)[None].expand(NUM_STYLES, -1) + delta @ root
+
+    white, delta = (tensors["w"] - mean) @ inverse, tensors["delta"] @ inverse
+    for phase, steps, rate in zip(
+        _PHASES, (settings.w_steps, settings.plus_steps), (settings.w_rate, settings.plus_rate), strict=True
+    ):
+        if phase in done or not steps:
+            continue
+        variables = [white.clone().requires_grad_()] if phase == "w" else [white.clone(), delta.clone()]
+        if phase == "w":
+            variables.append(delta)
+        else:
+            variables[1].requires_grad_()
+        white, delta = _optimize(generator, objective, variables, codes, phase, steps, rate, settings, trace, progress)
+        done.append(phase)
+        tensors = {"w": mean + white @ root, "delta": delta @ root}
+        _write_state(state, key, done, tensors, trace)
+        # what a resumed call would start from
+        white, delta = (tensors["w"] - mean) @ inverse, tensors["delta"] @ inverse
+    code = tensors["w"] + tensors["delta"]
+    with torch.no_grad():
+        image = generator(code[None])
+    quality = _quality(objective, crop, points, image)
+    quality["residual"] = float((tensors["delta"] / generator.std_w).square().mean().sqrt())
+    return Inversion(code, tensors["w"], image[0], quality, _reasons(quality, settings), trace)
+
+
+def _optimize(
+    generator: MobileGenerator,
+    objective: _Objective,
+    variables: list[Tensor],
+    codes: Callable[[Tensor, Tensor], Tensor],
+    phase: str,
+    steps: int,
+    rate: float,
+    settings: InversionSettings,
+    trace: list[dict[str, Any]],
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """One phase; the variables (512,) and (23, 512) in deviations of W, best of the looks at the true picture."""
+    free = [v for v in variables if v.requires_grad]
+    optimizer = torch.optim.Adam(free, lr=rate, betas=(0.9, 0.95))
+
+    def prior() -> Tensor:
+        white, delta = variables
+        return settings.w_prior * white.square().mean() + settings.plus_prior * delta.square().mean()
+
+    best, best_loss, stale, lacking = [v.detach().clone() for v in variables], float("inf"), 0, None
+    for step in range(steps + 1):
+        if step % settings.refresh == 0 or step == steps:
+            with torch.no_grad():
+                code = codes(*variables)[None]
+                true = _averaged(generator(code, clamp=False, window=FACE_WINDOW))
+                lacking = true - generator(code, clamp=False, window=FACE_WINDOW, preview=True)
+                loss = float(objective(true) + prior())
+            trace.append({"phase": phase, "step": step, "loss": loss, "error": objective.error(true)})
+            stale = 0 if loss < best_loss * (1 - settings.gain) else stale + 1
+            if loss < best_loss:
+                best, best_loss = [v.detach().clone() for v in variables], loss
+            if step == steps or stale >= settings.patience:
+                break
+        if progress is not None:
+            progress(phase, step, steps)
+        for group in optimizer.param_groups:  # a short rise, and a fall over the last third
+            group["lr"] = rate * min(1.0, (step + 1) / 5, 3 * (steps - step) / steps)
+        preview = generator(codes(*variables)[None], clamp=False, window=FACE_WINDOW, preview=True)
+        loss = objective(preview + lacking) + prior()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return best[0], best[1]
+
+
+def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor) -> dict[str, float]:
+    found = face_points(image)
+    top, bottom, left, right = FACE_WINDOW
+    with torch.no_grad():
+        judge = identity_similarity(load_judge()(image, found), load_judge()(crop, points))
+        distance = (load_identity()(image, found) - load_identity()(crop, points)).norm()
+    error = objective.error(_averaged(image[:, :, top:bottom, left:right]))
+    return {"judge": float(judge), "identity": float(distance), "error": error}
+
+
+def _reasons(quality: dict[str, float], settings: InversionSettings) -> list[str]:
+    reasons = []
+    if not quality["judge"] >= settings.min_judge:
+        reasons.append(f"inversion: another face (judge {quality['judge']:.2f}, wanted {settings.min_judge:.2f})")
+    if not quality["error"] <= settings.max_error:
+        reasons.append(f"inversion: colors differ by {quality['error']:.3f} (at most {settings.max_error:.3f})")
+    return reasons
+
+
+# -- state -----------------------------------------------------------------------------------------------------
+
+
+def _key(crop: Tensor, points: Tensor, settings: InversionSettings) -> str:
+    digest = hashlib.sha256(crop.contiguous().numpy().tobytes())
+    digest.update(points.contiguous().numpy().tobytes())
+    digest.update(json.dumps(asdict(settings), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _read_state(path: str | Path | None, key: str) -> tuple[list[str], dict[str, Tensor], list[dict[str, Any]]]:
+    """Phases done, w and delta, trace; nothing if the file is missing, spoilt, or of another photo."""
+    if path is None or not Path(path).is_file():
+        return [], {}, []
+    try:
+        tensors, notes = read_safetensors(path, "a state of an inversion", "remove it", error=InputError)
+        if notes.get("key") != key:
+            return [], {}, []
+        return json.loads(notes["done"]), {name: tensors[name] for name in ("w", "delta")}, json.loads(notes["trace"])
+    except (FaceReconError, KeyError, ValueError):
+        return [], {}, []
+
+
+def _write_state(
+    path: str | Path | None, key: str, done: list[str], tensors: dict[str, Tensor], trace: list[dict[str, Any]]
+) -> None:
+    if path is None:
+        return
+    notes = {"key": key, "done": json.dumps(done), "trace": json.dumps(trace)}
+    write_whole(path, safetensors_bytes({name: x.contiguous() for name, x in tensors.items()}, notes))
