@@ -1,10 +1,12 @@
-"""Paint the template texture of the MakeHuman head: facerecon/data/template_makehuman.png.
+"""Build the template texture T_bar of the MakeHuman head (Sec. 3.1.3): facerecon/data/template_makehuman.png.
 
-    python tools/build_template.py
+    python tools/build_template.py VIEWS        (folder with NAME_front.jpg, NAME_left.jpg, NAME_right.jpg; 4 s a face)
+    python -m facerecon.assets seal             (writes its checksum)
 
-Everything a photo does not show falls back to this map: plain skin with lips and a hint of brows, a short-hair scalp,
-eyeballs with iris and pupil looking straight ahead, teeth, tongue and the inside of the mouth. It is painted on the
-mean head by position, texel by texel, and is exactly mirror-symmetric. Colours are albedo in sRGB, [0, 1].
+Everything that views do not show falls back to this map. The face is the robust symmetric mean of a first pass: views
+of many people are extracted in even light, divided by each one's skin color, and the weighted median over people and
+both sides is taken. Around it, smooth skin without hair, ears, eyeballs, teeth, tongue and the inside of the mouth are
+painted on the mean head by position, and joined as any map is completed. Exactly mirror-symmetric; albedo in sRGB.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from torch import Tensor
+from tqdm import tqdm
 
 from facerecon import load_face_model
+from facerecon.dataset.complete import CompleteSettings, complete, load_template
+from facerecon.dataset.extract import Extraction, ExtractSettings, extract
+from facerecon.dataset.layout import FaceLayout
+from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import edges, vertex_normals
-from facerecon.imaging.files import write_png
+from facerecon.imaging import masks
+from facerecon.imaging.files import read_image, write_png
 from facerecon.morphable import MorphableModel
 from facerecon.render.interpolate import interpolate
 from facerecon.render.rasterize import rasterize
@@ -30,11 +37,12 @@ SKIN = np.array([0.80, 0.62, 0.535])
 BLUSH = np.array([0.80, 0.52, 0.46])
 SHADE = np.array([0.66, 0.47, 0.40])
 LIPS = np.array([0.69, 0.43, 0.41])
-HAIR = np.array([0.30, 0.23, 0.19])
 SCLERA, SCLERA_RIM = np.array([0.81, 0.79, 0.77]), np.array([0.80, 0.62, 0.58])
 IRIS_OUT, IRIS_IN, PUPIL = np.array([0.20, 0.13, 0.09]), np.array([0.42, 0.28, 0.17]), np.array([0.04, 0.035, 0.03])
 MOUTH, THROAT = np.array([0.58, 0.30, 0.29]), np.array([0.24, 0.10, 0.10])
 TEETH, TONGUE = np.array([0.89, 0.86, 0.79]), np.array([0.70, 0.40, 0.39])
+SUPPORT, LID_SUPPORT = 0.4, 0.15
+"""Share of the faces that must show a texel of the mean; lids are seldom seen."""
 IRIS_ANGLE, PUPIL_ANGLE = 0.49, 0.17
 """Half angles seen from the eyeball's centre (rad): a 11.5 mm iris and a 4 mm pupil on a 24 mm eyeball."""
 
@@ -105,7 +113,7 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
         [
             model.mean,
             openness(vertices, topology.faces)[:, None],
-            region_share(model, "lips", 2)[:, None],
+            (region_share(model, "lips", 2) + region_share(model, "mouth", 0))[:, None],
             region_share(model, "ears", 4)[:, None],
         ],
         1,
@@ -120,7 +128,7 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
 
     noise = np.random.default_rng(0).normal(size=(2, size, size))
     noise = noise + noise[:, :, ::-1]
-    mottle = sum(gaussian_filter(n, s) * s * a for n, s, a in zip(noise, (1.2, 9.0), (0.012, 0.02)))
+    mottle = sum(gaussian_filter(n, s) * s * a for n, s, a in zip(noise, (1.2, 9.0), (0.003, 0.004)))
     skin = np.broadcast_to(SKIN, (size, size, 3)) * (1 + mottle[..., None])
 
     def blob(center: np.ndarray, radius: tuple[float, float, float]) -> np.ndarray:
@@ -129,35 +137,12 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
 
     nose, mouth, eye = marks[30], marks[[48, 54]].mean(0), marks[42:48].mean(0)
     cheek = np.array([0.42, (nose[1] + mouth[1]) / 2 + 0.1, eye[2]])
-    skin = mix(skin, BLUSH, 0.45 * blob(cheek, (0.2, 0.18, 0.4)) + 0.5 * blob(nose, (0.16, 0.14, 0.25)) + 0.4 * ears)
-    skin = mix(skin, SHADE, 0.30 * blob(eye + [0, -0.02, 0], (0.22, 0.14, 0.3)))
-    skin = mix(
-        skin, SHADE * 0.4, 0.95 * ramp(air, 0.5, 0.2) * (blob(nose + [0.07, -0.08, -0.12], (0.14, 0.13, 0.2)) > 0.3)
-    )
-    skin = mix(skin, SHADE, 0.6 * ramp(air, 0.6, 0.2))
+    skin = mix(skin, BLUSH, 0.45 * blob(cheek, (0.2, 0.18, 0.4)) + 0.5 * blob(nose, (0.16, 0.14, 0.25)) + 0.12 * ears)
+    skin = mix(skin, SHADE, 0.15 * blob(eye + [0, -0.02, 0], (0.22, 0.14, 0.3)))
+    nostril = ramp(air, 0.6, 0.2) * (blob(nose + [0.07, -0.08, -0.12], (0.14, 0.13, 0.2)) > 0.3)
+    skin = mix(skin, SHADE * 0.35, gaussian_filter(nostril, size / 400))
+    skin = mix(skin, SHADE, 0.35 * gaussian_filter(ramp(air, 0.5, 0.2) * ears, size / 256))
     skin = mix(skin, LIPS, 0.85 * ramp(lips, 0.15, 0.75))
-
-    brow = marks[22:27]
-    across = np.clip((x - brow[0, 0]) / (brow[-1, 0] - brow[0, 0]), -0.3, 1.3)
-    middle = PchipInterpolator(brow[:, 0], brow[:, 1], extrapolate=True)(
-        np.clip(x, brow[0, 0] - 0.05, brow[-1, 0] + 0.05)
-    )
-    thick = 0.042 * (1 - 0.55 * np.clip(across, 0, 1))
-    strokes = gaussian_filter(noise[0], (0.6, 2.2)) * 2.0
-    hairs = np.exp(-(((y - middle + 0.012) / thick) ** 2)) * ramp(across, -0.12, 0.1) * ramp(across, 1.12, 0.85)
-    hairs = hairs * (z > eye[2] - 0.35) * np.clip(0.8 + strokes, 0.35, 1.0)
-    skin = mix(skin, HAIR, 0.72 * hairs)
-
-    # The hairline: over the forehead, down before the ear, behind it to the nape.
-    top, ear = nose[1] + 1.0, eye[1] - 0.12
-    side = ramp(x, 0.25, 0.72)
-    line = top * (1 - side) + (eye[1] + 0.18) * side
-    front = ramp(y - line + 0.012 * gaussian_filter(noise[1], 3) * 12, -0.06, 0.10)
-    behind = ramp(z, -0.60, -0.78) * ramp(y, ear - 0.95, ear - 0.55)
-    sideburn = ramp(z, -0.42, -0.55) * ramp(y, ear - 0.02, ear + 0.12)
-    hair = np.maximum.reduce([front, behind, sideburn]) * (1 - ramp(ears, 0.2, 0.6))
-    grain = 1 + 0.10 * gaussian_filter(noise[0], (2.0, 0.8)) * 2.0
-    skin = mix(skin, HAIR, 0.78 * hair) * (1 + (grain - 1) * hair)[..., None]
 
     image = np.where(region["skin"][..., None], skin, SKIN)
     image = np.where(
@@ -192,14 +177,96 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
     return ((image + image.flip(-1)) / 2)[0].permute(1, 2, 0).numpy()
 
 
+def first_pass(folder: Path, model: MorphableModel, size: int) -> tuple[Extraction, Tensor, Tensor]:
+    """The robust symmetric mean of the faces in a folder.
+
+    Returns:
+        An extraction with that mean as its texture, where enough faces show it; their skin colors (N, 3); and how many
+        of them, mirrored ones included, show each texel (1, 1, S, S), as a share.
+    """
+    painted = torch.from_numpy(paint(model, size)).permute(2, 0, 1)[None]
+    layout = load_template(model, size, painted).layout
+    relative, weights, colors = [], [], []
+    for front in tqdm(sorted(folder.glob("*_front.jpg")), desc="faces"):
+        names = [front.with_name(front.name.replace("_front", f"_{side}")) for side in ("front", "left", "right")]
+        found = extract(
+            torch.stack([read_image(name) for name in names]), model, ExtractSettings(size=size), albedo=painted
+        )
+        plain = (found.observed * layout.plain)[0, 0] > 0.5
+        color = found.texture[0][:, plain].median(1).values
+        relative.append((found.texture[0] / color[:, None, None]).half())
+        weights.append(found.observed[0].half())
+        colors.append(color)
+    mean, support = weighted_median(torch.stack(relative), torch.stack(weights))
+    mean = mean / evenness(mean, layout, support, model)
+    color = torch.stack(colors)
+    texture = mean[None] * color.median(0).values[:, None, None]
+    least = torch.where(layout.around_eyes > 0, LID_SUPPORT, SUPPORT)
+    core = (support[None] > least).float() * layout.face
+    core = masks.erode(torch.from_numpy(binary_fill_holes(core[0, 0])).float()[None, None], 0.5 * layout.unit) * core
+    return found.replace(texture=texture, observed=core), color, support[None]
+
+
+def evenness(mean: Tensor, layout: FaceLayout, support: Tensor, model: MorphableModel) -> Tensor:
+    """(1, S, S): what of the mean's brightness follows the normals: light that all photos share, from ahead."""
+    size = mean.shape[-1]
+    normals = interpolate(
+        uv_raster(model.topology, size), vertex_normals(model.mean[None], model.topology.faces), model.topology.faces
+    )
+    basis = sh_basis(torch.nn.functional.normalize(normals[0], dim=-1))
+    at = (layout.plain[0, 0] > 0) & (support[0] > SUPPORT)
+    luma = mean.mean(0)
+    design = basis[at]
+    light = torch.linalg.lstsq(design, luma[at][:, None], driver="gels").solution
+    level = (basis @ light)[..., 0]
+    low, high = level[at].aminmax()
+    return (level.clamp(low, high) / luma[at].mean())[None]
+
+
+def weighted_median(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Over people and both sides: (N, 3, S, S), (N, 1, S, S) -> (3, S, S), and mean weight (1, S, S)."""
+    result = torch.empty(values.shape[1:])
+    support = torch.empty(weights.shape[1:])
+    for rows in torch.arange(values.shape[2]).split(32):  # the whole would not fit in memory
+        value = values[:, :, rows].float()
+        weight = weights[:, :, rows].float()
+        value, weight = torch.cat([value, value.flip(-1)]), torch.cat([weight, weight.flip(-1)])
+        support[:, rows] = weight.mean(0)
+        order = value.argsort(0)
+        total = weight.expand_as(value).gather(0, order).cumsum(0)
+        # the mean of the middle half: smoother than the median, as robust
+        share = total / total[-1:].clamp(min=1e-6)
+        before = torch.cat([torch.zeros_like(share[:1]), share[:-1]])
+        middle = (share.clamp(max=0.75) - before.clamp(min=0.25)).clamp(min=0)
+        result[:, rows] = (value.gather(0, order) * middle).sum(0) / middle.sum(0).clamp(min=1e-6)
+    return result, support
+
+
+def build(folder: Path, model: MorphableModel, size: int) -> Tensor:
+    """(3, S, S): the template."""
+    mean, color, _ = first_pass(folder, model, size // 2)  # smooth: nothing in it needs more
+    print(f"{len(color)} faces, median skin color {[round(v, 3) for v in color.median(0).values.tolist()]}")
+    larger = {"size": (size, size), "mode": "bicubic", "align_corners": False}
+    mean = mean.replace(
+        texture=torch.nn.functional.interpolate(mean.texture, **larger).clamp(0, 1),
+        observed=torch.nn.functional.interpolate(mean.observed, **larger).clamp(0, 1),
+    )
+    painted = torch.from_numpy(paint(model, size)).permute(2, 0, 1)[None]
+    whole = complete(mean, load_template(model, size, painted), CompleteSettings(contrast=1.0)).texture
+    whole = (whole + whole.flip(-1)) / 2
+    whole = pad_islands(whole, model.topology, None)
+    return ((whole + whole.flip(-1)) / 2)[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("views", type=Path, help="folder with NAME_front.jpg, NAME_left.jpg and NAME_right.jpg")
     parser.add_argument("--size", type=int, default=1024)
     data = Path(__file__).resolve().parents[1] / "facerecon" / "data"
     parser.add_argument("--out", type=Path, default=data / "template_makehuman.png")
     arguments = parser.parse_args()
-    image = paint(load_face_model("makehuman"), arguments.size)
-    write_png(arguments.out, torch.from_numpy(image).permute(2, 0, 1))
+    torch.set_num_threads(1)
+    write_png(arguments.out, build(arguments.views, load_face_model("makehuman"), arguments.size), compress_level=9)
     print(arguments.out)
 
 

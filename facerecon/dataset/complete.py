@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from facerecon.dataset.extract import Extraction
@@ -116,35 +117,44 @@ def _joined(
     """The seen texels, then their mirror image, then the template; and what is seen, not mirrored."""
     layout = template.layout
     unit = layout.unit
-    core = masks.erode((weight > 0.5).to(weight), round(0.6 * unit)) * layout.face
+    core = masks.erode((weight > 0.5).to(weight), round(0.4 * unit)) * layout.face
+    core = torch.where(layout.forehead > 0, masks.erode(core, 1.5 * unit), core)  # the hairline's shadow
     own = torch.minimum(masks.gaussian_blur(core, 2 * round(0.9 * unit) + 1), core)
     other, _ = mirrored(torch.cat([texture, own], 1), template.topology)
     borrowed = other[:, 3:] * (1 - own) * settings.mirror
     total = own + borrowed
     source = (texture * own + other[:, :3] * borrowed) / total.clamp(min=1e-4)
-    base = matched + _extended(source - matched, total * layout.plain, unit)
+    difference = source - matched
+    base = matched + torch.lerp(
+        _extended(difference, total * layout.plain),
+        _extended(difference, total * layout.lips),
+        masks.gaussian_blur(layout.lips, 2 * round(0.4 * unit) + 1),
+    )
     source = torch.where(total > 0.02, source, base)
+    outline = ndimage.binary_fill_holes(total[0, 0].cpu().numpy() > 0.5)
+    outline = torch.from_numpy(outline).to(total)[None, None]
     mask = torch.minimum(masks.gaussian_blur(total, 2 * round(1.5 * unit) + 1), total)
+    mask = torch.minimum(mask, masks.feather(outline, 4 * unit))
     return laplacian_blend(source, base, mask, settings.levels), own
 
 
-def _extended(difference: Tensor, weight: Tensor, unit: float) -> Tensor:
-    """A difference continued smoothly beyond where it is known, and to 0 far away.
+def _extended(difference: Tensor, weight: Tensor) -> Tensor:
+    """A difference continued smoothly beyond where it is known, and to its mean far away.
 
-    Each coarser level of a pyramid fills what finer ones leave open ('push-pull').
+    Each coarser level of a pyramid fills what finer ones leave open ('push-pull'); details finer than a hundredth of
+    the map are left out.
     """
-    size = difference.shape[-1]
-    values, weights = [difference * weight], [weight]
-    while values[-1].shape[-1] > 8:
-        values.append(F.avg_pool2d(values[-1], 2, ceil_mode=True))
-        weights.append(F.avg_pool2d(weights[-1], 2, ceil_mode=True))
-    filled = values[-1] / weights[-1].clamp(min=0.05)
-    for value, share in zip(values[-2::-1], weights[-2::-1], strict=True):
+    finest = difference.shape[-1] // 4
+    value, share = (F.interpolate(x, (finest, finest), mode="area") for x in (difference * weight, weight))
+    levels = [(value, share)]
+    while levels[-1][0].shape[-1] > 4:
+        levels.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True) for x in levels[-1]))
+    filled = (difference * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-3)
+    for value, share in reversed(levels):
         filled = F.interpolate(filled, value.shape[-2:], mode="bilinear", align_corners=False)
-        if value.shape[-1] <= size // 4:
-            sure = (share * 2).clamp(0, 1)
-            filled = sure * value / share.clamp(min=1e-3) + (1 - sure) * filled
-    return filled
+        sure = (share * 4).clamp(0, 1) * min(1.0, value.shape[-1] / 32)
+        filled = sure * value / share.clamp(min=1e-3) + (1 - sure) * filled
+    return F.interpolate(filled, difference.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) -> Tensor:
@@ -159,7 +169,7 @@ def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) 
         (1, 3, S, S).
     """
     usual = iris.new_tensor([[0.20, 0.14, 0.11]])
-    color = torch.where(seen[:, None] > 4, iris, usual).clamp(0.03, 0.6)[:, :, None, None] * 1.2
+    color = torch.where(seen[:, None] > 0, iris, usual).clamp(0.03, 0.6)[:, :, None, None] * 1.2
     angle = layout.gaze[None, None]
 
     def disk(radius: float, soft: float) -> Tensor:

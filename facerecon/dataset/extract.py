@@ -24,7 +24,7 @@ from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging import masks
-from facerecon.imaging.color import match_color
+from facerecon.imaging.color import match_color, rgb_to_yuv
 from facerecon.imaging.pyramid import laplacian_blend
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_facemesh, load_landmarks68
@@ -43,6 +43,7 @@ __all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "measure_
 FACE_BOX = (0.20, 0.26, 0.80, 0.93)  # x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides
 _LOOK = 512  # px at which landmarks and masks are measured
 _FIT = 224  # px of the crop whose camera the head is fitted under
+_NOSTRIL = 0.72  # of the skin's brightness
 _MIN_SCORE = 0.5  # of the face mesh
 
 
@@ -274,9 +275,10 @@ def _unwrapped(
     """Each view in UV: colors (B, 3, S, S), trust (B, 1, S, S) of the skin, and of the eyeballs."""
     side = views.image.shape[-1]
     scale = side / views.face.shape[-1]
-    face = masks.erode(views.face, 5 / scale * (side / 1024))  # hair and background bleed over the border
-    eye = masks.dilate(views.eye, 6 / scale * (side / 1024))  # lashes, lid rims
-    mouth = masks.dilate(views.mouth, 4 / scale * (side / 1024))
+    pixel = side / 1024 / scale  # of an image of 1024 px, in those of the masks
+    face = masks.erode(views.face, 10 * pixel)  # hair and background bleed over the border
+    eye = masks.dilate(views.eye, 5 * pixel)  # lashes, lid rims
+    mouth = masks.dilate(views.mouth, 4 * pixel)
     layers = torch.cat([face * (1 - eye) * (1 - mouth), views.eye], 1)
     if scale != 1:
         layers = F.interpolate(layers, (side, side), mode="bilinear", align_corners=False)
@@ -311,7 +313,9 @@ def _lights(
     normals = vertex_normals(vertices, model.topology.faces)
     lights, shadings = [], []
     for b in range(len(rgb)):
-        normal = F.normalize(interpolate(found, normals[b : b + 1], model.topology.faces)[0], dim=-1)
+        normal = interpolate(found, normals[b : b + 1], model.topology.faces).permute(0, 3, 1, 2) * layout.skin
+        # light of the broad shape: creases, lips and the underside of the nose keep their tone
+        normal = F.normalize(masks.gaussian_blur(normal, 2 * round(6 * layout.unit) + 1)[0].permute(1, 2, 0), dim=-1)
         at = use[b, 0]
         if at.sum() < 64:
             lights.append(SHLight.ambient(1).coefficients[0])
@@ -332,27 +336,36 @@ def _lights(
         mean = (sh_basis(there) @ gamma).mean(0)
         shading = (sh_basis(normal) @ gamma / mean).clamp(*settings.shading_range)
         lights.append(gamma)
-        shadings.append(shading.permute(2, 0, 1))
+        shadings.append(torch.where(layout.skin[0] > 0, shading.permute(2, 0, 1), 1.0))
     return torch.stack(lights), torch.stack(shadings)
 
 
 def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
-    """Trust without what is no skin above the tip of the nose: strands of hair, shadows of a fringe, rims."""
-    luma = rgb.mean(1, keepdim=True)
+    """Trust without what is no skin: nostrils; and above the tip of the nose strands of hair, shadows of a fringe, rims.
+
+    Nostrils are what is dark at the base of the nose (Sec. 3.1.3). Elsewhere skin is what lies near the median of this
+    face's plain texels, in brightness and in both differences of color.
+    """
+    yuv = rgb_to_yuv(rgb)
     plain = weight * layout.plain
+    radius = 0.4 * layout.unit
     result = []
-    for one, trust, at in zip(luma, weight, plain, strict=True):
-        pixels = one[at > 0.5]
-        if pixels.numel() < 64:
+    for one, trust, at in zip(yuv, weight, plain, strict=True):
+        pixels = one[:, at[0] > 0.5]
+        if pixels.shape[1] < 64:
             result.append(trust)
             continue
-        level = pixels.median()
-        spread = ((pixels - level).abs().median() * 1.5).clamp(0.04 * level, 0.10 * level)
-        strange = (((one - level).abs() - 3 * spread) / spread).clamp(0, 1)
-        keep = masks.dilate(torch.maximum(layout.brows, layout.lids), 1.0 * layout.unit)[0]
-        strange = strange * layout.upper[0] * (1 - keep)
-        strange = masks.dilate(strange[None], 0.4 * layout.unit)
-        result.append(trust * (1 - masks.gaussian_blur(strange, 2 * round(0.4 * layout.unit) + 1)[0]))
+        center = pixels.median(1, keepdim=True).values
+        level = center[0]
+        spread = (pixels - center).abs().median(1, keepdim=True).values * 1.5
+        floor = pixels.new_tensor([[0.04], [0.02], [0.03]]) * level
+        spread = spread.maximum(floor).minimum(2.5 * floor)[..., None]
+        distance = ((one - center[..., None]).abs() / spread).amax(0, keepdim=True)
+        strange = (distance - 3).clamp(0, 1) * layout.upper[0] * (1 - layout.around_eyes[0])
+        nostril = ((_NOSTRIL + 0.05 - one[:1] / level) / 0.05).clamp(0, 1) * layout.nose_base[0]
+        strange = torch.maximum(strange, nostril)
+        strange = masks.gaussian_blur(masks.dilate(strange[None], radius), 2 * round(radius) + 1)[0]
+        result.append(trust * (1 - strange))
     return torch.stack(result)
 
 
@@ -387,8 +400,15 @@ def _joined(rgb: Tensor, weight: Tensor, layout: FaceLayout, blending: str) -> t
 
 
 def _iris(rgb: Tensor, eyes: Tensor, layout: FaceLayout) -> tuple[Tensor, Tensor]:
-    """Color of the irises in the front view, (1, 3), and how many texels show it."""
-    ring = ((layout.gaze > 5) & (layout.gaze < 16)).float() * (eyes[0, 0] > 0.3)
-    seen = ring.sum()
-    color = (rgb[0] * ring).sum((1, 2)) / seen.clamp(min=1)
-    return color[None], seen[None]
+    """Color of the irises in the front view, (1, 3), and how many texels show eyeballs.
+
+    Wherever the eyes look: of what shows between the lids the pupil is darkest, the white brightest, the iris between.
+    """
+    shown = (eyes[0, 0] > 0.5) & (layout.gaze < 40)
+    pixels = rgb[0][:, shown]
+    count = pixels.shape[1]
+    if count < 8:
+        return rgb.new_zeros(1, 3), rgb.new_zeros(1)
+    order = rgb_to_yuv(rgb)[0, 0][shown].argsort()
+    iris = pixels[:, order[int(0.15 * count) : int(0.4 * count) + 1]]
+    return iris.median(1).values[None], rgb.new_tensor([float(count)])

@@ -30,7 +30,7 @@ SHIPPED = {"makehuman": "template_makehuman.png"}
 """Template textures that come with the library, by head model."""
 
 _FRONT_MINOR, _FRONT_MAJOR = 0.45, 0.75  # cosines on the mean head between which the front view takes over
-_RIM = 0.8  # hundredths of the map: width of the rims of eyes and mouth
+EYE_RIM, MOUTH_RIM = 0.6, 1.5  # hundredths of the map: width of the rims of eyes and mouth that are corrected
 _GAZE = (0.0, -0.13, 1.0)  # where the eyeballs of the mean head look
 
 
@@ -42,7 +42,8 @@ class FaceLayout:
         skin: the island of the skin. face: what a face's own pixels may color (no ears, neck or scalp). plain: skin of
             one color: the face without brows, lids and lips. brows, lids, lips, ears, eyes: regions.
         front: how far the front view is preferred, by the normals of the mean head ('major' 1, 'minor' below).
-        upper: 1 above the tip of the nose.
+        upper: 1 above the tip of the nose; forehead: above the brows. around_eyes: brows, lids and what lashes shade;
+            nose_base: where nostrils may show.
         corrected: lid rims, inner lips and nostrils: where the template's gradients are kept (Poisson editing).
         solver: factorized for ``corrected``.
         gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
@@ -59,6 +60,9 @@ class FaceLayout:
     eyes: Tensor
     front: Tensor
     upper: Tensor
+    forehead: Tensor
+    around_eyes: Tensor
+    nose_base: Tensor
     corrected: Tensor
     solver: PoissonSolver
     gaze: Tensor
@@ -93,7 +97,9 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
     plain = face * (1 - masks.dilate(torch.maximum(torch.maximum(brows, lids), lips), 0.8 * unit))
     points = landmark_texels(model, size)
     rows = torch.arange(size) + 0.5
-    upper = (rows < points[30, 1]).float()[:, None].expand(1, 1, size, size)
+    upper, forehead = (
+        (rows < limit).float()[:, None].expand(1, 1, size, size) for limit in (points[30, 1], points[17:27, 1].min())
+    )
     corrected = _corrected(model, skin, points, size)
     return FaceLayout(
         skin=skin,
@@ -106,6 +112,9 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
         eyes=eyes,
         front=_front_preference(model, size),
         upper=upper,
+        forehead=forehead,
+        around_eyes=masks.dilate(torch.maximum(brows, masks.dilate(lids, 1.5 * unit)), unit),
+        nose_base=region("nose") * _around(points[31:36], 4.5 * unit, size),
         corrected=corrected,
         solver=PoissonSolver(corrected),
         gaze=_gaze_angle(model, eyes, size),
@@ -133,10 +142,15 @@ def _corrected(model: MorphableModel, skin: Tensor, points: Tensor, size: int) -
     """Rims of the eye and mouth openings, and what of the nose no view from ahead sees."""
     unit = size / 100
     whole = torch.from_numpy(ndimage.binary_fill_holes(skin[0, 0].numpy() > 0))[None, None]
-    opening = masks.dilate(whole.float() - skin, _RIM * unit)
+    holes = whole.float() - skin
+    above = (torch.arange(size) + 0.5 < points[33, 1]).float()[:, None]  # eyes, and below them the mouth
+    opening = torch.maximum(
+        masks.dilate(holes * above, EYE_RIM * unit), masks.dilate(holes * (1 - above), MOUTH_RIM * unit)
+    )
     nose = region_texels(model.topology, "nose", size)
     hidden = 1 - _seen_from_ahead(model, size)
-    nostrils = masks.dilate(nose * hidden * _around(points[31:36], 3.5 * unit, size), 0.6 * unit)
+    nostrils = nose * hidden * _around(points[31:36], 3.5 * unit, size)
+    nostrils = masks.erode(masks.dilate(nostrils, 2.2 * unit), 1.6 * unit)  # with what lies between them
     return (torch.maximum(opening, nostrils) * skin > 0.5).float()
 
 
