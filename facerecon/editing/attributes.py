@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon.editing.worn import WORN, load_worn
 from facerecon.errors import check_shape
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
 from facerecon.geometry.alignment import deep3d_crop_transform
@@ -56,6 +57,7 @@ class Attributes(TensorStruct):
         age: (B,) years. male: (B,) probability.
         light: (B, 9, 3) SH coefficients, ambient included. skin: (B, 3) median color of the skin over the mean
             albedo's. hair: (B, 3) color just above the face. evenness: (B,) energy of bands 1-8 over band 0, 0 is even.
+        worn: (B, 3) log odds of what ``WORN`` names: glasses, fringe, headwear (or a hand).
         identity: (B, 128) embedding.
         landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
         score: (B,) of the face mesh, in [0, 1].
@@ -72,6 +74,7 @@ class Attributes(TensorStruct):
     light: Tensor
     skin: Tensor
     hair: Tensor
+    worn: Tensor
     evenness: Tensor
     identity: Tensor
     landmarks68: Tensor
@@ -87,6 +90,10 @@ class Attributes(TensorStruct):
     def neutral(self) -> Tensor:
         """(B,) probability of no expression."""
         return self.expression[:, EXPRESSIONS.index("neutral")]
+
+    def probability(self, name: str) -> Tensor:
+        """(B,) of one of ``WORN``."""
+        return self.worn[:, WORN.index(name)].sigmoid()
 
 
 class AttributeMeter:
@@ -159,6 +166,7 @@ class AttributeMeter:
             light=light,
             skin=skin,
             hair=_above_face(small, mesh),
+            worn=load_worn()(small, mesh),
             evenness=luma[:, 1:].square().sum(1).sqrt() / luma[:, 0].clamp(min=1e-3),
             identity=load_identity()(crop, points),
             landmarks68=landmarks * up,

@@ -20,12 +20,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from facerecon.editing.attributes import Attributes
+from facerecon.editing.linear import cross_validate, cross_validate_ridge, logistic, ranked, ridge, support_vectors
+from facerecon.editing.worn import WORN
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct, _struct
@@ -36,22 +38,17 @@ __all__ = [
     "STEADY",
     "Directions",
     "Editor",
-    "cross_validate",
-    "cross_validate_ridge",
     "fit_directions",
     "load_directions",
-    "logistic",
     "measured_values",
     "read_labels",
-    "ridge",
     "steady_values",
-    "support_vectors",
 ]
 
 LIGHT = tuple(f"light{band}" for band in range(1, 9))
 MEASURED = ("yaw", "pitch", *LIGHT, "smile", "opening", "age", "male")
 """What :func:`measured_values` gives: attributes that walks steer by what they measure."""
-CLASSES = ("happy", "glasses", "fringe", "headwear")
+CLASSES = ("happy", *WORN)
 """What is there or not: margins, in units of the classifier (positive: there)."""
 STEADY_PARTS = {"identity": 16, "shape": 12, "skin": 3, "hair": 3}
 STEADY = ("age", "male", *(f"{part}{k}" for part, count in STEADY_PARTS.items() for k in range(count)))
@@ -295,113 +292,18 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[int, int]]:
     return labels
 
 
-# -- linear models, in float64, without chance -----------------------------------------------------------
-
-
-def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression ``y = x @ weight + bias``: weight (D,) or (D, K), bias () or (K,).
-
-    Args:
-        x: (N, D). y: (N,) or (N, K). strength: added to the diagonal of the centered x^T x.
-    """
-    x, y = x.double(), y.double()
-    center, offset = x.mean(0), y.mean(0)
-    moved = x - center
-    system = moved.T @ moved + strength * torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.cholesky_solve((moved.T @ (y - offset)).view(x.shape[1], -1), torch.linalg.cholesky(system))
-    weight = weight.view(x.shape[1], *y.shape[1:])
-    return weight, offset - center @ weight
-
-
-def _newton(x: Tensor, strength: float, slope: Any, rounds: int = 60) -> tuple[Tensor, Tensor]:
-    """Minimum of sum_i f_i(x_i . weight + bias) + strength/2 |weight|^2; ``slope(margin)`` gives f, f' and f''."""
-    n, d = x.shape
-    center = x.mean(0)
-    design = torch.cat([x - center, torch.ones(n, 1, dtype=x.dtype)], 1)
-    penalty = torch.full((d + 1,), float(strength), dtype=x.dtype)
-    penalty[-1] = 1e-9
-    state = torch.zeros(d + 1, dtype=x.dtype)
-
-    def energy(state: Tensor) -> Tensor:
-        return slope(design @ state)[0].sum() + 0.5 * (penalty * state.square()).sum()
-
-    value = energy(state)
-    for _ in range(rounds):
-        _, first, second = slope(design @ state)
-        gradient = design.T @ first + penalty * state
-        hessian = (design * second[:, None]).T @ design + torch.diag(penalty)
-        move = torch.linalg.solve_ex(hessian, gradient)[0]
-        length = 1.0
-        while length > 1e-6 and not energy(state - length * move) <= value:
-            length *= 0.5
-        state = state - length * move
-        before, value = value, energy(state)
-        if before - value <= 1e-12 * (1 + abs(float(value))):
-            break
-    return state[:-1], state[-1] - center @ state[:-1]
-
-
-def support_vectors(x: Tensor, y: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Linear support vector machine with the squared hinge, in the primal (Newton).
-
-    Args:
-        x: (N, D). y: (N,) of 0 and 1. strength: of |weight|^2 / 2 against the sum of the losses.
-
-    Returns:
-        weight (D,), bias (): the margin is ``x @ weight + bias``, beyond +-1 where a sample costs nothing.
-    """
-    sign = y.double() * 2 - 1
-
-    def slope(margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gap = (1 - sign * margin).clamp(min=0)
-        return gap.square(), -2 * sign * gap, 2 * (gap > 0).double()
-
-    return _newton(x.double(), strength, slope)
-
-
-def logistic(x: Tensor, y: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Logistic regression (Newton); arguments and result as for :func:`support_vectors`, margins are log odds."""
-    sign = y.double() * 2 - 1
-
-    def slope(margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wrong = torch.sigmoid(-sign * margin)
-        return torch.nn.functional.softplus(-sign * margin), -sign * wrong, wrong * (1 - wrong)
-
-    return _newton(x.double(), strength, slope)
-
-
-def cross_validate(fit: Any, x: Tensor, y: Tensor, folds: int = 5) -> Tensor:
-    """(N,) prediction of each sample by a model fitted without its fold (sample i is in fold i mod ``folds``)."""
-    result = torch.zeros(len(x), dtype=torch.float64)
-    fold = torch.arange(len(x)) % folds
-    for k in range(folds):
-        weight, bias = fit(x[fold != k], y[fold != k])
-        result[fold == k] = x[fold == k].double() @ weight + bias
-    return result
-
-
-def cross_validate_ridge(x: Tensor, y: Tensor, strengths: Sequence[float], folds: int = 5) -> Tensor:
-    """(S, N, K) predictions out of fold by :func:`ridge` at each strength; one eigenvalue problem a fold."""
-    x, y = x.double(), y.double()
-    result = torch.zeros(len(strengths), *y.shape, dtype=torch.float64)
-    fold = torch.arange(len(x)) % folds
-    for k in range(folds):
-        known, held = x[fold != k], x[fold == k]
-        center, offset = known.mean(0), y[fold != k].mean(0)
-        moved = known - center
-        values, vectors = torch.linalg.eigh(moved.T @ moved)
-        projected = vectors.T @ (moved.T @ (y[fold != k] - offset))
-        for i, strength in enumerate(strengths):
-            weight = vectors @ (projected / (values.clamp(min=0) + strength)[:, None])
-            result[i, fold == k] = (held - center) @ weight + offset
-    return result
-
-
 # -- fitting ---------------------------------------------------------------------------------------------
 
 RIDGE_GRID = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 CLASS_GRID = (0.3, 1.0, 3.0, 10.0)
 CLEAR = 0.7  # probability from which an expression is a clear case
+
+
+def _ridges(x: Tensor, y: Tensor, folds: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    """Squared error (K,) out of fold, index (K,) of the strength that has it, and the planes of each strength."""
+    guesses = cross_validate_ridge(x, y, RIDGE_GRID, folds)
+    squared, best = (guesses - y).square().mean(1).min(0)
+    return squared, best, [ridge(x, y, strength) for strength in RIDGE_GRID]
 
 
 def fit_directions(
@@ -431,12 +333,16 @@ def fit_directions(
     covariance = x.T @ x / (len(x) - 1)
     values = measured_values(attributes) | steady_values(attributes)
     y = torch.stack([value.double() for value in values.values()], 1)
-    guesses = cross_validate_ridge(x, y, RIDGE_GRID, folds)
-    squared, best = (guesses - y).square().mean(1).min(0)  # (K,) over the strengths
+    bare = attributes.worn[:, WORN.index("headwear")] < 0  # whose hair is seen
+    squared, best, fitted = _ridges(x, y, folds)
+    hair = [k for k, name in enumerate(values) if name.startswith("hair")]
+    if int(bare.sum()) >= 4 * folds:
+        squared[hair], best[hair], of_bare = _ridges(x[bare], y[bare][:, hair], folds)
+        for (weight, bias), (w, b) in zip(fitted, of_bare, strict=True):
+            weight[:, hair], bias[hair] = w, b
     rows: dict[str, tuple[Tensor, Tensor]] = {}
     figures: dict[str, dict[str, float]] = {}
     margins = {}
-    fitted = [ridge(x, y, strength) for strength in RIDGE_GRID]
     for k, name in enumerate(values):
         weight, bias = fitted[best[k]]
         rows[name] = (weight[:, k], bias[k])
@@ -460,7 +366,7 @@ def fit_directions(
         rows[name] = fit(x[index], there, strength)
         margins[name] = guess
         right = (guess > 0) == (there > 0)
-        figures[name] = {"accuracy": round(float(right.double().mean()), 4), "auc": round(_auc(guess, there), 4)}
+        figures[name] = {"accuracy": round(float(right.double().mean()), 4), "auc": round(ranked(guess, there), 4)}
         figures[name] |= {"found": round(float(right[there > 0].double().mean()), 4)}
         figures[name] |= {"false": round(float((~right[there == 0]).double().mean()), 4)}
         figures[name] |= {"positive": positive, "samples": len(there), "strength": strength}
@@ -474,9 +380,3 @@ def fit_directions(
         figures=figures,
     )
     return directions, margins
-
-
-def _auc(margin: Tensor, there: Tensor) -> float:
-    """Share of pairs (there, not there) whose margins are in order."""
-    pairs = margin[there > 0][:, None] - margin[there == 0]
-    return float(((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean())

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.directions import LIGHT, STEADY, Editor, measured_values
+from facerecon.editing.worn import WORN
 from facerecon.errors import ConfigError, ShapeError
 
 __all__ = ["Normalized", "Normalizer", "WalkSettings"]
-
-NOT_WORN = ("glasses", "fringe", "headwear")
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,11 @@ class WalkSettings:
     Args:
         yaw: degrees of the side views; the first one ("left") looks to the image's right, +yaw.
         smile, opening: wanted at most, as measured by the meter (closed mouths have 0.00 to 0.03).
-        margin: classes are moved to at most minus this margin. fringe_margin: the same for the fringe.
+        happy_margin, glasses_margin, headwear_margin, fringe_margin: codes are moved to at most minus these margins.
+        push: margin by which a code is moved further if its image still shows what it should not.
         light: share of bands 1-8 to remove in a step (0 leaves the light alone).
-        rounds: evaluations of the front at most, the source not counted. side_rounds: of the pair of sides.
+        rounds: evaluations of the front at most, the source not counted. side_rounds: of each side.
+        enough: cost (sum of squares, each target in units of its limit) at which a view is done.
         yaw_tolerance: degrees by which a side view may fail its yaw; pitch_tolerance, front_tolerance likewise.
         happy_limit, opening_limit, evenness_limit: beyond these a target is not met.
         identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
@@ -41,11 +42,15 @@ class WalkSettings:
     yaw: float = 30.0
     smile: float = -0.01
     opening: float = 0.01
-    margin: float = 2.5
-    fringe_margin: float = 1.0
+    happy_margin: float = 1.0
+    glasses_margin: float = 3.5
+    headwear_margin: float = 3.5
+    fringe_margin: float = 1.5
+    push: float = 1.5
     light: float = 1.0
     rounds: int = 3
-    side_rounds: int = 2
+    side_rounds: int = 3
+    enough: float = 1.2
     yaw_tolerance: float = 4.0
     pitch_tolerance: float = 5.0
     front_tolerance: float = 3.0
@@ -53,7 +58,7 @@ class WalkSettings:
     opening_limit: float = 0.06
     evenness_limit: float = 0.18
     identity_limit: float = 0.75
-    class_limit: float = 0.3
+    class_limit: float = 0.5
     fringe_limit: float = 0.5
 
 
@@ -114,7 +119,7 @@ class Normalizer:
         walk = _Walk(self, w)
         front = walk.front()
         codes, images, attributes = walk.sides(front)
-        return Normalized(codes, images, walk.source, attributes, walk.trace, walk.reasons(codes, attributes))
+        return Normalized(codes, images, walk.source, attributes, walk.trace, walk.reasons(attributes))
 
 
 class _Walk:
@@ -136,44 +141,48 @@ class _Walk:
         images = self.n.generator(self.codes(shift))
         seen = self.n.meter(images)
         start = self.source if hasattr(self, "source") else seen
-        read = self.n.directions.read(self.plain(shift))
         for i in range(len(shift)):
             row = {key: round(float(getattr(seen, key)[i]), 4) for key in
                    ("yaw", "pitch", "smile", "opening", "happy", "neutral", "evenness", "age", "male")}  # fmt: skip
-            row |= {key: round(float(read[key][i].sigmoid()), 4) for key in NOT_WORN if key in read}
+            row |= {key: round(float(seen.probability(key)[i]), 4) for key in WORN}
             row["identity"] = round(float((seen.identity[i] - start.identity[0]).norm()), 4)
             row["shift"] = round(float(shift[i].norm()), 4)
             self.trace.append({"step": name} | row)
         return images, seen
 
     def current(self, shift: Tensor, seen: Attributes) -> dict[str, Tensor]:
+        """What the image shows, and what the code says of the classes."""
         return self.n.directions.read(self.plain(shift)) | measured_values(seen)
 
-    def targets(self, now: Mapping[str, Tensor], yaw: Tensor) -> dict[str, Tensor]:
-        """What to move where; what is fine already stays in place."""
+    def targets(self, now: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What to move where, but for the yaw; what is fine already stays in place."""
         s = self.settings
-        zero = torch.zeros_like(yaw)
-        wanted = {"yaw": yaw, "pitch": zero}
+        wanted = {"pitch": torch.zeros_like(now["pitch"])}
         if s.light > 0:
             wanted |= {name: (1 - s.light) * now[name] for name in LIGHT}
         wanted["smile"] = now["smile"].clamp(max=s.smile)
         wanted["opening"] = now["opening"].clamp(max=s.opening)
-        for name, margin in (
-            ("happy", 1.0),
-            ("glasses", s.margin),
-            ("headwear", s.margin),
-            ("fringe", s.fringe_margin),
-        ):
-            wanted[name] = now[name].clamp(max=-margin)
+        for name in ("happy", *WORN):
+            wanted[name] = now[name].clamp(max=-getattr(s, f"{name}_margin"))
         return wanted
 
-    def moved(self, shift: Tensor, seen: Attributes, yaw: Tensor) -> Tensor:
-        """The shift after one step from what was seen towards the targets."""
-        plain, now = self.plain(shift), self.current(shift, seen)
-        return shift + self.n.directions.step(plain, now, self.targets(now, yaw), STEADY) - plain
+    def moved(self, shift: Tensor, seen: Attributes, turn: Tensor, push: bool) -> Tensor:
+        """The shift after one step from what was seen towards the targets.
 
-    def cost(self, seen: Attributes, yaw: Tensor) -> Tensor:
-        """(B,): how far from the targets, each in units of what may be left."""
+        Args:
+            turn: (B,) degrees to ask for. push: move what the image still shows on the face further, whatever the
+                code says (the classifier knows faces from the front).
+        """
+        plain, now = self.plain(shift), self.current(shift, seen)
+        wanted = self.targets(now) | {"yaw": now["yaw"] + turn}
+        if push:
+            for k, name in enumerate(WORN):
+                step = torch.where(seen.worn[:, k] > 0, now[name] - self.settings.push, wanted[name])
+                wanted[name] = torch.minimum(wanted[name], step)
+        return shift + self.n.directions.step(plain, now, wanted, STEADY) - plain
+
+    def cost(self, seen: Attributes, yaw: Tensor, front: bool) -> Tensor:
+        """(B,): how far from the targets, squared, each in units of what may be left."""
         s = self.settings
         near = (seen.yaw - yaw).abs() / s.yaw_tolerance
         far = (seen.identity - self.source.identity).norm(dim=1) / s.identity_limit
@@ -183,45 +192,58 @@ class _Walk:
             + 2 * (seen.evenness / s.evenness_limit).square()
             + 2 * (seen.opening / s.opening_limit).square()
             + 2 * (seen.happy / s.happy_limit).square().clamp(max=4)
-            + far.square()
+            + 0.5 * far.square()
+            + front * (seen.worn.sigmoid() @ seen.worn.new_tensor([2.0, 1.0, 2.0]))
         )
 
-    def front(self) -> Tensor:
-        """(1, 512): the best shift to an evenly lit, neutral, bare, frontal face."""
-        shift, seen = self.w.new_zeros(1, 512), self.source
-        yaw = torch.zeros_like(seen.yaw)
+    def front(self) -> tuple[Tensor, Tensor, Attributes]:
+        """Shift (1, 512), image and attributes of the best evenly lit, neutral, bare, frontal face."""
+        shift, seen, zero = self.w.new_zeros(1, 512), self.source, torch.zeros_like(self.source.yaw)
         best = None
         for k in range(self.settings.rounds):
-            shift = self.moved(shift, seen, yaw)
+            shift = self.moved(shift, seen, -seen.yaw, push=True)
             images, seen = self.look(f"front {k + 1}", shift)
-            cost = float(self.cost(seen, yaw))
+            cost = float(self.cost(seen, zero, front=True))
             if best is None or cost < best[0]:
                 best = (cost, shift, images, seen)
-        self.best_front = best[1:]
-        return best[1]
+            if cost < self.settings.enough:
+                break
+        return best[1:]
 
-    def sides(self, front: Tensor) -> tuple[Tensor, Tensor, Attributes]:
+    def sides(self, front: tuple[Tensor, Tensor, Attributes]) -> tuple[Tensor, Tensor, Attributes]:
         """Codes, images and attributes of the three views."""
-        _, front_images, front_seen = self.best_front
-        yaw = torch.tensor([self.settings.yaw, -self.settings.yaw])
-        shift, seen = front.repeat(2, 1), Attributes.cat([front_seen, front_seen])
-        best: list = [None, None]
-        for k in range(self.settings.side_rounds):
-            shift = self.moved(shift, seen, yaw)
-            images, seen = self.look(f"side {k + 1}", shift)
-            cost = self.cost(seen, yaw)
-            for i in range(2):
-                if best[i] is None or float(cost[i]) < best[i][0]:
-                    best[i] = (float(cost[i]), shift[i : i + 1], images[i : i + 1], seen[i])
-        shifts = torch.cat([front, best[0][1], best[1][1]])
-        images = torch.cat([front_images, best[0][2], best[1][2]])
-        return self.codes(shifts), images, Attributes.cat([front_seen, best[0][3], best[1][3]])
+        shift, front_image, front_seen = front
+        views = [self.side(k, name, shift, front_seen) for k, name in ((1, "left"), (-1, "right"))]
+        shifts = torch.cat([shift, *(view[0] for view in views)])
+        images = torch.cat([front_image, *(view[1] for view in views)])
+        return self.codes(shifts), images, Attributes.cat([front_seen, *(view[2] for view in views)])
 
-    def reasons(self, codes: Tensor, seen: Attributes) -> list[str]:
+    def side(self, sign: int, name: str, shift: Tensor, seen: Attributes) -> tuple[Tensor, Tensor, Attributes]:
+        """Shift, image and attributes of one side view.
+
+        The yaw to ask for is searched between the angles that were asked for and what they gave (regula falsi,
+        bounded), while each step neutralizes again what turning brought back.
+        """
+        yaw = torch.full_like(seen.yaw, sign * self.settings.yaw)
+        asked, points = 0.0, [(0.0, float(seen.yaw))]
+        best = None
+        for k in range(self.settings.side_rounds):
+            ask = next_angle(points, float(yaw))
+            shift = self.moved(shift, seen, yaw.new_full((1,), ask - asked), push=False)
+            asked = ask
+            images, seen = self.look(f"{name} {k + 1}", shift)
+            points.append((asked, float(seen.yaw)))
+            cost = float(self.cost(seen, yaw, front=False))
+            if best is None or cost < best[0]:
+                best = (cost, shift, images, seen)
+            if cost < self.settings.enough:
+                break
+        return best[1:]
+
+    def reasons(self, seen: Attributes) -> list[str]:
         """Targets that were not met, as "filter: what is wrong"."""
         s, views = self.settings, ("front", "left", "right")
         wanted = (0.0, s.yaw, -s.yaw)
-        read = self.n.directions.read(codes)
         found = []
         for i, view in enumerate(views):
             limit = s.yaw_tolerance if i else s.front_tolerance
@@ -235,12 +257,32 @@ class _Walk:
                 found.append(f"expression: mouth open by {float(seen.opening[i]):.2f} of its width in the {view} view")
             if not float(seen.evenness[i]) <= s.evenness_limit:
                 found.append(f"light: bands 1-8 at {float(seen.evenness[i]):.2f} of band 0 in the {view} view")
-            for name, limit in (("glasses", s.class_limit), ("headwear", s.class_limit), ("fringe", s.fringe_limit)):
-                chance = float(read[name][i].sigmoid()) if name in read else 0.0
-                if not chance <= limit:
-                    kind = "glasses" if name == "glasses" else "occlusion"
-                    found.append(f"{kind}: {name} with probability {chance:.2f} in the {view} view")
+        for name, limit in (("glasses", s.class_limit), ("headwear", s.class_limit), ("fringe", s.fringe_limit)):
+            chance = float(seen.probability(name)[0])
+            if not chance <= limit:
+                kind = "glasses" if name == "glasses" else "occlusion"
+                found.append(f"{kind}: {name} with probability {chance:.2f} in the front view")
         far = float((seen.identity[0] - self.source.identity[0]).norm())
         if not far <= s.identity_limit:
             found.append(f"identity: the front view is {far:.2f} from the source, at most {s.identity_limit:g}")
         return found
+
+
+def next_angle(points: list[tuple[float, float]], target: float) -> float:
+    """Angle to ask for so that ``target`` is measured, from (asked, measured) so far; the first is the front view.
+
+    Between the nearest measurements on both sides of the target if there are such (regula falsi), else along the
+    line through the front view and the nearest one, at most 1.5 times what would be asked for if all went well.
+    """
+    sign = 1.0 if target > points[0][1] else -1.0
+    below = [p for p in points if sign * p[1] <= sign * target]
+    above = [p for p in points if sign * p[1] > sign * target]
+    low = max(below, key=lambda p: sign * p[1])
+    if above:
+        high = min(above, key=lambda p: sign * p[1])
+        share = (target - low[1]) / (high[1] - low[1])
+        return low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
+    first = points[0]
+    rate = (low[1] - first[1]) / (low[0] - first[0]) if low[0] != first[0] else 0.85
+    rate = max(rate, 0.5)
+    return low[0] + (target - low[1]) / rate
