@@ -19,7 +19,7 @@ from typing import Any
 from facerecon.errors import ConfigError, FaceReconError, nearest_name
 
 CONFIGS = Path(__file__).resolve().parent
-PATH_KEYS = {"face_model_path", "img", "out", "params", "data", "landmarks", "mask", "resume"}
+PATH_KEYS = {"face_model_path", "img", "out", "params", "data", "dir", "manifest", "landmarks", "mask", "resume"}
 
 
 def _quoted(override: str) -> str:

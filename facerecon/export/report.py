@@ -172,6 +172,7 @@ def write_index(
     *,
     title: str = "facerecon",
     command: str | None = None,
+    done: str = "reconstructed",
 ) -> Path:
     """Write a page that shows the panels of a folder's faces, links their reports, and lists what failed.
 
@@ -181,10 +182,11 @@ def write_index(
         failures: photo -> why it failed.
         title: of the page.
         command: how to reproduce the results.
+        done: what happened to the entries, for the count.
     """
     failures = failures or {}
     entries = [entry if isinstance(entry, IndexEntry) else IndexEntry(*entry) for entry in entries]
-    count = f"{len(entries)} reconstructed" + (f", {len(failures)} failed" if failures else "")
+    count = f"{len(entries)} {done}" + (f", {len(failures)} failed" if failures else "")
     cards = []
     for entry in entries:
         target = _href(entry.report or entry.panel)

@@ -154,6 +154,12 @@ class RunDirectory:
         retried = set(items)
         self._failures.keep(lambda row: row.get("item") not in retried)
 
+    def drop(self, items: Iterable[str]) -> None:
+        """Forget items altogether: as if they had never been tried."""
+        dropped = set(items)
+        for records in (self.metrics, self._completed, self._failures):
+            records.keep(lambda row: row.get("item") not in dropped)
+
     def tidy(self, items: Iterable[str]) -> None:
         """At the end of a run: the last record of each item, failures in the order of ``items``.
 

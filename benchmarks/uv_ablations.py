@@ -1,0 +1,56 @@
+"""BS Error and observed texels of the data set's ablations, on the same subjects (Sec. 3.2).
+
+    python benchmarks/uv_ablations.py SET/manifest.safetensors [--n 60] [--out outputs/uv_ablations]
+
+Each row makes the maps of the first N subjects of a manifest again with one thing changed, by train/uv_dataset.py, and
+averages over all of them: filters are off. 'Light' is the division by the remaining shading, which FFHQ-UV does not do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[1] / "train" / "uv_dataset.py"
+VARIANTS = {
+    "full": (),
+    "w/o light": ("extract.delight=false",),
+    "w/o editing": ("editing=false",),
+    "w/o editing, w/o light": ("editing=false", "extract.delight=false"),
+    "w/o multi-view": ("multi_view=false",),
+    "naive blending": ("blending=naive",),
+}
+COLUMNS = {
+    "BS Error, whole map": "bs_error_map",
+    "BS Error, observed": "bs_error",
+    "observed": "observed",
+    "identity map - front": "identity_map",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--n", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("outputs/uv_ablations"))
+    options = parser.parse_args()
+    print("| " + " | ".join(["", *COLUMNS, "subjects"]) + " |\n|" + "---|" * (len(COLUMNS) + 2), flush=True)
+    for name, overrides in VARIANTS.items():
+        folder = options.out / name.replace("/", "").replace(", ", "-").replace(" ", "_")
+        command = [
+            sys.executable, str(SCRIPT), "source=manifest", f"manifest={options.manifest.resolve()}", f"n={options.n}",
+            "check=false", f"out={folder.resolve()}", *overrides,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        summary = json.loads((folder / "summary.json").read_text())
+        cells = [f"{summary['mean'].get(key, float('nan')):.3f}" for key in COLUMNS.values()]
+        print("| " + " | ".join([name, *cells, str(summary["accepted"])]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

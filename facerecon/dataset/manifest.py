@@ -1,0 +1,114 @@
+"""The compact manifest: what it takes to build a set again without any search.
+
+One safetensors file holds the source's and the three views' latent codes, the fit, and every figure of each accepted
+item: about 5 KB an item of the open generator. ``source=manifest`` renders the codes and extracts the maps anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import InputError
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+
+__all__ = ["Manifest"]
+
+_HALF = ("source", "views", "identity", "expression", "light", "descriptor_source", "descriptor_front", "descriptor_map")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """N items of a set, in the order of their numbers.
+
+    Args:
+        numbers: (N,) int64, which name the files.
+        seeds: (N,) int64, -1 where the source was a photo.
+        tensors: {name: (N, ...)}. Always there: ``source`` (N, 512) or (N, 23, 512) and ``views`` (N, V, ...), the codes
+            of the source and of the V views, exact in half precision. From the fit: ``identity`` (N, I), ``expression``
+            (N, V, E), ``rotation`` and ``translation`` (N, V, 3), ``light`` (N, V, 9, 3). ``descriptor_*`` (N, 128):
+            identity embeddings of the source, the front view and the rendered map.
+        figures: {name: (N,)} measurements; NaN where one was not taken.
+        facts: versions and settings, JSON-able.
+    """
+
+    numbers: Tensor
+    seeds: Tensor
+    tensors: Mapping[str, Tensor]
+    figures: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def collect(
+        cls, rows: Sequence[tuple[int, int | None, Mapping[str, Tensor], Mapping[str, Any]]], facts: Mapping[str, Any]
+    ) -> Manifest:
+        """From (number, seed, tensors, figures) of each item.
+
+        Raises:
+            InputError: no items, or items of different kinds.
+        """
+        if not rows:
+            raise InputError("a manifest needs at least one item; got none.")
+        rows = sorted(rows, key=lambda row: row[0])
+        kinds = {tuple((k, tuple(v.shape)) for k, v in sorted(row[2].items())) for row in rows}
+        if len(kinds) > 1:
+            raise InputError("the items of a manifest must hold the same tensors; these come from different settings.")
+        tensors = {key: torch.stack([row[2][key] for row in rows]) for key in sorted(rows[0][2])}
+        names = sorted({key for row in rows for key, value in row[3].items() if isinstance(value, int | float)})
+        figures = {
+            name: torch.tensor([float(row[3].get(name, torch.nan)) for row in rows], dtype=torch.float32)
+            for name in names
+        }
+        numbers = torch.tensor([row[0] for row in rows])
+        seeds = torch.tensor([-1 if row[1] is None else row[1] for row in rows])
+        return cls(numbers, seeds, tensors, figures, dict(facts))
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write it; codes and coefficients in half precision."""
+        tensors = {
+            f"tensor.{key}": value.half() if key in _HALF else value.float() for key, value in self.tensors.items()
+        }
+        tensors |= {"numbers": self.numbers.to(torch.int32), "seeds": self.seeds}
+        names = list(self.figures)
+        if names:
+            tensors["figures"] = torch.stack([self.figures[name] for name in names], 1)
+        meta = {"type": "Manifest", "figures": json.dumps(names), "facts": json.dumps(self.facts, sort_keys=True)}
+        return write_whole(path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, meta))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Manifest:
+        """Read it; floating-point tensors come back as float32.
+
+        Raises:
+            InputError: the file is missing or is no manifest.
+        """
+        advice = "expected the manifest.safetensors of a data set written by train/uv_dataset.py"
+        tensors, meta = read_safetensors(path, "a manifest", advice, error=InputError)
+        if meta.get("type") != "Manifest" or "numbers" not in tensors or "tensor.views" not in tensors:
+            raise InputError(f"{path} is no manifest; {advice}.")
+        names = json.loads(meta.get("figures", "[]"))
+        columns = tensors["figures"].unbind(1) if names else ()
+        return cls(
+            tensors["numbers"].long(),
+            tensors["seeds"].long(),
+            {key[7:]: value.float() for key, value in tensors.items() if key.startswith("tensor.")},
+            dict(zip(names, columns, strict=True)),
+            json.loads(meta.get("facts", "{}")),
+        )
+
+    def items(self) -> Iterator[tuple[int, int | None, dict[str, Tensor], dict[str, float]]]:
+        """(number, seed, tensors, figures) of each item."""
+        for i, (number, seed) in enumerate(zip(self.numbers.tolist(), self.seeds.tolist(), strict=True)):
+            tensors = {key: value[i] for key, value in self.tensors.items()}
+            figures = {key: value[i].item() for key, value in self.figures.items()}
+            yield number, None if seed < 0 else seed, tensors, figures

@@ -1,0 +1,398 @@
+"""One subject from its source to a normalized UV map, with every measurement on the way (Sec. 3.1).
+
+    source code (a seed, or a photo's inversion) -> search: edited front, left and right views -> filters
+    -> extraction over the views -> correction and completion -> filters -> files
+
+The search is the costly part; its result is kept (``search/NNNNNN.safetensors``), so that maps can be made again
+with other settings, or from a manifest, without it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon.dataset.complete import CompleteSettings, UVMap, complete
+from facerecon.dataset.extract import ExtractSettings, extract
+from facerecon.dataset.filters import FilterSettings, refusals
+from facerecon.dataset.layout import load_template
+from facerecon.dataset.records import Item, Outcome, Refused
+from facerecon.editing.attributes import AttributeMeter, Attributes
+from facerecon.editing.directions import load_directions
+from facerecon.editing.inversion import InversionSettings, invert
+from facerecon.editing.walk import Normalizer, WalkSettings
+from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
+from facerecon.evaluation.texture import brightness_symmetry_error
+from facerecon.imaging.files import contact_sheet, to_pil
+from facerecon.morphable import load_face_model
+from facerecon.perception import load_identity, observe
+from facerecon.render import Renderer
+from facerecon.storage import safetensors_bytes
+from facerecon.stylegan.mobile import load_generator
+from facerecon.types import Camera, FaceParams, SHLight
+
+__all__ = ["PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+VIEWS = ("front", "left", "right")
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How maps are made.
+
+    Args:
+        truncation: of the open generator's samples. precision: of its synthesis, "bfloat16" or "float32".
+        face_model: head model. size: texels a side of the maps.
+        editing: normalize the face in latent space first; off unwraps the source as it is ("w/o editing").
+        multi_view: blend three views; off takes the front view alone ("w/o multi-view").
+        blending: "poisson" (Poisson editing and Laplacian pyramids) or "naive" ("naive blending").
+        search, inversion, extract, complete, filters: of those steps.
+        check: refuse items by the filters; off keeps all of them, with their reasons.
+    """
+
+    truncation: float = 0.7
+    precision: str = "bfloat16"
+    face_model: str = "makehuman"
+    size: int = 512
+    editing: bool = True
+    multi_view: bool = True
+    blending: str = "poisson"
+    search: WalkSettings = field(default_factory=WalkSettings)
+    inversion: InversionSettings = field(default_factory=InversionSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    complete: CompleteSettings = field(default_factory=CompleteSettings)
+    filters: FilterSettings = field(default_factory=FilterSettings)
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(nearest_name(self.precision, PRECISIONS, "precision"))
+        if not 0 < self.truncation <= 1.5:
+            raise ConfigError(f"truncation must be above 0 and at most 1.5; got {self.truncation}.")
+        if not 64 <= self.size <= 4096:
+            raise ConfigError(f"size must be from 64 to 4096 texels; got {self.size}.")
+
+
+@dataclass
+class Search:
+    """What a search found: the codes of the source and of its normalized views.
+
+    Args:
+        source: (512,) or (23, 512). views: (V, ...), front first; both exact in half precision.
+        reasons: against the item. figures: measurements. trace: one plain mapping a step.
+        images: (V, 3, 1024, 1024) if they are at hand. source_image: (3, H, W) likewise.
+        descriptors: {"source", "front"}: (128,) identity embeddings.
+    """
+
+    source: Tensor
+    views: Tensor
+    reasons: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    trace: list[dict] = field(default_factory=list)
+    images: Tensor | None = None
+    source_image: Tensor | None = None
+    descriptors: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The content of ``search/NNNNNN.safetensors``."""
+        tensors = {"source": self.source.half(), "views": self.views.half()}
+        tensors |= {f"descriptor_{key}": value for key, value in self.descriptors.items()}
+        plain = {"reasons": self.reasons, "figures": self.figures, "trace": self.trace}
+        return safetensors_bytes(tensors, {"type": "Search", "facts": json.dumps(plain, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Search:
+        """Read it back.
+
+        Raises:
+            InputError: it is something else.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = {key: value.float() for key, value in load(content).items()}
+            length = int.from_bytes(content[:8], "little")
+            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+            descriptors = {key[11:]: value for key, value in tensors.items() if key.startswith("descriptor_")}
+            return cls(tensors["source"], tensors["views"], **facts, descriptors=descriptors)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"a saved search is not readable ({error}); remove search/ and run again.") from None
+
+
+class UVPipeline:
+    """Makes UV maps, one subject at a time. Everything it needs is loaded once.
+
+    Args:
+        settings: how.
+        editor: what proposes steps in latent space; the shipped directions if left out (StyleFlow plugs in here).
+        encoder: photo to code, see :mod:`facerecon.editing.inversion`; optimization from the mean if left out.
+    """
+
+    def __init__(self, settings: PipelineSettings | None = None, editor: Any = None, encoder: Any = None) -> None:
+        self.settings = settings = settings or PipelineSettings()
+        self.generator = load_generator(dtype=PRECISIONS[settings.precision])
+        self.model = load_face_model(settings.face_model)
+        self.meter = AttributeMeter()
+        self.normalizer = Normalizer(
+            self.generator, editor if editor is not None else load_directions(), self.meter, settings.search
+        )
+        shared = {"size": settings.size, "multi_view": settings.multi_view, "blending": settings.blending}
+        self.extracting = replace(settings.extract, **shared)
+        self.completing = replace(settings.complete, blending=settings.blending)
+        self.template = load_template(self.model, settings.size)
+        self.encoder = encoder
+
+    def __call__(self, item: Item) -> Outcome:
+        """One item; what goes wrong with it is in the outcome, never raised."""
+        outcome = Outcome(item.name, item.origin)
+        seconds: dict[str, float] = {}
+        search = None
+        try:
+            with torch.no_grad():
+                search = self.search(item, seconds)
+                outcome.figures |= search.figures
+                if not item.search:
+                    outcome.files[f"search/{item.name}.safetensors"] = search.to_bytes()
+                outcome.reasons = list(search.reasons)
+                if outcome.reasons and self.settings.check:
+                    raise Refused(outcome.reasons)
+                self.make_map(item, search, outcome, seconds)
+                outcome.kept = True
+        except Refused as refused:
+            outcome.reasons = refused.reasons
+        except FaceReconError as error:
+            outcome.error = str(error).splitlines()[0]
+        if search is not None and search.images is not None:
+            strip = self._strip(search, outcome)
+            where = "views" if outcome.accepted else "refused"
+            outcome.files[f"{where}/{item.name}.jpg"] = strip
+        outcome.seconds = {key: round(value, 3) for key, value in seconds.items()}
+        return outcome
+
+    # -- search ------------------------------------------------------------------------------------------
+
+    def search(self, item: Item, seconds: dict[str, float]) -> Search:
+        """The codes of the normalized views: from an earlier search, or by a new one."""
+        if item.search:
+            search = Search.from_bytes(item.search)
+            if not self.settings.editing and len(search.views) > 1:  # the source of a set that was normalized
+                return self._unedited(search.source, {}, seconds)
+            with _timed(seconds, "generate"):
+                search.images = self._images(search.views)
+            return search
+        figures: dict[str, Any] = {}
+        if item.path is not None:
+            with _timed(seconds, "observe"):
+                photo = observe(item.path)
+            with _timed(seconds, "invert"):
+                inverted = invert(photo, self.generator, self.settings.inversion, encoder=self.encoder)
+            code = _half(inverted.code)
+            figures |= inverted.figures
+        else:
+            with _timed(seconds, "generate"):
+                code = _half(self.generator.sample(item.seed, self.settings.truncation)[0])
+        if not self.settings.editing:
+            return self._unedited(code, figures, seconds)
+        with _timed(seconds, "search"):
+            found = self.normalizer(code)
+        search = Search(code, _half(found.codes), list(found.reasons), figures, list(found.trace), found.images)
+        if not torch.equal(search.views, found.codes):
+            with _timed(seconds, "generate"):
+                search.images = self._images(search.views)
+        search.source_image = found.source_image
+        search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
+        figures |= _search_figures(found.source, found.attributes)
+        kinds = {line.partition(":")[0] for line in search.reasons}
+        more = refusals(figures, self.settings.filters, "search")
+        search.reasons += [line for line in more if line.partition(":")[0] not in kinds]
+        return search
+
+    def _unedited(self, code: Tensor, figures: dict[str, Any], seconds: dict[str, float]) -> Search:
+        with _timed(seconds, "generate"):
+            images = self._images(code[None])
+        with _timed(seconds, "search"):
+            source = self.meter(images)
+        figures |= _search_figures(source, source)
+        descriptors = {"source": source.identity[0], "front": source.identity[0]}
+        return Search(code, code[None], [], figures, [], images, images[0], descriptors)
+
+    def _images(self, codes: Tensor) -> Tensor:
+        """(V, 3, 1024, 1024), one at a time: a code gives the same picture in any batch."""
+        return torch.cat([self.generator(code[None]) for code in codes])
+
+    # -- map ---------------------------------------------------------------------------------------------
+
+    def make_map(self, item: Item, search: Search, outcome: Outcome, seconds: dict[str, float]) -> None:
+        """Extract and complete the map, measure it, and put its files into the outcome."""
+        settings = self.settings
+        with _timed(seconds, "extract"):
+            extraction = extract(search.images, self.model, self.extracting, self.template.texture)
+        with _timed(seconds, "complete"):
+            made = complete(extraction, self.template, self.completing)
+        with _timed(seconds, "measure"):
+            layout = self.template.layout
+            figures = {
+                "bs_error_map": brightness_symmetry_error(made.texture)[0],
+                "bs_error": brightness_symmetry_error(made.texture, made.observed)[0],
+                "observed": made.observed_share[0],
+                "skin_tone": _skin_tone(made.texture, made.observed * layout.plain),
+            }
+            outcome.figures |= {key: round(float(value), 4) for key, value in figures.items()}
+            head = self._descriptor(made, search.descriptors.get("front"), outcome.figures)
+        outcome.reasons += refusals(outcome.figures, settings.filters, "map")
+        if outcome.reasons and settings.check:
+            raise Refused(outcome.reasons)
+        with _timed(seconds, "write"):
+            name = item.name
+            outcome.files[f"thumbs/{name}.jpg"] = _jpg(F.interpolate(made.texture, (256, 256), mode="area")[0])
+            outcome.files[f"uv-maps/{name}.png"] = _png(made.texture[0])
+            outcome.files[f"observed/{name}.png"] = _png(made.observed[0])
+            outcome.files[f"face-latents/{name}.npy"] = _npy(search.views)
+            tensors = {"source": search.source, "views": search.views} | _fit_tensors(made.params)
+            tensors |= {f"descriptor_{key}": value for key, value in search.descriptors.items()}
+            tensors["descriptor_map"] = head
+            outcome.files[f"fit/{name}.safetensors"] = safetensors_bytes(tensors)
+
+    def _descriptor(self, made: UVMap, front: Tensor | None, figures: dict[str, Any]) -> Tensor:
+        """(128,) identity embedding of the map on its fitted head, evenly lit, before plain grey."""
+        params = made.params[:1]
+        params = params.replace(light=SHLight.ambient())
+        camera = Camera.deep3d(224)
+        vertices = self.model(params)
+        drawn = Renderer(224)(vertices, made.texture, self.model.topology, camera, params.light)
+        gain = 0.9 / max(float(drawn.shading[drawn.mask.expand_as(drawn.shading) > 0.5].mean()), 1e-3)
+        image = (drawn.image * gain + 0.5 * (1 - drawn.mask)).clamp(0, 1)
+        embedding = load_identity()(image, drawn.landmarks)[0]
+        if front is not None:
+            figures["identity_map"] = float((embedding - front).norm())
+        return embedding
+
+    def _strip(self, search: Search, outcome: Outcome) -> bytes:
+        """A JPEG of the source and the views."""
+        pictures, labels = list(search.images), [*VIEWS[: len(search.images)]]
+        if search.source_image is not None and self.settings.editing:
+            pictures, labels = [search.source_image, *pictures], [outcome.origin[-24:], *labels]
+        small = [F.interpolate(p[None], (256, 256), mode="area")[0] for p in pictures]
+        return _jpg(contact_sheet(small, len(small), labels, size=256))
+
+
+def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:
+    """Measurements of the source and its views, as plain numbers."""
+    front = views[:1]
+    figures = {
+        "happy": float(views.happy.max()),
+        "opening": float(views.opening.max()),
+        "front_yaw": abs(front.yaw.item()),
+        "front_pitch": abs(front.pitch.item()),
+        "evenness": front.evenness.item(),
+        "identity": float((front.identity - source.identity).norm()),
+        "age": source.age.item(),
+        "male": source.male.item(),
+    }
+    if len(views.yaw) > 1:
+        left, right = views.yaw[1].item(), views.yaw[2].item()
+        figures |= {"left_yaw": left, "right_yaw": right, "side_yaw": min(abs(left), abs(right))}
+    for name in ("yaw", "pitch", "happy", "neutral", "opening", "evenness"):
+        figures[f"source_{name}"] = getattr(source, name)[0].item()
+    return {key: round(value, 5) for key, value in figures.items()}
+
+
+def _fit_tensors(params: FaceParams) -> dict[str, Tensor]:
+    """The fit over the views: one identity, and per view the rest."""
+    return {
+        "identity": params.identity[0],
+        "expression": params.expression,
+        "rotation": params.rotation,
+        "translation": params.translation,
+        "light": params.light.coefficients,
+    }
+
+
+def _skin_tone(texture: Tensor, where: Tensor) -> float:
+    """Individual typology angle in degrees of the median observed skin: above 55 very light, below -30 dark
+    (Chardon et al. 1991), from CIE L*a*b* under D65."""
+    import kornia
+
+    skin = texture[0][:, where[0, 0] > 0.5]
+    if not skin.numel():
+        return float("nan")
+    light, _, yellow = kornia.color.rgb_to_lab(skin.median(1).values.view(1, 3, 1, 1)).flatten().tolist()
+    return float(np.degrees(np.arctan2(light - 50, yellow)))
+
+
+def _half(code: Tensor) -> Tensor:
+    """What a manifest can hold: a map can be made again from it exactly."""
+    return code.half().float()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def _jpg(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _npy(values: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.numpy().astype(np.float16))
+    return buffer.getvalue()
+
+
+def settings_from(values: Mapping[str, Any]) -> PipelineSettings:
+    """From a nested configuration of plain values.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+    """
+    parts = {
+        "search": WalkSettings,
+        "inversion": InversionSettings,
+        "extract": ExtractSettings,
+        "complete": CompleteSettings,
+    }
+    made: dict[str, Any] = {}
+    known = [f.name for f in fields(PipelineSettings)]
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(nearest_name(key, known, "pipeline setting"))
+        if key == "filters":
+            value = FilterSettings.from_mapping(value)
+        elif key in parts:
+            names = [f.name for f in fields(parts[key])]
+            for name in value:
+                if name not in names:
+                    raise ConfigError(nearest_name(name, names, f"key of '{key}'"))
+            value = parts[key](**{n: tuple(v) if isinstance(v, list) else v for n, v in value.items()})
+        made[key] = value
+    return PipelineSettings(**made)
+
+
+def make_worker(values: Mapping[str, Any]) -> UVPipeline:
+    """A pipeline from plain values: what travels to worker processes and machines."""
+    return UVPipeline(settings_from(values))

@@ -1,0 +1,67 @@
+"""Which seeds of the open generator a set is made of.
+
+FFHQ, and so its generators, show dark skin rarely; the released set adds about a thousand such faces by hand. Here a
+linear classifier in W, learnt from committed labels, finds them by seed: mapping a seed to W costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from facerecon import assets
+from facerecon.errors import ConfigError
+from facerecon.run.seeds import item_generator
+from facerecon.storage import read_safetensors
+
+if TYPE_CHECKING:
+    from facerecon.stylegan.mobile import MobileGenerator
+
+__all__ = ["dark_skin_score", "draw_seeds"]
+
+_CHUNK = 256
+
+
+@functools.lru_cache(maxsize=1)
+def _classifier() -> tuple[Tensor, Tensor, float]:
+    tensors, meta = read_safetensors(
+        assets.shipped("dark_skin.safetensors"), "a classifier of W", "install facerecon again"
+    )
+    return tensors["weight"], tensors["bias"], float(meta["rate"])
+
+
+def dark_skin_score(w: Tensor) -> Tensor:
+    """(B, 512) codes in W -> (B,), above 0 where the face is likely to have dark skin (`tools/build_skin_tone.py`)."""
+    weight, bias, _ = _classifier()
+    return w @ weight.to(w) + bias.to(w)
+
+
+def draw_seeds(
+    generator: MobileGenerator, first: int = 0, truncation: float = 0.7, dark_share: float | None = None
+) -> Iterator[int]:
+    """Seeds from ``first`` on, without end; whether one is taken depends on itself alone.
+
+    Args:
+        generator: whose mapping is used. first: the first seed looked at. truncation: of the samples.
+        dark_share: share of faces with dark skin to aim at: other seeds are left out at random until it is reached.
+            None takes every seed.
+    """
+    if dark_share is None:
+        while True:
+            yield first
+            first += 1
+    if not 0 < dark_share < 1:
+        raise ConfigError(f"dark_share must be between 0 and 1, or null; got {dark_share}.")
+    _, _, rate = _classifier()
+    keep = min(1.0, rate * (1 - dark_share) / (dark_share * (1 - rate)))
+    while True:
+        seeds = range(first, first + _CHUNK)
+        scores = dark_skin_score(generator.sample(seeds, truncation))
+        for seed, score in zip(seeds, scores.tolist(), strict=True):
+            if score > 0 or torch.rand((), generator=item_generator(seed, "keep")).item() < keep:
+                yield seed
+        first += _CHUNK

@@ -1,0 +1,280 @@
+"""Faces -> normalized UV textures: the data set pipeline of FFHQ-UV (Sec. 3.1).
+
+    python train/uv_dataset.py n=1000 out=uv                          faces of the open generator, by seed
+    python train/uv_dataset.py source=photos dir=portraits out=uv     a folder of portraits
+    python train/uv_dataset.py source=manifest manifest=set.safetensors out=uv   a set again, without any search
+    python train/uv_dataset.py source=manifest manifest=set.safetensors n=60 editing=false check=false out=ablation
+
+Writes uv-maps/, observed/, face-latents/, meta-info.json, manifest.safetensors (which builds the set again),
+manifest.jsonl (every measurement of every subject, refused ones too), index.html and refused.html to look at,
+and failures.jsonl. A run that was stopped goes on with the same command and ends with the same files.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from configs.compose import Stopped, check_stop, run
+
+SOURCES = ("generator", "photos", "manifest")
+PIPELINE = ("truncation", "precision", "face_model", "size", "editing", "multi_view", "blending", "check",
+            "search", "inversion", "extract", "complete", "filters")  # fmt: skip
+SEARCH = ("truncation", "precision", "face_model", "editing", "search", "inversion")
+HOPELESS = 100  # subjects refused one after another
+
+
+def main(config: Any) -> int:
+    from omegaconf import OmegaConf
+
+    from facerecon.dataset import settings_from
+    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.run import RunDirectory, available_cores
+
+    if config.source not in SOURCES:
+        raise ConfigError(nearest_name(str(config.source), SOURCES, "source"))
+    for key in ("n", "workers", "threads"):
+        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
+            raise ConfigError(f"{key} must be a whole number, 1 or more, or null; got {config[key]!r}.")
+    values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
+    settings_from(values)  # an error here costs nothing
+    job = _Job(config, values, config.workers or available_cores())
+    origin = {"script": "uv_dataset", "source": config.source}
+    origin["from"] = {
+        "generator": [config.first_seed, config.dark_share],
+        "photos": str(config.dir),
+        "manifest": str(config.manifest),
+    }[config.source]
+    with RunDirectory(config.out, origin, resume=True).alone() as folder:
+        job.open(folder)
+        try:
+            return job.run()
+        except (KeyboardInterrupt, Stopped, OutputError) as stop:
+            kept = f"{len(job.accepted())} map(s) are finished in {folder.path}"
+            if isinstance(stop, OutputError):
+                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
+            raise type(stop)(kept) from None
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+class _Job:
+    """One run: which subjects are left, and what came of the others."""
+
+    def __init__(self, config: Any, values: dict[str, Any], workers: int) -> None:
+        self.config, self.values, self.workers = config, values, workers
+        self.searched = _hash({key: values[key] for key in SEARCH})
+        self.settings = _hash(values)
+
+    def open(self, folder: Any) -> None:
+        """The folder of the run, held by this process; sort out what an earlier run left."""
+        self.folder = folder
+        self.items = self._items()
+        done = folder.completed()
+        self.done = {
+            name: facts for name, facts in done.items()
+            if self.config.resume and facts.get("settings") == self.settings
+        }  # fmt: skip
+        self.old_searches = {name for name, facts in done.items() if facts.get("searched") == self.searched}
+
+    # -- subjects ----------------------------------------------------------------------------------------
+
+    def _items(self) -> Any:
+        """A function from a position to an item, and how many there are (None: without end)."""
+        from facerecon.dataset import Item, Manifest, Search, draw_seeds
+        from facerecon.errors import ConfigError
+        from facerecon.imaging.files import list_images
+        from facerecon.stylegan.mobile import load_generator
+
+        config = self.config
+        if config.source == "generator":
+            if config.n is None:
+                raise ConfigError("n= says how many maps to make of the open generator; for example n=100.")
+            self.total = None
+            seeds = draw_seeds(load_generator(), config.first_seed, config.truncation, config.dark_share)
+
+            def draw(i: int) -> Item:  # called with 0, 1, 2, ...
+                seed = next(seeds)
+                return Item(seed, seed=seed)
+
+            return draw
+        if config.source == "photos":
+            if not config.dir:
+                raise ConfigError("dir= is not set; for example: source=photos dir=portraits")
+            paths = list_images(config.dir)
+            self.total = len(paths)
+            return lambda i: Item(i, path=str(paths[i]))
+        if not config.manifest:
+            raise ConfigError("manifest= is not set; for example: source=manifest manifest=set/manifest.safetensors")
+        rows = list(Manifest.load(config.manifest).items())[: config.n]
+        self.total = len(rows)
+        self.searched = "manifest"
+
+        def make(i: int) -> Item:
+            number, seed, tensors, figures = rows[i]
+            descriptors = {k[11:]: v for k, v in tensors.items() if k.startswith("descriptor_")}
+            known = {k: v for k, v in figures.items() if v == v}
+            search = Search(tensors["source"], tensors["views"], figures=known, descriptors=descriptors)
+            return Item(number, seed=seed, search=search.to_bytes())
+
+        return make
+
+    def _pending(self) -> Iterator[Any]:
+        """Items that are left, in order, for as long as maps are wanted."""
+        from dataclasses import replace
+
+        position = 0
+        while self.total is None or position < self.total:
+            if self.config.source == "generator" and self.count >= self.config.n:
+                return
+            item = self.items(position)
+            position += 1
+            self.order.append(item.name)
+            if item.name in self.done:
+                self.count += self.done[item.name]["accepted"]
+                continue
+            saved = self.folder.path / "search" / f"{item.name}.safetensors"
+            if item.search is None and item.name in self.old_searches and saved.is_file():
+                item = replace(item, search=saved.read_bytes())
+            yield item
+
+    def accepted(self) -> list[str]:
+        """Names of the maps that are finished, in order."""
+        return sorted(name for name, facts in self.done.items() if facts.get("accepted"))
+
+    # -- work --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Do what is left; returns the exit status."""
+        from tqdm import tqdm
+
+        from facerecon.dataset import make_worker, run_items
+        from facerecon.errors import InputError
+
+        config, started = self.config, time.perf_counter()
+        self.order: list[str] = []
+        self.count = 0
+        failed: dict[str, str] = {}
+        refused_in_a_row = made = 0
+        print(
+            f"source {config.source}, {config.size} texels, editing {config.editing}, multi_view {config.multi_view}, "
+            f"blending {config.blending}; engine {config.engine}, {self.workers} worker(s) of "
+            f"{config.threads} thread(s)"
+        )
+        if config.source != "manifest" and config.editing:
+            print("note: light is edited by ridge directions and measured on the fitted head, not by StyleFlow and DPR.")
+        goal = config.n if self.total is None else self.total
+        before = len(self.accepted() if self.total is None else self.done)
+        unit = "map" if self.total is None else "subject"
+        bar = tqdm(total=goal, initial=min(goal, before), unit=unit, disable=None)
+        worker = functools.partial(make_worker, self.values)
+        outcomes = run_items(self._pending(), worker, config.engine, self.workers, config.threads)
+        try:
+            for outcome in outcomes:
+                check_stop()
+                made += 1
+                self._write(outcome)
+                if outcome.error is not None:
+                    failed[outcome.name] = outcome.error
+                    bar.write(f"failed: {outcome.origin}: {outcome.error}")
+                refused_in_a_row = 0 if outcome.accepted else refused_in_a_row + 1
+                if self.total is None:
+                    bar.update(min(int(outcome.accepted), goal - bar.n))
+                else:
+                    bar.update(1)
+                self.count += outcome.accepted
+                bar.set_postfix_str(f"{made} done, {self.count} accepted")
+                if refused_in_a_row >= HOPELESS and self.total is None:
+                    raise InputError(
+                        f"none of the last {HOPELESS} subjects was accepted; the last one: {'; '.join(outcome.reasons)}. "
+                        "Loosen filters.* or look at refused.html."
+                    )
+        finally:
+            outcomes.close()
+            bar.close()
+        if self.total is None:
+            self._cut()
+        finish(self.folder, self.order, self.values, config)
+        seconds = time.perf_counter() - started
+        wanted = set(self.order)
+        accepted = [name for name in self.accepted() if name in wanted]
+        print(
+            f"{len(accepted)} map(s) of {len(wanted)} subject(s) in {self.folder.path}, {len(failed)} failed; "
+            f"{made} subject(s) in {seconds:.1f} s" + (f", {seconds / made:.1f} s each" if made else "")
+        )
+        if not accepted:
+            raise InputError(f"no subject gave a map; see refused.html and failures.jsonl in {self.folder.path}.")
+        return 1 if failed and self.total is not None else 0
+
+    def _write(self, outcome: Any) -> None:
+        """The files of one subject, then its record: after a crash the record says what can be trusted."""
+        from facerecon.imaging.files import write_bytes
+
+        path, name = self.folder.path, outcome.name
+        for stale in _files_of(path, name):
+            relative = stale.relative_to(path).as_posix()
+            if relative not in outcome.files and not relative.startswith("search/"):
+                stale.unlink(missing_ok=True)
+        for relative, content in sorted(outcome.files.items()):
+            (path / relative).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path / relative, content)
+        if outcome.error is not None:
+            self.folder.fail(name, outcome.error)
+            self.done.pop(name, None)
+            return
+        row = {"item": name, "origin": outcome.origin, "accepted": outcome.accepted, "reasons": outcome.reasons}
+        self.folder.metrics.write(row | {"figures": outcome.figures, "seconds": outcome.seconds})
+        facts = {"settings": self.settings, "searched": self.searched, "accepted": outcome.accepted, "goal": self.config.n or 0}
+        self.folder.complete(name, **facts)
+        self.done[name] = facts
+
+    def _cut(self) -> None:
+        """Exactly n maps: what workers made beyond the n-th, in the order of the seeds, goes."""
+        wanted = [name for name in self.order if self.done.get(name, {}).get("accepted")][: self.config.n]
+        if len(wanted) < self.config.n:
+            return
+        last = int(wanted[-1])
+        self.order = [name for name in self.order if int(name) <= last]
+        surplus = [
+            name for name, facts in self.folder.completed().items()
+            if int(name) > last and facts.get("goal", 0) <= self.config.n
+        ]  # fmt: skip
+        surplus += [name for name in self.folder.failures() if int(name) > last]
+        self.folder.drop(surplus)
+        for name in surplus:
+            self.done.pop(name, None)
+            for path in _files_of(self.folder.path, name):
+                path.unlink(missing_ok=True)
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """Every file of a subject that is there."""
+    parts = ("uv-maps", "observed", "face-latents", "fit", "search", "views", "refused", "thumbs")
+    return [path for part in parts for path in folder.glob(f"{part}/{name}.*")]
+
+
+def finish(folder: Any, order: list[str], values: dict[str, Any], config: Any) -> None:
+    """The records in order, the manifest, and the pages to look at."""
+    from facerecon.dataset import write_overview
+
+    folder.tidy(order)
+    rows = {row["item"]: row for row in folder.metrics.read() if "item" in row}
+    rows = [rows[name] for name in order if name in rows]
+    command = f"python train/uv_dataset.py source={config.source} size={config.size}"
+    write_overview(folder.path, rows, folder.failures(), values, command)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "uv_dataset", __doc__))
