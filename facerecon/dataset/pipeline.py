@@ -33,6 +33,7 @@ from facerecon.editing.inversion import InversionSettings, invert
 from facerecon.editing.walk import Normalizer, WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error
+from facerecon.fitting.initialize import LandmarkStart
 from facerecon.imaging.files import contact_sheet, to_pil
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity, observe
@@ -388,6 +389,9 @@ def settings_from(values: Mapping[str, Any]) -> PipelineSettings:
             for name in value:
                 if name not in names:
                     raise ConfigError(nearest_name(name, names, f"key of '{key}'"))
+            value = dict(value)
+            if "fit" in value:
+                value["fit"] = LandmarkStart(**value["fit"])
             value = parts[key](**{n: tuple(v) if isinstance(v, list) else v for n, v in value.items()})
         made[key] = value
     return PipelineSettings(**made)
