@@ -88,7 +88,8 @@ class Window(NamedTuple):
 
 
 FACE_WINDOW = Window(232, 992, 140, 884)
-"""What measuring an aligned face needs of the picture, px: all that the networks look at, 54 % of the area."""
+"""The face of an aligned picture, px, 54 % of the area: what losses on a face need. The networks that find landmarks
+see more around it; what they measure of a window differs by up to 2 degrees, of a whole preview by less than 1."""
 
 
 def framed(part: Tensor, window: Sequence[int] = FACE_WINDOW, side: int = 1024) -> Tensor:
