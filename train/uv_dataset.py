@@ -30,7 +30,7 @@ from configs.compose import Stopped, check_stop, run
 SOURCES = ("generator", "photos", "manifest")
 PIPELINE = ("truncation", "precision", "face_model", "size", "editing", "multi_view", "blending", "check",
             "search", "inversion", "extract", "complete", "filters")  # fmt: skip
-SEARCH = ("truncation", "precision", "face_model", "editing", "search", "inversion")
+SEARCH = ("truncation", "precision", "face_model", "editing", "search")
 HOPELESS = 100  # subjects refused one after another
 
 
@@ -75,7 +75,8 @@ class _Job:
 
     def __init__(self, config: Any, values: dict[str, Any], workers: int) -> None:
         self.config, self.values, self.workers = config, values, workers
-        self.searched = _hash({key: values[key] for key in SEARCH})
+        keys = (*SEARCH, "inversion") if config.source == "photos" else SEARCH
+        self.searched = _hash({key: values[key] for key in keys})
         self.settings = _hash(values)
 
     def open(self, folder: Any) -> None:
@@ -174,7 +175,9 @@ class _Job:
             f"{config.threads} thread(s)"
         )
         if config.source != "manifest" and config.editing:
-            print("note: light is edited by ridge directions and measured on the fitted head, not by StyleFlow and DPR.")
+            print(
+                "note: light is edited by ridge directions and measured on the fitted head, not by StyleFlow and DPR."
+            )
         goal = config.n if self.total is None else self.total
         before = len(self.accepted() if self.total is None else self.done)
         unit = "map" if self.total is None else "subject"
@@ -236,7 +239,12 @@ class _Job:
             return
         row = {"item": name, "origin": outcome.origin, "accepted": outcome.accepted, "reasons": outcome.reasons}
         self.folder.metrics.write(row | {"figures": outcome.figures, "seconds": outcome.seconds})
-        facts = {"settings": self.settings, "searched": self.searched, "accepted": outcome.accepted, "goal": self.config.n or 0}
+        facts = {
+            "settings": self.settings,
+            "searched": self.searched,
+            "accepted": outcome.accepted,
+            "goal": self.config.n or 0,
+        }
         self.folder.complete(name, **facts)
         self.done[name] = facts
 

@@ -25,9 +25,11 @@ class FilterSettings:
         fringe: highest probability of hair over the forehead. occluder: of a hat or a hand.
         happy: highest probability of a smile in any view. opening: widest gap between the lips, in mouth widths.
         front_yaw, front_pitch: degrees that the front view may be off.
-        side_yaw: least angle of each side view, degrees.
+        side_yaw: least angle to its side of each side view, degrees.
+        score: least score of the face mesh in any view: below it the picture has fallen apart.
         evenness: highest energy of SH bands 1-8 over band 0 in the front view.
         identity: largest distance of identity embeddings between source and front view (different people: 0.57 to 1.14).
+        side_identity: the same between the front view and each side view; profiles of one person are further apart.
         inversion: least cosine of the judge between a photo and its inversion.
         bs_error: highest BS Error over observed texels, of 255.
         observed: least share of the face's texels that some view shows.
@@ -38,15 +40,17 @@ class FilterSettings:
     fringe: float | None = 0.8
     occluder: float | None = 0.5
     happy: float | None = 0.5
-    opening: float | None = 0.08
+    opening: float | None = 0.07
     front_yaw: float | None = 5.0
     front_pitch: float | None = 10.0
     side_yaw: float | None = 20.0
-    evenness: float | None = 0.5
+    score: float | None = 0.9
+    evenness: float | None = 0.15
     identity: float | None = 0.75
+    side_identity: float | None = 0.85
     inversion: float | None = 0.6
     bs_error: float | None = 9.0
-    observed: float | None = 0.75
+    observed: float | None = 0.6
     residual: float | None = None
 
     def __post_init__(self) -> None:
@@ -78,17 +82,19 @@ _TEXT = {
     "front_yaw": ("yaw", "the front view is turned by {:.1f} degrees, at most {:.1f}"),
     "front_pitch": ("yaw", "the front view is tilted by {:.1f} degrees, at most {:.1f}"),
     "side_yaw": ("yaw", "a side view reaches {:.1f} degrees only, at least {:.1f}"),
+    "score": ("broken", "a view shows a face with a score of {:.2f} only, at least {:.2f}"),
     "evenness": ("light", "bands 1-8 are {:.2f} of band 0, at most {:.2f}"),
     "identity": ("identity", "the edited face is {:.2f} from its source, at most {:.2f}"),
+    "side_identity": ("identity", "a side view is {:.2f} from the front view, at most {:.2f}"),
     "inversion": ("inversion", "the inversion has a judge's cosine of {:.2f}, at least {:.2f}"),
     "bs_error": ("brightness", "BS Error over observed texels is {:.1f}, at most {:.1f}"),
     "observed": ("observed", "{:.2f} of the face's texels are observed, at least {:.2f}"),
     "residual": ("agreement", "the views differ by {:.1f} of 255 where they overlap, at most {:.1f}"),
 }
-_LEAST = {"side_yaw", "inversion", "observed"}  # these must be reached, the others must not be passed
+_LEAST = {"side_yaw", "score", "inversion", "observed"}  # these must be reached, the others must not be passed
 STEPS = {
     "search": ("inversion", "glasses", "fringe", "occluder", "happy", "opening", "front_yaw", "front_pitch", "side_yaw",
-               "evenness", "identity"),
+               "score", "evenness", "identity", "side_identity"),
     "map": ("bs_error", "observed", "residual"),
 }  # fmt: skip
 

@@ -21,7 +21,16 @@ from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["Manifest"]
 
-_HALF = ("source", "views", "identity", "expression", "light", "descriptor_source", "descriptor_front", "descriptor_map")
+_HALF = (
+    "source",
+    "views",
+    "identity",
+    "expression",
+    "light",
+    "descriptor_source",
+    "descriptor_front",
+    "descriptor_map",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Manifest:
             InputError: the file is missing or is no manifest.
         """
         advice = "expected the manifest.safetensors of a data set written by train/uv_dataset.py"
-        tensors, meta = read_safetensors(path, "a manifest", advice, error=InputError)
+        tensors, meta = read_safetensors(path, "a manifest", advice, error=InputError, finite=False)
         if meta.get("type") != "Manifest" or "numbers" not in tensors or "tensor.views" not in tensors:
             raise InputError(f"{path} is no manifest; {advice}.")
         names = json.loads(meta.get("figures", "[]"))

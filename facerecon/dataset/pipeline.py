@@ -45,6 +45,7 @@ from facerecon.types import Camera, FaceParams, SHLight
 __all__ = ["PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WORN = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and the class in W that it reads
 VIEWS = ("front", "left", "right")
 
 
@@ -91,14 +92,13 @@ class Search:
 
     Args:
         source: (512,) or (23, 512). views: (V, ...), front first; both exact in half precision.
-        reasons: against the item. figures: measurements. trace: one plain mapping a step.
+        figures: measurements. trace: one plain mapping a step.
         images: (V, 3, 1024, 1024) if they are at hand. source_image: (3, H, W) likewise.
         descriptors: {"source", "front"}: (128,) identity embeddings.
     """
 
     source: Tensor
     views: Tensor
-    reasons: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     trace: list[dict] = field(default_factory=list)
     images: Tensor | None = None
@@ -109,7 +109,7 @@ class Search:
         """The content of ``search/NNNNNN.safetensors``."""
         tensors = {"source": self.source.half(), "views": self.views.half()}
         tensors |= {f"descriptor_{key}": value for key, value in self.descriptors.items()}
-        plain = {"reasons": self.reasons, "figures": self.figures, "trace": self.trace}
+        plain = {"figures": self.figures, "trace": self.trace}
         return safetensors_bytes(tensors, {"type": "Search", "facts": json.dumps(plain, sort_keys=True)})
 
     @classmethod
@@ -166,7 +166,7 @@ class UVPipeline:
                 outcome.figures |= search.figures
                 if not item.search:
                     outcome.files[f"search/{item.name}.safetensors"] = search.to_bytes()
-                outcome.reasons = list(search.reasons)
+                outcome.reasons = refusals(search.figures, self.settings.filters, "search")
                 if outcome.reasons and self.settings.check:
                     raise Refused(outcome.reasons)
                 self.make_map(item, search, outcome, seconds)
@@ -208,16 +208,17 @@ class UVPipeline:
             return self._unedited(code, figures, seconds)
         with _timed(seconds, "search"):
             found = self.normalizer(code)
-        search = Search(code, _half(found.codes), list(found.reasons), figures, list(found.trace), found.images)
+        search = Search(code, _half(found.codes), figures, list(found.trace), found.images)
         if not torch.equal(search.views, found.codes):
             with _timed(seconds, "generate"):
                 search.images = self._images(search.views)
         search.source_image = found.source_image
         search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
         figures |= _search_figures(found.source, found.attributes)
-        kinds = {line.partition(":")[0] for line in search.reasons}
-        more = refusals(figures, self.settings.filters, "search")
-        search.reasons += [line for line in more if line.partition(":")[0] not in kinds]
+        read = self.normalizer.directions.read(search.views if search.views.dim() == 2 else search.views.mean(1))
+        for name, key in WORN.items():
+            if key in read:
+                figures[name] = round(float(read[key].sigmoid().max()), 4)
         return search
 
     def _unedited(self, code: Tensor, figures: dict[str, Any], seconds: dict[str, float]) -> Search:
@@ -227,7 +228,7 @@ class UVPipeline:
             source = self.meter(images)
         figures |= _search_figures(source, source)
         descriptors = {"source": source.identity[0], "front": source.identity[0]}
-        return Search(code, code[None], [], figures, [], images, images[0], descriptors)
+        return Search(code, code[None], figures, [], images, images[0], descriptors)
 
     def _images(self, codes: Tensor) -> Tensor:
         """(V, 3, 1024, 1024), one at a time: a code gives the same picture in any batch."""
@@ -299,12 +300,14 @@ def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:
         "front_pitch": abs(front.pitch.item()),
         "evenness": front.evenness.item(),
         "identity": float((front.identity - source.identity).norm()),
+        "score": float(views.score.min()),
         "age": source.age.item(),
         "male": source.male.item(),
     }
     if len(views.yaw) > 1:
         left, right = views.yaw[1].item(), views.yaw[2].item()
-        figures |= {"left_yaw": left, "right_yaw": right, "side_yaw": min(abs(left), abs(right))}
+        figures |= {"left_yaw": left, "right_yaw": right, "side_yaw": min(left, -right)}
+        figures["side_identity"] = float((views.identity[1:] - front.identity).norm(dim=1).max())
     for name in ("yaw", "pitch", "happy", "neutral", "opening", "evenness"):
         figures[f"source_{name}"] = getattr(source, name)[0].item()
     return {key: round(value, 5) for key, value in figures.items()}

@@ -6,12 +6,12 @@ trusts its flow; here every edit is measured on the image it makes, and correcte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.directions import LIGHT, STEADY, Editor, measured_values
@@ -69,6 +69,7 @@ class Normalized:
     Args:
         codes: (3, 512), or (3, L, 512) if the source was a code of L rows.
         images: (3, 3, S, S) in [0, 1].
+        source_image: (3, S, S), the unedited face.
         source: what the unedited image showed (B = 1); attributes: what the three show (B = 3).
         trace: a plain record of each evaluation.
         reasons: targets that were not met, "filter: what is wrong"; empty if all were.
@@ -80,6 +81,7 @@ class Normalized:
     attributes: Attributes
     trace: list
     reasons: list
+    source_image: Tensor
 
 
 class Normalizer:
@@ -94,7 +96,11 @@ class Normalizer:
     """
 
     def __init__(
-        self, generator: nn.Module, directions: Editor, meter: AttributeMeter, settings: WalkSettings | None = None
+        self,
+        generator: Callable[[Tensor], Tensor],
+        directions: Editor,
+        meter: AttributeMeter,
+        settings: WalkSettings | None = None,
     ) -> None:
         self.generator, self.directions, self.meter = generator, directions, meter
         self.settings = settings or WalkSettings()
@@ -119,7 +125,9 @@ class Normalizer:
         walk = _Walk(self, w)
         front = walk.front()
         codes, images, attributes = walk.sides(front)
-        return Normalized(codes, images, walk.source, attributes, walk.trace, walk.reasons(attributes))
+        return Normalized(
+            codes, images, walk.source, attributes, walk.trace, walk.reasons(attributes), walk.source_image
+        )
 
 
 class _Walk:
@@ -128,17 +136,20 @@ class _Walk:
     def __init__(self, normalizer: Normalizer, w: Tensor) -> None:
         self.n, self.settings, self.w = normalizer, normalizer.settings, w
         self.trace: list[dict[str, Any]] = []
-        _, self.source = self.look("source", w.new_zeros(1, 512))
+        images, self.source = self.look("source", w.new_zeros(1, 512))
+        self.source_image = images[0]
 
     def codes(self, shift: Tensor) -> Tensor:
-        return self.w + (shift if self.w.dim() == 1 else shift[:, None])
+        """The shifted codes, rounded to what a manifest keeps: half precision."""
+        return (self.w + (shift if self.w.dim() == 1 else shift[:, None])).half().float()
 
     def plain(self, shift: Tensor) -> Tensor:
         """The mean row of the shifted code, where planes are read and steps are made."""
         return (self.w if self.w.dim() == 1 else self.w.mean(0)) + shift
 
     def look(self, name: str, shift: Tensor) -> tuple[Tensor, Attributes]:
-        images = self.n.generator(self.codes(shift))
+        codes = self.codes(shift)
+        images = torch.cat([self.n.generator(code[None]) for code in codes])  # alike in any batch, to the last bit
         seen = self.n.meter(images)
         start = self.source if hasattr(self, "source") else seen
         for i in range(len(shift)):

@@ -22,7 +22,7 @@ def test_each_filter_draws_its_line_on_the_right_side():
         step = "search" if name in STEPS["search"] else "map"
         limit = getattr(settings, name)
         below, above = (refusals({name: limit + d}, settings, step) for d in (-1e-3, 1e-3))
-        least = name in ("side_yaw", "inversion", "observed")
+        least = name in ("side_yaw", "score", "inversion", "observed")
         assert (len(below), len(above)) == ((1, 0) if least else (0, 1)), name
         assert refusals({name: math.nan}, settings, step), name
         assert not refusals({}, settings, step)
