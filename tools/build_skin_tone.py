@@ -68,7 +68,8 @@ def main() -> None:
     rate = (score > 0).double().mean().item()
     figures = {"accuracy": round(right.double().mean().item(), 3), "dark": len(dark), "not_dark": len(other)}
     print(
-        f"held-out accuracy on {labeled} labeled hard cases {figures['accuracy']:.3f}; {rate:.2%} of seeds are taken for dark"
+        f"held-out accuracy on {labeled} labeled hard cases {figures['accuracy']:.3f}; "
+        f"{rate:.2%} of seeds are taken for dark"
     )
     tensors = {"weight": direction.float(), "bias": bias.float()}
     meta = {"rate": f"{rate:.5f}", "figures": json.dumps(figures), "space": "w", "labels": "skin_tone_labels.json"}

@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.compose import Stopped, check_stop, run
 
 SOURCES = ("generator", "photos", "manifest")
-PIPELINE = ("truncation", "precision", "face_model", "size", "editing", "multi_view", "blending", "check",
+PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "check",
             "search", "inversion", "extract", "complete", "filters")  # fmt: skip
 SEARCH = ("truncation", "precision", "face_model", "editing", "search")
 HOPELESS = 100  # subjects refused one after another
@@ -51,7 +51,7 @@ def main(config: Any) -> int:
     job = _Job(config, values, config.workers or available_cores())
     origin = {"script": "uv_dataset", "source": config.source}
     origin["from"] = {
-        "generator": [config.first_seed, config.dark_share],
+        "generator": [config.first_seed, config.dark_share, config.seed],
         "photos": str(config.dir),
         "manifest": str(config.manifest),
     }[config.source]
@@ -77,7 +77,7 @@ class _Job:
         self.config, self.values, self.workers = config, values, workers
         keys = (*SEARCH, "inversion") if config.source == "photos" else SEARCH
         self.searched = _hash({key: values[key] for key in keys})
-        self.settings = _hash(values)
+        self.settings = _hash({key: value for key, value in values.items() if key != "device"})
 
     def open(self, folder: Any) -> None:
         """The folder of the run, held by this process; sort out what an earlier run left."""
@@ -104,7 +104,7 @@ class _Job:
             if config.n is None:
                 raise ConfigError("n= says how many maps to make of the open generator; for example n=100.")
             self.total = None
-            seeds = draw_seeds(load_generator(), config.first_seed, config.truncation, config.dark_share)
+            seeds = draw_seeds(load_generator(), config.first_seed, config.truncation, config.dark_share, config.seed)
 
             def draw(i: int) -> Item:  # called with 0, 1, 2, ...
                 seed = next(seeds)
@@ -201,7 +201,7 @@ class _Job:
                 bar.set_postfix_str(f"{made} done, {self.count} accepted")
                 if refused_in_a_row >= HOPELESS and self.total is None:
                     raise InputError(
-                        f"none of the last {HOPELESS} subjects was accepted; the last one: {'; '.join(outcome.reasons)}. "
+                        f"none of the last {HOPELESS} subjects was accepted; the last: {'; '.join(outcome.reasons)}. "
                         "Loosen filters.* or look at refused.html."
                     )
         finally:

@@ -102,7 +102,7 @@ def _run_in_processes(
                 waiting |= {pool.submit(_work, item) for item in islice(items, 1)}
     except BrokenProcessPool:
         raise FaceReconError(
-            "a worker process died, perhaps for want of memory; the same command goes on, with fewer workers= if need be."
+            "a worker process died, perhaps for want of memory; the same command goes on; try fewer workers=."
         ) from None
     finally:
         processes = list((pool._processes or {}).values())

@@ -28,7 +28,7 @@ class FilterSettings:
         side_yaw: least angle to its side of each side view, degrees.
         score: least score of the face mesh in any view: below it the picture has fallen apart.
         evenness: highest energy of SH bands 1-8 over band 0 in the front view.
-        identity: largest distance of identity embeddings between source and front view (different people: 0.57 to 1.14).
+        identity: largest distance of identity embeddings between source and front view (others: 0.57 to 1.14).
         side_identity: the same between the front view and each side view; profiles of one person are further apart.
         inversion: least cosine of the judge between a photo and its inversion.
         bs_error: highest BS Error over observed texels, of 255.

@@ -40,8 +40,8 @@ class Manifest:
     Args:
         numbers: (N,) int64, which name the files.
         seeds: (N,) int64, -1 where the source was a photo.
-        tensors: {name: (N, ...)}. Always there: ``source`` (N, 512) or (N, 23, 512) and ``views`` (N, V, ...), the codes
-            of the source and of the V views, exact in half precision. From the fit: ``identity`` (N, I), ``expression``
+        tensors: {name: (N, ...)}. Always there: ``source`` (N, 512) or (N, 23, 512) and ``views`` (N, V, ...): codes
+            of the source and of the V views, exact in half precision. Of the fit: ``identity`` (N, I), ``expression``
             (N, V, E), ``rotation`` and ``translation`` (N, V, 3), ``light`` (N, V, 9, 3). ``descriptor_*`` (N, 128):
             identity embeddings of the source, the front view and the rendered map.
         figures: {name: (N,)} measurements; NaN where one was not taken.

@@ -13,7 +13,7 @@ import torch
 from facerecon.dataset.filters import reason_counts
 from facerecon.dataset.manifest import Manifest
 from facerecon.evaluation.texture import identity_std_ratio
-from facerecon.export.report import IndexEntry, write_index
+from facerecon.export.report import IndexEntry, library_version, write_index
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
 from facerecon.storage import read_safetensors
 
@@ -97,7 +97,7 @@ def write_overview(
     title = "Normalized UV textures"
     write_index(folder / "index.html", entries, dict(failures), title=title, command=command, done="accepted")
     refused = [
-        IndexEntry(row["item"], f"refused/{row['item']}.jpg", None, {str(i + 1): r for i, r in enumerate(row["reasons"])})
+        IndexEntry(row["item"], f"refused/{row['item']}.jpg", None, dict(enumerate(row["reasons"], 1)))
         for row in rows
         if row["reasons"] and (folder / "refused" / f"{row['item']}.jpg").is_file()
     ]  # fmt: skip
@@ -106,7 +106,6 @@ def write_overview(
 
 
 def _manifest(folder: Path, accepted: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Manifest:
-    from facerecon import __version__
     from facerecon.assets.registry import PACKAGES
 
     items = []
@@ -115,7 +114,7 @@ def _manifest(folder: Path, accepted: Sequence[Mapping[str, Any]], settings: Map
         seed = row["origin"].removeprefix("seed ")
         items.append((int(row["item"]), int(seed) if seed.isdigit() else None, tensors, row["figures"]))
     packages = sorted(package.label for package in PACKAGES.values())
-    return Manifest.collect(items, {"facerecon": __version__, "packages": packages, "settings": settings})
+    return Manifest.collect(items, {"facerecon": library_version(), "packages": packages, "settings": settings})
 
 
 def _meta(accepted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -29,15 +29,17 @@ from facerecon.dataset.layout import load_template
 from facerecon.dataset.records import Item, Outcome, Refused
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.directions import load_directions
-from facerecon.editing.inversion import InversionSettings, invert
+from facerecon.editing.inversion import InversionSettings, ffhq_crop, invert
 from facerecon.editing.walk import Normalizer, WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error
 from facerecon.fitting.initialize import LandmarkStart
-from facerecon.imaging.files import contact_sheet, to_pil
+from facerecon.imaging.files import contact_sheet, read_image, to_pil
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity, observe
+from facerecon.perception.landmarks import map_points
 from facerecon.render import Renderer
+from facerecon.run import choose_device
 from facerecon.storage import safetensors_bytes
 from facerecon.stylegan.mobile import load_generator
 from facerecon.types import Camera, FaceParams, SHLight
@@ -55,6 +57,7 @@ class PipelineSettings:
 
     Args:
         truncation: of the open generator's samples. precision: of its synthesis, "bfloat16" or "float32".
+        device: where the generator runs; the rest runs on the CPU.
         face_model: head model. size: texels a side of the maps.
         editing: normalize the face in latent space first; off unwraps the source as it is ("w/o editing").
         multi_view: blend three views; off takes the front view alone ("w/o multi-view").
@@ -65,6 +68,7 @@ class PipelineSettings:
 
     truncation: float = 0.7
     precision: str = "bfloat16"
+    device: str = "cpu"
     face_model: str = "makehuman"
     size: int = 512
     editing: bool = True
@@ -143,11 +147,12 @@ class UVPipeline:
 
     def __init__(self, settings: PipelineSettings | None = None, editor: Any = None, encoder: Any = None) -> None:
         self.settings = settings = settings or PipelineSettings()
-        self.generator = load_generator(dtype=PRECISIONS[settings.precision])
+        self.device = choose_device(settings.device)
+        self.generator = load_generator(self.device, PRECISIONS[settings.precision])
         self.model = load_face_model(settings.face_model)
         self.meter = AttributeMeter()
         self.normalizer = Normalizer(
-            self.generator, editor if editor is not None else load_directions(), self.meter, settings.search
+            self._picture, editor if editor is not None else load_directions(), self.meter, settings.search
         )
         shared = {"size": settings.size, "multi_view": settings.multi_view, "blending": settings.blending}
         self.extracting = replace(settings.extract, **shared)
@@ -194,25 +199,28 @@ class UVPipeline:
                 search.images = self._images(search.views)
             return search
         figures: dict[str, Any] = {}
+        crop = None
         if item.path is not None:
             with _timed(seconds, "observe"):
-                photo = observe(item.path)
-            with _timed(seconds, "invert"):
-                inverted = invert(photo, self.generator, self.settings.inversion, encoder=self.encoder)
+                crop = photo_crop(item.path)
+            with _timed(seconds, "invert"), torch.enable_grad():
+                inverted = invert(crop, self.generator, self.settings.inversion, encoder=self.encoder)
             code = _half(inverted.code)
-            figures |= inverted.figures
+            figures |= {"inversion": inverted.quality["judge"], "inversion_error": inverted.quality["error"]}
         else:
             with _timed(seconds, "generate"):
-                code = _half(self.generator.sample(item.seed, self.settings.truncation)[0])
+                code = _half(self.generator.sample(item.seed, self.settings.truncation)[0].cpu())
         if not self.settings.editing:
             return self._unedited(code, figures, seconds)
+        if self.settings.check and refusals(figures, self.settings.filters, "search"):  # a poor inversion
+            return Search(code, code[None], figures)
         with _timed(seconds, "search"):
             found = self.normalizer(code)
         search = Search(code, _half(found.codes), figures, list(found.trace), found.images)
         if not torch.equal(search.views, found.codes):
             with _timed(seconds, "generate"):
                 search.images = self._images(search.views)
-        search.source_image = found.source_image
+        search.source_image = found.source_image if crop is None else crop[0]
         search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
         figures |= _search_figures(found.source, found.attributes)
         read = self.normalizer.directions.read(search.views if search.views.dim() == 2 else search.views.mean(1))
@@ -232,7 +240,10 @@ class UVPipeline:
 
     def _images(self, codes: Tensor) -> Tensor:
         """(V, 3, 1024, 1024), one at a time: a code gives the same picture in any batch."""
-        return torch.cat([self.generator(code[None]) for code in codes])
+        return torch.cat([self._picture(code[None]) for code in codes])
+
+    def _picture(self, codes: Tensor) -> Tensor:
+        return self.generator(codes.to(self.device)).cpu()
 
     # -- map ---------------------------------------------------------------------------------------------
 
@@ -288,6 +299,17 @@ class UVPipeline:
             pictures, labels = [search.source_image, *pictures], [outcome.origin[-24:], *labels]
         small = [F.interpolate(p[None], (256, 256), mode="area")[0] for p in pictures]
         return _jpg(contact_sheet(small, len(small), labels, size=256))
+
+
+def photo_crop(path: str) -> Tensor:
+    """(1, 3, 1024, 1024): the largest face of a photo, aligned as FFHQ is.
+
+    Raises:
+        NoFaceError, InputError: see :func:`facerecon.observe`.
+    """
+    photo = observe(path)
+    points = map_points(photo.fit.to_photo, photo.landmarks68)
+    return ffhq_crop(read_image(path)[None], points)
 
 
 def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:

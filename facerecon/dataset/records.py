@@ -65,7 +65,7 @@ class Outcome:
         return self.kept and self.error is None
 
 
-class Refused(Exception):  # noqa: N818  not an error: a filter did its work
+class Refused(Exception):
     """Raised by a step to end an item early.
 
     Args:

@@ -41,7 +41,11 @@ def dark_skin_score(w: Tensor) -> Tensor:
 
 
 def draw_seeds(
-    generator: MobileGenerator, first: int = 0, truncation: float = 0.7, dark_share: float | None = None
+    generator: MobileGenerator,
+    first: int = 0,
+    truncation: float = 0.7,
+    dark_share: float | None = None,
+    seed: int = 0,
 ) -> Iterator[int]:
     """Seeds from ``first`` on, without end; whether one is taken depends on itself alone.
 
@@ -49,6 +53,7 @@ def draw_seeds(
         generator: whose mapping is used. first: the first seed looked at. truncation: of the samples.
         dark_share: share of faces with dark skin to aim at: other seeds are left out at random until it is reached.
             None takes every seed.
+        seed: of that draw.
     """
     if dark_share is None:
         while True:
@@ -61,7 +66,7 @@ def draw_seeds(
     while True:
         seeds = range(first, first + _CHUNK)
         scores = dark_skin_score(generator.sample(seeds, truncation))
-        for seed, score in zip(seeds, scores.tolist(), strict=True):
-            if score > 0 or torch.rand((), generator=item_generator(seed, "keep")).item() < keep:
-                yield seed
+        for number, score in zip(seeds, scores.tolist(), strict=True):
+            if score > 0 or torch.rand((), generator=item_generator(number + seed * 1_000_003, "keep")).item() < keep:
+                yield number
         first += _CHUNK

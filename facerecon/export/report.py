@@ -392,7 +392,7 @@ def _assets(names: Iterable[str] | None) -> str:
 def _footer() -> str:
     """What the files were made with; no date, so that the same run writes the same bytes."""
     about = (
-        f"facerecon {_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"facerecon {library_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     )
     return f"<footer>{escape(about)}</footer>"
@@ -451,7 +451,8 @@ def _data_uri(picture: Any, quality: int = 90) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _version() -> str:
+def library_version() -> str:
+    """Of the installed facerecon."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
