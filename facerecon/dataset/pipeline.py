@@ -47,7 +47,7 @@ from facerecon.types import Camera, FaceParams, SHLight
 __all__ = ["PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-WORN = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and the class in W that it reads
+WORN = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
 VIEWS = ("front", "left", "right")
 
 
@@ -197,6 +197,8 @@ class UVPipeline:
                 return self._unedited(search.source, {}, seconds)
             with _timed(seconds, "generate"):
                 search.images = self._images(search.views)
+            with _timed(seconds, "search"):  # seen anew: the meter may know more than it did
+                search.figures |= _view_figures(self.meter(search.images))
             return search
         figures: dict[str, Any] = {}
         crop = None
@@ -223,10 +225,6 @@ class UVPipeline:
         search.source_image = found.source_image if crop is None else crop[0]
         search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
         figures |= _search_figures(found.source, found.attributes)
-        read = self.normalizer.directions.read(search.views if search.views.dim() == 2 else search.views.mean(1))
-        for name, key in WORN.items():
-            if key in read:
-                figures[name] = round(float(read[key].sigmoid().max()), 4)
         return search
 
     def _unedited(self, code: Tensor, figures: dict[str, Any], seconds: dict[str, float]) -> Search:
@@ -314,6 +312,18 @@ def photo_crop(path: str) -> Tensor:
 
 def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:
     """Measurements of the source and its views, as plain numbers."""
+    figures = _view_figures(views) | {
+        "identity": float((views.identity[:1] - source.identity).norm()),
+        "age": source.age.item(),
+        "male": source.male.item(),
+    }
+    for name in ("yaw", "pitch", "happy", "neutral", "opening", "evenness"):
+        figures[f"source_{name}"] = getattr(source, name)[0].item()
+    return {key: round(value, 5) for key, value in figures.items()}
+
+
+def _view_figures(views: Attributes) -> dict[str, Any]:
+    """Measurements of the views that the filters ask for."""
     front = views[:1]
     figures = {
         "happy": float(views.happy.max()),
@@ -321,17 +331,13 @@ def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:
         "front_yaw": abs(front.yaw.item()),
         "front_pitch": abs(front.pitch.item()),
         "evenness": front.evenness.item(),
-        "identity": float((front.identity - source.identity).norm()),
         "score": float(views.score.min()),
-        "age": source.age.item(),
-        "male": source.male.item(),
     }
+    figures |= {name: front.probability(worn).item() for name, worn in WORN.items()}
     if len(views.yaw) > 1:
         left, right = views.yaw[1].item(), views.yaw[2].item()
         figures |= {"left_yaw": left, "right_yaw": right, "side_yaw": min(left, -right)}
         figures["side_identity"] = float((views.identity[1:] - front.identity).norm(dim=1).max())
-    for name in ("yaw", "pitch", "happy", "neutral", "opening", "evenness"):
-        figures[f"source_{name}"] = getattr(source, name)[0].item()
     return {key: round(value, 5) for key, value in figures.items()}
 
 
