@@ -23,7 +23,7 @@ from tqdm import tqdm
 from facerecon import load_face_model
 from facerecon.dataset.complete import CompleteSettings, complete, load_template
 from facerecon.dataset.extract import Extraction, ExtractSettings, extract
-from facerecon.dataset.layout import FaceLayout
+from facerecon.dataset.layout import FaceLayout, face_layout
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.imaging import masks
@@ -139,8 +139,9 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
     cheek = np.array([0.42, (nose[1] + mouth[1]) / 2 + 0.1, eye[2]])
     skin = mix(skin, BLUSH, 0.45 * blob(cheek, (0.2, 0.18, 0.4)) + 0.5 * blob(nose, (0.16, 0.14, 0.25)) + 0.12 * ears)
     skin = mix(skin, SHADE, 0.15 * blob(eye + [0, -0.02, 0], (0.22, 0.14, 0.3)))
-    nostril = ramp(air, 0.6, 0.2) * (blob(nose + [0.07, -0.08, -0.12], (0.14, 0.13, 0.2)) > 0.3)
-    skin = mix(skin, SHADE * 0.35, gaussian_filter(nostril, size / 400))
+    layout = face_layout(model, size)
+    nostril = masks.erode(layout.corrected * layout.nose_base, 0.6 * layout.unit)[0, 0].numpy()
+    skin = mix(skin, SHADE * 0.45, 0.9 * ramp(air, 0.7, 0.3) * gaussian_filter(nostril, 0.3 * layout.unit))
     skin = mix(skin, SHADE, 0.35 * gaussian_filter(ramp(air, 0.5, 0.2) * ears, size / 256))
     skin = mix(skin, LIPS, 0.85 * ramp(lips, 0.15, 0.75))
 

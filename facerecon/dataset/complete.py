@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from facerecon.dataset.layout import FaceLayout, Template, load_template
 from facerecon.errors import ConfigError, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
-from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.imaging.pyramid import laplacian_blend, push_pull
 from facerecon.render.uv import mirrored, pad_islands
 from facerecon.types import FaceParams, TensorStruct, _struct
 
@@ -116,45 +115,27 @@ def _joined(
 ) -> tuple[Tensor, Tensor]:
     """The seen texels, then their mirror image, then the template; and what is seen, not mirrored."""
     layout = template.layout
-    unit = layout.unit
-    core = masks.erode((weight > 0.5).to(weight), round(0.4 * unit)) * layout.face
-    core = torch.where(layout.forehead > 0, masks.erode(core, 1.5 * unit), core)  # the hairline's shadow
+    unit = layout.grid_unit
+    core = masks.erode(layout.coarse((weight > 0.5).to(weight)), round(0.4 * unit)) * layout.coarse(layout.face)
+    core = torch.where(layout.coarse(layout.forehead) > 0.5, masks.erode(core, 1.5 * unit), core)  # hairline's shadow
     own = torch.minimum(masks.gaussian_blur(core, 2 * round(0.9 * unit) + 1), core)
-    other, _ = mirrored(torch.cat([texture, own], 1), template.topology)
-    borrowed = other[:, 3:] * (1 - own) * settings.mirror
+    borrowed, _ = mirrored(own, template.topology)
+    borrowed = borrowed * (1 - own) * settings.mirror
     total = own + borrowed
-    source = (texture * own + other[:, :3] * borrowed) / total.clamp(min=1e-4)
-    difference = source - matched
-    base = matched + torch.lerp(
-        _extended(difference, total * layout.plain),
-        _extended(difference, total * layout.lips),
-        masks.gaussian_blur(layout.lips, 2 * round(0.4 * unit) + 1),
-    )
-    source = torch.where(total > 0.02, source, base)
-    outline = ndimage.binary_fill_holes(total[0, 0].cpu().numpy() > 0.5)
-    outline = torch.from_numpy(outline).to(total)[None, None]
+    outline = torch.from_numpy(ndimage.binary_fill_holes(total[0, 0].cpu().numpy() > 0.5)).to(total)[None, None]
     mask = torch.minimum(masks.gaussian_blur(total, 2 * round(1.5 * unit) + 1), total)
     mask = torch.minimum(mask, masks.feather(outline, 4 * unit))
+    own, borrowed, mask = (layout.fine(torch.cat([own, borrowed, mask], 1)) * layout.face).split(1, 1)
+
+    other, _ = mirrored(texture, template.topology)
+    total = own + borrowed
+    source = torch.lerp(other, texture, own / total.clamp(min=1e-4))
+    difference = source - matched
+    base = matched + torch.lerp(
+        push_pull(difference, total * layout.plain), push_pull(difference, total * layout.lips), layout.soft_lips
+    )
+    source = torch.where(total > 0.02, source, base)
     return laplacian_blend(source, base, mask, settings.levels), own
-
-
-def _extended(difference: Tensor, weight: Tensor) -> Tensor:
-    """A difference continued smoothly beyond where it is known, and to its mean far away.
-
-    Each coarser level of a pyramid fills what finer ones leave open ('push-pull'); details finer than a hundredth of
-    the map are left out.
-    """
-    finest = difference.shape[-1] // 4
-    value, share = (F.interpolate(x, (finest, finest), mode="area") for x in (difference * weight, weight))
-    levels = [(value, share)]
-    while levels[-1][0].shape[-1] > 4:
-        levels.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True) for x in levels[-1]))
-    filled = (difference * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-3)
-    for value, share in reversed(levels):
-        filled = F.interpolate(filled, value.shape[-2:], mode="bilinear", align_corners=False)
-        sure = (share * 4).clamp(0, 1) * min(1.0, value.shape[-1] / 32)
-        filled = sure * value / share.clamp(min=1e-3) + (1 - sure) * filled
-    return F.interpolate(filled, difference.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) -> Tensor:

@@ -25,7 +25,7 @@ from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color, rgb_to_yuv
-from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.imaging.pyramid import laplacian_blend, push_pull
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_facemesh, load_landmarks68
 from facerecon.perception.attributes import load_segmenter
@@ -44,6 +44,9 @@ FACE_BOX = (0.20, 0.26, 0.80, 0.93)  # x0, y0, x1, y1 of the face in an FFHQ-ali
 _LOOK = 512  # px at which landmarks and masks are measured
 _FIT = 224  # px of the crop whose camera the head is fitted under
 _NOSTRIL = 0.72  # of the skin's brightness
+_LIGHT_GRID = 128  # texels a side on which light is solved
+_STRAND_GRID = 512  # texels a side on which strands of hair are looked for
+_SHADOW = 512  # px of the z-buffer
 _MIN_SCORE = 0.5  # of the face mesh
 
 
@@ -77,8 +80,8 @@ class ExtractSettings:
     def __post_init__(self) -> None:
         if self.blending not in ("poisson", "naive"):
             raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
-        if self.size < 64:
-            raise ConfigError(f"size must be at least 64 texels; got {self.size}.")
+        if self.size < 64 or self.size % 4:
+            raise ConfigError(f"size must be at least 64 texels and a multiple of 4; got {self.size}.")
 
 
 @_struct
@@ -283,13 +286,20 @@ def _unwrapped(
     if scale != 1:
         layers = F.interpolate(layers, (side, side), mode="bilinear", align_corners=False)
     baked, seen = bake(
-        torch.cat([views.image, layers], 1), vertices, model.topology, camera, size, padding=0, offset=offset
+        torch.cat([views.image, layers], 1),
+        vertices,
+        model.topology,
+        camera,
+        size,
+        padding=0,
+        offset=offset,
+        texels=(layout.face + layout.eyes)[0, 0] > 0,
+        shadow=_SHADOW,
     )
     weight = seen * baked[:, 3:4] * layout.face
     eyes = seen * baked[:, 4:] * layout.eyes
-    soft = round(0.6 * layout.unit)
-    weight = masks.feather(weight, soft) if soft else weight
-    return baked[:, :3], weight, eyes
+    soft = masks.feather(layout.coarse(weight), max(1.0, 0.6 * layout.grid_unit))
+    return baked[:, :3], torch.minimum(weight, layout.fine(soft)), eyes
 
 
 def _lights(
@@ -303,32 +313,33 @@ def _lights(
 ) -> tuple[Tensor, Tensor]:
     """Light of each view (B, 9, 3) under the usual albedo, and the shading (B, 3, S, S) that bands 1-8 make, whose mean
     over the seen skin is 1."""
-    size = settings.size
-    found = uv_raster(model.topology, size)
-    step = max(1, size // 128)
-    coarse = size // step
-    small = F.interpolate(rgb, (coarse, coarse), mode="area")
-    use = F.interpolate(weight * layout.plain, (coarse, coarse), mode="area") > 0.9
-    usual = torch.full_like(small[:1], 0.6) if albedo is None else F.interpolate(albedo, (coarse, coarse), mode="area")
-    normals = vertex_normals(vertices, model.topology.faces)
+    found = uv_raster(model.topology, _LIGHT_GRID)
+    grid = (_LIGHT_GRID, _LIGHT_GRID)
+
+    def small(x: Tensor) -> Tensor:
+        return F.interpolate(x, grid, mode="area")
+
+    colors, skin = small(rgb), small(layout.skin)
+    use = small(weight * layout.plain) > 0.9
+    usual = torch.full_like(colors[:1], 0.6) if albedo is None else small(albedo)
     lights, shadings = [], []
     for b in range(len(rgb)):
-        normal = interpolate(found, normals[b : b + 1], model.topology.faces).permute(0, 3, 1, 2) * layout.skin
-        # light of the broad shape: creases, lips and the underside of the nose keep their tone
-        normal = F.normalize(masks.gaussian_blur(normal, 2 * round(6 * layout.unit) + 1)[0].permute(1, 2, 0), dim=-1)
         at = use[b, 0]
         if at.sum() < 64:
             lights.append(SHLight.ambient(1).coefficients[0])
-            shadings.append(torch.ones_like(rgb[b]))
+            shadings.append(torch.ones_like(colors[b]))
             continue
-        there = normal[step // 2 :: step, step // 2 :: step][:coarse, :coarse][at]
-        color, skin = small[b][:, at].T, usual[0][:, at].T
-        tone = (color / skin.clamp(min=0.02)).median(0).values
-        level = 0.5 / (sh_basis(there)[:, 0].mean() * SHLight.AMBIENT)
-        base = 0.5 * skin / skin.mean(0)
+        normals = interpolate(found, vertex_normals(vertices[b : b + 1], model.topology.faces), model.topology.faces)
+        # light of the broad shape: creases, lips and the underside of the nose keep their tone
+        normals = masks.gaussian_blur(normals.permute(0, 3, 1, 2) * skin, 2 * round(0.06 * _LIGHT_GRID) + 1)
+        normal = F.normalize(normals[0].permute(1, 2, 0), dim=-1)
+        color, base, there = colors[b][:, at].T, usual[0][:, at].T, normal[at]
+        tone = (color / base.clamp(min=0.02)).median(0).values * base.mean(0)
+        # brightness is the skin's: relative to it, band 0 stays near the ambient light
+        level = sh_basis(there)[:, 0].mean() * SHLight.AMBIENT
         gamma = fit_light(
-            color / (tone * skin.mean(0)) * 0.5,
-            base * (level / 0.5),
+            color / tone * 0.5,
+            base / base.mean(0) * (0.5 / level),
             there,
             prior=settings.light_prior,
             color_prior=0.02,
@@ -336,24 +347,35 @@ def _lights(
         mean = (sh_basis(there) @ gamma).mean(0)
         shading = (sh_basis(normal) @ gamma / mean).clamp(*settings.shading_range)
         lights.append(gamma)
-        shadings.append(torch.where(layout.skin[0] > 0, shading.permute(2, 0, 1), 1.0))
-    return torch.stack(lights), torch.stack(shadings)
+        shadings.append(shading.permute(2, 0, 1))
+    shading = F.interpolate(torch.stack(shadings), rgb.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.stack(lights), torch.where(layout.skin > 0, shading, 1.0)
 
 
 def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
-    """Trust without what is no skin: nostrils; and above the tip of the nose strands of hair, shadows of a fringe, rims.
+    """Trust without what is no skin: nostrils; and above the tip of the nose strands of hair, shadows of a fringe.
 
     Nostrils are what is dark at the base of the nose (Sec. 3.1.3). Elsewhere skin is what lies near the median of this
     face's plain texels, in brightness and in both differences of color.
     """
+    size = rgb.shape[-1]
+    if size > _STRAND_GRID:
+        rgb = F.interpolate(rgb, (_STRAND_GRID, _STRAND_GRID), mode="area")
+    grid = rgb.shape[-1]
+
+    def small(x: Tensor) -> Tensor:
+        return x if grid == size else F.interpolate(x, (grid, grid), mode="area")
+
     yuv = rgb_to_yuv(rgb)
-    plain = weight * layout.plain
-    radius = 0.4 * layout.unit
+    plain = small(weight * layout.plain)
+    hair_zone = small(layout.upper * (1 - layout.around_eyes))[0]
+    nose_base = small(layout.nose_base)[0]
+    radius = 0.004 * grid
     result = []
-    for one, trust, at in zip(yuv, weight, plain, strict=True):
+    for one, at in zip(yuv, plain, strict=True):
         pixels = one[:, at[0] > 0.5]
         if pixels.shape[1] < 64:
-            result.append(trust)
+            result.append(torch.zeros_like(one[:1]))
             continue
         center = pixels.median(1, keepdim=True).values
         level = center[0]
@@ -361,12 +383,14 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
         floor = pixels.new_tensor([[0.04], [0.02], [0.03]]) * level
         spread = spread.maximum(floor).minimum(2.5 * floor)[..., None]
         distance = ((one - center[..., None]).abs() / spread).amax(0, keepdim=True)
-        strange = (distance - 3).clamp(0, 1) * layout.upper[0] * (1 - layout.around_eyes[0])
-        nostril = ((_NOSTRIL + 0.05 - one[:1] / level) / 0.05).clamp(0, 1) * layout.nose_base[0]
+        strange = (distance - 3).clamp(0, 1) * hair_zone
+        nostril = ((_NOSTRIL + 0.05 - one[:1] / level) / 0.05).clamp(0, 1) * nose_base
         strange = torch.maximum(strange, nostril)
-        strange = masks.gaussian_blur(masks.dilate(strange[None], radius), 2 * round(radius) + 1)[0]
-        result.append(trust * (1 - strange))
-    return torch.stack(result)
+        result.append(masks.gaussian_blur(masks.dilate(strange[None], radius), 2 * round(radius) + 1)[0])
+    strange = torch.stack(result)
+    if grid != size:
+        strange = F.interpolate(strange, (size, size), mode="bilinear", align_corners=False)
+    return weight * (1 - strange)
 
 
 def _matched(rgb: Tensor, weight: Tensor, layout: FaceLayout, contrast: float) -> Tensor:
@@ -380,23 +404,24 @@ def _matched(rgb: Tensor, weight: Tensor, layout: FaceLayout, contrast: float) -
 
 
 def _joined(rgb: Tensor, weight: Tensor, layout: FaceLayout, blending: str) -> tuple[Tensor, Tensor]:
-    """Side views first, the front view over them where its normals prefer it."""
-    preferred = [weight[:1] * layout.front, *weight[1:].split(1)]
-    order = [*range(1, len(rgb)), 0]
+    """The side views, mixed by what each can be trusted for, and the front view over them where its normals prefer it."""
     observed = weight.amax(0, keepdim=True)
-    texture, filled = rgb[:1], weight[:1]
-    for b in range(1, len(rgb)):  # what lies under all: some view that shows the texel
-        texture = torch.where(weight[b : b + 1] > filled, rgb[b : b + 1], texture)
-        filled = torch.maximum(filled, weight[b : b + 1])
-    soft = 2 * round(1.5 * layout.unit) + 1
-    for b in order:
-        trust, view = weight[b : b + 1], rgb[b : b + 1]
-        if blending == "naive":
-            texture = torch.where(preferred[b] > 0.5, view, texture)
-            continue
-        mask = torch.minimum(masks.gaussian_blur(preferred[b], soft), trust)
-        texture = laplacian_blend(torch.where(trust > 0.05, view, texture), texture, mask, levels=4)
-    return texture, observed
+    major = weight[:1] * layout.front
+    if blending == "naive":
+        texture = rgb[:1]
+        for view, trust in zip(rgb[1:], weight[1:], strict=True):
+            texture = torch.where((trust > 0.5) & (major < 0.5), view[None], texture)
+        return texture, observed
+    known = weight.clone()
+    known[:1] *= 0.02  # where no other shows anything, the front does
+    total = known.sum(0, keepdim=True)
+    sides = (rgb * known).sum(0, keepdim=True) / total.clamp(min=1e-6)
+    sides = torch.where(total > 1e-3, sides, push_pull(sides, observed))
+    if len(rgb) == 1:
+        return sides, observed
+    blurred = masks.gaussian_blur(layout.coarse(major), 2 * round(1.5 * layout.grid_unit) + 1)
+    front = torch.where(weight[:1] > 0.05, rgb[:1], sides)
+    return laplacian_blend(front, sides, torch.minimum(layout.fine(blurred), weight[:1]), levels=4), observed
 
 
 def _iris(rgb: Tensor, eyes: Tensor, layout: FaceLayout) -> tuple[Tensor, Tensor]:

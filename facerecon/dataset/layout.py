@@ -31,6 +31,7 @@ SHIPPED = {"makehuman": "template_makehuman.png"}
 
 _FRONT_MINOR, _FRONT_MAJOR = 0.45, 0.75  # cosines on the mean head between which the front view takes over
 EYE_RIM, MOUTH_RIM = 0.6, 1.5  # hundredths of the map: width of the rims of eyes and mouth that are corrected
+_GRID = 256
 _GAZE = (0.0, -0.13, 1.0)  # where the eyeballs of the mean head look
 
 
@@ -40,7 +41,8 @@ class FaceLayout:
 
     Args:
         skin: the island of the skin. face: what a face's own pixels may color (no ears, neck or scalp). plain: skin of
-            one color: the face without brows, lids and lips. brows, lids, lips, ears, eyes: regions.
+            one color: the face without brows, lids and lips. brows, lids, lips, ears, eyes: regions;
+            soft_lips: blurred.
         front: how far the front view is preferred, by the normals of the mean head ('major' 1, 'minor' below).
         upper: 1 above the tip of the nose; forehead: above the brows. around_eyes: brows, lids and what lashes shade;
             nose_base: where nostrils may show.
@@ -48,6 +50,7 @@ class FaceLayout:
         solver: factorized for ``corrected``.
         gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
         unit: texels per hundredth of the map: radii are given in these.
+        grid: side on which soft masks are made (smooth as they are, they need no more).
     """
 
     skin: Tensor
@@ -56,6 +59,7 @@ class FaceLayout:
     brows: Tensor
     lids: Tensor
     lips: Tensor
+    soft_lips: Tensor
     ears: Tensor
     eyes: Tensor
     front: Tensor
@@ -67,6 +71,23 @@ class FaceLayout:
     solver: PoissonSolver
     gaze: Tensor
     unit: float
+    grid: int
+
+    @property
+    def grid_unit(self) -> float:
+        """Cells of the grid of soft masks per hundredth of the map."""
+        return self.grid / 100
+
+    def coarse(self, image: Tensor) -> Tensor:
+        """An image of the map on that grid."""
+        return image if image.shape[-1] == self.grid else F.interpolate(image, (self.grid, self.grid), mode="area")
+
+    def fine(self, image: Tensor) -> Tensor:
+        """And back."""
+        size = self.skin.shape[-1]
+        if image.shape[-1] == size:
+            return image
+        return F.interpolate(image, (size, size), mode="bilinear", align_corners=False)
 
 
 def face_layout(model: MorphableModel, size: int) -> FaceLayout:
@@ -108,6 +129,7 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
         brows=brows,
         lids=lids,
         lips=lips,
+        soft_lips=masks.gaussian_blur(lips, 2 * round(0.4 * unit) + 1),
         ears=ears,
         eyes=eyes,
         front=_front_preference(model, size),
@@ -119,6 +141,7 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
         solver=PoissonSolver(corrected),
         gaze=_gaze_angle(model, eyes, size),
         unit=unit,
+        grid=min(size, _GRID),
     )
 
 
@@ -149,8 +172,7 @@ def _corrected(model: MorphableModel, skin: Tensor, points: Tensor, size: int) -
     )
     nose = region_texels(model.topology, "nose", size)
     hidden = 1 - _seen_from_ahead(model, size)
-    nostrils = nose * hidden * _around(points[31:36], 3.5 * unit, size)
-    nostrils = masks.erode(masks.dilate(nostrils, 2.2 * unit), 1.6 * unit)  # with what lies between them
+    nostrils = masks.dilate(nose * hidden * _around(points[31:36], 3.5 * unit, size), 0.8 * unit)
     return (torch.maximum(opening, nostrils) * skin > 0.5).float()
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import ConfigError, check_shape
 from facerecon.imaging.masks import mirror_pad
 
-__all__ = ["collapse", "downsample", "gaussian_pyramid", "laplacian_blend", "laplacian_pyramid", "upsample"]
+__all__ = [
+    "collapse",
+    "downsample",
+    "gaussian_pyramid",
+    "laplacian_blend",
+    "laplacian_pyramid",
+    "push_pull",
+    "upsample",
+]
 
 
 def _shrink(x: Tensor, axis: int) -> Tensor:
@@ -91,3 +100,29 @@ def laplacian_blend(first: Tensor, second: Tensor, mask: Tensor, levels: int = 5
     bands = laplacian_pyramid(first - second, levels)
     weights = gaussian_pyramid(mask, levels)
     return second + collapse([band * weight for band, weight in zip(bands, weights, strict=True)])
+
+
+def push_pull(image: Tensor, weight: Tensor, finest: int = 128) -> Tensor:
+    """Continue an image smoothly beyond where it is known (Gortler et al. 1996): far away it becomes its mean.
+
+    Each coarser level of a pyramid of weighted means fills what the finer ones leave open.
+
+    Args:
+        image: (B, C, S, S). weight: (B, 1, S, S) in [0, 1], how far each pixel is known.
+        finest: side of the finest level; the result has no finer structure, within the known part either.
+
+    Returns:
+        (B, C, S, S); 0 where nothing is known at all.
+    """
+    check_shape("weight", weight, f"{image.shape[0]} 1 {image.shape[2]} {image.shape[3]}")
+    size = image.shape[-1]
+    side = min(finest, size)
+    value, share = (F.interpolate(x, (side, side), mode="area") for x in (image * weight, weight))
+    steps = [(value, share)]
+    while steps[-1][0].shape[-1] > 4:
+        steps.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True) for x in steps[-1]))
+    filled = value.sum((2, 3), keepdim=True) / share.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    for value, share in reversed(steps):
+        filled = F.interpolate(filled, value.shape[-2:], mode="bilinear", align_corners=False)
+        filled = torch.lerp(filled, value / share.clamp(min=1e-6), (share * 4).clamp(0, 1))
+    return F.interpolate(filled, (size, size), mode="bilinear", align_corners=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -194,9 +196,15 @@ def _ramp(value: Tensor, low: float, high: float) -> Tensor:
     return t * t * (3 - 2 * t)
 
 
-def _shadow_size(size: tuple[int, int]) -> tuple[int, int]:
+def _selected(found: Covered, keep: Tensor) -> Covered:
+    """Some of the texels of one map."""
+    parts = {name: getattr(found, name)[keep] for name in ("pixel", "image", "face", "barycentric")}
+    return replace(found, counts=(len(parts["pixel"]),), **parts)
+
+
+def _shadow_size(size: tuple[int, int], wanted: int | None = None) -> tuple[int, int]:
     longer = max(size)
-    scale = min(max(longer, SHADOW_SIZE[0]), SHADOW_SIZE[1]) / longer
+    scale = (wanted or min(max(longer, SHADOW_SIZE[0]), SHADOW_SIZE[1])) / longer
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -243,6 +251,8 @@ def bake(
     padding: int = 8,
     backend: str = "auto",
     offset: Tensor | None = None,
+    texels: Tensor | None = None,
+    shadow: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Unwrap an image into UV: each texel takes the color of the pixel it projects to (Sec. 3.1.2).
 
@@ -260,6 +270,8 @@ def bake(
         backend: rasteriser of the z-buffer.
         offset: (B, V, 2), pixels by which the image shows each vertex beside its projection (where a fit leaves a
             residual); what hides what is decided without it.
+        texels: (S, S) bool, which texels are wanted; the rest stays 0. None: all.
+        shadow: pixels of the z-buffer's longer side; None: the image's, within limits.
 
     Returns:
         texture: (B, C, S, S), 0 outside islands and padding.
@@ -280,10 +292,13 @@ def bake(
         check_shape("mask", mask, f"{batch} 1 {image.shape[2]} {image.shape[3]}")
     height, width = camera.size
     found = uv_texels(topology, size)
+    if texels is not None:
+        check_shape("texels", texels, f"{size} {size}")
+        found = _selected(found, texels.reshape(-1)[found.pixel])
     normals = vertex_normals(vertices, topology.faces)
     with torch.no_grad():
         clip = clip_coordinates(camera, vertices)
-        ids = rasterize(clip, topology.faces, _shadow_size((height, width)), backend, cull=False)
+        ids = rasterize(clip, topology.faces, _shadow_size((height, width), shadow), backend, cull=False)
         nearest, depth = covered(clip, topology.faces, ids)
         depth_maps = nearest.scatter(depth[:, None])[..., 0]
         eyes = -(camera.translation[:, None] @ camera.rotation)  # world position of the camera

@@ -61,3 +61,17 @@ def test_a_step_in_color_gets_a_wide_seam_and_detail_a_narrow_one():
 def test_no_levels():
     with pytest.raises(ConfigError, match="at least 1"):
         pyramid.gaussian_pyramid(torch.zeros(1, 1, 4, 4), 0)
+
+
+def test_push_pull_continues_what_is_known() -> None:
+    weight = torch.zeros(1, 1, 64, 64)
+    weight[..., 16:48, 16:48] = 1
+    flat = torch.full((1, 2, 64, 64), 0.3)
+    torch.testing.assert_close(pyramid.push_pull(flat * weight, weight), flat, atol=1e-5, rtol=0)
+    ramp = (torch.arange(64) / 64.0).expand(1, 1, 64, 64)
+    filled = pyramid.push_pull(ramp * weight, weight)
+    assert (filled - ramp)[..., 20:44, 20:44].abs().max() < 0.02
+    assert filled.min() >= ramp[..., 16].min() - 1e-5  # means of what is known: no overshoot
+    assert filled.max() <= ramp[..., 47].max() + 1e-5
+    assert filled[..., 32, 54] - filled[..., 32, 9] > 0.2  # each side continues its own
+    assert pyramid.push_pull(ramp, torch.zeros_like(weight)).abs().max() == 0

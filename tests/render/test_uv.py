@@ -234,3 +234,21 @@ def test_mirrored_follows_the_head_to_its_other_side(name, asset, request) -> No
     assert error.median() < 0.005 and error.quantile(0.98) < 0.05
     flip = (positions.flip(-1)[0] * torch.tensor([-1.0, 1.0, 1.0])[:, None, None] - positions[0]).norm(dim=0)[face]
     assert (flip.median() < 0.005) == (name == "makehuman")
+
+
+def test_bake_of_some_texels_and_with_an_offset(quad):
+    vertices, topology = quad(0.8)
+    camera = Camera.deep3d(100)
+    image = smooth_texture(100)
+    whole, seen = bake(image, vertices, topology, camera, 64, padding=0)
+    wanted = torch.zeros(64, 64, dtype=torch.bool)
+    wanted[20:40, 10:50] = True
+    part, part_seen = bake(image, vertices, topology, camera, 64, padding=0, texels=wanted, shadow=200)
+    assert torch.equal(part[..., wanted], whole[..., wanted])
+    assert torch.allclose(part_seen[..., wanted], seen[..., wanted])
+    assert part[..., ~wanted].abs().max() == 0
+    # three pixels to the right and two down: the image moved the other way
+    offset = torch.tensor([3.0, 2.0]).expand(1, vertices.shape[1], 2)
+    moved, _ = bake(image, vertices, topology, camera, 64, padding=0, offset=offset)
+    shifted, _ = bake(image.roll((-2, -3), (2, 3)), vertices, topology, camera, 64, padding=0)
+    assert (moved - shifted)[..., 8:-8, 8:-8].abs().max() < 1e-4
