@@ -3,12 +3,14 @@
 An attribute is read off a code by a hyperplane: ridge regression for what is measured in degrees or coefficients, a
 linear support vector machine (expression) or logistic regression (glasses, fringe, headwear) for what is there or
 not. InterFaceGAN walks along the plane's normal and projects other normals out of it. Here all attributes are moved
-by one step, the likeliest one for codes of covariance C,
+by one step, the shortest one in the metric C^-1,
 
     dw = C A_s^T (A_s C A_s^T + ridge)^-1 d ,
 
-whose rows A_s are the planes to move *and* those to keep (d = 0): each edit is conditioned on all others, and codes
-stay where the generator was trained. With C = 1 and one plane to keep it is InterFaceGAN's projection.
+whose rows A_s are the planes to move *and* those to keep (d = 0): each edit is conditioned on all others. With C = 1
+and one plane to keep it is InterFaceGAN's projection. With the covariance of the codes it is their likeliest change,
+which stays where the generator was trained but follows what goes together there (soft light comes with gray hair and
+hats); C is the covariance plus 0.3, several times its mean eigenvalue, which was best for the person.
 
 Unlike FFHQ-UV: the release edits light, glasses, pose and hair by StyleFlow. A flow, or any other editor, plugs into
 :class:`facerecon.editing.walk.Normalizer` instead of a :class:`Directions` if it has the ``step`` of :class:`Editor`.
@@ -53,6 +55,11 @@ CLASSES = ("happy", *WORN)
 STEADY_PARTS = {"identity": 16, "shape": 12, "skin": 3, "hair": 3}
 STEADY = ("age", "male", *(f"{part}{k}" for part, count in STEADY_PARTS.items() for k in range(count)))
 """What makes the person, kept while the rest is edited."""
+
+SPREAD = 0.3
+"""Added to the covariance of the codes in the metric of a step."""
+RIDGE = 0.02
+"""Of a step: share of an attribute's own scale that is not trusted."""
 
 
 def measured_values(attributes: Attributes) -> dict[str, Tensor]:
@@ -143,7 +150,7 @@ class Directions(TensorStruct):
 
     Args:
         weight: (K, 512). bias: (K,). mean: (512,), mean of the samples they were fitted on.
-        response: (K, 512), C weight^T of the samples' covariance C: the likeliest change of w with each attribute.
+        response: (K, 512), C weight^T, the shortest change of w with each attribute.
         names: K attributes, of ``MEASURED``, ``STEADY`` and ``CLASSES``.
         figures: {name: {figure: number}} of the cross-validation, and how the planes came about.
     """
@@ -204,10 +211,10 @@ class Directions(TensorStruct):
         wanted = {name: target - current[name] for name, target in targets.items()}
         return codes + self._shift(wanted, tuple(k for k in keep if k not in wanted)).to(codes)
 
-    def _shift(self, wanted: Mapping[str, Tensor], keep: Sequence[str], ridge: float = 0.02) -> Tensor:
-        """(B, 512): the likeliest shift with the changes ``wanted`` and none in ``keep``.
+    def _shift(self, wanted: Mapping[str, Tensor], keep: Sequence[str], ridge: float = RIDGE) -> Tensor:
+        """(B, 512): the shortest shift with the changes ``wanted`` and none in ``keep``.
 
-        ``ridge`` is a share of each attribute's own variance: the planes are not known better than that.
+        ``ridge`` is a share of each attribute's own scale: the planes are not known better than that.
         """
         rows = self.index((*wanted, *keep))
         some = next(iter(wanted.values()))
@@ -375,7 +382,7 @@ def fit_directions(
         weight=weight.float(),
         bias=torch.stack([row[1] for row in rows.values()]).float(),
         mean=mean.float(),
-        response=(weight @ covariance).float(),
+        response=(weight @ (covariance + SPREAD * torch.eye(len(covariance), dtype=x.dtype))).float(),
         names=tuple(rows),
         figures=figures,
     )
