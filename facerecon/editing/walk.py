@@ -186,6 +186,8 @@ class _Walk:
         """
         plain, now = self.plain(shift), self.current(shift, seen)
         wanted = self.targets(now) | {"yaw": now["yaw"] + turn}
+        smiling = seen.happy > 0.5 * self.settings.happy_limit
+        wanted["happy"] = torch.where(smiling, (now["happy"] - 0.7).clamp(max=-0.7), wanted["happy"])
         if push:
             for k, name in enumerate(WORN):
                 step = torch.where(seen.worn[:, k] > 0, now[name] - self.settings.push, wanted[name])
