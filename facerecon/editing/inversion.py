@@ -199,7 +199,6 @@ class InversionSettings:
             feature maps, and of its embedding.
         w_prior, plus_prior: weights of the squared distance from the mean of W, and of the squared residual.
         background: weight of pixels around the face, of those in it.
-        min_judge, max_error: what passes: cosine of the judge, mean difference of colors over the face.
     """
 
     w_steps: int = 40
@@ -216,8 +215,6 @@ class InversionSettings:
     w_prior: float = 0.02
     plus_prior: float = 0.05
     background: float = 0.3
-    min_judge: float = 0.7
-    max_error: float = 0.09
 
     def __post_init__(self) -> None:
         if min(self.w_steps, self.plus_steps) < 0 or min(self.refresh, self.patience) < 1:
@@ -234,7 +231,6 @@ class Inversion:
         quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
             of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
             of the residual in deviations of W).
-        reasons: targets that were not met, each "inversion: ..."; empty if all were.
         trace: one plain dict a look at the true picture.
     """
 
@@ -242,7 +238,6 @@ class Inversion:
     w: Tensor
     image: Tensor
     quality: dict[str, float]
-    reasons: list[str] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -334,7 +329,7 @@ def invert(
             goes on from there to the same result. It is left for the caller to remove.
 
     Returns:
-        :class:`Inversion`; whether it is good enough stands in ``reasons``.
+        :class:`Inversion`; whether it is good enough is for the caller to say from its ``quality``.
     """
     settings = settings or InversionSettings()
     crop = crop[None] if crop.dim() == 3 else crop
@@ -378,7 +373,7 @@ def invert(
         image = generator(code[None])
     quality = _quality(objective, crop, points, image)
     quality["residual"] = float((tensors["delta"] / generator.std_w).square().mean().sqrt())
-    return Inversion(code, tensors["w"], image[0], quality, _reasons(quality, settings), trace)
+    return Inversion(code, tensors["w"], image[0], quality, trace)
 
 
 def _optimize(
@@ -401,7 +396,7 @@ def _optimize(
         white, delta = variables
         return settings.w_prior * white.square().mean() + settings.plus_prior * delta.square().mean()
 
-    best, best_loss, stale, lacking = [v.detach().clone() for v in variables], float("inf"), 0, None
+    best, best_loss, stale = [v.detach().clone() for v in variables], float("inf"), 0
     for step in range(steps + 1):
         if step % settings.refresh == 0 or step == steps:
             with torch.no_grad():
@@ -419,10 +414,12 @@ def _optimize(
             progress(phase, step, steps)
         for group in optimizer.param_groups:  # a short rise, and a fall over the last third
             group["lr"] = rate * min(1.0, (step + 1) / 5, 3 * (steps - step) / steps)
-        preview = generator(codes(*variables)[None], clamp=False, window=FACE_WINDOW, preview=True)
-        loss = objective(preview + lacking) + prior()
-        optimizer.zero_grad()
-        loss.backward()
+        with torch.enable_grad():
+            preview = generator(codes(*variables)[None], clamp=False, window=FACE_WINDOW, preview=True)
+            total = objective(preview + lacking) + prior()
+            gradients = torch.autograd.grad(total, free)
+        for variable, gradient in zip(free, gradients, strict=True):
+            variable.grad = gradient
         optimizer.step()
     return best[0], best[1]
 
@@ -435,15 +432,6 @@ def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor)
         distance = (load_identity()(image, found) - load_identity()(crop, points)).norm()
     error = objective.error(_averaged(image[:, :, top:bottom, left:right]))
     return {"judge": float(judge), "identity": float(distance), "error": error}
-
-
-def _reasons(quality: dict[str, float], settings: InversionSettings) -> list[str]:
-    reasons = []
-    if not quality["judge"] >= settings.min_judge:
-        reasons.append(f"inversion: another face (judge {quality['judge']:.2f}, wanted {settings.min_judge:.2f})")
-    if not quality["error"] <= settings.max_error:
-        reasons.append(f"inversion: colors differ by {quality['error']:.3f} (at most {settings.max_error:.3f})")
-    return reasons
 
 
 # -- state -----------------------------------------------------------------------------------------------------

@@ -113,8 +113,9 @@ def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tm
     start = LinearEncoder.load()(image)
     assert (start - w).norm() < 0.85 * (generator.mean_w - w).norm()
     seen = []
-    result = inversion.invert(image, generator, SHORT, progress=lambda *step: seen.append(step))
-    assert result.code.shape == (23, 512) and result.image.shape == (3, 1024, 1024) and result.reasons == []
+    with torch.no_grad():  # as a pipeline calls it
+        result = inversion.invert(image, generator, SHORT, progress=lambda *step: seen.append(step))
+    assert result.code.shape == (23, 512) and result.image.shape == (3, 1024, 1024)
     assert (result.w - w).norm() < 0.95 * (start - w).norm()
     assert result.trace[-1]["loss"] < 0.6 * result.trace[0]["loss"]
     assert seen[0] == ("w", 0, 6) and seen[-1] == ("w+", 1, 2)
@@ -135,9 +136,10 @@ def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tm
     inversion.invert(image, generator, SHORT, progress=lambda *step: finished.append(step), state=state)
     assert finished == []
     state.write_bytes(b"spoilt")
-    none = replace(SHORT, w_steps=0, plus_steps=0, min_judge=0.9999, max_error=0.0001)
-    poor = inversion.invert(image[0], generator, none, encoder=lambda crop: generator.mean_w, state=state)
-    assert [reason.split(":")[0] for reason in poor.reasons] == ["inversion"] * 2
+    none = replace(SHORT, w_steps=0, plus_steps=0)
+    with torch.no_grad():
+        mean = inversion.invert(image[0], generator, none, encoder=lambda crop: generator.mean_w, state=state)
+    assert torch.allclose(mean.code, generator.mean_w.expand(23, -1), atol=1e-5)
 
 
 def test_quality_tells_the_face_from_another(generator, face, asset):
@@ -151,7 +153,7 @@ def test_quality_tells_the_face_from_another(generator, face, asset):
     assert right.quality["judge"] > 0.98 and right.quality["identity"] < 0.1 and right.quality["error"] < 0.02
     assert torch.allclose(right.code, rows, atol=1e-4) and torch.allclose(right.w, rows.mean(0), atol=1e-4)
     other = inversion.invert(image, generator, settings, encoder=lambda crop: generator.sample(777_002)[0])
-    assert other.quality["judge"] < 0.6 and other.quality["identity"] > 0.5 and len(other.reasons) == 2
+    assert other.quality["judge"] < 0.6 and other.quality["identity"] > 0.5 and other.quality["error"] > 0.05
 
 
 def test_face_mask_is_the_face(generator, face, asset):
