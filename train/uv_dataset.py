@@ -37,18 +37,21 @@ HOPELESS = 100  # subjects refused one after another
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.dataset import settings_from
+    from facerecon.dataset import ENGINES, settings_from
     from facerecon.errors import ConfigError, OutputError, nearest_name
     from facerecon.run import RunDirectory, available_cores
 
     if config.source not in SOURCES:
         raise ConfigError(nearest_name(str(config.source), SOURCES, "source"))
+    if config.engine not in ENGINES:
+        raise ConfigError(nearest_name(str(config.engine), ENGINES, "engine"))
     for key in ("n", "workers", "threads"):
         if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
             raise ConfigError(f"{key} must be a whole number, 1 or more, or null; got {config[key]!r}.")
     values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
     settings_from(values)  # an error here costs nothing
     job = _Job(config, values, config.workers or available_cores())
+    job.check()
     origin = {"script": "uv_dataset", "source": config.source}
     origin["from"] = {
         "generator": [config.first_seed, config.dark_share, config.seed],
@@ -79,10 +82,19 @@ class _Job:
         self.searched = _hash({key: values[key] for key in keys})
         self.settings = _hash({key: value for key, value in values.items() if key != "device"})
 
+    def check(self) -> None:
+        """Whether the source is there, before a folder is made."""
+        from facerecon.errors import ConfigError
+
+        needed = {"generator": "n", "photos": "dir", "manifest": "manifest"}[self.config.source]
+        example = {"n": "n=100", "dir": "dir=portraits", "manifest": "manifest=set/manifest.safetensors"}[needed]
+        if not self.config[needed]:
+            raise ConfigError(f"{needed}= is not set; for example: source={self.config.source} {example}")
+        self.items = self._items()
+
     def open(self, folder: Any) -> None:
         """The folder of the run, held by this process; sort out what an earlier run left."""
         self.folder = folder
-        self.items = self._items()
         done = folder.completed()
         self.done = {
             name: facts for name, facts in done.items()
@@ -95,14 +107,11 @@ class _Job:
     def _items(self) -> Any:
         """A function from a position to an item, and how many there are (None: without end)."""
         from facerecon.dataset import Item, Manifest, Search, draw_seeds
-        from facerecon.errors import ConfigError
         from facerecon.imaging.files import list_images
         from facerecon.stylegan.mobile import load_generator
 
         config = self.config
         if config.source == "generator":
-            if config.n is None:
-                raise ConfigError("n= says how many maps to make of the open generator; for example n=100.")
             self.total = None
             seeds = draw_seeds(load_generator(), config.first_seed, config.truncation, config.dark_share, config.seed)
 
@@ -112,13 +121,9 @@ class _Job:
 
             return draw
         if config.source == "photos":
-            if not config.dir:
-                raise ConfigError("dir= is not set; for example: source=photos dir=portraits")
             paths = list_images(config.dir)
             self.total = len(paths)
             return lambda i: Item(i, path=str(paths[i]))
-        if not config.manifest:
-            raise ConfigError("manifest= is not set; for example: source=manifest manifest=set/manifest.safetensors")
         rows = list(Manifest.load(config.manifest).items())[: config.n]
         self.total = len(rows)
         self.searched = "manifest"

@@ -72,7 +72,18 @@ def _start(make_worker: Callable[[], Worker], threads: int, parent: int) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _set_threads(threads)
-    _worker = make_worker()
+    try:
+        _worker = make_worker()
+    except FaceReconError as error:  # a missing model: the first item says so
+        _worker = _Failed(error)
+
+
+class _Failed:
+    def __init__(self, error: FaceReconError) -> None:
+        self.error = error
+
+    def __call__(self, item: Item) -> Outcome:
+        raise self.error
 
 
 def _end_with(parent: int) -> None:

@@ -88,6 +88,17 @@ class PipelineSettings:
             raise ConfigError(f"truncation must be above 0 and at most 1.5; got {self.truncation}.")
         if not 64 <= self.size <= 4096:
             raise ConfigError(f"size must be from 64 to 4096 texels; got {self.size}.")
+        self.extracting, self.completing  # noqa: B018  their values are checked
+
+    @property
+    def extracting(self) -> ExtractSettings:
+        """``extract`` with what is shared."""
+        return replace(self.extract, size=self.size, multi_view=self.multi_view, blending=self.blending)
+
+    @property
+    def completing(self) -> CompleteSettings:
+        """``complete`` with what is shared."""
+        return replace(self.complete, blending=self.blending)
 
 
 @dataclass
@@ -154,9 +165,6 @@ class UVPipeline:
         self.normalizer = Normalizer(
             self._picture, editor if editor is not None else load_directions(), self.meter, settings.search
         )
-        shared = {"size": settings.size, "multi_view": settings.multi_view, "blending": settings.blending}
-        self.extracting = replace(settings.extract, **shared)
-        self.completing = replace(settings.complete, blending=settings.blending)
         self.template = load_template(self.model, settings.size)
         self.encoder = encoder
 
@@ -249,9 +257,9 @@ class UVPipeline:
         """Extract and complete the map, measure it, and put its files into the outcome."""
         settings = self.settings
         with _timed(seconds, "extract"):
-            extraction = extract(search.images, self.model, self.extracting, self.template.texture)
+            extraction = extract(search.images, self.model, settings.extracting, self.template.texture)
         with _timed(seconds, "complete"):
-            made = complete(extraction, self.template, self.completing)
+            made = complete(extraction, self.template, settings.completing)
         with _timed(seconds, "measure"):
             layout = self.template.layout
             figures = {

@@ -1,0 +1,145 @@
+"""The script end to end on the smallest settings: a set, the set again, the set without search."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps, settings_from
+from facerecon.dataset.pipeline import InversionSettings, WalkSettings
+from facerecon.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from configs.compose import compose, run  # noqa: E402
+from train.uv_dataset import main  # noqa: E402
+
+SMALL = ("size=128", "search.rounds=1", "search.side_rounds=1", "workers=1", "check=false")
+
+
+def run_script(*overrides: str) -> int:
+    threads = torch.get_num_threads()
+    try:
+        return run(main, "uv_dataset", "doc", list(overrides))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    kept = ("uv-maps", "observed", "face-latents", "fit", "manifest.safetensors", "meta-info.json", "sheet.jpg")
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for part in kept
+        for path in ([folder / part] if (folder / part).is_file() else sorted((folder / part).iterdir()))
+    }
+
+
+@pytest.fixture(scope="module")
+def made(asset, tmp_path_factory) -> Path:
+    for name in ("mobile_stylegan", "makehuman", "facemesh468", "landmarks68", "identity128"):
+        asset(name)
+    folder = tmp_path_factory.mktemp("set") / "uv"
+    assert run_script(f"out={folder}", "n=2", "first_seed=5000", "dark_share=null", *SMALL) == 0
+    return folder
+
+
+def test_a_set_is_whole(made):
+    maps = UVMaps(made, observed=True)
+    assert [maps[i]["number"] for i in range(len(maps))] == ["005000", "005001"]
+    assert maps[0]["texture"].shape == (3, 128, 128) and maps[0]["meta"]["origin"] == "seed 5000"
+    assert maps.latents(1).shape == (3, 512)
+    manifest = Manifest.load(made / "manifest.safetensors")
+    assert manifest.seeds.tolist() == [5000, 5001]
+    assert np.allclose(manifest.tensors["views"][1].numpy(), maps.latents(1).float().numpy())
+    assert manifest.facts["settings"]["size"] == 128
+    rows = [json.loads(line) for line in (made / "manifest.jsonl").read_text().splitlines()]
+    assert all(0 < row["figures"]["observed"] <= 1 and row["figures"]["bs_error"] > 0 for row in rows)
+    summary = json.loads((made / "summary.json").read_text())
+    assert summary["accepted"] == 2 and summary["mean"]["evenness"] < summary["mean"]["source_evenness"]
+    for page in ("index.html", "refused.html"):
+        assert (made / page).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_same_command_has_nothing_to_do(made, capsys):
+    before = files_of(made)
+    assert run_script(f"out={made}", "n=2", "first_seed=5000", "dark_share=null", *SMALL) == 0
+    assert "0 subject(s) in" in capsys.readouterr().out
+    assert files_of(made) == before
+
+
+def test_a_manifest_builds_the_set_again(made, tmp_path):
+    source = ("source=manifest", f"manifest={made / 'manifest.safetensors'}")
+    assert run_script(*source, f"out={tmp_path / 'again'}", *SMALL) == 0
+    first, again = files_of(made), files_of(tmp_path / "again")
+    for name in first:
+        if name.startswith(("uv-maps", "observed", "face-latents")):
+            assert first[name] == again[name], name
+
+
+def test_ablations_change_the_map_they_should(made, tmp_path):
+    source = ("source=manifest", f"manifest={made / 'manifest.safetensors'}", "n=1")
+    reference = (made / "uv-maps" / "005000.png").read_bytes()
+    for override in ("editing=false", "multi_view=false", "blending=naive"):
+        folder = tmp_path / override.replace("=", "_")
+        assert run_script(*source, override, f"out={folder}", *SMALL) == 0
+        assert (folder / "uv-maps" / "005000.png").read_bytes() != reference
+
+
+def test_filters_refuse_with_a_reason_and_their_search_is_kept(made, tmp_path, capsys):
+    folder = tmp_path / "strict"
+    strict = [*SMALL[:-1], "filters.bs_error=0.0", "source=manifest", f"manifest={made / 'manifest.safetensors'}"]
+    assert run_script(*strict, f"out={folder}") == 2
+    assert "no subject gave a map; see refused.html" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all("brightness: BS Error over observed texels is" in row["reasons"][0] for row in rows)
+    assert sorted(path.name for path in (folder / "refused").iterdir()) == ["005000.jpg", "005001.jpg"]
+    assert not (folder / "uv-maps").exists()
+
+
+def test_the_yaml_holds_the_defaults_of_the_code():
+    config = compose("uv_dataset", ["n=1"])
+    own = {"size", "multi_view", "blending"}
+    parts = {
+        "search": WalkSettings, "inversion": InversionSettings, "extract": ExtractSettings,
+        "complete": CompleteSettings, "filters": FilterSettings,
+    }  # fmt: skip
+    for key, kind in parts.items():
+        names = {name for name in kind.__dataclass_fields__ if not (name in own and key in ("extract", "complete"))}
+        assert set(config[key]) == names, key
+    from omegaconf import OmegaConf
+
+    assert settings_from({key: OmegaConf.to_container(config[key]) for key in parts}) == settings_from({})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["source=generator"], "n= is not set"),
+        (["source=photos"], "dir= is not set"),
+        (["source=manifest"], "manifest= is not set"),
+        (["source=fotos"], "photos"),
+        (["n=1", "blending=poison"], "poisson"),
+        (["n=1", "filters.glases=1"], "glasses"),
+        (["n=0"], "n must be a whole number"),
+        (["n=1", "size=3"], "size must be"),
+        (["n=1", "precision=float64"], "float32"),
+        (["n=1", "engine=spark"], "local"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys, overrides, message):
+    assert run_script(f"out={tmp_path / 'x'}", *overrides) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(ConfigError, match="delight"):
+        settings_from({"extract": {"deligth": True}})
+    with pytest.raises(ConfigError, match="filters"):
+        settings_from({"filter": {}})
