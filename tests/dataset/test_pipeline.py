@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps, settings_from
+from facerecon.dataset.filters import STEPS
 from facerecon.dataset.pipeline import InversionSettings, WalkSettings
 from facerecon.errors import ConfigError
 
@@ -93,7 +94,8 @@ def test_ablations_change_the_map_they_should(made, tmp_path):
 
 def test_filters_refuse_with_a_reason_and_their_search_is_kept(made, tmp_path, capsys):
     folder = tmp_path / "strict"
-    strict = [*SMALL[:-1], "filters.bs_error=0.0", "source=manifest", f"manifest={made / 'manifest.safetensors'}"]
+    strict = [*SMALL[:-1], *(f"filters.{name}=null" for name in STEPS["search"]), "filters.bs_error=0.0",
+              "source=manifest", f"manifest={made / 'manifest.safetensors'}"]  # fmt: skip
     assert run_script(*strict, f"out={folder}") == 2
     assert "no subject gave a map; see refused.html" in capsys.readouterr().err
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
