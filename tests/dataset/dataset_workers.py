@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from facerecon.dataset.records import Item, Outcome
 
@@ -33,3 +34,20 @@ class Dies:
 
 def make_dies() -> Dies:
     return Dies()
+
+
+class Frail(Square):
+    """Dies of item 4, but only once: the file at ``mark`` tells."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = Path(mark)
+
+    def __call__(self, item: Item) -> Outcome:
+        if item.number == 4 and not self.mark.exists():
+            self.mark.touch()
+            os._exit(3)
+        return super().__call__(item)
+
+
+def make_frail(mark: str) -> Frail:
+    return Frail(mark)
