@@ -247,3 +247,20 @@ def test_the_hifi3dpp_head_from_its_own_file(tmp_path, hifi3dpp_mat, models, dec
 def test_a_head_model_that_is_not_there(overrides, expected, tmp_path) -> None:
     run = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={tmp_path}", *overrides, FACERECON_HOME=str(tmp_path))
     assert expected in one_line(run)
+
+
+@pytest.mark.slow
+def test_directions_are_built_again_from_what_is_measured(tmp_path, models, asset) -> None:
+    asset("mobile_stylegan")
+    keys = ["n=40", "folds=2", "block=20", "mistakes=4", "threads=1", f"out={tmp_path}"]
+    first = script("train/edit_directions.py", *keys)
+    assert first.returncode == 0, first.stderr
+    names = ("latent_directions.safetensors", "worn.safetensors", "report.json", "mistakes_glasses.jpg")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    (tmp_path / "samples" / "0000020.safetensors").write_bytes(b"damaged")
+    second = script("train/edit_directions.py", *keys)
+    assert second.returncode == 0, second.stderr
+    assert before == [(tmp_path / name).read_bytes() for name in names]
+    assert "n must be" in one_line(script("train/edit_directions.py", *keys[1:], "n=0"))
+    few = one_line(script("train/edit_directions.py", "n=5", "folds=2", f"out={tmp_path / 'few'}"))
+    assert "each side needs" in few or "samples" in few

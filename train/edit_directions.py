@@ -1,0 +1,192 @@
+"""Planes in W for editing, and the classifier of what is worn: sample, measure, fit, validate (Sec. 3.1.1).
+
+    python train/edit_directions.py                               the shipped files again (about 40 minutes on 2 cores)
+    python train/edit_directions.py n=10000 labels=mine.csv out=directions
+
+Writes samples/ (what each face shows; a run that was stopped goes on with them), latent_directions.safetensors and
+worn.safetensors (copy both to facerecon/data and run `python -m facerecon.assets seal` to ship them), report.json and
+report.md with figures out of fold, and mistakes_CLASS.jpg, the faces that W or image got wrong, to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from configs.compose import Stopped, check_stop, run
+
+PRECISIONS = ("bfloat16", "float32")
+WHOLE = ("n", "folds", "block", "batch", "mistakes")
+
+
+def main(config: Any) -> int:
+    from facerecon.assets import shipped
+    from facerecon.editing.directions import read_labels
+    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.run import RunDirectory
+
+    for key in WHOLE:
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise ConfigError(f"{key} must be a whole number, 1 or more; got {config[key]!r}.")
+    if config.folds < 2:
+        raise ConfigError(f"folds must be 2 or more; got {config.folds}.")
+    if config.precision not in PRECISIONS:
+        raise ConfigError(nearest_name(str(config.precision), PRECISIONS, "precision"))
+    labels = read_labels(config.labels or shipped("attribute_labels.csv"))
+    keys = ("first_seed", "truncation", "block", "precision")  # what the measured files depend on
+    settings = {"script": "edit_directions"} | {key: config[key] for key in keys}
+    config_there = (Path(config.out) / "config.json").exists()
+    again = {"resume": True} if config.resume and config_there else {"overwrite": config_there}
+    with RunDirectory(config.out, settings, **again).alone() as folder:
+        try:
+            return build(config, folder.path, labels)
+        except (KeyboardInterrupt, Stopped, OutputError) as stop:
+            kept = (
+                f"{len(list((folder.path / 'samples').glob('*.safetensors')))} block(s) are measured in {folder.path}"
+            )
+            if isinstance(stop, OutputError):
+                raise OutputError(f"{stop} {kept}; the same command goes on.") from None
+            raise type(stop)(kept) from None
+
+
+def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
+    """Measure what is not measured, fit, write."""
+    import torch
+
+    from facerecon.editing.directions import fit_directions
+    from facerecon.editing.worn import WORN, fit_worn
+    from facerecon.errors import InputError, nearest_name
+    from facerecon.storage import write_whole
+    from facerecon.stylegan.mobile import load_generator
+    from fit.models import prepare
+
+    for name in labels:
+        if name not in WORN:
+            raise InputError(nearest_name(name, WORN, "class of the labels"))
+    device = prepare(config)
+    generator = load_generator(device, getattr(torch, config.precision))
+    started = time.perf_counter()
+    samples, features = measure(config, out, generator)
+    seeds = torch.arange(config.first_seed, config.first_seed + config.n)
+    print(f"{config.n} faces measured, {time.perf_counter() - started:.0f} s")
+
+    codes = torch.cat([generator.sample(part.tolist(), config.truncation).cpu() for part in seeds.split(500)])
+    known = {}
+    for name in WORN:
+        rows = {s - config.first_seed: there for s, there in labels.get(name, {}).items()}
+        rows = {row: there for row, there in rows.items() if 0 <= row < config.n}
+        known[name] = torch.tensor(list(rows), dtype=torch.long), torch.tensor(list(rows.values()), dtype=torch.long)
+    worn, seen = fit_worn(features, known, config.folds)
+    check_stop()
+    samples = samples.replace(worn=features @ worn.weight.T + worn.bias)
+    directions, read = fit_directions(codes, samples, known, config.folds)
+    directions.save(out / "latent_directions.safetensors")
+    worn.save(out / "worn.safetensors")
+
+    report = {"faces": config.n, "truncation": config.truncation, "directions": directions.figures}
+    report |= {"image": worn.figures}
+    write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_whole(out / "report.md", describe(report).encode())
+    for name in WORN:
+        index, there = known[name]
+        wrong = [
+            (int(seeds[index[i]]), int(there[i]), float(read[name][i]), float(seen[name][i]))
+            for i in range(len(index))
+            if (read[name][i] > 0) != (there[i] > 0) or (seen[name][i] > 0) != (there[i] > 0)
+        ]
+        wrong.sort(key=lambda row: min(row[2:]) if row[1] else -max(row[2:]))  # the surest errors first
+        show_mistakes(config, out / f"mistakes_{name}.jpg", generator, wrong[: config.mistakes])
+    print((out / "report.md").read_text(encoding="utf-8"))
+    print(f"written to {out}; {time.perf_counter() - started:.0f} s in all")
+    return 0
+
+
+def measure(config: Any, out: Path, generator: Any) -> tuple[Any, Any]:
+    """Attributes and upper-face features (n, 1584) of all faces; blocks that are on the disk are read."""
+    import torch
+    from tqdm import tqdm
+
+    from facerecon.editing.attributes import AttributeMeter, Attributes
+    from facerecon.editing.worn import upper_face, upper_face_features
+    from facerecon.errors import AssetError, InputError
+    from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+
+    meter = AttributeMeter()
+    kept, crops = [], []
+    starts = range(config.first_seed, config.first_seed + config.n, config.block)
+    for start in tqdm(starts, unit="block", disable=None):
+        check_stop()
+        path = out / "samples" / f"{start:07d}.safetensors"
+        extra = path.with_name(f"{start:07d}_features.safetensors")
+        try:
+            found = Attributes.load(path) if path.exists() and extra.exists() else None
+            if found is not None:
+                tensors, _ = read_safetensors(extra, "features of faces", "remove it and start again", ("features",))
+        except (InputError, AssetError):  # of another version, or damaged: measured again
+            found = None
+        if found is None:
+            images, codes = [], generator.sample(range(start, start + config.block), config.truncation)
+            with torch.no_grad():
+                for part in codes.split(config.batch):
+                    image = generator(part).cpu()
+                    images.append(torch.nn.functional.interpolate(image, (meter.size, meter.size), mode="area"))
+            image = torch.cat(images)
+            found = meter(image)
+            crop = upper_face(image, found.mesh468)
+            both = 0.5 * (upper_face_features(crop) + upper_face_features(crop.flip(3)))
+            tensors = {"features": both.half()}
+            write_whole(extra, safetensors_bytes(tensors))
+            found.save(path)
+        kept.append(found)
+        crops.append(tensors["features"].float())
+    return Attributes.cat(kept)[: config.n], torch.cat(crops)[: config.n]
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The figures as two tables."""
+    lines = [f"{report['faces']} faces at truncation {report['truncation']}; all figures out of fold.", ""]
+    lines += ["| read off W | R2 | error | std |", "|---|---|---|---|"]
+    for name, row in report["directions"].items():
+        if "r2" in row:
+            lines.append(f"| {name} | {row['r2']:.3f} | {row['error']:.3g} | {row['std']:.3g} |")
+    lines += [
+        "",
+        "| class | read off | accuracy | AUC | found | false alarms | there / labeled |",
+        "|---|" + "---|" * 6,
+    ]
+    for where, rows in (("W", report["directions"]), ("image", report["image"])):
+        for name, row in rows.items():
+            if "accuracy" in row:
+                shares = " | ".join(f"{100 * row[key]:.1f} %" for key in ("accuracy", "auc", "found", "false"))
+                lines.append(f"| {name} | {where} | {shares} | {row['positive']} / {row['samples']} |")
+    return "\n".join(lines) + "\n"
+
+
+def show_mistakes(config: Any, path: Path, generator: Any, wrong: list[tuple[int, int, float, float]]) -> None:
+    """A contact sheet: seed, label, log odds by W and by the image."""
+    import torch
+
+    from facerecon.imaging.files import contact_sheet, write_jpg
+
+    if not wrong:
+        path.unlink(missing_ok=True)
+        return
+    pictures = []
+    for seed, *_ in wrong:
+        check_stop()
+        with torch.no_grad():
+            image = generator(generator.sample(seed, config.truncation)).cpu()
+        pictures.append(torch.nn.functional.interpolate(image, (192, 192), mode="area")[0])
+    captions = [f"{seed}: {'yes' if there else 'no'}; W {w:+.1f}, image {i:+.1f}" for seed, there, w, i in wrong]
+    write_jpg(path, contact_sheet(pictures, labels=captions, size=192))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "edit_directions", __doc__))
