@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from facerecon.dataset.layout import FaceLayout, Template, load_template
 from facerecon.errors import ConfigError, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
-from facerecon.imaging.pyramid import laplacian_blend, push_pull
+from facerecon.imaging.pyramid import fill_holes, laplacian_blend
 from facerecon.render.uv import mirrored, pad_islands
 from facerecon.types import FaceParams, TensorStruct, _struct
 
@@ -125,17 +126,39 @@ def _joined(
     outline = torch.from_numpy(ndimage.binary_fill_holes(total[0, 0].cpu().numpy() > 0.5)).to(total)[None, None]
     mask = torch.minimum(masks.gaussian_blur(total, 2 * round(1.5 * unit) + 1), total)
     mask = torch.minimum(mask, masks.feather(outline, 4 * unit))
-    own, borrowed, mask = (layout.fine(torch.cat([own, borrowed, mask], 1)) * layout.face).split(1, 1)
+    own = layout.fine(own) * layout.face
+    borrowed, mask = (layout.crop(layout.fine(x) * layout.face) for x in (borrowed, mask))
 
-    other, _ = mirrored(texture, template.topology)
-    total = own + borrowed
-    source = torch.lerp(other, texture, own / total.clamp(min=1e-4))
-    difference = source - matched
-    base = matched + torch.lerp(
-        push_pull(difference, total * layout.plain), push_pull(difference, total * layout.lips), layout.soft_lips
-    )
+    seen = layout.crop(own)
+    total = seen + borrowed
+    other = layout.crop(mirrored(texture, template.topology)[0])
+    source = torch.lerp(other, layout.crop(texture), seen / total.clamp(min=1e-4))
+    result = matched + _difference(source - layout.crop(matched), total, layout)
+    base = layout.crop(result)
     source = torch.where(total > 0.02, source, base)
-    return laplacian_blend(source, base, mask, settings.levels), own
+    base[:] = laplacian_blend(source, base, mask, settings.levels)
+    return result, own
+
+
+def _difference(difference: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
+    """(1, 3, S, S): what the face differs by from the template, continued over the whole map; the lips for themselves.
+
+    Args:
+        difference: (1, 3, h, w) and weight: (1, 1, h, w), within the layout's crop.
+    """
+    size, cell = layout.skin.shape[-1], layout.cell
+    top, bottom, left, right = (n // cell for n in layout.box)
+    cells = size // cell
+    frame = (left, cells - right, top, cells - bottom)
+
+    def continued(region: Tensor) -> Tensor:
+        share = weight * layout.crop(region)
+        value, share = (F.pad(F.avg_pool2d(x, cell), frame) for x in (difference * share, share))
+        return fill_holes(value, share)
+
+    lips = F.interpolate(layout.soft_lips, (cells, cells), mode="area")
+    mixed = torch.lerp(continued(layout.plain), continued(layout.lips), lips)
+    return F.interpolate(mixed, (size, size), mode="bilinear", align_corners=False)
 
 
 def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) -> Tensor:
@@ -151,7 +174,11 @@ def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) 
     """
     usual = iris.new_tensor([[0.20, 0.14, 0.11]])
     color = torch.where(seen[:, None] > 0, iris, usual).clamp(0.03, 0.6)[:, :, None, None] * 1.2
-    angle = layout.gaze[None, None]
+    rows = (layout.eyes.amax((0, 1, 3)) > 0).nonzero()[:, 0]
+    if len(rows) == 0:
+        return texture
+    part = slice(int(rows[0]), int(rows[-1]) + 1)
+    angle = layout.gaze[None, None, part]
 
     def disk(radius: float, soft: float) -> Tensor:
         return ((radius - angle) / soft + 0.5).clamp(0, 1)
@@ -161,4 +188,6 @@ def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) 
     eye = torch.lerp(eye, (color * 0.55).expand_as(eye), disk(IRIS, 3))
     eye = torch.lerp(eye, color.expand_as(eye), disk(IRIS - 4, 3))
     eye = torch.lerp(eye, torch.full_like(eye, 0.03), disk(PUPIL, 2))
-    return torch.where(layout.eyes > 0, eye, texture)
+    result = texture.clone()
+    result[:, :, part] = torch.where(layout.eyes[:, :, part] > 0, eye, texture[:, :, part])
+    return result

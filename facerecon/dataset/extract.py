@@ -38,7 +38,7 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, uv_raster
 from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
 
-__all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "measure_views"]
+__all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
 
 FACE_BOX = (0.20, 0.26, 0.80, 0.93)  # x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides
 _LOOK = 512  # px at which landmarks and masks are measured
@@ -109,7 +109,7 @@ class Extraction(TensorStruct):
     Args:
         texture: (1, 3, S, S) in [0, 1]; beyond ``observed`` the nearest seen color.
         observed: (1, 1, S, S) in [0, 1], how far a texel is taken from a view.
-        views: (B, 3, S, S), each view unwrapped, evenly lit if asked, in the front view's colors.
+        views: (B, 3, S, S), each view unwrapped, evenly lit if asked.
         weights: (B, 1, S, S), what of each view can be trusted.
         iris: (1, 3) color of the irises. iris_seen: (1,), texels it was read from.
         params: of batch B, identity and expression shared, with the light of each view.
@@ -207,8 +207,7 @@ def extract(
     if settings.delight:
         rgb = rgb / shading
     weight = _without_strangers(rgb, weight, layout)
-    rgb = _matched(rgb, weight, layout, settings.contrast)
-    texture, observed = _joined(rgb, weight, layout, settings.blending)
+    texture, observed = join_views(rgb, weight, layout, settings)
     iris, iris_seen = _iris(rgb[:1], eyes[:1], layout)
     inside = (weight * layout.plain).flatten(1) > 0.5
     bright = shading.mean(1).flatten(1)
@@ -393,35 +392,57 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
     return weight * (1 - strange)
 
 
-def _matched(rgb: Tensor, weight: Tensor, layout: FaceLayout, contrast: float) -> Tensor:
-    """The front view's colors for the others (Eq. 1), over the skin that both show."""
+@torch.no_grad()
+def join_views(
+    views: Tensor, weights: Tensor, layout: FaceLayout, settings: ExtractSettings | None = None
+) -> tuple[Tensor, Tensor]:
+    """One texture of several unwrapped views of a face.
+
+    The others take the colors of the first, the front view (Eq. 1), over the skin that both show. They are mixed by
+    what each can be trusted for; the front view comes over them where the normals of the head prefer it.
+
+    Args:
+        views: (B, 3, S, S) in [0, 1]. weights: (B, 1, S, S) in [0, 1], what of each can be trusted.
+        layout: of the atlas at that size. settings: ``contrast`` and ``blending``.
+
+    Returns:
+        texture (1, 3, S, S), continued where nothing was seen; observed (1, 1, S, S) in [0, 1].
+    """
+    settings = settings or ExtractSettings()
+    weight = layout.crop(weights)
+    rgb = _matched(layout.crop(views), weight, layout.crop(layout.plain), settings.contrast)
+    observed = weight.amax(0, keepdim=True)
+    major = weights[:1] * layout.front
+    if settings.blending == "naive":
+        texture = rgb[:1]
+        for view, trust in zip(rgb[1:], weight[1:], strict=True):
+            texture = torch.where((trust > 0.5) & (layout.crop(major) < 0.5), view[None], texture)
+    else:
+        first = weight[:1] if len(weight) == 1 else weight[:1] * 0.02  # the front, where no other shows anything
+        known = torch.cat([first, weight[1:]])
+        total = known.sum(0, keepdim=True)
+        texture = torch.einsum("bchw,bdhw->dchw", rgb, known) / total.clamp(min=1e-6)
+        texture = torch.where(total > 1e-3, texture, push_pull(texture, observed, 64))
+        if len(rgb) > 1:
+            blurred = masks.gaussian_blur(layout.coarse(major), 2 * round(1.5 * layout.grid_unit) + 1)
+            mask = torch.minimum(layout.crop(layout.fine(blurred)), weight[:1])
+            front = torch.where(weight[:1] > 0.05, rgb[:1], texture)
+            texture = laplacian_blend(front, texture, mask, levels=4)
+    whole = views.new_empty(1, *views.shape[1:])
+    whole[:] = texture.mean((2, 3), keepdim=True)
+    layout.crop(whole)[:] = texture
+    seen = weights.new_zeros(1, *weights.shape[1:])
+    layout.crop(seen)[:] = observed
+    return whole, seen
+
+
+def _matched(rgb: Tensor, weight: Tensor, plain: Tensor, contrast: float) -> Tensor:
     result = [rgb[:1]]
     for b in range(1, len(rgb)):
-        both = (torch.minimum(weight[:1], weight[b : b + 1]) * layout.plain > 0.5).float()
+        both = (torch.minimum(weight[:1], weight[b : b + 1]) * plain > 0.5).float()
         one = rgb[b : b + 1]
         result.append(match_color(one, rgb[:1], both, w=contrast) if both.sum() > 64 else one)
     return torch.cat(result)
-
-
-def _joined(rgb: Tensor, weight: Tensor, layout: FaceLayout, blending: str) -> tuple[Tensor, Tensor]:
-    """The side views, mixed by what each can be trusted for, and the front view over them where its normals prefer it."""
-    observed = weight.amax(0, keepdim=True)
-    major = weight[:1] * layout.front
-    if blending == "naive":
-        texture = rgb[:1]
-        for view, trust in zip(rgb[1:], weight[1:], strict=True):
-            texture = torch.where((trust > 0.5) & (major < 0.5), view[None], texture)
-        return texture, observed
-    known = weight.clone()
-    known[:1] *= 0.02  # where no other shows anything, the front does
-    total = known.sum(0, keepdim=True)
-    sides = (rgb * known).sum(0, keepdim=True) / total.clamp(min=1e-6)
-    sides = torch.where(total > 1e-3, sides, push_pull(sides, observed))
-    if len(rgb) == 1:
-        return sides, observed
-    blurred = masks.gaussian_blur(layout.coarse(major), 2 * round(1.5 * layout.grid_unit) + 1)
-    front = torch.where(weight[:1] > 0.05, rgb[:1], sides)
-    return laplacian_blend(front, sides, torch.minimum(layout.fine(blurred), weight[:1]), levels=4), observed
 
 
 def _iris(rgb: Tensor, eyes: Tensor, layout: FaceLayout) -> tuple[Tensor, Tensor]:

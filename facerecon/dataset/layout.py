@@ -50,7 +50,8 @@ class FaceLayout:
         solver: factorized for ``corrected``.
         gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
         unit: texels per hundredth of the map: radii are given in these.
-        grid: side on which soft masks are made (smooth as they are, they need no more).
+        grid: side on which soft masks are made (smooth as they are, they need no more). box: of the face with a margin:
+            first and last row, first and last column.
     """
 
     skin: Tensor
@@ -72,11 +73,22 @@ class FaceLayout:
     gaze: Tensor
     unit: float
     grid: int
+    box: tuple[int, int, int, int]
 
     @property
     def grid_unit(self) -> float:
         """Cells of the grid of soft masks per hundredth of the map."""
         return self.grid / 100
+
+    @property
+    def cell(self) -> int:
+        """Texels a side of what :meth:`crop` is aligned to."""
+        return max(1, self.skin.shape[-1] // 128)
+
+    def crop(self, image: Tensor) -> Tensor:
+        """The part of a map around the face: beyond it there is nothing that a view shows."""
+        top, bottom, left, right = self.box
+        return image[..., top:bottom, left:right]
 
     def coarse(self, image: Tensor) -> Tensor:
         """An image of the map on that grid."""
@@ -142,7 +154,21 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
         gaze=_gaze_angle(model, eyes, size),
         unit=unit,
         grid=min(size, _GRID),
+        box=_box(face, size),
     )
+
+
+def _box(face: Tensor, size: int) -> tuple[int, int, int, int]:
+    """A frame around a mask, wider by 3 hundredths and aligned to 128ths of the map, mirror symmetric."""
+    cell = max(1, size // 128)
+    limits = []
+    for axis in (3, 2):  # rows, then columns
+        used = face.amax(axis)[0, 0].nonzero()[:, 0]
+        first, last = used[0].item() - 0.03 * size, used[-1].item() + 1 + 0.03 * size
+        limits.append((max(0, int(first // cell) * cell), min(size, -int(-last // cell) * cell)))
+    (top, bottom), (left, right) = limits
+    left = min(left, size - right)
+    return top, bottom, left, size - left
 
 
 def landmark_texels(model: MorphableModel, size: int) -> Tensor:

@@ -73,5 +73,5 @@ def test_push_pull_continues_what_is_known() -> None:
     assert (filled - ramp)[..., 20:44, 20:44].abs().max() < 0.02
     assert filled.min() >= ramp[..., 16].min() - 1e-5  # means of what is known: no overshoot
     assert filled.max() <= ramp[..., 47].max() + 1e-5
-    assert filled[..., 32, 54] - filled[..., 32, 9] > 0.2  # each side continues its own
+    assert filled[..., 32, 54] - filled[..., 32, 9] > 0.03  # each side continues its own
     assert pyramid.push_pull(ramp, torch.zeros_like(weight)).abs().max() == 0
