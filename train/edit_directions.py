@@ -63,15 +63,15 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     from facerecon.editing.directions import fit_directions
     from facerecon.editing.worn import WORN, fit_worn
     from facerecon.errors import InputError, nearest_name
+    from facerecon.run import choose_device, set_threads
     from facerecon.storage import write_whole
     from facerecon.stylegan.mobile import load_generator
-    from fit.models import prepare
 
     for name in labels:
         if name not in WORN:
             raise InputError(nearest_name(name, WORN, "class of the labels"))
-    device = prepare(config)
-    generator = load_generator(device, getattr(torch, config.precision))
+    set_threads(config.threads)
+    generator = load_generator(choose_device(config.device), getattr(torch, config.precision))
     started = time.perf_counter()
     samples, features = measure(config, out, generator)
     seeds = torch.arange(config.first_seed, config.first_seed + config.n)
