@@ -20,6 +20,7 @@ from torch import Tensor
 
 from facerecon.dataset.extract import Extraction
 from facerecon.dataset.layout import FaceLayout, Template, load_template
+from facerecon.dataset.tone import neutral_gain, skin_color
 from facerecon.errors import ConfigError, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
@@ -44,6 +45,8 @@ class CompleteSettings:
         levels: of the Laplacian pyramid.
         mirror: share of a hidden texel that the other side of the face gives, 0 to 1.
         eyes: paint clean eyeballs with the person's iris color; False leaves the template's.
+        tint: share of an unusual hue of the skin that is believed; the rest is taken for the light's and divided out.
+            Unlike FFHQ-UV, which keeps all of it: 1.
     """
 
     blending: str = "poisson"
@@ -51,8 +54,11 @@ class CompleteSettings:
     levels: int = 5
     mirror: float = 1.0
     eyes: bool = True
+    tint: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 <= self.tint <= 1:
+            raise ConfigError(f"tint must be from 0 to 1; got {self.tint}.")
         if self.blending not in ("poisson", "naive"):
             raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
 
@@ -93,7 +99,10 @@ def complete(
     size = extraction.texture.shape[-1]
     check_shape("template.texture", template.texture, f"1 3 {size} {size}", "Use load_template(model, size).")
     layout, base = template.layout, template.texture
-    texture, weight = extraction.texture, extraction.observed
+    texture, weight, iris = extraction.texture, extraction.observed, extraction.iris
+    if settings.tint < 1:
+        gain = neutral_gain(skin_color(texture, weight * layout.plain), settings.tint)
+        texture, iris = texture * gain, iris * gain[..., 0, 0]
     known = (weight > 0.5).to(weight) * layout.face
     matched = match_color(base, texture, known, w=settings.contrast)
     if settings.blending == "naive":
@@ -105,10 +114,10 @@ def complete(
         observed = observed * (1 - layout.corrected)
     result = torch.where(layout.skin > 0, result, base)
     if settings.eyes:
-        result = paint_eyes(result, extraction.iris, extraction.iris_seen, layout)
+        result = paint_eyes(result, iris, extraction.iris_seen, layout)
     result = pad_islands(result.clamp(0, 1), template.topology, None)
     share = (observed * layout.face).sum((1, 2, 3)) / layout.face.sum()
-    return UVMap(result, observed, extraction.params, share, extraction.iris)
+    return UVMap(result, observed, extraction.params, share, iris)
 
 
 def _joined(

@@ -27,6 +27,7 @@ from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.layout import load_template
 from facerecon.dataset.records import Item, Outcome, Refused
+from facerecon.dataset.tone import skin_color, skin_tone
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.directions import load_directions
 from facerecon.editing.inversion import InversionSettings, ffhq_crop, invert
@@ -266,7 +267,7 @@ class UVPipeline:
                 "bs_error_map": brightness_symmetry_error(made.texture)[0],
                 "bs_error": brightness_symmetry_error(made.texture, made.observed)[0],
                 "observed": made.observed_share[0],
-                "skin_tone": _skin_tone(made.texture, made.observed * layout.plain),
+                "skin_tone": skin_tone(skin_color(made.texture, made.observed * layout.plain))[0],
             }
             outcome.figures |= {key: round(float(value), 4) for key, value in figures.items()}
             head = self._descriptor(made, search.descriptors.get("front"), outcome.figures)
@@ -358,18 +359,6 @@ def _fit_tensors(params: FaceParams) -> dict[str, Tensor]:
         "translation": params.translation,
         "light": params.light.coefficients,
     }
-
-
-def _skin_tone(texture: Tensor, where: Tensor) -> float:
-    """Individual typology angle in degrees of the median observed skin: above 55 very light, below -30 dark
-    (Chardon et al. 1991), from CIE L*a*b* under D65."""
-    import kornia
-
-    skin = texture[0][:, where[0, 0] > 0.5]
-    if not skin.numel():
-        return float("nan")
-    light, _, yellow = kornia.color.rgb_to_lab(skin.median(1).values.view(1, 3, 1, 1)).flatten().tolist()
-    return float(np.degrees(np.arctan2(light - 50, yellow)))
 
 
 def _half(code: Tensor) -> Tensor:
