@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.compose import Stopped, check_stop, run
 
 SOURCES = ("generator", "photos", "manifest")
-PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "check",
+PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "residual", "check",
             "search", "inversion", "extract", "complete", "filters")  # fmt: skip
 SEARCH = ("truncation", "precision", "face_model", "editing", "search")
 HOPELESS = 100  # subjects refused one after another
@@ -78,7 +78,7 @@ class _Job:
 
     def __init__(self, config: Any, values: dict[str, Any], workers: int) -> None:
         self.config, self.values, self.workers = config, values, workers
-        keys = (*SEARCH, "inversion") if config.source == "photos" else SEARCH
+        keys = (*SEARCH, "inversion", "residual") if config.source == "photos" else SEARCH
         self.searched = _hash({key: values[key] for key in keys})
         self.settings = _hash({key: value for key, value in values.items() if key != "device"})
 

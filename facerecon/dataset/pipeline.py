@@ -64,6 +64,8 @@ class PipelineSettings:
         multi_view: blend three views; off takes the front view alone ("w/o multi-view").
         blending: "poisson" (Poisson editing and Laplacian pyramids) or "naive" ("naive blending").
         search, inversion, extract, complete, filters: of those steps.
+        residual: share of what an inversion adds to w layer by layer that is edited on. All of it is nearest to the photo,
+            but its artefacts grow as the face is turned.
         check: refuse items by the filters; off keeps all of them, with their reasons.
     """
 
@@ -75,6 +77,7 @@ class PipelineSettings:
     editing: bool = True
     multi_view: bool = True
     blending: str = "poisson"
+    residual: float = 0.5
     search: WalkSettings = field(default_factory=WalkSettings)
     inversion: InversionSettings = field(default_factory=InversionSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
@@ -216,7 +219,7 @@ class UVPipeline:
                 crop = photo_crop(item.path)
             with _timed(seconds, "invert"), torch.enable_grad():
                 inverted = invert(crop, self.generator, self.settings.inversion, encoder=self.encoder)
-            code = _half(inverted.code)
+            code = _half(torch.lerp(inverted.w, inverted.code, self.settings.residual))
             figures |= {"inversion": inverted.quality["judge"], "inversion_error": inverted.quality["error"]}
         else:
             with _timed(seconds, "generate"):
