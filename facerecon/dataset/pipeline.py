@@ -64,8 +64,8 @@ class PipelineSettings:
         multi_view: blend three views; off takes the front view alone ("w/o multi-view").
         blending: "poisson" (Poisson editing and Laplacian pyramids) or "naive" ("naive blending").
         search, inversion, extract, complete, filters: of those steps.
-        residual: share of what an inversion adds to w layer by layer that is edited on. All of it is nearest to the photo,
-            but its artefacts grow as the face is turned.
+        residual: share of what an inversion adds to w layer by layer that is edited on. All of it is nearest to the
+            photo, but its artefacts grow as the face is turned.
         check: refuse items by the filters; off keeps all of them, with their reasons.
     """
 
