@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ class _Job:
             name: facts for name, facts in done.items()
             if self.config.resume and facts.get("settings") == self.settings
         }  # fmt: skip
+        self.recorded = {name: facts.get("source", "") for name, facts in done.items()}
+        self.sources: dict[str, str] = {}
         self.old_searches = {name for name, facts in done.items() if facts.get("searched") == self.searched}
 
     # -- subjects ----------------------------------------------------------------------------------------
@@ -148,6 +150,9 @@ class _Job:
             item = self.items(position)
             position += 1
             self.order.append(item.name)
+            self.sources[item.name] = source = _source(item)
+            if self.recorded.get(item.name, source) != source:  # another photo has this number now
+                self._forget([item.name])
             if item.name in self.done:
                 self.count += self.done[item.name]["accepted"]
                 continue
@@ -214,6 +219,8 @@ class _Job:
             bar.close()
         if self.total is None:
             self._cut()
+        elif config.source == "photos":  # of photos that are no longer there
+            self._forget({*self.folder.completed(), *self.folder.failures()} - set(self.order))
         finish(self.folder, self.order, self.values, config)
         seconds = time.perf_counter() - started
         wanted = set(self.order)
@@ -247,6 +254,7 @@ class _Job:
         facts = {
             "settings": self.settings,
             "searched": self.searched,
+            "source": self.sources[name],
             "accepted": outcome.accepted,
             "goal": self.config.n or 0,
         }
@@ -265,11 +273,29 @@ class _Job:
             if int(name) > last and facts.get("goal", 0) <= self.config.n
         ]  # fmt: skip
         surplus += [name for name in self.folder.failures() if int(name) > last]
-        self.folder.drop(surplus)
-        for name in surplus:
+        self._forget(surplus)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Records and files of subjects that are not, or no longer, in the set."""
+        names = sorted(names)
+        if names:
+            self.folder.drop(names)
+        for name in names:
             self.done.pop(name, None)
+            self.old_searches.discard(name)
             for path in _files_of(self.folder.path, name):
                 path.unlink(missing_ok=True)
+
+
+def _source(item: Any) -> str:
+    """Digest of the photo, or of the manifest's entry; a seed is its number."""
+    if item.path is None and item.search is None:
+        return ""
+    try:
+        content = Path(item.path).read_bytes() if item.search is None else item.search
+    except OSError:
+        content = b""  # the worker will say what is wrong with it
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _files_of(folder: Path, name: str) -> list[Path]:

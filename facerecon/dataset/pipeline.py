@@ -113,7 +113,7 @@ class Search:
         source: (512,) or (23, 512). views: (V, ...), front first; both exact in half precision.
         figures: measurements. trace: one plain mapping a step.
         images: (V, 3, 1024, 1024) if they are at hand. source_image: (3, H, W) likewise.
-        descriptors: {"source", "front"}: (128,) identity embeddings.
+        descriptors: {"source", "front"}: (128,) identity embeddings. made: now, not read.
     """
 
     source: Tensor
@@ -123,6 +123,7 @@ class Search:
     images: Tensor | None = None
     source_image: Tensor | None = None
     descriptors: dict[str, Tensor] = field(default_factory=dict)
+    made: bool = True
 
     def to_bytes(self) -> bytes:
         """The content of ``search/NNNNNN.safetensors``."""
@@ -146,7 +147,7 @@ class Search:
             length = int.from_bytes(content[:8], "little")
             facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
             descriptors = {key[11:]: value for key, value in tensors.items() if key.startswith("descriptor_")}
-            return cls(tensors["source"], tensors["views"], **facts, descriptors=descriptors)
+            return cls(tensors["source"], tensors["views"], **facts, descriptors=descriptors, made=False)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"a saved search is not readable ({error}); remove search/ and run again.") from None
 
@@ -181,7 +182,7 @@ class UVPipeline:
             with torch.no_grad():
                 search = self.search(item, seconds)
                 outcome.figures |= search.figures
-                if not item.search:
+                if search.made:
                     outcome.files[f"search/{item.name}.safetensors"] = search.to_bytes()
                 outcome.reasons = refusals(search.figures, self.settings.filters, "search")
                 if outcome.reasons and self.settings.check:
@@ -203,20 +204,23 @@ class UVPipeline:
 
     def search(self, item: Item, seconds: dict[str, float]) -> Search:
         """The codes of the normalized views: from an earlier search, or by a new one."""
-        if item.search:
-            search = Search.from_bytes(item.search)
-            if not self.settings.editing and len(search.views) > 1:  # the source of a set that was normalized
-                return self._unedited(search.source, {}, seconds)
+        saved = Search.from_bytes(item.search) if item.search else None
+        if saved is not None and not self.settings.editing and len(saved.views) > 1:  # of a set that was normalized
+            return replace(self._unedited(saved.source, {}, seconds), made=False)
+        if saved is not None and (not self.settings.editing or len(saved.views) > 1):
             with _timed(seconds, "generate"):
-                search.images = self._images(search.views)
+                saved.images = self._images(saved.views)
             with _timed(seconds, "search"):  # seen anew: the meter may know more than it did
-                search.figures |= _view_figures(self.meter(search.images))
-            return search
+                saved.figures |= _view_figures(self.meter(saved.images))
+            return saved
         figures: dict[str, Any] = {}
         crop = None
         if item.path is not None:
             with _timed(seconds, "observe"):
                 crop = photo_crop(item.path)
+        if saved is not None:  # an inversion that was too poor to be edited, by the filters of then
+            code, figures = saved.source, saved.figures
+        elif crop is not None:
             with _timed(seconds, "invert"), torch.enable_grad():
                 inverted = invert(crop, self.generator, self.settings.inversion, encoder=self.encoder)
             code = _half(torch.lerp(inverted.w, inverted.code, self.settings.residual))
