@@ -28,8 +28,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.compose import Stopped, check_stop, run
 
 SOURCES = ("generator", "photos", "manifest")
-PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "residual", "check",
-            "search", "inversion", "extract", "complete", "filters")  # fmt: skip
+PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "residual",
+            "check", "search", "inversion", "extract", "complete", "filters")  # fmt: skip
 SEARCH = ("truncation", "precision", "face_model", "editing", "search")
 HOPELESS = 100  # subjects refused one after another
 
