@@ -2,5 +2,13 @@
 
 from facerecon.evaluation.reconstruction import reconstruction_metrics
 from facerecon.evaluation.regions import face_regions, region_errors
+from facerecon.evaluation.texture import brightness_symmetry_error, identity_std_ratio, observed_share
 
-__all__ = ["face_regions", "reconstruction_metrics", "region_errors"]
+__all__ = [
+    "brightness_symmetry_error",
+    "face_regions",
+    "identity_std_ratio",
+    "observed_share",
+    "reconstruction_metrics",
+    "region_errors",
+]

@@ -4,7 +4,6 @@ from facerecon.losses.identity import identity_loss, identity_similarity
 from facerecon.losses.image import (
     FaceFeatureDistance,
     LPIPSDistance,
-    brightness_symmetry_error,
     composite,
     load_perceptual,
     masked_mean_error,
@@ -17,7 +16,6 @@ from facerecon.losses.priors import coefficient_loss, geocross_loss, light_color
 __all__ = [
     "FaceFeatureDistance",
     "LPIPSDistance",
-    "brightness_symmetry_error",
     "coefficient_loss",
     "composite",
     "geocross_loss",

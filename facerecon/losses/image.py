@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
-from facerecon.imaging.color import rgb_to_yuv
-from facerecon.imaging.masks import gaussian_blur
 
 __all__ = [
     "FaceFeatureDistance",
     "LPIPSDistance",
-    "brightness_symmetry_error",
     "composite",
     "load_perceptual",
     "masked_mean_error",
@@ -180,25 +177,6 @@ def load_perceptual(name: str, features: Callable | None = None) -> nn.Module:
             raise ConfigError("perceptual=face_features needs an identity network; pass features=identity.features.")
         return FaceFeatureDistance(features)
     return LPIPSDistance(name.removeprefix("lpips_"))
-
-
-def brightness_symmetry_error(texture: Tensor, kernel: int = 55, mask: Tensor | None = None) -> Tensor:
-    """BS Error of UV maps (Sec. 3.2): ``|| B_a(T^Y) - F_h(B_a(T^Y)) ||_1`` as a mean per texel, on 0..255.
-
-    Args:
-        texture: (B, 3, H, W) in [0, 1]. kernel: a, the Gaussian kernel size in texels (55 in the paper).
-        mask: (B, 1, H, W); texels that count (and whose mirror image counts).
-
-    Returns:
-        (B,).
-    """
-    check_shape("texture", texture, "B 3 H W")
-    blurred = gaussian_blur(rgb_to_yuv(texture)[:, :1] * 255, kernel)
-    difference = (blurred - blurred.flip(-1)).abs()
-    if mask is None:
-        return difference.flatten(1).mean(1)
-    mask = mask * mask.flip(-1)
-    return (difference * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def masked_mean_error(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
