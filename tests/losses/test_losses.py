@@ -116,23 +116,6 @@ def test_identity_loss_follows_the_networks_metric() -> None:
         losses.identity_loss(a, b, "cosin")
 
 
-def test_bs_error_of_the_two_released_maps(reference) -> None:
-    from facerecon.imaging.files import read_image
-
-    for name, expected in (("01223_final_uv.png", 5.697), ("teaser1_texture.png", 7.312)):
-        value = losses.brightness_symmetry_error(read_image(reference / "ffhq_uv" / name)[None])
-        assert value.item() == pytest.approx(expected, abs=0.01)
-
-
-def test_bs_error_of_a_symmetric_map_is_zero_and_of_a_step_is_known() -> None:
-    half = torch.rand(1, 3, 64, 32)
-    assert losses.brightness_symmetry_error(torch.cat([half, half.flip(-1)], -1)).item() < 1e-3
-    step = torch.zeros(1, 3, 8, 512)
-    step[..., 256:] = 1
-    # far from the step every texel differs from its mirror image by 255
-    assert 200 < losses.brightness_symmetry_error(step).item() < 255
-
-
 def test_face_features_is_zero_on_itself_and_grows_with_change() -> None:
     def features(image, landmarks):
         return [
