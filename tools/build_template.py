@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_fill_holes, gaussian_filter
+from scipy.ndimage import binary_fill_holes, distance_transform_edt, gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
 
 from facerecon import load_face_model
 from facerecon.dataset.complete import CompleteSettings, complete, load_template
 from facerecon.dataset.extract import Extraction, ExtractSettings, extract
-from facerecon.dataset.layout import FaceLayout, face_layout
+from facerecon.dataset.layout import FaceLayout, face_layout, landmark_texels
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.imaging import masks
@@ -41,6 +41,8 @@ SCLERA, SCLERA_RIM = np.array([0.81, 0.79, 0.77]), np.array([0.80, 0.62, 0.58])
 IRIS_OUT, IRIS_IN, PUPIL = np.array([0.20, 0.13, 0.09]), np.array([0.42, 0.28, 0.17]), np.array([0.04, 0.035, 0.03])
 MOUTH, THROAT = np.array([0.58, 0.30, 0.29]), np.array([0.24, 0.10, 0.10])
 TEETH, TONGUE = np.array([0.89, 0.86, 0.79]), np.array([0.70, 0.40, 0.39])
+LASHES, LIP_LINE = 0.3, 0.4
+"""How dark the rims of the lids are, and where the lips meet."""
 SUPPORT, LID_SUPPORT = 0.4, 0.15
 """Share of the faces that must show a texel of the mean; lids are seldom seen."""
 IRIS_ANGLE, PUPIL_ANGLE = 0.49, 0.17
@@ -141,9 +143,14 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
     skin = mix(skin, SHADE, 0.15 * blob(eye + [0, -0.02, 0], (0.22, 0.14, 0.3)))
     layout = face_layout(model, size)
     nostril = masks.erode(layout.corrected * layout.nose_base, 0.6 * layout.unit)[0, 0].numpy()
-    skin = mix(skin, SHADE * 0.45, 0.9 * ramp(air, 0.7, 0.3) * gaussian_filter(nostril, 0.3 * layout.unit))
+    skin = mix(skin, SHADE * 0.45, 0.85 * gaussian_filter(nostril, 0.4 * layout.unit))
     skin = mix(skin, SHADE, 0.35 * gaussian_filter(ramp(air, 0.5, 0.2) * ears, size / 256))
     skin = mix(skin, LIPS, 0.85 * ramp(lips, 0.15, 0.75))
+
+    holes = binary_fill_holes(region["skin"]) & ~region["skin"]
+    near = np.exp(-((distance_transform_edt(~holes) / (0.5 * layout.unit)) ** 2))  # lashes, and the line of the lips
+    eye_row = row_centers(size) < landmark_texels(model, size)[33, 1].item()
+    skin = mix(skin, SHADE * 0.35, np.where(eye_row, LASHES, LIP_LINE) * near)
 
     image = np.where(region["skin"][..., None], skin, SKIN)
     image = np.where(
@@ -176,6 +183,11 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
     image = torch.from_numpy(np.clip(image, 0, 1)).float().permute(2, 0, 1)[None]
     image = pad_islands((image + image.flip(-1)) / 2, topology, None)
     return ((image + image.flip(-1)) / 2)[0].permute(1, 2, 0).numpy()
+
+
+def row_centers(size: int) -> np.ndarray:
+    """(size, 1) centers of the rows."""
+    return (np.arange(size) + 0.5)[:, None]
 
 
 def first_pass(folder: Path, model: MorphableModel, size: int) -> tuple[Extraction, Tensor, Tensor]:

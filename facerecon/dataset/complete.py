@@ -116,6 +116,7 @@ def complete(
     if settings.eyes:
         result = paint_eyes(result, iris, extraction.iris_seen, layout)
     result = pad_islands(result.clamp(0, 1), template.topology, None)
+    result = _closed(result, layout)
     share = (observed * layout.face).sum((1, 2, 3)) / layout.face.sum()
     return UVMap(result, observed, extraction.params, share, iris)
 
@@ -168,6 +169,15 @@ def _difference(difference: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
     lips = F.interpolate(layout.soft_lips, (cells, cells), mode="area")
     mixed = torch.lerp(continued(layout.plain), continued(layout.lips), lips)
     return F.interpolate(mixed, (size, size), mode="bilinear", align_corners=False)
+
+
+def _closed(texture: Tensor, layout: FaceLayout) -> Tensor:
+    """Lids' and lips' own color in the openings between them, which no face of the mesh covers."""
+    for hole, around in ((layout.eye_holes, layout.lids), (layout.mouth_hole, layout.lips)):
+        around = around * (1 - layout.corrected)
+        color = (texture * around).sum((2, 3), keepdim=True) / around.sum().clamp(min=1)
+        texture = torch.lerp(texture, color, hole)
+    return texture
 
 
 def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) -> Tensor:

@@ -48,6 +48,7 @@ class FaceLayout:
             nose_base: where nostrils may show.
         corrected: lid rims, inner lips and nostrils: where the template's gradients are kept (Poisson editing).
         solver: factorized for ``corrected``.
+        eye_holes, mouth_hole: what no face covers between lids and between lips, rising from 0 at their rims to 1.
         gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
         unit: texels per hundredth of the map: radii are given in these.
         grid: side on which soft masks are made (smooth as they are, they need no more). box: of the face with a margin:
@@ -70,6 +71,8 @@ class FaceLayout:
     nose_base: Tensor
     corrected: Tensor
     solver: PoissonSolver
+    eye_holes: Tensor
+    mouth_hole: Tensor
     gaze: Tensor
     unit: float
     grid: int
@@ -133,7 +136,11 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
     upper, forehead = (
         (rows < limit).float()[:, None].expand(1, 1, size, size) for limit in (points[30, 1], points[17:27, 1].min())
     )
-    corrected = _corrected(model, skin, points, size)
+    holes = torch.from_numpy(ndimage.binary_fill_holes(skin[0, 0].numpy() > 0)).float()[None, None] - skin
+    above = (rows < points[33, 1]).float()[:, None]  # eyes, and below them the mouth
+    depth = ndimage.distance_transform_edt(holes[0, 0].numpy()) / (0.4 * unit)
+    inside = 1 - torch.from_numpy(depth).float()[None, None].square().neg().exp()
+    corrected = _corrected(model, skin, holes, above, points, size)
     return FaceLayout(
         skin=skin,
         face=face,
@@ -151,6 +158,8 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
         nose_base=region("nose") * _around(points[31:36], 4.5 * unit, size),
         corrected=corrected,
         solver=PoissonSolver(corrected),
+        eye_holes=inside * above,
+        mouth_hole=inside * (1 - above),
         gaze=_gaze_angle(model, eyes, size),
         unit=unit,
         grid=min(size, _GRID),
@@ -187,12 +196,9 @@ def _front_preference(model: MorphableModel, size: int) -> Tensor:
     return t * t * (3 - 2 * t)
 
 
-def _corrected(model: MorphableModel, skin: Tensor, points: Tensor, size: int) -> Tensor:
+def _corrected(model: MorphableModel, skin: Tensor, holes: Tensor, above: Tensor, points: Tensor, size: int) -> Tensor:
     """Rims of the eye and mouth openings, and what of the nose no view from ahead sees."""
     unit = size / 100
-    whole = torch.from_numpy(ndimage.binary_fill_holes(skin[0, 0].numpy() > 0))[None, None]
-    holes = whole.float() - skin
-    above = (torch.arange(size) + 0.5 < points[33, 1]).float()[:, None]  # eyes, and below them the mouth
     opening = torch.maximum(
         masks.dilate(holes * above, EYE_RIM * unit), masks.dilate(holes * (1 - above), MOUTH_RIM * unit)
     )

@@ -82,6 +82,43 @@ def test_whole_map_keeps_what_was_seen_and_fills_the_rest(model, extraction) -> 
     assert not torch.equal(naive.texture, found.texture)
 
 
+def test_single_view_and_naive_blending_are_switches(model, views, extraction) -> None:
+    front = extract(views, model, ExtractSettings(size=SIZE, multi_view=False))
+    assert front.views.shape[0] == 1
+    naive = extract(views, model, ExtractSettings(size=SIZE, blending="naive"))
+    assert torch.equal(naive.observed, extraction.observed)
+    assert not torch.equal(naive.texture, extraction.texture)
+    # pasted: where the front view is preferred and trusted, its own texels
+    layout = face_layout(model, SIZE)
+    sure = (naive.weights[:1] * layout.front > 0.99) & (layout.face > 0)
+    assert torch.equal(naive.texture[:, :, sure[0, 0]], naive.views[:1, :, sure[0, 0]])
+
+
+def test_known_texture_comes_back_from_renders_of_it(model) -> None:
+    """Round trip: a map on a known head, drawn from three sides, is read back where it is seen."""
+    from facerecon.dataset.extract import join_views
+    from facerecon.geometry.rotation import euler_to_matrix
+    from facerecon.render import Renderer
+    from facerecon.render.uv import bake
+    from facerecon.types import Camera
+
+    template = load_template(model, SIZE)
+    layout, camera = template.layout, Camera.deep3d(448, batch=3)
+    turn = euler_to_matrix(torch.tensor([[0.0, yaw, 0.0] for yaw in (0.0, 0.5, -0.5)]))
+    vertices = model.mean[None] @ turn.mT
+    truth = template.texture.expand(3, -1, -1, -1)
+    image = Renderer(448)(vertices, truth, model.topology, camera, None).image
+    baked, seen = bake(image, vertices, model.topology, camera, SIZE, padding=0)
+    baked[1] = baked[1] * 1.2 + 0.02  # the left view in other colors: Eq. 1 takes them off
+    texture, observed = join_views(baked, seen * layout.face, layout)
+    sure = (observed > 0.99) & (layout.plain > 0)
+    error = (texture - template.texture).abs().mean(1, keepdim=True)[sure]
+    assert sure.float().mean() > 0.15
+    assert error.mean() < 0.01
+    unmatched = (baked[1:2] - template.texture).abs().mean(1, keepdim=True)[sure]
+    assert unmatched.mean() > 0.05
+
+
 def test_extraction_does_not_change_from_run_to_run(model, views, extraction) -> None:
     again = extract(views, model, ExtractSettings(size=SIZE))
     assert torch.equal(again.texture, extraction.texture)
