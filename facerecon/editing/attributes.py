@@ -87,6 +87,15 @@ class Attributes(TensorStruct):
         return self.expression[:, EXPRESSIONS.index("happy")]
 
     @property
+    def smiling(self) -> Tensor:
+        """(B,) as ``happy``, but only where the corners of the mouth say so too.
+
+        The expression network calls closed mouths of broad or bearded faces happy, with certainty at times; in faces
+        that it calls neutral the corners rise by 0.02 +- 0.04 of the mouth's width, in smiles by 0.08.
+        """
+        return torch.minimum(self.happy, ((self.smile - 0.02) / 0.006).sigmoid())
+
+    @property
     def neutral(self) -> Tensor:
         """(B,) probability of no expression."""
         return self.expression[:, EXPRESSIONS.index("neutral")]

@@ -34,7 +34,7 @@ class WalkSettings:
         rounds: evaluations of the front at most, the source not counted. side_rounds: of each side.
         enough: cost (sum of squares, each target in units of its limit) at which a view is done.
         yaw_tolerance: degrees by which a side view may fail its yaw; pitch_tolerance, front_tolerance likewise.
-        happy_limit, opening_limit, evenness_limit: beyond these a target is not met.
+        happy_limit (of ``Attributes.smiling``), opening_limit, evenness_limit: beyond these a target is not met.
         identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
         class_limit: probability beyond which glasses or headwear count as left; fringe_limit the same for the fringe.
     """
@@ -154,7 +154,7 @@ class _Walk:
         start = self.source if hasattr(self, "source") else seen
         for i in range(len(shift)):
             row = {key: round(float(getattr(seen, key)[i]), 4) for key in
-                   ("yaw", "pitch", "smile", "opening", "happy", "neutral", "evenness", "age", "male")}  # fmt: skip
+                   ("yaw", "pitch", "smile", "opening", "happy", "smiling", "evenness", "age", "male")}  # fmt: skip
             row |= {key: round(float(seen.probability(key)[i]), 4) for key in WORN}
             row["identity"] = round(float((seen.identity[i] - start.identity[0]).norm()), 4)
             row["shift"] = round(float(shift[i].norm()), 4)
@@ -186,7 +186,7 @@ class _Walk:
         """
         plain, now = self.plain(shift), self.current(shift, seen)
         wanted = self.targets(now) | {"yaw": now["yaw"] + turn}
-        smiling = seen.happy > 0.5 * self.settings.happy_limit
+        smiling = seen.smiling > 0.5 * self.settings.happy_limit
         wanted["happy"] = torch.where(smiling, (now["happy"] - 0.7).clamp(max=-0.7), wanted["happy"])
         if push:
             for k, name in enumerate(WORN):
@@ -204,7 +204,7 @@ class _Walk:
             + 0.3 * (seen.pitch / s.pitch_tolerance).square()
             + 2 * (seen.evenness / s.evenness_limit).square()
             + 2 * (seen.opening / s.opening_limit).square()
-            + 2 * (seen.happy / s.happy_limit).square().clamp(max=4)
+            + 2 * (seen.smiling / s.happy_limit).square().clamp(max=4)
             + 0.5 * far.square()
             + front * (seen.worn.sigmoid() @ seen.worn.new_tensor([2.0, 1.0, 2.0]))
         )
@@ -264,8 +264,8 @@ class _Walk:
                 found.append(f"yaw: {float(seen.yaw[i]):.1f} degrees in the {view} view, {wanted[i]:g} wanted")
             if not abs(float(seen.pitch[i])) <= 2 * s.pitch_tolerance:
                 found.append(f"pitch: {float(seen.pitch[i]):.1f} degrees in the {view} view")
-            if not float(seen.happy[i]) <= s.happy_limit:
-                found.append(f"expression: happy {float(seen.happy[i]):.2f} in the {view} view")
+            if not float(seen.smiling[i]) <= s.happy_limit:
+                found.append(f"expression: a smile of {float(seen.smiling[i]):.2f} in the {view} view")
             if not float(seen.opening[i]) <= s.opening_limit:
                 found.append(f"expression: mouth open by {float(seen.opening[i]):.2f} of its width in the {view} view")
             if not float(seen.evenness[i]) <= s.evenness_limit:

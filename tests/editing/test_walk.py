@@ -45,7 +45,7 @@ class Reader:
         worn = torch.cat([worn[:, :2], worn[:, 2:] + self.hat + 3], 1)
         return Attributes(
             yaw=yaw, pitch=value["pitch"] + self.bend * angle / 10, roll=torch.zeros(n), expression=expression,
-            opening=value["opening"], smile=value["smile"], age=value["age"], male=value["male"].sigmoid(), light=light,
+            opening=value["opening"], smile=value["smile"] + 0.1 * self.bend * (angle / 30).square(), age=value["age"], male=value["male"].sigmoid(), light=light,
             skin=torch.ones(n, 3), hair=torch.ones(n, 3), worn=worn,
             evenness=light.mean(2)[:, 1:].square().sum(1).sqrt() / 0.8, identity=w[:, -128:],
             landmarks68=torch.zeros(n, 68, 2), mesh468=torch.zeros(n, 468, 3), score=torch.ones(n),
@@ -82,7 +82,7 @@ def test_all_targets_are_met_and_recorded() -> None:
     assert made.codes.shape == (3, 512) and made.images.shape[0] == 3
     assert made.attributes.yaw == pytest.approx([0, 30, -30], abs=2)  # front, left (+), right (-)
     assert made.attributes.evenness.max() < 0.02
-    assert made.attributes.opening.max() < 0.03 and made.attributes.happy.max() < 0.3
+    assert made.attributes.opening.max() < 0.03 and made.attributes.smiling.max() < 0.3
     assert made.attributes.probability("glasses")[0] < 0.1
     assert made.attributes.age == pytest.approx([30, 30, 30], abs=0.5)
     assert float(made.source.yaw) == 12
@@ -101,7 +101,7 @@ def test_a_bent_world_is_met_by_measuring() -> None:
     made = Normalizer(Painter(), planes(), Reader(bend=0.8))(source())
     assert made.reasons == []
     assert made.attributes.yaw == pytest.approx([0, 30, -30], abs=4)
-    assert made.attributes.happy.max() < 0.3
+    assert made.attributes.smiling.max() < 0.3
     assert made.attributes.pitch.abs().max() < 5
 
 
