@@ -342,7 +342,7 @@ def _view_figures(views: Attributes) -> dict[str, Any]:
     """Measurements of the views that the filters ask for."""
     front = views[:1]
     figures = {
-        "happy": float(views.happy.max()),
+        "happy": float(views.smiling.max()),
         "opening": float(views.opening.max()),
         "front_yaw": abs(front.yaw.item()),
         "front_pitch": abs(front.pitch.item()),
