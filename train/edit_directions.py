@@ -1,7 +1,9 @@
 """Planes in W for editing, and the classifier of what is worn: sample, measure, fit, validate (Sec. 3.1.1).
 
-    python train/edit_directions.py                               the shipped files again (about 40 minutes on 2 cores)
+    python train/edit_directions.py                               files like the shipped ones, half an hour on a core
     python train/edit_directions.py n=10000 labels=mine.csv out=directions
+
+The shipped files were fitted on the same 4800 faces, whose light and colors were read off 256 px thumbnails.
 
 Writes samples/ (what each face shows; a run that was stopped goes on with them), latent_directions.safetensors and
 worn.safetensors (copy both to facerecon/data and run `python -m facerecon.assets seal` to ship them), report.json and

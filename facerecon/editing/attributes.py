@@ -210,7 +210,6 @@ def _above_face(image: Tensor, mesh: Tensor) -> Tensor:
     """(B, 3) median color around points a quarter of the face above its hairline: hair, or scalp, or what is worn."""
     points, center = mesh[:, ABOVE, :2], mesh[..., :2].mean(1, keepdim=True)
     points = center + 1.2 * (points - center)
-    reach = max(1, image.shape[-1] // 64)
-    smooth = F.avg_pool2d(image, 2 * reach + 1, 1, reach, count_include_pad=False)
+    smooth = F.avg_pool2d(F.interpolate(image, (64, 64), mode="area"), 3, 1, 1, count_include_pad=False)
     grid = points / image.shape[-1] * 2 - 1
     return F.grid_sample(smooth, grid[:, None], padding_mode="border", align_corners=False)[:, :, 0].median(2).values
