@@ -2,6 +2,8 @@
 
     python benchmarks/subject.py REFERENCE --hifi3dpp hifi3dpp_model_info.mat --out subject.jpg
 
+Two maps of ours are shown: from the released views, and from the photo alone (inversion, editing, extraction).
+
 REFERENCE holds ``01223_photo.jpg``, its released normalized views (``_front``, ``_left``, ``_right``) and map
 (``_final_uv.png``). The released map is carried over to our head by dense correspondence, so that both are drawn on
 the same head, in the pose fitted to the photo, under the light solved for each, with the same eyes. The judge, which
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import Renderer, load_face_model
+from facerecon.dataset import Item, PipelineSettings, UVPipeline
 from facerecon.dataset.complete import complete, load_template
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.evaluation.reconstruction import reconstruction_metrics
@@ -63,6 +66,10 @@ def main() -> None:
     views = torch.stack([read_image(path(f"{side}.jpg")) for side in ("front", "left", "right")])
     found = extract(views, model, ExtractSettings(size=arguments.size))
     ours = complete(found, template)
+    alone = UVPipeline(PipelineSettings(size=arguments.size, check=False))(Item(0, path=str(path("photo.jpg"))))
+    if alone.error:
+        raise SystemExit(f"error: {alone.error}")
+    alone_map = read_image(alone.files["uv-maps/000000.png"])[None]
     released = read_image(path("final_uv.png"))[None]
     carried = carry_over(model, source=head).texture(released, head)
     carried = F.interpolate(carried, size, mode="bilinear", antialias=True)
@@ -75,14 +82,23 @@ def main() -> None:
         "BS Error, ours": brightness_symmetry_error(ours.texture).item(),
         "BS Error, ours, observed texels": brightness_symmetry_error(ours.texture, ours.observed).item(),
         "observed share": ours.observed_share.item(),
+        "BS Error, ours from the photo, observed texels": alone.figures["bs_error"],
+        "judge, inversion": alone.figures["inversion"],
     }
-    for name, texture in (("released", carried), ("ours", ours.texture), ("template", template.texture)):
+    maps = {
+        "released": carried,
+        "ours from the released views": ours.texture,
+        "ours from the photo": alone_map,
+        "template": template.texture,
+    }
+    for name, texture in maps.items():
         picture, cosine = rendered(texture, photo, model)
         figures[f"identity, {name}"] = cosine
-        pictures.append(picture)
-        labels.append(f"{name} {cosine:.3f}")
-    pictures += [views[0], released[0], carried[0], ours.texture[0]]
-    labels += ["released front view", "released map", "released map on our atlas", "ours from the released views"]
+        if name != "template":  # the floor: a map of nobody
+            pictures.append(picture)
+            labels.append(f"{name} {cosine:.3f}")
+    pictures += [views[0], carried[0], ours.texture[0], alone_map[0]]
+    labels += ["released front view", "released map on our atlas", *list(maps)[1:3]]
     same = [F.interpolate(p[None], (448, 448), mode="bilinear", antialias=True)[0] for p in pictures]
     write_jpg(arguments.out, contact_sheet(torch.stack(same), 4, labels, size=448))
     print(json.dumps({key: round(value, 3) for key, value in figures.items()}, indent=1))
