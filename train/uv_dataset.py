@@ -2,8 +2,8 @@
 
     python train/uv_dataset.py n=1000 out=uv                          faces of the open generator, by seed
     python train/uv_dataset.py source=photos dir=portraits out=uv     a folder of portraits
-    python train/uv_dataset.py source=manifest manifest=set.safetensors out=uv   a set again, without any search
-    python train/uv_dataset.py source=manifest manifest=set.safetensors n=60 editing=false check=false out=ablation
+    python train/uv_dataset.py source=manifest manifest=open out=uv    the shipped set again, without a search
+    python train/uv_dataset.py source=manifest manifest=open n=60 editing=false check=false out=ablation
 
 Writes uv-maps/, observed/, face-latents/, meta-info.json, manifest.safetensors (which builds the set again),
 manifest.jsonl (every measurement of every subject, refused ones too), index.html and refused.html to look at,
@@ -108,6 +108,7 @@ class _Job:
 
     def _items(self) -> Any:
         """A function from a position to an item, and how many there are (None: without end)."""
+        from facerecon import assets
         from facerecon.dataset import Item, Manifest, Search, draw_seeds
         from facerecon.imaging.files import list_images
         from facerecon.stylegan.mobile import load_generator
@@ -126,7 +127,9 @@ class _Job:
             paths = list_images(config.dir)
             self.total = len(paths)
             return lambda i: Item(i, path=str(paths[i]))
-        rows = list(Manifest.load(config.manifest).items())[: config.n]
+        shipped = config.manifest == "open"
+        path = assets.shipped("open_uv_manifest.safetensors") if shipped else config.manifest
+        rows = list(Manifest.load(path).items())[: config.n]
         self.total = len(rows)
         self.searched = "manifest"
 
