@@ -125,7 +125,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
     killed_again_and_again(tmp_path, items=40, kills=20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bad_folder(tmp_path_factory) -> Path:
     """A portrait, a group, a cat, an empty file, a cut-off picture, and a text with a picture's name."""
     skimage = pytest.importorskip("skimage.data", reason="the cat is scikit-image's")
@@ -145,10 +145,12 @@ def bad_folder(tmp_path_factory) -> Path:
     return folder
 
 
+INVERSION = ("source=photos", "inversion.w_steps=2", "inversion.plus_steps=1")
+
+
 def test_a_bad_folder_finishes_with_reasons(bad_folder, tmp_path):
-    """Exit status 1, a map for each usable photo, one line for each other; a second run does only the failed again."""
-    quick = (f"dir={bad_folder}", "source=photos", "inversion.w_steps=2", "inversion.plus_steps=1", *PLAIN)
-    status, printed = finished(start(tmp_path, *quick))
+    """Exit status 1, a map for each usable photo, one line for each other."""
+    status, printed = finished(start(tmp_path, f"dir={bad_folder}", *INVERSION, *PLAIN))
     assert status == 1 and "Traceback" not in printed, printed
     assert "2 map(s) of 6 subject(s)" in printed and "4 failed" in printed
     lines = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
@@ -162,6 +164,13 @@ def test_a_bad_folder_finishes_with_reasons(bad_folder, tmp_path):
     assert [names[i] for i in maps] == ["group.jpg", "portrait.jpg"]
     page = (tmp_path / "index.html").read_text()
     assert "cat.png" in page and "no face found" in page
+
+
+@pytest.mark.slow
+def test_a_folder_that_changed(bad_folder, tmp_path):
+    """A second run tries the failed photos alone; one after a change gives what a fresh one does."""
+    quick = (f"dir={bad_folder}", *INVERSION, *PLAIN)
+    assert finished(start(tmp_path, *quick))[0] == 1
     before = content(tmp_path)
     status, printed = finished(start(tmp_path, *quick))
     assert status == 1 and "4 subject(s) in" in printed

@@ -1,6 +1,6 @@
 """Fit the encoder that inversions start from: facerecon/data/inversion_encoder.safetensors.
 
-    python tools/build_inversion_encoder.py CACHE [--faces 4000]      (resumable; a third of a second a face)
+    python tools/build_inversion_encoder.py CACHE [--faces 3900]      (resumable; a third of a second a face)
 
 Each face is a seed of the open generator; CACHE keeps what was measured of them, a file for every hundred. The last
 tenth is held out: its share of the variance of W that the encoder explains is printed before all are fitted.
@@ -21,7 +21,7 @@ from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.mobile import MobileGenerator, load_generator
 
 OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "inversion_encoder.safetensors"
-FIRST_SEED = 100_000  # beyond those that data sets are made from
+FIRST_SEED = 0
 TRUNCATION = 0.8
 CHUNK = 100
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Collect, report and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--faces", type=int, default=4000)
+    parser.add_argument("--faces", type=int, default=3900)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.cache.mkdir(parents=True, exist_ok=True)
