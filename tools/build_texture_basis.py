@@ -4,8 +4,8 @@
     python tools/build_texture_basis.py uv --look pictures
 
 Every map is averaged with its mirror image (the atlas is symmetric, and so are the components as they are stored), then
-the principal components are taken. Writes facerecon/data/texture_linear.safetensors (then: python -m facerecon.assets
-seal).
+the principal components are taken. Writes facerecon/data/texture_linear_normalized.safetensors (then: python -m
+facerecon.assets seal), ``decoder=linear_normalized``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from facerecon.dataset import UVMaps
 from facerecon.imaging import files
 from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
 
-OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_linear.safetensors"
+OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_linear_normalized.safetensors"
 
 
 def principal_components(textures: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -239,6 +239,7 @@ def loss_curve(values: Sequence[float], label: str, strong: bool = False) -> str
 _STAND_INS = {
     ("face_model", "makehuman"): "MakeHuman head (sculpted shapes, ARKit expression units) instead of HiFi3D++",
     ("decoder", "linear"): "linear UV basis, the paper's ablation 'PCA tex basis', instead of the StyleGAN2 decoder",
+    ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
     ("perceptual", "face_features"): "distance of face-network features instead of LPIPS; not comparable with it",
     ("pack.identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
     ("pack.judge", "faceres1024"): "1024-d descriptor judges identity and is never optimized; the paper has none",

@@ -142,12 +142,22 @@ class LinearDecoder(TextureDecoder):
         return cls(*read_linear_basis(path, components))
 
 
+SHIPPED = {
+    "linear": "texture_linear.safetensors",
+    "linear_normalized": "texture_linear_normalized.safetensors",
+    "open": "texture_linear.safetensors",
+}
+"""Decoders by name, and their files."""
+
+
 def load_decoder(name: str = "linear", components: int | None = None) -> TextureDecoder:
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"linear"`` (shipped with the library); ``"open"`` means the open pack's best decoder, today the same;
-            or the path of a linear basis of one's own (.safetensors, see tools/build_texture_basis.py).
+        name: ``"linear"``, learnt from faces as the generator shows them (221, smiles and all, divided by their light);
+            ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of such
+            maps with; ``"open"`` means the open pack's best decoder, today ``"linear"``; or the path of a linear basis of
+            one's own (.safetensors, see tools/build_texture_basis.py).
         components: how many components of a linear basis to use; all if left out.
 
     Raises:
@@ -158,11 +168,11 @@ def load_decoder(name: str = "linear", components: int | None = None) -> Texture
 
     if is_decoder_file(name):
         path = Path(name).expanduser()
-    elif name in ("linear", "open"):
-        path = assets.shipped("texture_linear.safetensors")
+    elif name in SHIPPED:
+        path = assets.shipped(SHIPPED[name])
     else:
         raise ConfigError(
-            nearest_name(name, ("linear", "open"), "decoder") + " A file of your own must end in .safetensors."
+            nearest_name(name, tuple(SHIPPED), "decoder") + " A file of your own must end in .safetensors."
         )
     return LinearDecoder.from_file(path, components).eval().requires_grad_(False)
 

@@ -45,7 +45,8 @@ class Reader:
         worn = torch.cat([worn[:, :2], worn[:, 2:] + self.hat + 3], 1)
         return Attributes(
             yaw=yaw, pitch=value["pitch"] + self.bend * angle / 10, roll=torch.zeros(n), expression=expression,
-            opening=value["opening"], smile=value["smile"] + 0.1 * self.bend * (angle / 30).square(), age=value["age"], male=value["male"].sigmoid(), light=light,
+            opening=value["opening"], smile=value["smile"] + 0.1 * self.bend * (angle / 30).square(),
+            age=value["age"], male=value["male"].sigmoid(), light=light,
             skin=torch.ones(n, 3), hair=torch.ones(n, 3), worn=worn,
             evenness=light.mean(2)[:, 1:].square().sum(1).sqrt() / 0.8, identity=w[:, -128:],
             landmarks68=torch.zeros(n, 68, 2), mesh468=torch.zeros(n, 468, 3), score=torch.ones(n),

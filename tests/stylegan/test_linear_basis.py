@@ -40,9 +40,10 @@ def test_wrong_input_says_so(tmp_path):
         read_linear_basis(tmp_path / "b")
 
 
-def test_the_shipped_basis():
+@pytest.mark.parametrize("name", ["texture_linear.safetensors", "texture_linear_normalized.safetensors"])
+def test_the_shipped_bases(name):
     """At most 4 MB, mirror symmetric, components in falling order, and two deviations stay near colors."""
-    path = assets.shipped("texture_linear.safetensors")
+    path = assets.shipped(name)
     mean, basis = read_linear_basis(path)
     assert path.stat().st_size < 4e6
     assert basis.shape == (64, 3, 256, 256) and mean.shape == (3, 256, 256)
