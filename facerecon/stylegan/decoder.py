@@ -154,10 +154,10 @@ def load_decoder(name: str = "linear", components: int | None = None) -> Texture
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"linear"``, learnt from faces as the generator shows them (221, smiles and all, divided by their light);
+        name: ``"linear"``, learnt from 221 faces as the generator shows them, smiles and all, divided by their light;
             ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of such
-            maps with; ``"open"`` means the open pack's best decoder, today ``"linear"``; or the path of a linear basis of
-            one's own (.safetensors, see tools/build_texture_basis.py).
+            maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a linear basis of one's
+            own (.safetensors, see tools/build_texture_basis.py).
         components: how many components of a linear basis to use; all if left out.
 
     Raises:
