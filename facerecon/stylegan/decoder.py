@@ -155,9 +155,9 @@ def load_decoder(name: str = "linear", components: int | None = None) -> Texture
 
     Args:
         name: ``"linear"``, learnt from 221 faces as the generator shows them, smiles and all, divided by their light;
-            ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of such
-            maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a linear basis of one's
-            own (.safetensors, see tools/build_texture_basis.py).
+            ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of
+            those maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a linear basis
+            of one's own (.safetensors, see tools/build_texture_basis.py).
         components: how many components of a linear basis to use; all if left out.
 
     Raises:
