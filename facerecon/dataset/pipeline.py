@@ -210,6 +210,7 @@ class UVPipeline:
         if saved is not None and (not self.settings.editing or len(saved.views) > 1):
             with _timed(seconds, "generate"):
                 saved.images = self._images(saved.views)
+                saved.source_image = self._images(saved.source[None])[0]
             with _timed(seconds, "search"):  # seen anew: the meter may know more than it did
                 saved.figures |= _view_figures(self.meter(saved.images))
             return saved
