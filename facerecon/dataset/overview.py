@@ -15,6 +15,7 @@ from facerecon.dataset.manifest import Manifest
 from facerecon.evaluation.texture import identity_std_ratio
 from facerecon.export.report import IndexEntry, library_version, write_index
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
+from facerecon.run.metrics import plain
 from facerecon.storage import read_safetensors
 
 __all__ = ["summarize", "write_overview"]
@@ -87,9 +88,9 @@ def write_overview(
         _write_sheet(folder, accepted)
     # no seconds here: what a run took does not belong to the set, which is the same whoever made it
     lines = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    write_bytes(folder / "manifest.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    write_bytes(folder / "meta-info.json", (json.dumps(_meta(accepted), indent=1) + "\n").encode())
-    write_bytes(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    write_bytes(folder / "manifest.jsonl", "".join(json.dumps(plain(line)) + "\n" for line in lines).encode())
+    write_bytes(folder / "meta-info.json", (json.dumps(plain(_meta(accepted)), indent=1) + "\n").encode())
+    write_bytes(folder / "summary.json", (json.dumps(plain(summary), indent=2) + "\n").encode())
     entries = [
         IndexEntry(row["item"], f"thumbs/{row['item']}.jpg", f"uv-maps/{row['item']}.png", _facts(row["figures"]))
         for row in accepted

@@ -158,7 +158,7 @@ class UVPipeline:
     Args:
         settings: how.
         editor: what proposes steps in latent space; the shipped directions if left out (StyleFlow plugs in here).
-        encoder: photo to code, see :mod:`facerecon.editing.inversion`; optimization from the mean if left out.
+        encoder: photo to start code, see :mod:`facerecon.editing.inversion`; the linear one if left out.
     """
 
     def __init__(self, settings: PipelineSettings | None = None, editor: Any = None, encoder: Any = None) -> None:
@@ -334,7 +334,8 @@ def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:
         "age": source.age.item(),
         "male": source.male.item(),
     }
-    for name in ("yaw", "pitch", "happy", "neutral", "opening", "evenness"):
+    figures["source_happy"] = source.smiling[0].item()  # as "happy" of the views
+    for name in ("yaw", "pitch", "neutral", "opening", "evenness"):
         figures[f"source_{name}"] = getattr(source, name)[0].item()
     return {key: round(value, 5) for key, value in figures.items()}
 

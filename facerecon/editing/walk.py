@@ -37,6 +37,8 @@ class WalkSettings:
         happy_limit (of ``Attributes.smiling``), opening_limit, evenness_limit: beyond these a target is not met.
         identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
         class_limit: probability beyond which glasses or headwear count as left; fringe_limit the same for the fringe.
+        (``front_tolerance``, ``class_limit`` and ``fringe_limit`` only decide what ``Normalized.reasons`` says; a data
+        set asks its own filters.)
     """
 
     yaw: float = 30.0
