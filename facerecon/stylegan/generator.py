@@ -1,0 +1,250 @@
+"""StyleGAN2's generator (arXiv:1912.04958): mapping network and skip synthesis network (Sec. 4.1 of FFHQ-UV)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facerecon.errors import ConfigError, ShapeError, nearest_name
+from facerecon.stylegan.layers import Color, EqualizedLinear, StyledConvolution, upsample_image
+
+__all__ = ["NOISE", "Generator", "GeneratorConfig", "MappingNetwork", "SynthesisNetwork"]
+
+NOISE = ("const", "random", "none")
+"""Per-pixel noise: the layer's stored one, a new one, or none."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes of a generator; the defaults are config F, 30,370,060 parameters.
+
+    Args:
+        size: pixels a side, a power of two from 8 on.
+        z_dim, w_dim: widths of the latents. mapping_layers: of the mapping network.
+        channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
+
+    Raises:
+        ConfigError: a size that is no power of two, or a number below 1.
+    """
+
+    size: int = 1024
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    channel_base: int = 32768
+    channel_max: int = 512
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"generator: {field.name} must be an integer >= 1; got {value!r}.")
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
+
+    @property
+    def rows(self) -> int:
+        """Style inputs that a W+ code has a row for: 18 at 1024 px."""
+        return 2 * int(math.log2(self.size)) - 2
+
+    def channels(self, resolution: int) -> int:
+        """Channels at a resolution."""
+        return max(1, min(self.channel_base // resolution, self.channel_max))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> GeneratorConfig:
+        """From plain data, as a file's metadata holds it.
+
+        Raises:
+            ConfigError: an unknown key (the nearest is named), or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(nearest_name(key, known, "key of a generator"))
+        return cls(**values)
+
+
+class MappingNetwork(nn.Module):
+    """z -> w: z at unit second moment, then fully connected layers with leaky ReLU.
+
+    Args:
+        z_dim, w_dim: widths. layers: how many.
+    """
+
+    def __init__(self, z_dim: int = 512, w_dim: int = 512, layers: int = 8) -> None:
+        super().__init__()
+        widths = [z_dim] + [w_dim] * layers
+        self.layers = nn.ModuleList(
+            EqualizedLinear(a, b, rate=0.01, activate=True) for a, b in itertools.pairwise(widths)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_dim) -> (B, w_dim)."""
+        x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Block(nn.Module):
+    """One resolution: up-sampling convolution (but at 4 px), convolution, color."""
+
+    def __init__(self, inputs: int, outputs: int, w_dim: int, size: int) -> None:
+        super().__init__()
+        self.up = StyledConvolution(inputs, outputs, w_dim, size, up=True) if size > 4 else None
+        self.conv = StyledConvolution(outputs, outputs, w_dim, size)
+        self.color = Color(outputs, w_dim)
+
+
+class SynthesisNetwork(nn.Module):
+    """W+ code -> image, by the skip architecture: every resolution adds its color to the enlarged image so far.
+
+    Args:
+        config: sizes.
+
+    Attributes:
+        precision: dtype in which the blocks compute; parameters and the image stay float32.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.size, self.rows, self.w_dim = config.size, config.rows, config.w_dim
+        self.precision: torch.dtype | None = None
+        self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
+        sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
+        self.blocks = nn.ModuleList(
+            _Block(config.channels(max(size // 2, 4)), config.channels(size), config.w_dim, size) for size in sizes
+        )
+
+    def forward(self, ws: Tensor, noise: str = "const", size: int | None = None) -> Tensor:
+        """Synthesize images.
+
+        Args:
+            ws: (B, rows, w_dim). Rows of resolutions above ``size`` are not looked at and may be left out.
+            noise: one of :data:`NOISE`; ``"random"`` draws from torch's generator of the device.
+            size: a power of two up to the network's; stops there, at the coarser image the skip architecture has.
+
+        Returns:
+            (B, 3, size, size) in about [-1, 1], float32 (float64 for a network of float64).
+
+        Raises:
+            ShapeError: ``ws`` of another shape. ConfigError: ``noise`` or ``size`` that do not exist.
+        """
+        size = self.size if size is None else size
+        if size not in [4 * 2**i for i in range(len(self.blocks))]:
+            raise ConfigError(f"size must be a power of two from 4 to {self.size}; got {size}.")
+        if noise not in NOISE:
+            raise ConfigError(nearest_name(noise, NOISE, "kind of noise"))
+        count = int(math.log2(size)) - 1
+        if ws.dim() != 3 or not 2 * count <= ws.shape[1] <= self.rows or ws.shape[2] != self.w_dim:
+            raise ShapeError(f"ws must be (B, {self.rows}, {self.w_dim}); got {tuple(ws.shape)}.")
+        batch, dtype = ws.shape[0], self.precision or self.constant.dtype
+        x = self.constant.to(dtype).expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        image, row = None, 0
+        for block in self.blocks[:count]:
+            if block.up is not None:
+                x = block.up(x, ws[:, row], self._noise(block.up, noise, batch))
+                row += 1
+            x = block.conv(x, ws[:, row], self._noise(block.conv, noise, batch))
+            color = block.color(x, ws[:, row + 1])  # the next block's first layer shares this row
+            image = color if image is None else upsample_image(image) + color
+            row += 1
+        return image
+
+    @staticmethod
+    def _noise(layer: StyledConvolution, kind: str, batch: int) -> Tensor | None:
+        if kind == "none":
+            return None
+        if kind == "random":
+            return torch.randn(batch, 1, layer.size, layer.size, device=layer.noise.device, dtype=layer.noise.dtype)
+        return layer.noise[None, None]
+
+
+class Generator(nn.Module):
+    """G: z -> image in about [-1, 1].
+
+    Args:
+        config: sizes; :class:`GeneratorConfig`'s defaults if left out.
+
+    Attributes:
+        w_mean: (w_dim,) mean of the mapped latents, for truncation; :meth:`track` follows it in training.
+    """
+
+    def __init__(self, config: GeneratorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or GeneratorConfig()
+        self.mapping = MappingNetwork(self.config.z_dim, self.config.w_dim, self.config.mapping_layers)
+        self.synthesis = SynthesisNetwork(self.config)
+        self.register_buffer("w_mean", torch.zeros(self.config.w_dim))
+
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+        return self.config.size
+
+    @property
+    def rows(self) -> int:
+        """Rows of a W+ code."""
+        return self.config.rows
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """dtype in which the synthesis network computes; None: that of its parameters."""
+        return self.synthesis.precision
+
+    @precision.setter
+    def precision(self, dtype: torch.dtype | None) -> None:
+        self.synthesis.precision = dtype
+
+    def track(self, w: Tensor, momentum: float = 0.995) -> None:
+        """Let ``w_mean`` follow a batch (B, w_dim) of mapped latents."""
+        with torch.no_grad():
+            self.w_mean.lerp_(w.mean(0).to(self.w_mean.dtype), 1 - momentum)
+
+    def rows_of(self, w: Tensor, truncation: float = 1.0) -> Tensor:
+        """One w for all rows, moved to the mean: (B, w_dim) -> (B, rows, w_dim)."""
+        if truncation != 1.0:
+            w = self.w_mean + truncation * (w - self.w_mean)
+        return w[:, None].expand(-1, self.rows, -1)
+
+    def mix(self, first: Tensor, second: Tensor, crossover: Tensor) -> Tensor:
+        """Style mixing: rows of ``first`` (B, w_dim) before each ``crossover`` (B,), of ``second`` from it on."""
+        rows = torch.arange(self.rows, device=first.device)
+        return torch.where((rows[None] < crossover[:, None])[..., None], self.rows_of(first), self.rows_of(second))
+
+    def forward(
+        self,
+        z: Tensor,
+        truncation: float = 1.0,
+        noise: str = "const",
+        size: int | None = None,
+        mixing: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Generate images.
+
+        Args:
+            z: (B, z_dim), N(0, I). truncation: psi; 1 is none. noise, size: see :class:`SynthesisNetwork`.
+            mixing: a second z (B, z_dim), and the row (B,) from which on it takes over.
+
+        Returns:
+            (B, 3, size, size) in about [-1, 1].
+
+        Raises:
+            ShapeError: ``z`` of another shape.
+        """
+        if z.dim() != 2 or z.shape[1] != self.config.z_dim:
+            raise ShapeError(f"z must be (B, {self.config.z_dim}); got {tuple(z.shape)}.")
+        ws = self.rows_of(self.mapping(z), truncation)
+        if mixing is not None:
+            other = self.rows_of(self.mapping(mixing[0]), truncation)
+            rows = torch.arange(self.rows, device=z.device)
+            ws = torch.where((rows[None] < mixing[1][:, None])[..., None], ws, other)
+        return self.synthesis(ws, noise=noise, size=size)

@@ -1,0 +1,98 @@
+"""Generators as files: safetensors with the sizes in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facerecon.errors import AssetError, ConfigError
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.stylegan.generator import Generator, GeneratorConfig
+
+__all__ = ["FORMAT", "read_generator", "save_generator"]
+
+FORMAT = "facerecon.generator/1"
+_ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
+
+
+def save_generator(
+    path: str | Path,
+    generator: Generator,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+    mapping: bool = True,
+    extra: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a generator.
+
+    Args:
+        path: safetensors file to write. generator: on any device.
+        metadata: plain data about it (steps, figures, licence ...), kept as JSON.
+        dtype: of the stored parameters; statistics stay float32.
+        mapping: store the mapping network too. Without it the file serves W and W+.
+        extra: further tensors, under names of one's own that start with ``"statistics."``.
+
+    Raises:
+        OutputError: the file cannot be written; one that was there is untouched.
+    """
+    tensors = {
+        name: value.detach().to("cpu", torch.float32 if name == "w_mean" else dtype).contiguous()
+        for name, value in generator.state_dict().items()
+        if mapping or not name.startswith("mapping.")
+    }
+    for name, value in (extra or {}).items():
+        if not name.startswith("statistics."):
+            raise ConfigError(f"an extra tensor of a generator file must be called statistics.NAME; got {name!r}.")
+        tensors[name] = value.detach().cpu().contiguous()
+    config = {name: getattr(generator.config, name) for name in GeneratorConfig.__dataclass_fields__}
+    header = {"format": FORMAT, "config": config, "mapping": mapping, "about": dict(metadata or {})}
+    return write_whole(path, safetensors_bytes(tensors, {"facerecon": json.dumps(header, sort_keys=True)}))
+
+
+def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
+    """Read a generator, frozen and in float32.
+
+    Args:
+        path: a file of :func:`save_generator`.
+
+    Returns:
+        The generator, and {"about": metadata, "mapping": whether a mapping network was stored, "statistics": {name:
+        tensor}}. A mapping network that was not stored is None in the generator.
+
+    Raises:
+        AssetError: no such file, a pickle (never opened), not a generator, or numbers that are not finite.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path, "a texture generator", _ADVICE)
+    try:
+        header = json.loads(metadata.get("facerecon", ""))
+        if header["format"] != FORMAT:
+            raise ValueError(header["format"])
+        config = GeneratorConfig.from_mapping(header["config"])
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise AssetError(
+            f"{path} is not a texture generator of this library ({error or 'no header'}); {_ADVICE}."
+        ) from None
+    with torch.device("meta"):
+        generator = Generator(config)
+    statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
+    weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
+    stored = any(name.startswith("mapping.") for name in weights)
+    if not stored:
+        generator.mapping = None
+    expected = {name: tuple(t.shape) for name, t in generator.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise AssetError(
+            f"{path} is damaged: {odd} should be {expected.get(odd, 'absent')}, is {found.get(odd, 'absent')}; "
+            f"get it again."
+        )
+    generator.load_state_dict(weights, assign=True)
+    about = {"about": header.get("about", {}), "mapping": stored, "statistics": statistics}
+    return generator.requires_grad_(False).eval(), about
