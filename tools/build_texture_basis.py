@@ -11,7 +11,6 @@ facerecon.assets seal), ``decoder=linear_normalized``.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -21,32 +20,9 @@ from tqdm import tqdm
 
 from facerecon.dataset import UVMaps
 from facerecon.imaging import files
-from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
+from facerecon.stylegan.linear_basis import principal_components, read_linear_basis, write_linear_basis
 
 OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_linear_normalized.safetensors"
-
-
-def principal_components(textures: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Principal components of symmetric maps.
-
-    Args:
-        textures: (N, 3, S, S). count: K.
-
-    Returns:
-        Mean (3, S, S), components (K, 3, S, S) of one standard deviation each, and all variances (N - 1,).
-    """
-    size = textures.shape[-1]
-    rows = textures[..., : size // 2].flatten(1)
-    mean = rows.mean(0)
-    rows = rows - mean
-    values, vectors = torch.linalg.eigh((rows @ rows.T).double() / (len(rows) - 1))
-    values, vectors = values.flip(0)[:-1].clamp(min=0), vectors.flip(1)[:, :-1]
-    # rows.T @ v has length sqrt(value (N - 1)); one standard deviation is sqrt(value)
-    basis = (vectors[:, :count].float().T @ rows) / math.sqrt(len(rows) - 1)
-    basis = basis * (basis.sum(1, keepdim=True).sign())  # a positive coefficient brightens
-    half = torch.cat([mean[None], basis]).view(-1, 3, size, size // 2)
-    both = torch.cat([half, half.flip(-1)], -1)
-    return both[0], both[1:], values.float()
 
 
 def build(folder: Path, output: Path, count: int, size: int, look: Path | None) -> None:

@@ -7,6 +7,7 @@ stored as the left half of a YUV map, luma at full and chroma at half resolution
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -17,9 +18,37 @@ from facerecon.errors import AssetError, ShapeError
 from facerecon.imaging.color import rgb_to_yuv, yuv_to_rgb
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
-__all__ = ["read_linear_basis", "write_linear_basis"]
+__all__ = ["principal_components", "read_linear_basis", "write_linear_basis"]
 
 _KEYS = ("mean", "luma", "chroma", "luma_scale", "chroma_scale")
+
+
+def principal_components(textures: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Principal components of maps ('PCA tex basis', Table 5).
+
+    Args:
+        textures: (N, 3, S, S). Maps that are their own mirror image give components that are.
+        count: K, at most N - 1.
+
+    Returns:
+        Mean (3, S, S), components (K, 3, S, S) of one standard deviation each, strongest first, and all variances
+        (N - 1,), sums over a map.
+
+    Raises:
+        ShapeError: fewer than K + 1 maps.
+    """
+    if len(textures) <= count:
+        raise ShapeError(f"{count} components need at least {count + 1} maps; got {len(textures)}.")
+    rows = textures.flatten(1)
+    mean = rows.mean(0)
+    rows = rows - mean
+    values, vectors = torch.linalg.eigh((rows @ rows.T).double() / (len(rows) - 1))
+    values, vectors = values.flip(0)[:-1].clamp(min=0), vectors.flip(1)[:, :-1]
+    # rows.T @ v has length sqrt(value (N - 1)); one standard deviation is sqrt(value)
+    basis = (vectors[:, :count].float().T @ rows) / math.sqrt(len(rows) - 1)
+    basis = basis * torch.where(basis.sum(1, keepdim=True) < 0, -1.0, 1.0)  # a positive coefficient brightens
+    shape = textures.shape[1:]
+    return mean.view(shape), basis.view(count, *shape), values.float()
 
 
 def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: dict | None = None) -> None:
