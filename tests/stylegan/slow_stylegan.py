@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -57,9 +56,9 @@ def upsampled(x: Tensor) -> Tensor:
 
 
 def up_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Zero insertion, 3 x 3 product, blur (times 4): (I, H, W) -> (O, 2 H, 2 W)."""
+    """Zero insertion, 3 x 3 convolution (so the kernel is turned), blur (times 4): (I, H, W) -> (O, 2 H, 2 W)."""
     height, width = x.shape[1:]
-    full = 4 * blur(product3(with_zeros(x), weight))
+    full = 4 * blur(product3(with_zeros(x), weight.flip(-1, -2)))
     return full[:, 2 : 2 + 2 * height, 2 : 2 + 2 * width]
 
 
@@ -140,7 +139,9 @@ def _one(state: dict[str, Tensor], rows: Tensor, size: int | None, noise: bool) 
         color = f"{prefix}.color"
         weight = state[f"{color}.weight"]
         weight = weight.reshape(3, -1, 1, 1) / math.sqrt(weight.shape[1])
-        part = same_product(x, modulated(weight, style(color, rows[row]), False)) + state[f"{color}.bias"][:, None, None]
+        part = (
+            same_product(x, modulated(weight, style(color, rows[row]), False)) + state[f"{color}.bias"][:, None, None]
+        )
         image = part if image is None else upsampled(image) + part
         if x.shape[-1] == size:
             break
@@ -148,18 +149,41 @@ def _one(state: dict[str, Tensor], rows: Tensor, size: int | None, noise: bool) 
     return image
 
 
-def minibatch_deviation(x: Tensor, group: int) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W): standard deviation over a group of samples, averaged over all else.
+def discriminator(state: dict[str, Tensor], images: Tensor, group: int) -> Tensor:
+    """(B, 3, S, S) -> (B, 1)."""
 
-    Samples i, i + B/G, i + 2 B/G, ... are one group of G.
-    """
-    batch = len(x)
-    group = min(group, batch)
-    places = batch // group
-    out = x.new_zeros(batch, 1, *x.shape[2:])
-    for place in range(places):
-        members = x[place::places]
+    def convolved(name: str, x: Tensor, product, active: bool = True) -> Tensor:
+        weight = state[f"{name}.weight"]
+        x = product(x, weight / math.sqrt(weight[0].numel()))
+        return activated(x + state[f"{name}.bias"][:, None, None]) if active else x
+
+    samples = []
+    for image in images:
+        x = convolved("color", image, same_product)
+        block = 0
+        while f"blocks.{block}.conv.weight" in state:
+            prefix = f"blocks.{block}"
+            deep = convolved(f"{prefix}.down", convolved(f"{prefix}.conv", x, same_product), down_product)
+            skip = convolved(f"{prefix}.skip", downsampled(x), same_product, active=False)
+            x = (deep + skip) / math.sqrt(2)
+            block += 1
+        samples.append(x)
+    features = torch.stack(samples)
+    spread = minibatch_deviation(features, group)
+    logits = []
+    for x, plane in zip(features, spread):
+        x = convolved("conv", torch.cat([x, plane]), same_product)
+        x = activated(dense(x.reshape(1, -1), state["linear.weight"], state["linear.bias"]))
+        logits.append(dense(x, state["logit.weight"], state["logit.bias"])[0])
+    return torch.stack(logits)
+
+
+def minibatch_deviation(x: Tensor, group: int) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W): standard deviation over each ``group`` images in a row, averaged over all else."""
+    out = x.new_zeros(len(x), 1, *x.shape[2:])
+    for first in range(0, len(x), group):
+        members = [x[k] for k in range(first, first + group)]
         mean = sum(members) / group
-        variance = sum((member - mean).square() for member in members) / group
-        out[place::places] = (variance + 1e-8).sqrt().mean()
+        variance = sum((member - mean) ** 2 for member in members) / group
+        out[first : first + group] = torch.sqrt(variance + 1e-8).mean()
     return out

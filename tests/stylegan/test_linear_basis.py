@@ -7,7 +7,7 @@ import torch
 
 from facerecon import assets
 from facerecon.errors import AssetError, ShapeError
-from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
+from facerecon.stylegan.linear_basis import principal_components, read_linear_basis, write_linear_basis
 
 
 def smooth(count: int, size: int) -> torch.Tensor:
@@ -28,6 +28,22 @@ def test_round_trip_within_the_quantisation(tmp_path):
         assert error.mean() < 0.004 and error.max() < 0.05
     assert torch.allclose(read_basis, read_basis.flip(-1), atol=1e-6)
     assert torch.equal(read_linear_basis(tmp_path / "b.safetensors", 2)[1], read_basis[:2])
+
+
+def test_principal_components_are_the_singular_vectors():
+    """Oracle: the singular value decomposition of the centered maps."""
+    maps = torch.rand(9, 3, 8, 8)
+    mean, basis, variance = principal_components(maps, 4)
+    centered = (maps - maps.mean(0)).flatten(1)
+    _, values, vectors = torch.linalg.svd(centered.double(), full_matrices=False)
+    assert torch.allclose(mean, maps.mean(0), atol=1e-6)
+    assert torch.allclose(variance, (values[:8] ** 2 / 8).float(), rtol=1e-4)
+    assert torch.allclose(basis.flatten(1).norm(dim=1), (values[:4] / 8**0.5).float(), rtol=1e-4)
+    cosine = (basis.flatten(1).double() * vectors[:4]).sum(1) / basis.flatten(1).norm(dim=1)
+    assert torch.allclose(cosine.abs(), torch.ones(4, dtype=torch.float64), atol=1e-4)
+    assert (basis.flatten(1).sum(1) >= 0).all()
+    with pytest.raises(ShapeError, match="at least 10 maps; got 9"):
+        principal_components(maps, 9)
 
 
 def test_wrong_input_says_so(tmp_path):
