@@ -19,7 +19,19 @@ from typing import Any
 from facerecon.errors import ConfigError, FaceReconError, nearest_name
 
 CONFIGS = Path(__file__).resolve().parent
-PATH_KEYS = {"face_model_path", "img", "out", "params", "data", "dir", "manifest", "landmarks", "mask", "resume"}
+PATH_KEYS = {
+    "face_model_path",
+    "img",
+    "out",
+    "params",
+    "data",
+    "dir",
+    "manifest",
+    "landmarks",
+    "mask",
+    "resume",
+    "init",
+}
 
 
 def _quoted(override: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,12 +124,13 @@ class SynthesisNetwork(nn.Module):
             _Block(config.channels(max(size // 2, 4)), config.channels(size), config.w_dim, size) for size in sizes
         )
 
-    def forward(self, ws: Tensor, noise: str = "const", size: int | None = None) -> Tensor:
+    def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const", size: int | None = None) -> Tensor:
         """Synthesize images.
 
         Args:
             ws: (B, rows, w_dim). Rows of resolutions above ``size`` are not looked at and may be left out.
-            noise: one of :data:`NOISE`; ``"random"`` draws from torch's generator of the device.
+            noise: one of :data:`NOISE`; ``"random"`` draws from torch's generator of the device. Or the noise itself,
+                (B, 1, s, s) for each layer in their order.
             size: a power of two up to the network's; stops there, at the coarser image the skip architecture has.
 
         Returns:
@@ -141,7 +142,7 @@ class SynthesisNetwork(nn.Module):
         size = self.size if size is None else size
         if size not in [4 * 2**i for i in range(len(self.blocks))]:
             raise ConfigError(f"size must be a power of two from 4 to {self.size}; got {size}.")
-        if noise not in NOISE:
+        if isinstance(noise, str) and noise not in NOISE:
             raise ConfigError(nearest_name(noise, NOISE, "kind of noise"))
         count = int(math.log2(size)) - 1
         if ws.dim() != 3 or not 2 * count <= ws.shape[1] <= self.rows or ws.shape[2] != self.w_dim:
@@ -151,16 +152,18 @@ class SynthesisNetwork(nn.Module):
         image, row = None, 0
         for block in self.blocks[:count]:
             if block.up is not None:
-                x = block.up(x, ws[:, row], self._noise(block.up, noise, batch))
+                x = block.up(x, ws[:, row], self._noise(block.up, noise, batch, row))
                 row += 1
-            x = block.conv(x, ws[:, row], self._noise(block.conv, noise, batch))
+            x = block.conv(x, ws[:, row], self._noise(block.conv, noise, batch, row))
             color = block.color(x, ws[:, row + 1])  # the next block's first layer shares this row
             image = color if image is None else upsample_image(image) + color
             row += 1
         return image
 
     @staticmethod
-    def _noise(layer: StyledConvolution, kind: str, batch: int) -> Tensor | None:
+    def _noise(layer: StyledConvolution, kind: str | Sequence[Tensor], batch: int, index: int) -> Tensor | None:
+        if not isinstance(kind, str):
+            return kind[index]
         if kind == "none":
             return None
         if kind == "random":

@@ -1,0 +1,456 @@
+"""UV maps -> texture decoder: StyleGAN2 training (Sec. 4.1), from scratch or warm-started on pairs.
+
+    python train/texture_gan.py data=uv size=256 batch=16 kimg=1000                      the paper's way
+    python train/texture_gan.py data=uv size=256 warm.kimg=100 kimg=200 adversarial.pairs=0.5 \\
+        adversarial.pair_weight=1 mirror=true                                             of a small set with a manifest
+    torchrun --nproc-per-node 8 train/texture_gan.py data=uv size=1024 batch=32 kimg=25000
+    python train/texture_gan.py data=uv size=512 init=small/decoder.safetensors out=large  finetune, or grow
+
+Writes decoder.safetensors (the running average, for decoder=PATH), checkpoints/, metrics.jsonl, and at each snapshot
+pictures: samples (fixed seeds), interpolations, held-out pairs beside the truth; real.png shows maps of the set.
+A run that was stopped goes on from its last snapshot with the same command, and ends as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from configs.compose import Stopped, check_stop, run
+
+STRUCTURE = ("size", "channel_base", "channel_max", "mapping", "batch", "share", "held_out", "seed", "init")
+"""Keys that a run goes on with; the others may change between two starts of it."""
+
+
+def main(config: Any) -> int:
+    from omegaconf import OmegaConf
+
+    from facerecon.errors import ConfigError, OutputError
+    from facerecon.run import RunDirectory, choose_device, set_threads
+    from facerecon.run.processes import Processes
+
+    if OmegaConf.is_missing(config, "data"):
+        raise ConfigError("data is not set; for example: python train/texture_gan.py data=uv size=256")
+    set_threads(config.threads)
+    job = _Job(config, Processes(choose_device(config.device)))
+    with job.processes:
+        job.load()  # whatever is wrong with the data or the settings costs nothing
+        if not job.processes.first:
+            return job.run(None)
+        settings = {"script": "texture_gan"} | {key: job.values[key] for key in STRUCTURE}
+        again = {"resume": True} if config.resume else {"overwrite": True}
+        with RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again).alone() as folder:
+            try:
+                return job.run(folder)
+            except (KeyboardInterrupt, Stopped, OutputError) as stop:
+                steps = folder.checkpoints.steps()
+                kept = f"the last snapshot in {folder.path} is of step {steps[-1]}" if steps else "no snapshot yet"
+                if isinstance(stop, OutputError):
+                    raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
+                raise type(stop)(kept) from None
+
+
+class _Job:
+    """One run: data, networks, and what is written of it."""
+
+    def __init__(self, config: Any, processes: Any) -> None:
+        from omegaconf import OmegaConf
+
+        self.config, self.processes = config, processes
+        self.values = OmegaConf.to_container(config, resolve=True)
+
+    # -- before the loop ---------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Maps, pairs and networks."""
+        import torch
+
+        from facerecon.dataset.memory import MapMemory, PairedCodes, held_out, share_of
+        from facerecon.errors import ConfigError, InputError, nearest_name
+        from facerecon.run import item_seed
+        from facerecon.stylegan.augment import Augment, AugmentSettings
+        from facerecon.stylegan.discriminator import Discriminator
+        from facerecon.stylegan.generator import NOISE, Generator, GeneratorConfig
+        from facerecon.stylegan.mobile import load_generator
+        from facerecon.stylegan.training import (
+            AdversarialSettings,
+            Latents,
+            PairWeights,
+            TextureTraining,
+            WarmSettings,
+            initialize_from,
+            open_mapping,
+        )
+        from facerecon.stylegan.weights import read_generator
+
+        c, v, device = self.config, self.values, self.processes.device
+        for key in ("batch", "keep"):
+            if not isinstance(c[key], int) or c[key] < 1:
+                raise ConfigError(f"{key} must be a whole number, 1 or more; got {c[key]!r}.")
+        for key in ("warm", "adversarial"):
+            if c[key].noise not in NOISE:
+                raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
+        for key, names in (("mapping", ("auto", "open", "own")), ("train_mapping", ("auto", True, False))):
+            if c[key] not in names:
+                raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
+        if c.warm.kimg <= 0 and c.kimg <= 0:
+            raise ConfigError("warm.kimg and kimg are both 0: there is nothing to train.")
+        sizes = GeneratorConfig(size=c.size, channel_base=c.channel_base, channel_max=c.channel_max)
+        precision = _precision(c.precision, device)
+        regularizer = _precision(c.regularizer_precision, device)
+
+        self.memory = memory = MapMemory(c.data, c.size, c.memory_gb)
+        self.training_maps = memory.usable(share_of(len(memory), c.share, c.held_out))
+        self.unseen = memory.usable(held_out(len(memory))) if c.held_out else []
+        if not self.training_maps:
+            raise InputError(f"{c.data} has {len(memory)} map(s); none is left to train on with share={c.share}.")
+        wants_pairs = c.warm.kimg > 0 or c.adversarial.pairs > 0
+        kind = ("open" if wants_pairs else "own") if c.mapping == "auto" else c.mapping
+        self.values["mapping"] = kind
+
+        torch.manual_seed(item_seed(c.seed, "weights"))
+        generator = Generator(sizes)
+        source = load_generator() if kind == "open" else None
+        if source is not None:
+            open_mapping(generator.mapping, source.mapping)
+            generator.w_mean.copy_(source.mean_w)
+        about = "at random" + (", mapping of the open face generator" if source is not None else "")
+        if c.init:
+            about = initialize_from(generator, read_generator(c.init)[0])
+        torch.manual_seed(item_seed(c.seed, "discriminator"))
+        discriminator = Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
+        self.pairs, pair_rows = None, []
+        if wants_pairs:
+            if source is None:
+                raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
+            self.pairs = PairedCodes(c.data, memory.names, generator.w_mean, c.pair_truncation)
+            pair_rows = [i for i in self.training_maps if self.pairs.known[i]]
+            if not pair_rows:
+                raise InputError(
+                    f"the manifest in {c.data} knows none of the {len(self.training_maps)} maps to train on."
+                )
+        self.pair_rows = pair_rows
+        latents = Latents()
+        if pair_rows:
+            rows = torch.tensor(pair_rows)
+            codes = self.pairs.codes[rows].to(device)
+            latents = Latents(codes, lambda chosen: memory.images(rows[chosen.cpu()], device)[0])
+        strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
+        if not v["augment"]["enabled"]:
+            strengths["limit"] = 0.0
+        warm = {key: value for key, value in v["warm"].items() if key != "kimg"} | {"betas": tuple(c.warm.betas)}
+        self.training = TextureTraining(
+            generator,
+            discriminator,
+            batch=c.batch,
+            seed=c.seed,
+            warm=WarmSettings(**warm),
+            adversarial=AdversarialSettings(**v["adversarial"]),
+            pair_weights=PairWeights(**v["pair_loss"]),
+            adversarial_pair_weights=PairWeights(**v["adversarial_pair_loss"]),
+            augment=Augment(AugmentSettings(**strengths), c.mirror),
+            train_mapping=kind == "own" if c.train_mapping == "auto" else c.train_mapping,
+            precision=precision,
+            regularizer_precision=regularizer,
+            processes=self.processes,
+            latents=latents,
+        )
+        if self.processes.first:
+            million = [
+                sum(p.numel() for p in n.parameters()) / 1e6 for n in (generator, discriminator) if n is not None
+            ]
+            print(
+                f"{len(self.training_maps)} maps of {memory.side} px to train on, {len(self.unseen)} held out, "
+                f"{len(pair_rows)} with codes; generator {million[0]:.1f} M parameters at {c.size} px, started {about}"
+                + (f"; discriminator {million[1]:.1f} M" if len(million) > 1 else "")
+                + f"; {precision} on {device}, {self.processes.count} process(es)"
+            )
+
+    def _resume(self, folder: Any) -> None:
+        """The last snapshot, on every rank."""
+        from facerecon.run import Checkpoints, drop_after
+
+        t = self.training
+        checkpoints = Checkpoints(Path(self.config.out) / "checkpoints", self.config.keep)
+        found = checkpoints.latest(t.device) if self.config.resume else None
+        if found is not None:
+            t.load_state(found[1], str(checkpoints.path(found[0])))
+        if folder is not None:
+            if found is not None:
+                print(f"goes on from step {t.step}, {t.images / 1000:.1f} kimg, phase {t.phase}")
+            drop_after(folder.metrics.path, t.images, "images")
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, folder: Any) -> int:
+        """Train; ``folder`` is None on ranks that do not write."""
+        from tqdm import tqdm
+
+        from facerecon.stylegan.training import cosine_rampdown
+
+        c, t, maps, first = self.config, self.training, self.memory, folder is not None
+        self._resume(folder)
+        warm_images = round(c.warm.kimg * 1000) if t.phase != "adversarial" else t.warm_images
+        total = warm_images + round(c.kimg * 1000)
+        if t.images >= total:
+            if first:
+                print(f"nothing to do: {t.images / 1000:.1f} kimg are trained; raise warm.kimg or kimg to go on.")
+            return 0
+        logger = _logger(c) if first else None
+        if first and t.images == 0:
+            self.show_real(folder.path)
+        started, marked, watch = time.perf_counter(), (time.perf_counter(), t.images), _Watch(c.collapse)
+        bar = tqdm(total=total, initial=t.images, unit="img", unit_scale=True, disable=None if first else True)
+        figures: dict[str, Any] = {}
+        while t.images < total:
+            check_stop()
+            numbers = t.numbers()
+            if t.images < warm_images:  # ----- supervised: the map of a face, from the face's code
+                t.enter("warm")
+                rate = cosine_rampdown((t.images + t.batch) / warm_images, c.warm.rampup, c.warm.rampdown)
+                real, shown = maps.images(maps.order(self.pair_rows, c.seed, numbers), t.device)
+                figures |= t.warm_step(self.pairs.codes[shown].to(t.device), real, rate)
+            else:  # ----- adversarial: StyleGAN2
+                t.enter("adversarial")
+                real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
+                if t.images - t.warm_images >= c.adversarial.delay_kimg * 1000:
+                    figures |= t.generator_step()
+                    if c.adversarial.path_weight and t.step % c.adversarial.path_every == 0:
+                        figures |= t.path_step()
+                figures |= t.discriminator_step(real)
+                if t.adversarial.gamma(c.size, c.batch) and t.step % c.adversarial.r1_every == 0:
+                    figures |= t.r1_step(real)
+            watch.look(figures, t)
+            t.finish_step(c.average_kimg * 1000, c.average_rampup)
+            bar.update(min(t.batch, total - bar.n))
+
+            late = c.max_minutes is not None and time.perf_counter() - started > 60 * c.max_minutes
+            stop = self.processes.any(late) or t.images >= total
+            if _passed(t.images, t.batch, c.log_kimg) or stop:
+                row = self.row(figures, marked, total)
+                marked, figures = (time.perf_counter(), t.images), {}
+                if first:
+                    folder.metrics.write(row)
+                    logger(row)
+                    report(bar, row)
+            if _passed(t.images, t.batch, c.snapshot_kimg) or stop:
+                watch.check_weights(t)
+                if first:
+                    row = self.snapshot(folder)
+                    folder.metrics.write(row)
+                    logger(row)
+                    bar.write(describe(row))
+                marked = (time.perf_counter(), t.images)
+            if stop:
+                break
+        bar.close()
+        if first:
+            done = "done" if t.images >= total else f"stopped after {c.max_minutes} minutes; the same command goes on"
+            print(
+                f"{done}: {t.images / 1000:.1f} kimg in {folder.path}, {(time.perf_counter() - started) / 60:.1f} min"
+            )
+        return 0
+
+    def row(self, figures: dict[str, Any], marked: tuple[float, int], total: int) -> dict[str, Any]:
+        """One line of metrics: means over the ranks of what the last steps gave."""
+        t = self.training
+        values = {key: round(float(self.processes.average(value)), 6) for key, value in sorted(figures.items())}
+        seconds = max(time.perf_counter() - marked[0], 1e-9)
+        speed = (t.images - marked[1]) / seconds
+        timing = {"images_per_second": round(speed, 3), "eta_minutes": round((total - t.images) / speed / 60, 2)}
+        return {"images": t.images, "step": t.step, "phase": t.phase, "p": round(t.augment.p, 5)} | values | timing
+
+    # -- snapshots ---------------------------------------------------------------------------------------
+
+    def snapshot(self, folder: Any) -> dict[str, Any]:
+        """Checkpoint and decoder first, then pictures and measurements; returns the latter."""
+        t = self.training
+        folder.checkpoints.save(t.step, t.state())
+        row = {"images": t.images, "step": t.step, "phase": t.phase, "snapshot": True} | self.measure()
+        self.save_decoder(folder.path / "decoder.safetensors", row)
+        self.show(folder.path, f"{round(t.images / 1000):06d}")
+        return row
+
+    def save_decoder(self, path: Path, figures: dict[str, Any]) -> None:
+        """The running average, for ``decoder=PATH``."""
+        from facerecon.stylegan.weights import save_generator
+
+        t, c = self.training, self.config
+        about = {
+            "trained": "train/texture_gan.py",
+            "maps": len(self.training_maps),
+            "warm_kimg": t.warm_images / 1000,
+            "kimg": (t.images - t.warm_images) / 1000,
+            "batch": c.batch,
+            "mapping": self.values["mapping"],
+            "share": c.share,
+            "seed": c.seed,
+            "figures": {key: value for key, value in figures.items() if isinstance(value, float)},
+        }
+        if self.pairs is not None:
+            about["pair_truncation"] = self.pairs.truncation
+        save_generator(path, t.average, about)
+
+    def measure(self) -> dict[str, float]:
+        """Figures of the running average on held-out maps."""
+        import torch
+
+        c, t = self.config, self.training
+        figures: dict[str, float] = {}
+        known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][: c.measure.pairs]
+        if known:
+            errors = []
+            for start in range(0, len(known), c.batch):
+                truth, shown = self.memory.images(known[start : start + c.batch], t.device)
+                with torch.no_grad():
+                    ws = t.average.rows_of(self.pairs.codes[shown].to(t.device))
+                    errors += ((t.average.synthesis(ws) - truth).abs().mean((1, 2, 3)) / 2).tolist()
+            figures["held_out_pair_l1"] = round(sum(errors) / len(errors), 5)
+        return figures
+
+    # -- pictures ----------------------------------------------------------------------------------------
+
+    def show_real(self, path: Path) -> None:
+        """Maps of the set."""
+        n = len(self.training_maps)
+        chosen = [self.training_maps[i * n // self.config.grid.samples % n] for i in range(self.config.grid.samples)]
+        self._sheet(path / "real.png", self.memory.images(list(dict.fromkeys(chosen)))[0])
+
+    def show(self, path: Path, name: str) -> None:
+        """Samples and interpolations of fixed seeds, and held-out pairs beside the truth."""
+        import torch
+
+        from facerecon.stylegan.augment import draws_of
+
+        g, c, device = self.training.average, self.config, self.training.device
+        z = draws_of(c.seed, "grid", range(c.grid.samples), g.config.z_dim).to(device)
+        self._sheet(path / f"samples-{name}.png", self._images(g.rows_of(g.mapping(z))))
+        ends = draws_of(c.seed, "interpolation", range(8), g.config.z_dim).to(device)
+        w = g.mapping(ends)
+        steps = torch.linspace(0, 1, 8, device=device)[:, None]
+        lines = torch.cat([torch.lerp(w[i], w[(i + 1) % 8], steps) for i in range(0, 8, 2)])
+        self._sheet(path / f"interpolations-{name}.png", self._images(g.rows_of(lines)), 8)
+        known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][:8]
+        if known:
+            made = self._images(g.rows_of(self.pairs.codes[known].to(device)))
+            self._sheet(path / f"held-out-{name}.png", torch.cat([self.memory.images(known)[0], made]), len(known))
+
+    def _images(self, ws: Any) -> Any:
+        import torch
+
+        batch = self.config.batch
+        with torch.no_grad():
+            return torch.cat([self.training.average.synthesis(part).cpu() for part in ws.split(batch)])
+
+    def _sheet(self, path: Path, images: Any, columns: int | None = None) -> None:
+        from facerecon.imaging.files import contact_sheet, write_png
+
+        write_png(path, contact_sheet((images + 1) / 2, columns, size=self.config.grid.cell))
+
+
+class _Watch:
+    """Stops a run that has gone wrong, before its next snapshot."""
+
+    def __init__(self, limits: Any) -> None:
+        self.limits = limits
+        self.flat = self.wild = 0
+
+    def look(self, figures: dict[str, Any], training: Any) -> None:
+        """Losses of a step: not finite, or discriminator and samples beyond limits for many steps."""
+        from facerecon.errors import FitError
+
+        for name, value in figures.items():
+            if not math.isfinite(float(value)):
+                raise FitError(self._stopped(f"'{name}' is {float(value)}", training))
+        if "spread" in figures and training.batch // training.processes.count > 1:
+            self.flat = self.flat + 1 if float(figures["spread"]) < self.limits.spread else 0
+        if "real" in figures:
+            most = max(abs(float(figures[key])) for key in ("real", "fake") if key in figures)
+            self.wild = self.wild + 1 if most > self.limits.logits else 0
+        if self.flat >= self.limits.patience:
+            raise FitError(self._stopped("the generated images are all alike (collapse)", training))
+        if self.wild >= self.limits.patience:
+            raise FitError(self._stopped(f"the discriminator's logits passed {self.limits.logits:g}", training))
+
+    def check_weights(self, training: Any) -> None:
+        """Before a snapshot replaces an older one."""
+        from facerecon.errors import FitError
+        from facerecon.storage import all_finite
+
+        for network in (training.generator, training.average, training.discriminator):
+            for name, value in network.state_dict().items() if network is not None else ():
+                if not all_finite(value):
+                    raise FitError(self._stopped(f"weights are not finite ('{name}')", training))
+
+    @staticmethod
+    def _stopped(what: str, training: Any) -> str:
+        return (
+            f"training stopped at step {training.step}, {training.images / 1000:.1f} kimg: {what}. The last snapshot "
+            "is kept; go on from it with a smaller adversarial.rate or a greater adversarial.r1_gamma."
+        )
+
+
+def _passed(images: int, batch: int, kimg: float) -> bool:
+    """Whether the last step crossed a multiple of ``kimg``."""
+    every = max(1, round(kimg * 1000))
+    return images // every > (images - batch) // every
+
+
+def _precision(name: str, device: Any) -> Any:
+    import torch
+
+    from facerecon.run import choose_precision, supports_bfloat16
+
+    if name == "auto":
+        return torch.bfloat16 if supports_bfloat16(device) else torch.float32
+    return choose_precision(name, device)
+
+
+def report(bar: Any, row: dict[str, Any]) -> None:
+    """Losses beside the progress bar; where there is none, a line."""
+    shown = {key: row[key] for key in ("l1", "pair", "generator", "discriminator", "r1", "length", "p") if key in row}
+    text = ", ".join(f"{key} {value:.3g}" for key, value in shown.items())
+    if not bar.disable:
+        bar.set_postfix_str(f"{row['phase']}, {text}")
+        return
+    minutes = row["eta_minutes"]
+    print(
+        f"{row['images'] / 1000:.1f} kimg, {row['phase']}, {row['images_per_second'] / 1000:.4f} kimg/s, "
+        f"{minutes:.0f} min left; {text}",
+        flush=True,
+    )
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A snapshot's figures, one line."""
+    figures = ", ".join(f"{key} {value}" for key, value in row.items() if isinstance(value, float))
+    return f"snapshot at {row['images'] / 1000:.1f} kimg" + (f": {figures}" if figures else "")
+
+
+def _logger(config: Any) -> Any:
+    """A function that takes one row; wandb only if asked for, offline unless WANDB_MODE says otherwise."""
+    from facerecon.errors import ConfigError, nearest_name
+
+    if config.logger == "none":
+        return lambda row: None
+    if config.logger != "wandb":
+        raise ConfigError(nearest_name(config.logger, ("none", "wandb"), "logger"))
+    os.environ.setdefault("WANDB_MODE", "offline")
+    import wandb
+    from omegaconf import OmegaConf
+
+    wandb_run = wandb.init(
+        project="facerecon", dir=str(config.out), config=OmegaConf.to_container(config, resolve=True)
+    )
+    return lambda row: wandb_run.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["images"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "texture_gan", __doc__))
