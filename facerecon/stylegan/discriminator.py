@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, ShapeError
@@ -45,7 +44,7 @@ class _Block(nn.Module):
         self.skip = Convolution(inputs, outputs, kernel=1, down=True, bias=False, activate=False, gain=math.sqrt(0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.pixel_unshuffle(self.conv(x), 2)) + self.skip(F.pixel_unshuffle(x, 2))
+        return self.down(self.conv(x)) + self.skip(x)
 
 
 class Discriminator(nn.Module):

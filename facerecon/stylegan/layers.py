@@ -1,13 +1,18 @@
 """Layers of StyleGAN2 (arXiv:1912.04958) and of its mapping network, in formulations chosen by measurement.
 
-Three of them differ from the textbook, not in what they compute but in how:
+How they compute:
 
 - **Modulation** scales the input's channels by the style, convolves with weights that all samples share, and scales
   the output's channels by the demodulation factor. It equals Eqs. 1 and 3 (per-sample weights), and needs no grouped
   convolution.
-- **Up-sampling** (zero insertion, 3x3 convolution, [1 3 3 1] blur) is linear and shift-invariant by output phase: its
-  four phases are four 3x3 kernels at the low resolution, and a pixel shuffle puts them together.
-- **Down-sampling** (blur, then every second 3x3 convolution) is one 3x3 convolution over the four input phases.
+- **Up-sampling** (zero insertion, 3x3 convolution, [1 3 3 1] blur) is a transposed convolution, which does not multiply
+  with the zeros, and a depthwise one.
+- **Down-sampling** (blur, 3x3 or 1x1 convolution, every second pixel) is a depthwise convolution, and one of stride 2,
+  which computes no pixel that is dropped.
+
+Folding the blur into the kernels (one 3x3 convolution over the four phases of a pixel shuffle) takes four times the
+products, and measured 2.5 to 3 times the time, forward and backward, on CPUs in bfloat16. The blur's taps are exact in
+bfloat16.
 
 Weights are stored as drawn from N(0, 1); what an equalized learning rate divides by is applied at run time.
 """
@@ -25,9 +30,7 @@ __all__ = [
     "Convolution",
     "EqualizedLinear",
     "StyledConvolution",
-    "fold_down",
-    "fold_down_pointwise",
-    "fold_up",
+    "blur",
     "upsample_image",
 ]
 
@@ -39,81 +42,12 @@ CLAMP = 256.0
 _BLUR = (0.125, 0.375, 0.375, 0.125)
 
 
-def _up_taps() -> Tensor:
-    """(2, 3, 3): [phase a, tap at low-resolution offset -1..1, tap k of the 3-tap kernel] of one axis.
-
-    ``y[m] = sum_j f[j] t[m + j - 1]``, ``t[2 i + k] += w[k] x[i]``, f = 2 [1 3 3 1] / 8; with m = 2 n + a and i = n + d
-    the blur's tap is j = 2 d + k - a + 1.
-    """
-    taps = torch.zeros(2, 3, 3)
-    for a in range(2):
-        for d in (-1, 0, 1):
-            for k in range(3):
-                j = 2 * d + k - a + 1
-                if 0 <= j < 4:
-                    taps[a, d + 1, k] = 2 * _BLUR[j]
-    return taps
-
-
-def _down_taps() -> Tensor:
-    """(2, 3, 3): [phase a of the input, tap at low-resolution offset -1..1, tap k of the 3-tap kernel] of one axis.
-
-    ``y[m] = sum_k w[k] b[2 m + k]``, ``b[p] = sum_j f[j] x[p + j - 2]``; x at 2 (m + d) + a has j + k = 2 d + a + 2.
-    """
-    taps = torch.zeros(2, 3, 3)
-    for a in range(2):
-        for d in (-1, 0, 1):
-            for k in range(3):
-                j = 2 * d + a + 2 - k
-                if 0 <= j < 4:
-                    taps[a, d + 1, k] = _BLUR[j]
-    return taps
-
-
-def _down_pointwise_taps() -> Tensor:
-    """(2, 3): [phase a, tap at offset -1..1] of ``y[m] = sum_j f[j] x[2 m + j - 1]``."""
-    taps = torch.zeros(2, 3)
-    for a in range(2):
-        for d in (-1, 0, 1):
-            j = 2 * d + a + 1
-            if 0 <= j < 4:
-                taps[a, d + 1] = _BLUR[j]
-    return taps
-
-
-def fold_up(weight: Tensor) -> Tensor:
-    """Zero insertion, true convolution with ``weight``, blur: as one kernel before ``pixel_shuffle(2)``.
-
-    Args:
-        weight: (O, I, 3, 3).
-
-    Returns:
-        (4 O, I, 3, 3).
-    """
-    taps = _up_taps().to(weight)
-    folded = torch.einsum("ayp,bxq,oipq->oabiyx", taps, taps, weight)
-    return folded.reshape(weight.shape[0] * 4, weight.shape[1], 3, 3)
-
-
-def fold_down(weight: Tensor) -> Tensor:
-    """Blur, then ``weight`` at every second pixel: as one kernel after ``pixel_unshuffle(2)``.
-
-    Args:
-        weight: (O, I, 3, 3).
-
-    Returns:
-        (O, 4 I, 3, 3).
-    """
-    taps = _down_taps().to(weight)
-    folded = torch.einsum("ayp,bxq,oipq->oiabyx", taps, taps, weight)
-    return folded.reshape(weight.shape[0], weight.shape[1] * 4, 3, 3)
-
-
-def fold_down_pointwise(weight: Tensor) -> Tensor:
-    """Blur, every second pixel, then a 1x1 ``weight`` (O, I, 1, 1): (O, 4 I, 3, 3) after ``pixel_unshuffle(2)``."""
-    taps = _down_pointwise_taps().to(weight)
-    folded = torch.einsum("ay,bx,oi->oiabyx", taps, taps, weight[:, :, 0, 0])
-    return folded.reshape(weight.shape[0], weight.shape[1] * 4, 3, 3)
+def blur(x: Tensor, padding: int) -> Tensor:
+    """[1 3 3 1] / 8 along both axes, zeros outside: (B, C, H, W) -> (B, C, H + 2 padding - 3, W + 2 padding - 3)."""
+    taps = x.new_tensor(_BLUR)
+    channels = x.shape[1]
+    kernel = torch.outer(taps, taps).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, kernel, padding=padding, groups=channels)
 
 
 def upsample_image(image: Tensor) -> Tensor:
@@ -181,12 +115,12 @@ class StyledConvolution(nn.Module):
         style = _modulation(self.style(w), x.dtype == torch.float16)
         energy = weight.square().sum((2, 3))
         demodulation = (style.square() @ energy.T + 1e-8).rsqrt()
-        kernel = (fold_up(weight) if self.up else weight).to(x.dtype)
-        y = F.conv2d(
-            x * style.to(x.dtype)[:, :, None, None], kernel.contiguous(memory_format=torch.channels_last), padding=1
-        )
-        if self.up:
-            y = F.pixel_shuffle(y, 2)
+        x = x * style.to(x.dtype)[:, :, None, None]
+        if self.up:  # 4: of four samples of the transposed convolution's output, three come from inserted zeros
+            kernel = (4 * weight.transpose(0, 1)).to(x.dtype).contiguous(memory_format=torch.channels_last)
+            y = blur(F.conv_transpose2d(x, kernel, stride=2), 1)
+        else:
+            y = F.conv2d(x, weight.to(x.dtype).contiguous(memory_format=torch.channels_last), padding=1)
         # leaky ReLU is homogeneous: its gain goes into the factors before it
         offset = (GAIN * self.bias).to(x.dtype)[None, :, None, None]
         if noise is not None:
@@ -241,13 +175,14 @@ class Convolution(nn.Module):
         self.gain = gain * (GAIN if activate else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H, W), or half of H and W. With ``down``, x is ``pixel_unshuffle(input, 2)``."""
-        weight = self.weight * (self.scale * self.gain)
-        if self.down:
-            weight = fold_down(weight) if weight.shape[-1] == 3 else fold_down_pointwise(weight)
+        """(B, I, H, W) -> (B, O, H, W), or half of H and W with ``down``."""
+        edge = self.weight.shape[-1] // 2
         bias = None if self.bias is None else (self.bias * self.gain).to(x.dtype)
-        kernel = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(x, kernel, bias, padding=weight.shape[-1] // 2)
+        kernel = (self.weight * (self.scale * self.gain)).to(x.dtype).contiguous(memory_format=torch.channels_last)
+        if self.down:
+            y = F.conv2d(blur(x, 1 + edge), kernel, bias, stride=2)
+        else:
+            y = F.conv2d(x, kernel, bias, padding=edge)
         if self.activate:
             y = F.leaky_relu(y, SLOPE)
         return y.clamp(-CLAMP * self.gain, CLAMP * self.gain) if x.dtype == torch.float16 else y
