@@ -122,10 +122,10 @@ class StyledConvolution(nn.Module):
         else:
             y = F.conv2d(x, weight.to(x.dtype).contiguous(memory_format=torch.channels_last), padding=1)
         # leaky ReLU is homogeneous: its gain goes into the factors before it
-        offset = (GAIN * self.bias).to(x.dtype)[None, :, None, None]
-        if noise is not None:
-            offset = offset + (GAIN * self.noise_strength * noise).to(x.dtype)
-        y = torch.addcmul(offset, y, (GAIN * demodulation).to(x.dtype)[:, :, None, None])
+        offset = (GAIN * self.bias).to(x.dtype).view(1, 1, 1, -1)
+        if noise is not None:  # channels last, or all that follows would not be
+            offset = offset + (GAIN * self.noise_strength * noise).to(x.dtype).permute(0, 2, 3, 1)
+        y = torch.addcmul(offset.permute(0, 3, 1, 2), y, (GAIN * demodulation).to(x.dtype)[:, :, None, None])
         y = F.leaky_relu(y, SLOPE)
         return y.clamp(-CLAMP, CLAMP) if x.dtype == torch.float16 else y
 
