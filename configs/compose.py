@@ -20,6 +20,7 @@ from facerecon.errors import ConfigError, FaceReconError, nearest_name
 
 CONFIGS = Path(__file__).resolve().parent
 PATH_KEYS = {
+    "decoder",
     "face_model_path",
     "img",
     "out",

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting import (
+    CarriedDecoder,
     DetailSettings,
     Fitter,
     LandmarkStart,
@@ -22,7 +23,8 @@ from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
-from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.stylegan.decoder import TextureDecoder, decoder_kind
+from facerecon.types import SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
 
@@ -44,11 +46,15 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = ("preset", "start", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
+    known = ("preset", "latent_space", "start", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
-    model, decoder = build_head(config.face_model, config.face_model_path, config.pack.num_identity, config.decoder)
+    space = latent_space(config)
+    model, decoder = build_head(
+        config.face_model, config.face_model_path, config.pack.num_identity, config.decoder, space,
+        config.decoder_precision,
+    )  # fmt: skip
     return Fitter(
         model=model.to(device),
         decoder=decoder.to(device),
@@ -63,23 +69,55 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
     )
 
 
+def latent_space(config: Any) -> str | None:
+    """Latent space of the decoder: ``decoder_space``, else the preset's; None for a linear one, which has no choice."""
+    if config.decoder_space is not None:
+        return str(config.decoder_space)
+    linear = config.decoder == "albedo" or decoder_kind(config.decoder) == "linear"
+    return None if linear else config.fitting.latent_space
+
+
 def build_head(
-    name: str, path: str | None, num_identity: int | None, decoder: str
+    name: str,
+    path: str | None,
+    num_identity: int | None,
+    decoder: str,
+    space: str | None = None,
+    precision: str = "auto",
 ) -> tuple[MorphableModel, TextureDecoder]:
     """A head model with everything that a fit needs, and a texture decoder in its atlas.
+
+    ``decoder``, ``space`` and ``precision`` are those of :func:`~facerecon.fitting.decoder_for`.
 
     Raises:
         ConfigError: an unknown name. AssetError: a file is missing; the message says how to get it.
     """
     model = load_face_model(name, num_identity=num_identity, path=path or None)
     if name == "makehuman":
-        return model, decoder_for(model, decoder)
+        return model, decoder_for(model, decoder, space=space, precision=precision)
     carried = carry_over(model)
     if name == "hifi3dpp":
         carried = replace(carried, model=fill_sockets(carried.model))
-    basis = "its own linear albedo" if decoder == "albedo" else "the texture basis of makehuman, resampled"
-    print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {basis}.")
-    return carried.model, decoder_for(carried.model, decoder, carried=carried)
+    made = decoder_for(carried.model, decoder, carried=carried, space=space, precision=precision)
+    if decoder == "albedo":
+        texture = "its own linear albedo"
+    else:
+        resampled = isinstance(made, CarriedDecoder) or decoder_kind(decoder) == "linear"
+        texture = "the decoder of makehuman, resampled" if resampled else "its own decoder"
+    print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
+    return carried.model, made
+
+
+def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:
+    """The decoder that made a saved face's latent.
+
+    Raises:
+        ConfigError, AssetError: as :func:`~facerecon.fitting.decoder_for`.
+    """
+    space = saved.latent.space
+    if space == "linear":
+        return decoder_for(model, saved.decoder, saved.latent.codes.shape[-1])
+    return decoder_for(model, saved.decoder, space=space)
 
 
 def _renderer(values: dict) -> Renderer:

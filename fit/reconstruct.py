@@ -105,7 +105,8 @@ class _Job:
         self.judge = load_judge().to(device)
         self.logger = _logger(config)
         print(
-            f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder}, "
+            f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder} "
+            f"(space {self.fitter.decoder.space}), "
             f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
             f"models loaded in {time.perf_counter() - started:.1f} s"
         )
@@ -287,6 +288,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     from facerecon.export.report import Subject, write_report
     from facerecon.export.views import panel
     from facerecon.imaging.files import read_image, write_bytes, write_png
+    from facerecon.stylegan.decoder import is_decoder_file
     from facerecon.types import SavedFace
 
     try:
@@ -297,9 +299,10 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     for key in ("out", "resume", "logger"):  # what does not change the result
         settings.pop(key)
     path = Path(row["path"])
+    decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
     SavedFace(
         params=face.params, latent=face.latent, camera=face.camera, face_model=config.face_model,
-        decoder=config.decoder, num_identity=fitter.model.num_identity, path=(path.name,),
+        decoder=decoder, num_identity=fitter.model.num_identity, path=(path.name,),
         face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     ).save(folder / "params.safetensors")  # fmt: skip
     if "texture" in config.export:

@@ -25,13 +25,12 @@ def main(config: Any) -> int:
 
     from facerecon.errors import ConfigError, InputError, nearest_name
     from facerecon.export import views
-    from facerecon.fitting import decoder_for
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.types import SavedFace, SHLight
-    from fit.models import prepare
+    from fit.models import decoder_of, prepare
 
     if OmegaConf.is_missing(config, "params"):
         raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
@@ -47,7 +46,7 @@ def main(config: Any) -> int:
     elif config.texture:
         raise InputError(f"{texture_path} does not exist; leave texture= out to decode the saved latent.")
     else:
-        texture = decoder_for(model, saved.decoder).to(device)(saved.latent.to(device)).clamp(0, 1)
+        texture = decoder_of(model, saved).to(device)(saved.latent.to(device)).clamp(0, 1)
 
     params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
     lights = {

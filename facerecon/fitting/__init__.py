@@ -1,6 +1,6 @@
 """The three stages of Sec. 4.2: linear start, texture latent on a hypersphere, joint refinement; then detail."""
 
-from facerecon.fitting.carry import carry_over, decoder_for
+from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
@@ -18,6 +18,7 @@ from facerecon.fitting.variables import Variables
 __all__ = [
     "TERMS",
     "VARIABLES",
+    "CarriedDecoder",
     "DetailSettings",
     "Fitter",
     "LandmarkStart",

@@ -36,7 +36,7 @@ from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
 from facerecon.storage import read_safetensors
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
 
-__all__ = ["CarriedOver", "albedo_decoder", "carry_over", "decoder_for"]
+__all__ = ["CarriedDecoder", "CarriedOver", "albedo_decoder", "carry_over", "decoder_for"]
 
 SOURCE = "makehuman"
 SIZE = 384
@@ -281,29 +281,99 @@ def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int
     return decoder.eval().requires_grad_(False)
 
 
+class CarriedDecoder(TextureDecoder):
+    """A decoder of the makehuman atlas whose textures are resampled to another head's.
+
+    Args:
+        base: what decodes. carried: where the texels of the other head lie. source: the makehuman head.
+    """
+
+    def __init__(self, base: TextureDecoder, carried: CarriedOver, source: MorphableModel) -> None:
+        super().__init__()
+        self.base = base
+        self.name, self.space, self.rows, self.dim = base.name, base.space, base.rows, base.dim
+        self.atlas = carried.model.name
+        self.carried, self.source = carried, source
+        self.size = carried.uv.shape[0]
+        with torch.no_grad():
+            mean, effect = base.start_basis()
+            maps = carried.texture(torch.cat([mean[None], effect]), source)
+        self.register_buffer("start_maps", maps, persistent=False)
+        self._of: dict[torch.device, tuple[CarriedOver, MorphableModel]] = {}
+
+    def _on(self, device: torch.device) -> tuple[CarriedOver, MorphableModel]:
+        if device not in self._of:
+            moved = CarriedOver(self.carried.model, *(t.to(device) for t in _table(self.carried)))
+            self._of[device] = moved, self.source
+        return self._of[device]
+
+    def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
+        """(B, N, C) -> (B, 3, S, S) in the other head's atlas; ``size`` is that of what is resampled."""
+        texture = self.base(codes, size)
+        carried, source = self._on(texture.device)
+        return carried.texture(texture, source)
+
+    def start_basis(self) -> tuple[Tensor, Tensor]:
+        """The base's, resampled."""
+        return self.start_maps[0], self.start_maps[1:]
+
+    def from_start(self, coefficients: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.from_start(coefficients)
+
+    def to_w(self, codes: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.to_w(codes)
+
+    def from_w(self, w: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.from_w(w)
+
+    def to_sphere(self, codes: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.to_sphere(codes)
+
+
+def _table(carried: CarriedOver) -> tuple[Tensor, Tensor, Tensor]:
+    return carried.uv, carried.share, carried.fill
+
+
 def decoder_for(
-    model: MorphableModel, name: str = "linear", components: int | None = None, carried: CarriedOver | None = None
+    model: MorphableModel,
+    name: str = "linear",
+    components: int | None = None,
+    carried: CarriedOver | None = None,
+    space: str | None = None,
+    precision: str = "auto",
 ) -> TextureDecoder:
     """A texture decoder in the atlas of a head model.
 
     Args:
-        model: the head. name: as for :func:`~facerecon.stylegan.decoder.load_decoder`, a basis on the makehuman atlas
-            (carried over, where the head is another), or "albedo", the model's own linear albedo.
-        components: of a linear basis; all if left out (of an albedo 80).
+        model: the head. name: as for :func:`~facerecon.stylegan.decoder.load_decoder`, a decoder of the makehuman atlas
+            (carried over, where the head is another) or of the head's own; or "albedo", the model's own linear albedo.
+        components, space, precision: as for :func:`~facerecon.stylegan.decoder.load_decoder` (of an albedo 80
+            components).
         carried: of :func:`carry_over`, where it is at hand.
 
     Raises:
-        ConfigError: an unknown name, or "albedo" for a model that has none. AssetError: a file is missing.
+        ConfigError: an unknown name, "albedo" for a model that has none, or a decoder of an atlas that is neither the
+        head's nor makehuman's. AssetError: a file is missing.
     """
     if name == "albedo":
+        if space not in (None, "linear"):
+            raise ConfigError(f"decoder 'albedo' is linear and has no latent space '{space}'; leave it out.")
         return albedo_decoder(model, components or 80)
-    if model.name == SOURCE:
-        return load_decoder(name, components)
-    basis = load_decoder(name, components)
-    if not isinstance(basis, LinearDecoder):
-        raise ConfigError(f"decoder '{name}' cannot be carried over to '{model.name}'; use linear, or albedo.")
+    base = load_decoder(name, components, space, precision)
+    if base.atlas == model.name:
+        return base
+    if base.atlas != SOURCE:
+        raise ConfigError(f"decoder '{name}' makes textures of {base.atlas}, not of {model.name}; use decoder=linear.")
     source = load_face_model(SOURCE, num_identity=0)
     carried = carried or carry_over(model, source)
+    if not isinstance(base, LinearDecoder):
+        return CarriedDecoder(base, carried, source).eval().requires_grad_(False)
     with torch.no_grad():
-        maps = carried.texture(torch.cat([basis.mean[None], basis.basis]), source)
-    return LinearDecoder(maps[0], maps[1:]).eval().requires_grad_(False)
+        maps = carried.texture(torch.cat([base.mean[None], base.basis]), source)
+    decoder = LinearDecoder(maps[0], maps[1:])
+    decoder.atlas = model.name
+    return decoder.eval().requires_grad_(False)

@@ -149,7 +149,7 @@ class Fitter:
         photo = self._usable(photo)
         params, latent = self.initialize(photo)
         clock = self._lap("start", clock)
-        variables = Variables(params, latent, self.model.expression_bounds)
+        variables = Variables(params, latent, self.model.expression_bounds, self.decoder)
         for i in (~variables.finite()).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its start from the landmarks and the light is not finite")
         self.stage_params = {"start": (params, latent)}
@@ -180,8 +180,10 @@ class Fitter:
         stage ends; ``self.diverged`` says so. The others do not notice.
         """
         camera = self._camera(photo)
+        variables.hold_latent(as_w=False)
         if stage.sphere:
             variables.to_sphere()
+        variables.hold_latent(stage.latent == "w" and self.decoder.space.startswith("w"))
         groups = variables.groups(stage)
         optimizer = torch.optim.Adam(groups, eps=stage.epsilon)
         moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
@@ -196,7 +198,8 @@ class Fitter:
                 group["lr"] = stage.rate(step) * group["scale"]
             params, latent = variables.current, variables.code
             before = variables.copy() if callback is not None else None
-            terms, image = self._evaluate(stage, photo, params, latent, camera, view, fixed)
+            size = stage.texture_size(step)
+            terms, image = self._evaluate(stage, photo, params, latent, camera, view, fixed, size)
             total = sum(stage.weights[name] * value for name, value in terms.items())
             watch.look(step, total.detach(), variables)
             optimizer.zero_grad(set_to_none=True)
@@ -316,9 +319,13 @@ class Fitter:
         camera: Camera,
         view: PreparedView | FusedView | None,
         targets: dict[str, Any],
+        size: int | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """All terms of a stage at the present variables: {term: (B,)} and the composite image."""
-        texture = self.decoder(latent)
+        """All terms of a stage at the present variables: {term: (B,)} and the composite image.
+
+        ``size``: of a coarser texture.
+        """
+        texture = self.decoder(latent, size)
         if view is None:
             vertices = self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
@@ -347,7 +354,9 @@ class Fitter:
         if "pix" in weights:
             terms["pix"] = losses.pixel_loss(render, photo.image, face.detach(), self.photometric)
         if "reg_z" in weights:
-            terms["reg_z"] = self.latent_prior(latent.codes)
+            # geocross speaks of w, the radius of the code
+            on_w = self.latent_prior is losses.geocross_loss
+            terms["reg_z"] = self.latent_prior(self.decoder.to_w(latent.codes) if on_w else latent.codes)
         if "lm" in weights:
             terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, self.landmark_weights)
         if "silhouette" in weights:

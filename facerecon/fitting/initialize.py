@@ -23,7 +23,7 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import matrix_to_euler
 from facerecon.morphable import MorphableModel
 from facerecon.render import FusedView, PreparedView
-from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
+from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
 
 __all__ = ["LandmarkStart", "fit_landmarks", "fit_light", "fit_light_and_texture"]
@@ -309,11 +309,11 @@ def fit_light_and_texture(
     prior: float = 2e-4,
     stride: int = 3,
 ) -> tuple[SHLight, Latent]:
-    """Light, and for a linear decoder the texture code, of each photo in closed form.
+    """Light and texture code of each photo in closed form.
 
     Args:
         photo: B observed faces.
-        decoder: the texture model; only a linear one has a closed-form code, others start at their mean.
+        decoder: the texture model; its :meth:`~facerecon.stylegan.decoder.TextureDecoder.start_basis` is solved for.
         view: ``Renderer.prepare`` of the fitted heads at the size of the fit crop.
         vertices: (B, V, 3), posed. faces: (F, 3), of the topology.
         rounds: of alternation between light and texture.
@@ -324,9 +324,10 @@ def fit_light_and_texture(
         SHLight (B, 9, 3) and Latent codes.
     """
     batch, device = photo.batch, photo.image.device
-    linear = isinstance(decoder, LinearDecoder)
     lights, codes = [], []
     with torch.no_grad():
+        mean, components = decoder.start_basis()
+        stack = torch.cat([mean[None], components]).flatten(0, 1)[None]  # (1, 3 (1 + K), s, s)
         normals_of = F.normalize(view.found.interpolate(vertex_normals(vertices, faces), faces), dim=-1)
         pixels, grids, all_normals = (view.found.split(t) for t in (view.found.pixel, view.look_ups, normals_of))
         area = photo.image.shape[-2] * photo.image.shape[-1]
@@ -335,30 +336,25 @@ def fit_light_and_texture(
             skin = (photo.skin_mask[b].flatten()[at] > 0.5).nonzero()[::stride, 0]
             if len(skin) < 50:
                 lights.append(SHLight.ambient(1, device).coefficients[0])
-                codes.append(torch.zeros(decoder.rows, decoder.dim, device=device))
+                codes.append(torch.zeros(len(components), device=device))
                 continue
             image = photo.image[b].flatten(1)[:, at[skin]].T
             normals, grid = all_normals[b][skin], grids[b][skin][None, None]
-            if linear:
-                stack = torch.cat([decoder.mean[None], decoder.basis])  # (1 + K, 3, S, S)
-                at_pixels = F.grid_sample(stack.flatten(0, 1)[None], grid, align_corners=False, padding_mode="border")
-                at_pixels = at_pixels[0, :, 0].view(1 + decoder.dim, 3, -1).permute(2, 1, 0)  # (P, 3, 1 + K)
-            else:
-                mean = decoder(torch.zeros(1, decoder.rows, decoder.dim, device=device))
-                at_pixels = F.grid_sample(mean, grid, align_corners=False, padding_mode="border")[0, :, 0].T[..., None]
-            code = torch.zeros(at_pixels.shape[2] - 1, device=device)
+            at_pixels = F.grid_sample(stack, grid, align_corners=False, padding_mode="border")
+            at_pixels = at_pixels[0, :, 0].view(1 + len(components), 3, -1).permute(2, 1, 0)  # (P, 3, 1 + K)
+            code = torch.zeros(len(components), device=device)
             basis = sh_basis(normals)
-            for _ in range(rounds if linear else 1):
+            for _ in range(rounds):
                 albedo = at_pixels[..., 0] + at_pixels[..., 1:] @ code
                 gamma = fit_light(image, albedo.clamp(0.02, 1), normals)
-                if linear:
-                    shading = (basis @ gamma)[..., None]  # (P, 3, 1)
-                    design = (at_pixels[..., 1:] * shading).flatten(0, 1)
-                    rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
-                    weight = 1 / (1 + ((rest - design @ code) / 0.1).square())
-                    normal = (design * weight[:, None]).T @ design / len(rest)
-                    normal += prior * torch.eye(len(code), device=device)
-                    code = torch.linalg.solve_ex(normal, design.T @ (weight * rest) / len(rest))[0]
+                shading = (basis @ gamma)[..., None]  # (P, 3, 1)
+                design = (at_pixels[..., 1:] * shading).flatten(0, 1)
+                rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
+                weight = 1 / (1 + ((rest - design @ code) / 0.1).square())
+                normal = (design * weight[:, None]).T @ design / len(rest)
+                normal += prior * torch.eye(len(code), device=device)
+                code = torch.linalg.solve_ex(normal, design.T @ (weight * rest) / len(rest))[0]
             lights.append(gamma)
-            codes.append(code[None] if linear else torch.zeros(decoder.rows, decoder.dim, device=device))
-    return SHLight(torch.stack(lights)), Latent(torch.stack(codes), decoder.space)
+            codes.append(code)
+        start = decoder.from_start(torch.stack(codes))
+    return SHLight(torch.stack(lights)), Latent(start, decoder.space)

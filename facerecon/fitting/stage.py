@@ -57,6 +57,8 @@ class Stage:
         epsilon: of Adam. Far above its usual 1e-8 it keeps coefficients that hardly matter from following rounding
             noise.
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
+        latent: what moves of the latent: its ``code``, or ``w`` itself (release, stage 3), where the decoder has one.
+        coarse_steps: the first of the steps, for which the decoder stops at ``coarse_size`` texels, a power of two.
 
     Raises:
         ConfigError: an unknown variable or term (names the nearest), or a value out of range.
@@ -71,6 +73,9 @@ class Stage:
     rampdown: float = 0.0
     epsilon: float = 1e-8
     rate_scale: dict[str, float] = field(default_factory=dict)
+    latent: str = "code"
+    coarse_steps: int = 0
+    coarse_size: int = 128
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimize", tuple(self.optimize))
@@ -82,6 +87,16 @@ class Stage:
         object.__setattr__(self, "rate_scale", dict.fromkeys(VARIABLES, 1.0) | scales)
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"stage {self.name}: steps must be an integer >= 0; got {self.steps!r}.")
+        if self.latent not in ("code", "w"):
+            raise ConfigError(nearest_name(str(self.latent), ("code", "w"), f"latent of stage '{self.name}'"))
+        if self.latent == "w" and self.sphere and "latent" in self.optimize:
+            raise ConfigError(f"stage {self.name}: the sphere is one of codes; set sphere: false, or latent: code.")
+        for key, least in (("coarse_steps", 0), ("coarse_size", 8)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"stage {self.name}: {key} must be an integer >= {least}; got {value!r}.")
+        if self.coarse_size & (self.coarse_size - 1):
+            raise ConfigError(f"stage {self.name}: coarse_size must be a power of two; got {self.coarse_size}.")
         if not 0 <= self.rampdown <= 1:
             raise ConfigError(f"stage {self.name}: rampdown must lie in [0, 1]; got {self.rampdown!r}.")
 
@@ -89,6 +104,10 @@ class Stage:
         """Learning rate of a step: constant, then a cosine to 0 over the last ``rampdown`` share."""
         left = (self.steps - step) / max(1.0, self.rampdown * self.steps)
         return self.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left) if left < 1 else 1.0)
+
+    def texture_size(self, step: int) -> int | None:
+        """Texels a side of the decoder's texture at a step; None: all it has."""
+        return self.coarse_size if step < self.coarse_steps else None
 
 
 @dataclass(frozen=True)

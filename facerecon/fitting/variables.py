@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facerecon.errors import ConfigError
 from facerecon.fitting.stage import Stage
-from facerecon.stylegan.decoder import retract_to_sphere
+from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
 from facerecon.types import FaceParams, Latent, SHLight
 
 __all__ = ["Variables", "chosen_rows"]
@@ -29,11 +30,13 @@ class Variables:
     Args:
         params: start of the coefficients. latent: start of the texture code.
         expression_bounds: (low, high), or None where expressions are free.
+        decoder: whose codes they are; needed where a stage moves w itself.
     """
 
     params: FaceParams
     latent: Latent
     expression_bounds: tuple[float, float] | None = None
+    decoder: TextureDecoder | None = None
 
     def __post_init__(self) -> None:
         p = self.params
@@ -46,7 +49,7 @@ class Variables:
             "light": p.light.coefficients,
         }
         self.tensors = {name: t.detach().clone() for name, t in self.tensors.items()}
-        self.radius = self.tensors["latent"].norm(dim=-1, keepdim=True)
+        self.moves_w = False
 
     def groups(self, stage: Stage) -> list[dict]:
         """Adam parameter groups of a stage; marks what it optimizes and nothing else as requiring a gradient."""
@@ -66,7 +69,17 @@ class Variables:
         """Bring the latent to its hypersphere, radius sqrt(d), before a stage that keeps it there."""
         with torch.no_grad():
             codes = self.tensors["latent"]
-            codes.copy_(retract_to_sphere(codes))
+            codes.copy_(retract_to_sphere(codes) if self.decoder is None else self.decoder.to_sphere(codes))
+
+    def hold_latent(self, as_w: bool) -> None:
+        """Let the leaf of the latent be w itself, which the release optimizes in stage 3, or the code."""
+        if as_w and self.decoder is None:
+            raise ConfigError("a stage that moves w needs a decoder of space w or w+; use latent: code.")
+        if as_w != self.moves_w:
+            convert = self.decoder.to_w if as_w else self.decoder.from_w
+            with torch.no_grad():
+                self.tensors["latent"] = convert(self.tensors["latent"]).clone()
+            self.moves_w = as_w
 
     def retract(self, stage: Stage) -> None:
         """Undo what a step did to the constraints: the latent's sphere, the expression's bounds."""
@@ -90,8 +103,9 @@ class Variables:
 
     @property
     def code(self) -> Latent:
-        """The latent as it stands."""
-        return self.latent.replace(codes=self.tensors["latent"])
+        """The latent as it stands, as a code of the decoder."""
+        leaf = self.tensors["latent"]
+        return self.latent.replace(codes=self.decoder.from_w(leaf) if self.moves_w else leaf)
 
     def copy(self) -> tuple[FaceParams, Latent]:
         """Parameters and latent as they stand, free of what later steps do to the leaves."""

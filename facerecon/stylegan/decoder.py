@@ -1,7 +1,8 @@
 """Texture decoders: latent code -> UV texture (Sec. 4.1), behind one interface.
 
 ``LinearDecoder`` is the paper's ablation 'PCA tex basis' (Table 5) in UV space. The StyleGAN2 decoder
-implements the same interface, so that the three stages do not know which one they drive.
+(:mod:`facerecon.stylegan.texture`) implements the same interface, so that the three stages do not know which one they
+drive.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from torch import Tensor, nn
 from facerecon.errors import ConfigError, ShapeError, nearest_name
 from facerecon.types import Latent
 
-__all__ = ["LinearDecoder", "TextureDecoder", "is_decoder_file", "load_decoder", "retract_to_sphere"]
+__all__ = [
+    "LinearDecoder",
+    "TextureDecoder",
+    "decoder_kind",
+    "is_decoder_file",
+    "load_decoder",
+    "retract_to_sphere",
+]
 
 
 def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Tensor:
@@ -41,9 +49,10 @@ class TextureDecoder(nn.Module):
 
     Attributes:
         name: what logs and reports call it.
-        space: latent space of ``codes`` ("linear", "z", "w", "w+").
+        space: latent space of ``codes``: "linear", "z", "w", "w+", or "w/K" and "w+/K" in K directions of W.
         rows, dim: N and C.
         size: S, texels a side.
+        atlas: the head model whose UV map the textures are for.
     """
 
     name: str = "decoder"
@@ -51,13 +60,38 @@ class TextureDecoder(nn.Module):
     rows: int = 1
     dim: int = 512
     size: int = 1024
+    atlas: str = "makehuman"
 
-    def synthesis(self, codes: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 3, S, S) in [0, 1]."""
+    def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
+        """(B, N, C) -> (B, 3, S, S) in [0, 1]; ``size``: of a coarser texture, a power of two below S."""
         raise NotImplementedError
 
-    def forward(self, latent: Latent | Tensor) -> Tensor:
+    def start_basis(self) -> tuple[Tensor, Tensor]:
+        """A linear stand-in, for the closed-form start of a fit: mean (3, s, s) and P components (P, 3, s, s), one
+        standard deviation each."""
+        raise NotImplementedError
+
+    def from_start(self, coefficients: Tensor) -> Tensor:
+        """Codes (B, N, C) of coefficients (B, P) of :meth:`start_basis`."""
+        raise NotImplementedError
+
+    def to_w(self, codes: Tensor) -> Tensor:
+        """Codes of W or W+ as w itself, which the release regularizes and optimizes; other codes as they are."""
+        return codes
+
+    def from_w(self, w: Tensor) -> Tensor:
+        """The inverse of :meth:`to_w`."""
+        return w
+
+    def to_sphere(self, codes: Tensor) -> Tensor:
+        """Bring codes (B, N, C) to the hypersphere of stage 2."""
+        return retract_to_sphere(codes)
+
+    def forward(self, latent: Latent | Tensor, size: int | None = None) -> Tensor:
         """Decode a :class:`Latent`, (B, N, C) codes, or (B, C) codes of one row.
+
+        Args:
+            latent: what to decode. size: of a coarser, cheaper texture, a power of two; the full one if left out.
 
         Raises:
             ShapeError: the codes do not fit this decoder. ConfigError: the latent is of another space.
@@ -74,7 +108,7 @@ class TextureDecoder(nn.Module):
             raise ShapeError(
                 f"codes must be (B, {self.rows}, {self.dim}) or (B, {self.dim}); got {tuple(latent.shape)}."
             )
-        return self.synthesis(codes)
+        return self.synthesis(codes) if size is None or size >= self.size else self.synthesis(codes, size)
 
     def sample(self, batch: int = 1, generator: torch.Generator | None = None) -> Latent:
         """Random codes on the sphere; pass a CPU ``generator`` for repeatable ones."""
@@ -101,15 +135,33 @@ class LinearDecoder(TextureDecoder):
             raise ShapeError(f"basis must be (K, {', '.join(map(str, mean.shape))}); got {tuple(basis.shape)}.")
         self.dim = basis.shape[0]
         self.size = mean.shape[-1]
+        self._coarse: dict[int, tuple[Tensor, Tensor]] = {}
         # rows of the flattened basis must lie one after another, or every decoding copies all of it
         self.register_buffer("mean", mean.float().contiguous())
         self.register_buffer("basis", basis.float().contiguous())
 
-    def synthesis(self, codes: Tensor) -> Tensor:
+    def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
         """(B, 1, K) -> (B, 3, S, S). Out-of-range values are clamped; their gradient still points back inside."""
-        flat = codes[:, 0] @ self.basis.flatten(1)
-        texture = (self.mean.flatten() + flat).view(-1, *self.mean.shape)
+        mean, basis = (self.mean, self.basis) if size is None else self._averaged(size)
+        flat = codes[:, 0] @ basis.flatten(1)
+        texture = (mean.flatten() + flat).view(-1, *mean.shape)
         return texture + (texture.clamp(0, 1) - texture).detach()
+
+    def _averaged(self, size: int) -> tuple[Tensor, Tensor]:
+        """Mean and basis of a smaller texture: decoding is linear, so they are those of the large one, averaged."""
+        found = self._coarse.get(size)
+        if found is None or found[0].device != self.mean.device:
+            mean, basis = (F.interpolate(t, (size, size), mode="area") for t in (self.mean[None], self.basis))
+            found = self._coarse[size] = mean[0], basis
+        return found
+
+    def start_basis(self) -> tuple[Tensor, Tensor]:
+        """Mean and basis themselves."""
+        return self.mean, self.basis
+
+    def from_start(self, coefficients: Tensor) -> Tensor:
+        """(B, K) -> (B, 1, K)."""
+        return coefficients[:, None]
 
     def project(self, texture: Tensor, mask: Tensor | None = None, prior: float = 1e-3) -> Latent:
         """Closed-form code of a texture: least squares over a mask with a Gaussian prior.
@@ -150,19 +202,24 @@ SHIPPED = {
 """Decoders by name, and their files."""
 
 
-def load_decoder(name: str = "linear", components: int | None = None) -> TextureDecoder:
+def load_decoder(
+    name: str = "linear", components: int | None = None, space: str | None = None, precision: str = "auto"
+) -> TextureDecoder:
     """A frozen texture decoder by name.
 
     Args:
         name: ``"linear"``, learnt from 221 faces as the generator shows them, smiles and all, divided by their light;
             ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of
-            those maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a linear basis
-            of one's own (.safetensors, see tools/build_texture_basis.py).
-        components: how many components of a linear basis to use; all if left out.
+            those maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a file: a
+            linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors.
+        components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
+            ``space="w/64"``); all if left out.
+        space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.
+        precision: of a StyleGAN2 decoder: ``"auto"``, ``"float32"``, ``"bfloat16"`` (CPU, CUDA), ``"float16"`` (CUDA).
 
     Raises:
-        ConfigError: unknown name. AssetError: the file is missing or altered, a pickle (never opened), or holds numbers
-        that are not finite.
+        ConfigError: unknown name or space, or a space for a linear basis. AssetError: the file is missing or altered, a
+        pickle (never opened), or holds numbers that are not finite.
     """
     from facerecon import assets
 
@@ -174,7 +231,45 @@ def load_decoder(name: str = "linear", components: int | None = None) -> Texture
         raise ConfigError(
             nearest_name(name, tuple(SHIPPED), "decoder") + " A file of your own must end in .safetensors."
         )
-    return LinearDecoder.from_file(path, components).eval().requires_grad_(False)
+    if decoder_kind(name) == "linear":
+        if space not in (None, "linear"):
+            raise ConfigError(f"decoder '{name}' is a linear basis and has no latent space '{space}'; leave it out.")
+        decoder: TextureDecoder = LinearDecoder.from_file(path, components)
+    else:
+        from facerecon.stylegan.texture import read_decoder
+
+        if components is not None:
+            base = (space or "w").partition("/")[0]
+            space = f"{base}/{components}"
+        decoder = read_decoder(path, space, precision)
+    return decoder.eval().requires_grad_(False)
+
+
+def decoder_kind(name: str) -> str:
+    """``"stylegan"`` or ``"linear"``: what the decoder of that name, or the file at that path, is.
+
+    A file that is neither counts as linear, whose reader says what is wrong with it.
+    """
+    from facerecon import assets
+
+    path = Path(name).expanduser() if is_decoder_file(name) else None
+    if path is None:
+        if name not in SHIPPED:
+            return "linear"
+        path = assets.shipped(SHIPPED[name])
+    names = _tensor_names(path)
+    return "stylegan" if "synthesis.constant" in names else "linear"
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """Of a safetensors file; none of any other. Nothing is read but the header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError, ValueError):
+        return set()
 
 
 def is_decoder_file(name: str) -> bool:
