@@ -202,6 +202,10 @@ SHIPPED = {
 """Decoders by name, and their files."""
 
 
+OFFICIAL = (".pth",)
+"""Endings of checkpoints as the authors release them."""
+
+
 def load_decoder(
     name: str = "linear", components: int | None = None, space: str | None = None, precision: str = "auto"
 ) -> TextureDecoder:
@@ -211,7 +215,8 @@ def load_decoder(
         name: ``"linear"``, learnt from 221 faces as the generator shows them, smiles and all, divided by their light;
             ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of
             those maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a file: a
-            linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors.
+            linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or
+            the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
         components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
             ``space="w/64"``); all if left out.
         space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.
@@ -229,19 +234,21 @@ def load_decoder(
         path = assets.shipped(SHIPPED[name])
     else:
         raise ConfigError(
-            nearest_name(name, tuple(SHIPPED), "decoder") + " A file of your own must end in .safetensors."
+            nearest_name(name, tuple(SHIPPED), "decoder") + " A file of your own must end in .safetensors (or .pth)."
         )
     if decoder_kind(name) == "linear":
         if space not in (None, "linear"):
             raise ConfigError(f"decoder '{name}' is a linear basis and has no latent space '{space}'; leave it out.")
         decoder: TextureDecoder = LinearDecoder.from_file(path, components)
     else:
+        from facerecon.stylegan.official import read_official_decoder
         from facerecon.stylegan.texture import read_decoder
 
         if components is not None:
             base = (space or "w").partition("/")[0]
             space = f"{base}/{components}"
-        decoder = read_decoder(path, space, precision)
+        read = read_official_decoder if path.suffix in OFFICIAL else read_decoder
+        decoder = read(path, space, precision)
     return decoder.eval().requires_grad_(False)
 
 
@@ -257,6 +264,8 @@ def decoder_kind(name: str) -> str:
         if name not in SHIPPED:
             return "linear"
         path = assets.shipped(SHIPPED[name])
+    if path.suffix in OFFICIAL:
+        return "stylegan"
     names = _tensor_names(path)
     return "stylegan" if "synthesis.constant" in names else "linear"
 

@@ -7,6 +7,7 @@ along each, so that decoders can be compared with linear bases at an equal numbe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.run.device import choose_precision, supports_bfloat16
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.weights import read_generator, save_generator
@@ -29,6 +31,7 @@ __all__ = [
     "SPACES",
     "StyleGANDecoder",
     "WStatistics",
+    "kept_statistics",
     "measure_statistics",
     "parse_space",
     "read_decoder",
@@ -421,7 +424,7 @@ def read_decoder(path: str | Path, space: str | None = None, precision: str = "a
     if facts["statistics"]:
         statistics = WStatistics.from_tensors(facts["statistics"], path)
     elif facts["mapping"]:
-        statistics = _statistics_of(generator, Path(path))
+        statistics = kept_statistics(generator, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
     else:
         raise AssetError(f"{path} holds neither a mapping network nor statistics of W; write it with save_decoder.")
     mapping = None
@@ -447,12 +450,13 @@ def _open_mapping(path: str | Path) -> nn.Module:
         ) from None
 
 
-def _statistics_of(generator: Generator, path: Path) -> WStatistics:
-    """Statistics of a file without them: measured once, then kept in the cache."""
-    import hashlib
+def kept_statistics(generator: Generator, key: str) -> WStatistics:
+    """Statistics of a generator whose file has none: measured once (a minute for a large one), then kept in the cache.
 
+    Args:
+        generator: with its mapping network. key: digest of its file.
+    """
     from facerecon import assets
-    from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
     def measure(target: Path) -> None:
         config = generator.config
@@ -462,7 +466,6 @@ def _statistics_of(generator: Generator, path: Path) -> WStatistics:
         )
         write_whole(target, safetensors_bytes(found.tensors()))
 
-    key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     kept = assets.derived("statistics", key, measure)
     tensors, _ = read_safetensors(kept, "statistics of a decoder", "delete it, it is made again")
     return WStatistics.from_tensors(tensors, kept)
