@@ -86,10 +86,31 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def stage_figures(
+    fitter: Any, photo: Observation, face: Any, judge: Any
+) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
+    """{stage: {figure: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
+
+    Stages before the detail have the decoder's texture.
+    """
+    from facerecon.evaluation import reconstruction_metrics
+
+    stages = {
+        name: (params, fitter.decoder(latent).detach().clamp(0, 1))
+        for name, (params, latent) in fitter.stage_params.items()
+    }
+    if fitter.detail.enabled:
+        stages["detail"] = (face.params, face.texture)
+    figures, images = {}, {}
+    for name, (params, texture) in stages.items():
+        values, images[name] = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
+        figures[name] = {key: value.item() for key, value in values.items()}
+    return figures, images
+
+
 def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, Any]]:
     """Figures of each photo after each stage: [{"image", "seconds", "stages": {stage: {figure: value}}}]."""
     from configs.compose import compose
-    from facerecon.evaluation import reconstruction_metrics
     from facerecon.perception import load_judge
     from fit.models import build_fitter, prepare
 
@@ -104,16 +125,7 @@ def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, 
         face = fitter(photo)
         if number == 0:
             continue
-        stages = {
-            name: (params, fitter.decoder(latent).detach().clamp(0, 1))
-            for name, (params, latent) in fitter.stage_params.items()
-        }
-        if fitter.detail.enabled:
-            stages["detail"] = (face.params, face.texture)
-        figures = {}
-        for name, (params, texture) in stages.items():
-            values, _ = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
-            figures[name] = {key: value.item() for key, value in values.items()}
+        figures, _ = stage_figures(fitter, photo, face, judge)
         seconds = {"observe": observing} | dict(fitter.seconds)
         rows.append({"image": path.stem, "seconds": seconds, "stages": figures})
     return rows
