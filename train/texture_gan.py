@@ -25,7 +25,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.compose import Stopped, check_stop, run
 
-STRUCTURE = ("size", "channel_base", "channel_max", "mapping", "batch", "share", "held_out", "seed", "init")
+STRUCTURE = (
+    "size",
+    "channel_base",
+    "channel_max",
+    "w_dim",
+    "base",
+    "mapping",
+    "batch",
+    "share",
+    "held_out",
+    "seed",
+    "init",
+)
 """Keys that a run goes on with; the others may change between two starts of it."""
 
 
@@ -102,7 +114,6 @@ class _Job:
                 raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
         if c.warm.kimg <= 0 and c.kimg <= 0:
             raise ConfigError("warm.kimg and kimg are both 0: there is nothing to train.")
-        sizes = GeneratorConfig(size=c.size, channel_base=c.channel_base, channel_max=c.channel_max)
         precision = _precision(c.precision, device)
         regularizer = _precision(c.regularizer_precision, device)
 
@@ -115,22 +126,35 @@ class _Job:
         kind = ("open" if wants_pairs else "own") if c.mapping == "auto" else c.mapping
         self.values["mapping"] = kind
 
+        source = load_generator() if kind == "open" else None
+        mapped = 0 if source is None or c.w_dim == len(source.mean_w) else len(source.mean_w)
+        sizes = GeneratorConfig(
+            size=c.size, w_dim=c.w_dim, channel_base=c.channel_base, channel_max=c.channel_max, mapped_dim=mapped
+        )
         torch.manual_seed(item_seed(c.seed, "weights"))
         generator = Generator(sizes)
-        source = load_generator() if kind == "open" else None
+        if c.base:
+            generator.synthesis.base = memory.mean(self.training_maps)
+            for block in generator.synthesis.blocks:  # it is what the network begins with
+                torch.nn.init.zeros_(block.color.weight)
+        native = None
+        if wants_pairs:
+            if source is None:
+                raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
+            self.pairs = native = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
         if source is not None:
             open_mapping(generator.mapping, source.mapping)
-            generator.w_mean.copy_(source.mean_w)
+            if not mapped:
+                generator.w_mean.copy_(source.mean_w)
+            elif not c.init:
+                self.find_directions(generator, native)
         about = "at random" + (", mapping of the open face generator" if source is not None else "")
         if c.init:
             about = initialize_from(generator, read_generator(c.init)[0])
         torch.manual_seed(item_seed(c.seed, "discriminator"))
         discriminator = Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
-        self.pairs, pair_rows = None, []
+        pair_rows = []
         if wants_pairs:
-            if source is None:
-                raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
-            self.pairs = PairedCodes(c.data, memory.names, generator.w_mean, c.pair_truncation)
             pair_rows = [i for i in self.training_maps if self.pairs.known[i]]
             if not pair_rows:
                 raise InputError(
@@ -140,12 +164,14 @@ class _Job:
         latents = Latents()
         if pair_rows:
             rows = torch.tensor(pair_rows)
-            codes = self.pairs.codes[rows].to(device)
+            codes = self.codes_of(pair_rows, generator).to(device)
             latents = Latents(codes, lambda chosen: memory.images(rows[chosen.cpu()], device)[0])
         strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
         if not v["augment"]["enabled"]:
             strengths["limit"] = 0.0
-        warm = {key: value for key, value in v["warm"].items() if key != "kimg"} | {"betas": tuple(c.warm.betas)}
+        warm = {key: value for key, value in v["warm"].items() if key not in ("kimg", "code_noise")} | {
+            "betas": tuple(c.warm.betas)
+        }
         self.training = TextureTraining(
             generator,
             discriminator,
@@ -172,6 +198,39 @@ class _Job:
                 + (f"; discriminator {million[1]:.1f} M" if len(million) > 1 else "")
                 + f"; {precision} on {device}, {self.processes.count} process(es)"
             )
+
+    def find_directions(self, generator: Any, native: Any) -> None:
+        """Restrict W to the directions that the maps to train on depend on."""
+        import torch
+
+        from facerecon.errors import ConfigError
+        from facerecon.stylegan.latent_space import predictive_directions
+
+        if native is None:
+            raise ConfigError(f"w_dim={self.config.w_dim} with mapping=open is learnt from pairs; set warm.kimg.")
+        rows = [i for i in self.training_maps if native.known[i]]
+        z = torch.randn(20_000, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            samples = generator.mapping(z)
+        small = torch.nn.functional.adaptive_avg_pool2d(self.memory.images(rows)[0], min(64, self.memory.size))
+        center, directions = predictive_directions(native.codes[rows], small, samples, self.config.w_dim)
+        generator.projection.center.copy_(center)
+        generator.projection.directions.copy_(directions)
+
+    def codes_of(self, rows: Any, generator: Any, numbers: Any = None) -> Any:
+        """(b, w_dim) codes of the faces that maps show; for samples of these ``numbers`` with noise, if any."""
+        import torch
+
+        from facerecon.stylegan.training import draws_of
+
+        codes = self.pairs.codes[torch.as_tensor(rows)]
+        if numbers is not None and self.config.warm.code_noise:
+            spread = self.pairs.codes[self.pairs.known].std(0) * self.config.warm.code_noise
+            codes = codes + spread * draws_of(self.config.seed, "code noise", numbers, codes.shape[1])
+        if generator.projection is None:
+            return codes
+        with torch.no_grad():
+            return generator.projection(codes.to(generator.projection.center.device))
 
     def _resume(self, folder: Any) -> None:
         """The last snapshot, on every rank."""
@@ -216,7 +275,7 @@ class _Job:
                 t.enter("warm")
                 rate = cosine_rampdown((t.images + t.batch) / warm_images, c.warm.rampup, c.warm.rampdown)
                 real, shown = maps.images(maps.order(self.pair_rows, c.seed, numbers), t.device)
-                figures |= t.warm_step(self.pairs.codes[shown].to(t.device), real, rate)
+                figures |= t.warm_step(self.codes_of(shown, t.generator, numbers).to(t.device), real, rate)
             else:  # ----- adversarial: StyleGAN2
                 t.enter("adversarial")
                 real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
@@ -310,7 +369,7 @@ class _Job:
             for start in range(0, len(known), c.batch):
                 truth, shown = self.memory.images(known[start : start + c.batch], t.device)
                 with torch.no_grad():
-                    ws = t.average.rows_of(self.pairs.codes[shown].to(t.device))
+                    ws = t.average.rows_of(self.codes_of(shown, t.average).to(t.device))
                     errors += ((t.average.synthesis(ws) - truth).abs().mean((1, 2, 3)) / 2).tolist()
             figures["held_out_pair_l1"] = round(sum(errors) / len(errors), 5)
         return figures
@@ -331,15 +390,15 @@ class _Job:
 
         g, c, device = self.training.average, self.config, self.training.device
         z = draws_of(c.seed, "grid", range(c.grid.samples), g.config.z_dim).to(device)
-        self._sheet(path / f"samples-{name}.png", self._images(g.rows_of(g.mapping(z))))
+        self._sheet(path / f"samples-{name}.png", self._images(g.rows_of(g.map(z))))
         ends = draws_of(c.seed, "interpolation", range(8), g.config.z_dim).to(device)
-        w = g.mapping(ends)
+        w = g.map(ends)
         steps = torch.linspace(0, 1, 8, device=device)[:, None]
         lines = torch.cat([torch.lerp(w[i], w[(i + 1) % 8], steps) for i in range(0, 8, 2)])
         self._sheet(path / f"interpolations-{name}.png", self._images(g.rows_of(lines)), 8)
         known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][:8]
         if known:
-            made = self._images(g.rows_of(self.pairs.codes[known].to(device)))
+            made = self._images(g.rows_of(self.codes_of(known, g).to(device)))
             self._sheet(path / f"held-out-{name}.png", torch.cat([self.memory.images(known)[0], made]), len(known))
 
     def _images(self, ws: Any) -> Any:

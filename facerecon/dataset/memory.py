@@ -153,6 +153,13 @@ class MapMemory:
             pixels = torch.stack([read[i] for i in indices])
         return pixels.to(device).float().div_(127.5).sub_(1), indices
 
+    def mean(self, indices: Sequence[int]) -> Tensor:
+        """(3, S, S) in [-1, 1]: the mean of maps."""
+        total = torch.zeros(3, self.size, self.size)
+        for start in range(0, len(indices), 64):
+            total += self.images(indices[start : start + 64])[0].sum(0)
+        return total / len(indices)
+
     def order(self, indices: Sequence[int], seed: int, numbers: Sequence[int]) -> list[int]:
         """Which map the n-th sample of a run shows: every epoch all of them, in an order of its own.
 

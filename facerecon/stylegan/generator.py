@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, ShapeError, nearest_name
 from facerecon.stylegan.layers import Color, EqualizedLinear, StyledConvolution, upsample_image
 
-__all__ = ["NOISE", "Generator", "GeneratorConfig", "MappingNetwork", "SynthesisNetwork"]
+__all__ = ["NOISE", "Generator", "GeneratorConfig", "MappingNetwork", "Projection", "SynthesisNetwork"]
 
 NOISE = ("const", "random", "none")
 """Per-pixel noise: the layer's stored one, a new one, or none."""
@@ -29,6 +30,7 @@ class GeneratorConfig:
         size: pixels a side, a power of two from 8 on.
         z_dim, w_dim: widths of the latents. mapping_layers: of the mapping network.
         channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
+        mapped_dim: width of the mapping network's output where it is projected to ``w_dim`` numbers; 0: no projection.
 
     Raises:
         ConfigError: a size that is no power of two, or a number below 1.
@@ -40,12 +42,13 @@ class GeneratorConfig:
     mapping_layers: int = 8
     channel_base: int = 32768
     channel_max: int = 512
+    mapped_dim: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"generator: {field.name} must be an integer >= 1; got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < (field.name != "mapped_dim"):
+                raise ConfigError(f"generator: {field.name} must be a positive integer; got {value!r}.")
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
 
@@ -94,6 +97,26 @@ class MappingNetwork(nn.Module):
         return x
 
 
+class Projection(nn.Module):
+    """Part of a W space: ``w = directions (mapped - center)``, linear and fixed.
+
+    A decoder that is trained on few maps needs the directions that the maps depend on, not all 512: it would learn
+    the maps by heart in the others (see :func:`facerecon.stylegan.latent_space.predictive_directions`).
+
+    Args:
+        mapped_dim, w_dim: widths before and after.
+    """
+
+    def __init__(self, mapped_dim: int, w_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(mapped_dim))
+        self.register_buffer("directions", torch.zeros(w_dim, mapped_dim))
+
+    def forward(self, mapped: Tensor) -> Tensor:
+        """(B, mapped_dim) -> (B, w_dim)."""
+        return (mapped - self.center) @ self.directions.T
+
+
 class _Block(nn.Module):
     """One resolution: up-sampling convolution (but at 4 px), convolution, color."""
 
@@ -112,12 +135,15 @@ class SynthesisNetwork(nn.Module):
 
     Attributes:
         precision: dtype in which the blocks compute; parameters and the image stay float32.
+        base: (3, size, size) that the synthesized image is added to, or None for plain StyleGAN2. Maps lie texel on
+            texel: started from their mean, a small network need not learn it.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.size, self.rows, self.w_dim = config.size, config.rows, config.w_dim
         self.precision: torch.dtype | None = None
+        self.register_buffer("base", None)
         self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
         sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
         self.blocks = nn.ModuleList(
@@ -158,6 +184,9 @@ class SynthesisNetwork(nn.Module):
             color = block.color(x, ws[:, row + 1])  # the next block's first layer shares this row
             image = color if image is None else upsample_image(image) + color
             row += 1
+        if self.base is not None:
+            base = self.base[None]
+            image = image + (base if size == self.size else F.interpolate(base, size=(size, size), mode="area"))
         return image
 
     @staticmethod
@@ -184,7 +213,9 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = config or GeneratorConfig()
-        self.mapping = MappingNetwork(self.config.z_dim, self.config.w_dim, self.config.mapping_layers)
+        c = self.config
+        self.mapping = MappingNetwork(c.z_dim, c.mapped_dim or c.w_dim, c.mapping_layers)
+        self.projection = Projection(c.mapped_dim, c.w_dim) if c.mapped_dim else None
         self.synthesis = SynthesisNetwork(self.config)
         self.register_buffer("w_mean", torch.zeros(self.config.w_dim))
 
@@ -211,6 +242,11 @@ class Generator(nn.Module):
         """Let ``w_mean`` follow a batch (B, w_dim) of mapped latents."""
         with torch.no_grad():
             self.w_mean.lerp_(w.mean(0).to(self.w_mean.dtype), 1 - momentum)
+
+    def map(self, z: Tensor) -> Tensor:
+        """(B, z_dim) -> (B, w_dim): the mapping network, and the projection where there is one."""
+        mapped = self.mapping(z)
+        return mapped if self.projection is None else self.projection(mapped)
 
     def rows_of(self, w: Tensor, truncation: float = 1.0) -> Tensor:
         """One w for all rows, moved to the mean: (B, w_dim) -> (B, rows, w_dim)."""
@@ -245,9 +281,9 @@ class Generator(nn.Module):
         """
         if z.dim() != 2 or z.shape[1] != self.config.z_dim:
             raise ShapeError(f"z must be (B, {self.config.z_dim}); got {tuple(z.shape)}.")
-        ws = self.rows_of(self.mapping(z), truncation)
+        ws = self.rows_of(self.map(z), truncation)
         if mixing is not None:
-            other = self.rows_of(self.mapping(mixing[0]), truncation)
+            other = self.rows_of(self.map(mixing[0]), truncation)
             rows = torch.arange(self.rows, device=z.device)
             ws = torch.where((rows[None] < mixing[1][:, None])[..., None], ws, other)
         return self.synthesis(ws, noise=noise, size=size)

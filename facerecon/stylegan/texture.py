@@ -206,7 +206,7 @@ class StyleGANDecoder(TextureDecoder):
     ) -> None:
         super().__init__()
         self.generator = generator.eval().requires_grad_(False)
-        self.mapping = mapping if mapping is not None else getattr(generator, "mapping", None)
+        self.mapping = mapping if mapping is not None or generator.mapping is None else generator.map
         self.kind, self.components = parse_space(space)
         self.space = space
         self.size = generator.size
@@ -400,7 +400,7 @@ def save_decoder(
     config = generator.config
     size = min(64, config.size)
     statistics = measure_statistics(
-        generator.mapping, generator.synthesis, config.rows, config.z_dim, samples, textures, size, progress=progress
+        generator.map, generator.synthesis, config.rows, config.z_dim, samples, textures, size, progress=progress
     )
     extra = {f"statistics.{name}": tensor for name, tensor in statistics.tensors().items()}
     about = {**(metadata or {}), "mapping_network": mapping}
@@ -432,6 +432,8 @@ def read_decoder(path: str | Path, space: str | None = None, precision: str = "a
         if facts["about"].get("mapping_network") != "open":
             raise AssetError(f"{path} holds no mapping network, so there is no space z; use w or w+.")
         mapping = _open_mapping(path)
+        if generator.projection is not None:
+            mapping = nn.Sequential(mapping, generator.projection)
     decoder = StyleGANDecoder(generator, statistics, space, precision, mapping)
     decoder.atlas = str(facts["about"].get("atlas", "makehuman"))
     return decoder
@@ -462,7 +464,7 @@ def kept_statistics(generator: Generator, key: str) -> WStatistics:
         config = generator.config
         size = min(32, config.size)
         found = measure_statistics(
-            generator.mapping, generator.synthesis, config.rows, config.z_dim, textures=600, size=size, components=32
+            generator.map, generator.synthesis, config.rows, config.z_dim, textures=600, size=size, components=32
         )
         write_whole(target, safetensors_bytes(found.tensors()))
 

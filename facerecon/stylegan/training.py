@@ -216,7 +216,7 @@ def initialize_from(generator: Generator, source: Generator) -> str:
     """
     mine, other = generator.config, source.config
     shared = min(mine.size, other.size)
-    for name in ("w_dim",) if source.mapping is None else ("z_dim", "w_dim", "mapping_layers"):
+    for name in ("w_dim",) if source.mapping is None else ("z_dim", "w_dim", "mapping_layers", "mapped_dim"):
         if getattr(mine, name) != getattr(other, name):
             raise ConfigError(f"init has {name} {getattr(other, name)}, this run {getattr(mine, name)}; use the same.")
     resolution = 4
@@ -229,6 +229,8 @@ def initialize_from(generator: Generator, source: Generator) -> str:
         resolution *= 2
     if source.mapping is not None:
         generator.mapping.load_state_dict(source.mapping.state_dict())
+    if generator.projection is not None:
+        generator.projection.load_state_dict(source.projection.state_dict())
     generator.w_mean.copy_(source.w_mean)
     generator.synthesis.constant.copy_(source.synthesis.constant)
     blocks = zip(generator.synthesis.blocks, source.synthesis.blocks, strict=False)
@@ -418,7 +420,7 @@ class TextureTraining:
         g, pairs = self.generator, self._paired(numbers)
         z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(self.device)
         coins = draws_of(self.seed, f"{kind} mixing", numbers, 3, normal=False).to(self.device)
-        first, second = g.mapping(z[:, 0]), g.mapping(z[:, 1])
+        first, second = g.map(z[:, 0]), g.map(z[:, 1])
         if self.train_mapping:
             self._track(first)
         at = 1 + (coins[:, 1] * (g.rows - 1)).long()

@@ -17,6 +17,7 @@ from facerecon.stylegan.generator import Generator, GeneratorConfig
 __all__ = ["FORMAT", "read_generator", "save_generator"]
 
 FORMAT = "facerecon.generator/1"
+_EXACT = ("w_mean", "projection.center", "projection.directions")
 _ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
 
 
@@ -41,7 +42,7 @@ def save_generator(
         OutputError: the file cannot be written; one that was there is untouched.
     """
     tensors = {
-        name: value.detach().to("cpu", torch.float32 if name == "w_mean" else dtype).contiguous()
+        name: value.detach().to("cpu", torch.float32 if name in _EXACT else dtype).contiguous()
         for name, value in generator.state_dict().items()
         if mapping or not name.startswith("mapping.")
     }
@@ -82,6 +83,8 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
         generator = Generator(config)
     statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
+    if "synthesis.base" in weights:
+        generator.synthesis.base = torch.empty(3, config.size, config.size, device="meta")
     stored = any(name.startswith("mapping.") for name in weights)
     if not stored:
         generator.mapping = None
