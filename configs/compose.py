@@ -30,6 +30,7 @@ PATH_KEYS = {
     "manifest",
     "landmarks",
     "mask",
+    "maps",
     "resume",
     "init",
 }

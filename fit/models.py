@@ -62,9 +62,9 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         identity=load_identity().to(device),
         perceptual=config.perceptual,
         stages=fitting["stages"],
-        start=_settings(LandmarkStart, fitting["start"], "fitting.start"),
-        detail=_settings(DetailSettings, fitting["detail"], "fitting.detail"),
-        occlusion=_settings(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
+        start=settings_of(LandmarkStart, fitting["start"], "fitting.start"),
+        detail=settings_of(DetailSettings, fitting["detail"], "fitting.detail"),
+        occlusion=settings_of(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
 
@@ -129,7 +129,12 @@ def _renderer(values: dict) -> Renderer:
     return Renderer(size=224, **values)
 
 
-def _settings(kind: type, values: dict, where: str) -> Any:
+def settings_of(kind: type, values: dict, where: str) -> Any:
+    """A settings record from a group of keys.
+
+    Raises:
+        ConfigError: an unknown key; the nearest known one is named.
+    """
     names = list(kind.__dataclass_fields__)
     for key in values:
         if key not in names:

@@ -11,7 +11,14 @@ sys.path.insert(0, str(ROOT))
 
 from configs.compose import compose, groups, run  # noqa: E402
 from facerecon.errors import ConfigError  # noqa: E402
-from facerecon.fitting import DetailSettings, LandmarkStart, OcclusionSettings, default_stages, stages_from_config  # noqa: E402
+from facerecon.fitting import (  # noqa: E402
+    DetailSettings,
+    LandmarkStart,
+    OcclusionSettings,
+    TextureInversionSettings,
+    default_stages,
+    stages_from_config,
+)
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -36,6 +43,7 @@ def test_default_preset_equals_the_constructor_defaults() -> None:
     assert LandmarkStart(**config.fitting.start) == LandmarkStart()
     assert DetailSettings(**config.fitting.detail) == DetailSettings()
     assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
+    assert TextureInversionSettings(**compose("invert_texture", ["maps=x"]).inversion) == TextureInversionSettings()
     assert config.fitting.renderer == {"filter": "bilinear", "shading": "pixel", "antialias": True, "texture_level": 0}
 
 

@@ -4,6 +4,13 @@ from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
+from facerecon.fitting.invert import (
+    InvertedTexture,
+    MapFeatures,
+    TextureInversionSettings,
+    invert_texture,
+    load_map_features,
+)
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide, unexplained
 from facerecon.fitting.stage import (
     TERMS,
@@ -21,10 +28,13 @@ __all__ = [
     "CarriedDecoder",
     "DetailSettings",
     "Fitter",
+    "InvertedTexture",
     "LandmarkStart",
+    "MapFeatures",
     "OcclusionSettings",
     "Stage",
     "StepReport",
+    "TextureInversionSettings",
     "Variables",
     "add_detail",
     "carry_over",
@@ -35,6 +45,8 @@ __all__ = [
     "fit_light",
     "fit_light_and_texture",
     "hide",
+    "invert_texture",
+    "load_map_features",
     "stages_from_config",
     "unexplained",
 ]

@@ -5,6 +5,7 @@ All return (B,), unreduced, so that a batch of faces is fitted with independent 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -143,7 +144,9 @@ class LPIPSDistance(nn.Module):
 
         self.name = f"lpips_{net}"
         try:
-            self.model = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
+            with warnings.catch_warnings():  # it calls torchvision in a way that is deprecated
+                warnings.simplefilter("ignore")
+                self.model = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
         except Exception as error:
             raise AssetError(
                 f"LPIPS needs the torchvision {net} backbone, which could not be downloaded "

@@ -75,6 +75,33 @@ class TextureDecoder(nn.Module):
         """Codes (B, N, C) of coefficients (B, P) of :meth:`start_basis`."""
         raise NotImplementedError
 
+    def project(self, texture: Tensor, mask: Tensor | None = None, prior: float = 1e-3) -> Latent:
+        """Closed-form code of a texture: least squares of the :meth:`start_basis` over a mask, with a Gaussian prior.
+
+        For a linear decoder this is the best code there is; for others it is a start.
+
+        Args:
+            texture: (B, 3, S, S). mask: (B, 1, S, S). prior: weight of |z|^2 against the mean squared error.
+
+        Returns:
+            Latent of this decoder's space.
+        """
+        mean, basis = self.start_basis()
+        if texture.shape[-1] != mean.shape[-1]:
+            size = mean.shape[-2:]
+            texture = F.interpolate(texture, size=size, mode="bilinear", antialias=True)
+            mask = None if mask is None else F.interpolate(mask, size=size, mode="area")
+        found = []
+        for b in range(texture.shape[0]):
+            weight = torch.ones_like(texture[b, :1]) if mask is None else mask[b]
+            weight = (weight / weight.sum().clamp(min=1e-6)).expand_as(mean).flatten()
+            weighted = basis.flatten(1) * weight
+            normal = weighted @ basis.flatten(1).T
+            right = weighted @ (texture[b] - mean).flatten()
+            eye = torch.eye(len(basis), device=normal.device)
+            found.append(torch.linalg.solve(normal + prior * eye, right))
+        return Latent(self.from_start(torch.stack(found)), self.space)
+
     def to_w(self, codes: Tensor) -> Tensor:
         """Codes of W or W+ as w itself, which the release regularizes and optimizes; other codes as they are."""
         return codes
@@ -162,29 +189,6 @@ class LinearDecoder(TextureDecoder):
     def from_start(self, coefficients: Tensor) -> Tensor:
         """(B, K) -> (B, 1, K)."""
         return coefficients[:, None]
-
-    def project(self, texture: Tensor, mask: Tensor | None = None, prior: float = 1e-3) -> Latent:
-        """Closed-form code of a texture: least squares over a mask with a Gaussian prior.
-
-        Args:
-            texture: (B, 3, S, S). mask: (B, 1, S, S). prior: weight of |z|^2 against the mean squared error.
-
-        Returns:
-            Latent of space "linear".
-        """
-        if texture.shape[-1] != self.size:
-            texture = F.interpolate(texture, size=(self.size,) * 2, mode="bilinear", antialias=True)
-            mask = None if mask is None else F.interpolate(mask, size=(self.size,) * 2, mode="area")
-        codes = []
-        for b in range(texture.shape[0]):
-            weight = torch.ones_like(texture[b, :1]) if mask is None else mask[b]
-            weight = (weight / weight.sum().clamp(min=1e-6)).expand_as(self.mean).flatten()
-            weighted = self.basis.flatten(1) * weight
-            normal = weighted @ self.basis.flatten(1).T
-            right = weighted @ (texture[b] - self.mean).flatten()
-            eye = torch.eye(self.dim, device=normal.device)
-            codes.append(torch.linalg.solve(normal + prior * eye, right))
-        return Latent(torch.stack(codes)[:, None], self.space)
 
     @classmethod
     def from_file(cls, path: str | Path, components: int | None = None) -> LinearDecoder:

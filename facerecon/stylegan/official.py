@@ -206,7 +206,7 @@ def _beside(path: Path, name: str) -> Path:
 class CroppedDecoder(StyleGANDecoder):
     """A generator of the face alone, whose textures are put into a template.
 
-    Unlike FFHQ-UV: gradients reach the code through the blended crop; the template's colors follow it without, as there.
+    Unlike FFHQ-UV: gradients reach the code through the blended crop; the template's colors follow without, as there.
 
     Args:
         generator, statistics, space, precision: see :class:`~facerecon.stylegan.texture.StyleGANDecoder`.

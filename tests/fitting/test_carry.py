@@ -158,3 +158,24 @@ def test_a_random_face_of_the_model_is_found_again(ict, carried, decoder) -> Non
     fitted = fit_landmarks(model, points, camera, mesh)
     assert (fitted.rotation - rotation).abs().max() < 0.03
     assert np.abs(project(camera, model(fitted))[..., :2] - project(camera, vertices)[..., :2]).mean() < 1.5
+
+
+def test_a_stylegan_decoder_is_resampled_texture_by_texture(carried, source: MorphableModel, tmp_path) -> None:
+    from facerecon.stylegan.generator import Generator, GeneratorConfig
+    from facerecon.stylegan.texture import save_decoder
+
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.safetensors"
+    config = GeneratorConfig(size=32, z_dim=16, w_dim=16, mapping_layers=1, channel_base=256, channel_max=8)
+    save_decoder(path, Generator(config), samples=1000, textures=100)
+    decoder = decoder_for(carried.model, str(path), carried=carried, space="w/8", precision="float32")
+    base = load_decoder(str(path), space="w/8", precision="float32")
+    assert (decoder.rows, decoder.dim, decoder.space, decoder.atlas) == (1, 8, "w/8", "ict")
+    codes = base.sample(1, torch.Generator().manual_seed(0)).codes.requires_grad_(True)
+    texture = decoder(codes)
+    torch.testing.assert_close(texture, carried.texture(base(codes), source))
+    (gradient,) = torch.autograd.grad(texture.square().sum(), codes)
+    assert gradient.abs().sum() > 0
+    mean, effect = decoder.start_basis()
+    assert mean.shape == texture.shape[1:] and effect.shape == (8, *mean.shape)
+    torch.testing.assert_close(decoder.from_start(torch.ones(1, 8)), base.from_start(torch.ones(1, 8)))

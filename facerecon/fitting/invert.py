@@ -1,0 +1,243 @@
+"""Inversion of UV maps: the code whose texture is nearest to a given map (Table 6's experiment, Sec. 4.1).
+
+As StyleGAN2 projects images (arXiv:1912.04958, appendix D): Adam with a rate that rises, stays and falls as a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facerecon import losses
+from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.morphable import load_face_model
+from facerecon.perception import load_identity
+from facerecon.render import Renderer
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, retract_to_sphere
+from facerecon.types import Camera, Latent, SHLight
+
+__all__ = ["InvertedTexture", "MapFeatures", "TextureInversionSettings", "invert_texture", "load_map_features"]
+
+
+@dataclass(frozen=True)
+class TextureInversionSettings:
+    """How maps are inverted.
+
+    Args:
+        steps: of Adam.
+        learning_rate: in units of the code, standard deviations.
+        rampup, rampdown: shares of the steps over which the rate rises linearly and falls as a cosine.
+        l1, features: weights of the mean absolute difference and of the feature distance.
+        coarse_share: of the steps, at the start, in which the decoder stops at ``coarse_size`` texels and no
+            features are compared.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    steps: int = 300
+    learning_rate: float = 0.05
+    rampup: float = 0.05
+    rampdown: float = 0.4
+    l1: float = 1.0
+    features: float = 0.05
+    coarse_share: float = 0.4
+    coarse_size: int = 64
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+            raise ConfigError(f"steps must be an integer >= 0; got {self.steps!r}.")
+        for name in ("learning_rate", "l1", "features"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be a number >= 0; got {value!r}.")
+        for name in ("rampup", "rampdown", "coarse_share"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1]; got {value!r}.")
+        size = self.coarse_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size & (size - 1):
+            raise ConfigError(f"coarse_size must be a power of two from 8 on; got {size!r}.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        rise = min(1.0, (step + 1) / max(1.0, self.rampup * self.steps))
+        left = (self.steps - step) / max(1.0, self.rampdown * self.steps)
+        return self.learning_rate * rise * (0.5 - 0.5 * math.cos(math.pi * left) if left < 1 else 1.0)
+
+
+@dataclass(frozen=True)
+class InvertedTexture:
+    """Maps as a decoder expresses them.
+
+    Args:
+        latent: their codes. texture: (B, 3, S, S) in [0, 1], S the decoder's. target: what was asked for, at that size.
+        l1: (B,) mean absolute difference in [0, 1]. features: (B,) feature distance; NaN where none was measured.
+        history: {term: (B, steps)}; features are NaN in coarse steps.
+    """
+
+    latent: Latent
+    texture: Tensor
+    target: Tensor
+    l1: Tensor
+    features: Tensor
+    history: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MapFeatures:
+    """Feature distance of maps.
+
+    LPIPS looks at the maps themselves. ``face_features``, which is not LPIPS, looks at the face: it needs a picture of
+    one, so the maps are drawn on the mean head, from the front, under even light.
+
+    Args:
+        perceptual: of :func:`facerecon.losses.load_perceptual`. atlas: head model whose maps they are. device: where.
+
+    Raises:
+        ConfigError: an unknown name. AssetError: its weights cannot be had.
+    """
+
+    def __init__(self, perceptual: str, atlas: str = "makehuman", device: str | torch.device = "cpu") -> None:
+        self.name = perceptual
+        self.view = None
+        if perceptual != "face_features":
+            self.distance = losses.load_perceptual(perceptual).to(device)
+            return
+        self.distance = losses.load_perceptual(perceptual, load_identity().to(device).features)
+        model = load_face_model(atlas).to(device)
+        light, camera = SHLight.ambient(device=device), Camera.deep3d(device=device)
+        with torch.no_grad():
+            vertices = model(model.neutral().to(device))
+            view = Renderer(224).prepare(vertices, model.topology, camera, light, face_region="face").detach()
+            self.gain = 0.9 / view.shade(torch.ones(1, 3, 8, 8, device=device)).image.amax().item()
+        self.view, self.landmarks = view, view.rendering.landmarks
+
+    def look(self, maps: Tensor) -> Tensor:
+        """What is compared: the maps, or (B, 3, 224, 224) of them on the mean head before gray."""
+        if self.view is None:
+            return maps.clamp(0, 1)
+        mask = self.view.rendering.mask
+        drawn = [self.view.shade(texture[None]).image for texture in maps]  # one view serves them all
+        return torch.cat([image * self.gain * mask + 0.5 * (1 - mask) for image in drawn])
+
+    def prepare(self, targets: Tensor) -> object:
+        """Features of the maps that others are compared with."""
+        with torch.no_grad():
+            looked = self.look(targets)
+            landmarks = None if self.view is None else self.landmarks.expand(len(targets), -1, -1)
+            return self.distance.prepare(looked, landmarks)
+
+    def __call__(self, maps: Tensor, prepared: object) -> Tensor:
+        """(B,) distances of maps (B, 3, S, S) to the prepared ones."""
+        return self.distance(self.look(maps), prepared)
+
+
+def load_map_features(
+    name: str = "auto", atlas: str = "makehuman", device: str | torch.device = "cpu"
+) -> MapFeatures | None:
+    """A feature distance by name.
+
+    Args:
+        name: ``"auto"``, LPIPS (VGG) where its weights can be had, else ``face_features`` (see :attr:`MapFeatures.name`
+            for which); ``"none"``; or a name of :func:`facerecon.losses.load_perceptual`.
+        atlas, device: see :class:`MapFeatures`.
+    """
+    known = ("auto", "none", "face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
+    if name not in known:
+        raise ConfigError(nearest_name(name, known, "feature distance"))
+    if name == "none":
+        return None
+    if name == "auto":
+        try:
+            return MapFeatures("lpips_vgg", atlas, device)
+        except (AssetError, ImportError):
+            name = "face_features"
+    return MapFeatures(name, atlas, device)
+
+
+def invert_texture(
+    targets: Tensor,
+    decoder: TextureDecoder,
+    features: MapFeatures | None = None,
+    settings: TextureInversionSettings | None = None,
+    callback: Callable[[int, int, Tensor], None] | None = None,
+    start: Latent | None = None,
+) -> InvertedTexture:
+    """Codes of maps: ``argmin_z l1 |G(z) - T| + features d(G(z), T)``, each map by itself.
+
+    Args:
+        targets: (B, 3, s, s) in [0, 1], of any size; they are compared at the decoder's.
+        decoder: in space z, w, w+, or linear. Codes of z stay on their sphere.
+        features: feature distance; none if left out.
+        settings: :class:`TextureInversionSettings`.
+        callback: called as (step, steps, (B,) loss) after each step.
+        start: where to begin; the closed form of :meth:`~facerecon.stylegan.decoder.TextureDecoder.project` if left
+            out.
+
+    Returns:
+        :class:`InvertedTexture` of the best codes met at full size.
+
+    Raises:
+        ShapeError: targets of another shape.
+    """
+    check_shape("targets", targets, "B 3 S S")
+    settings = settings or TextureInversionSettings()
+    size = decoder.size
+    goal = targets
+    if targets.shape[-1] != size:
+        goal = F.interpolate(targets, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    codes = (decoder.project(goal, prior=1e-5) if start is None else start).codes.detach().clone()
+    small = min(settings.coarse_size, size)
+    linear = isinstance(decoder, LinearDecoder)  # decoding fewer texels of a basis gives the same gradient for less
+    coarse_steps = 0 if small >= size or linear else round(settings.coarse_share * settings.steps)
+    coarse = F.interpolate(goal, (small, small), mode="area") if coarse_steps else goal
+    prepared = None if features is None else features.prepare(goal)
+
+    codes.requires_grad_(True)
+    optimizer = torch.optim.Adam([codes], betas=(0.9, 0.99), eps=1e-8)
+    lowest = torch.full((len(goal),), torch.inf, device=goal.device)
+    best = codes.detach().clone()
+    history: dict[str, list[Tensor]] = {"l1": [], "features": []}
+    nothing = torch.full_like(lowest, torch.nan)
+    for step in range(settings.steps + 1):
+        with torch.set_grad_enabled(step < settings.steps):
+            rough = step < coarse_steps
+            texture = decoder(codes, small if rough else None)
+            difference = (texture - (coarse if rough else goal)).abs().mean((1, 2, 3))
+            apart = nothing if prepared is None or rough else features(texture, prepared)
+            loss = settings.l1 * difference
+            if prepared is not None and not rough:
+                loss = loss + settings.features * apart
+        if not rough:
+            better = loss.detach() < lowest
+            lowest = torch.where(better, loss.detach(), lowest)
+            best = torch.where(better[:, None, None], codes.detach(), best)
+        if step == settings.steps:
+            break
+        history["l1"].append(difference.detach())
+        history["features"].append(apart.detach())
+        optimizer.param_groups[0]["lr"] = settings.rate(step)
+        (codes.grad,) = torch.autograd.grad(loss.sum(), [codes])
+        optimizer.step()
+        if decoder.space == "z":
+            with torch.no_grad():
+                codes.copy_(retract_to_sphere(codes))
+        if callback is not None:
+            callback(step, settings.steps, loss.detach())
+
+    with torch.no_grad():
+        texture = decoder(best).clamp(0, 1)
+        apart = nothing if prepared is None else features(texture, prepared)
+    return InvertedTexture(
+        Latent(best, decoder.space),
+        texture,
+        goal,
+        (texture - goal).abs().mean((1, 2, 3)),
+        apart,
+        {name: torch.stack(values, 1).cpu() for name, values in history.items() if values},
+    )
