@@ -86,6 +86,7 @@ class _Job:
 
         from facerecon.dataset.memory import MapMemory, PairedCodes, held_out, share_of
         from facerecon.errors import ConfigError, InputError, nearest_name
+        from facerecon.evaluation.distribution import identity_features, inception_features
         from facerecon.run import item_seed
         from facerecon.stylegan.augment import Augment, AugmentSettings
         from facerecon.stylegan.discriminator import Discriminator
@@ -99,13 +100,14 @@ class _Job:
             WarmSettings,
             initialize_from,
             open_mapping,
+            start_without_color,
         )
         from facerecon.stylegan.weights import read_generator
 
         c, v, device = self.config, self.values, self.processes.device
-        for key in ("batch", "keep"):
-            if not isinstance(c[key], int) or c[key] < 1:
-                raise ConfigError(f"{key} must be a whole number, 1 or more; got {c[key]!r}.")
+        for key, value in (("batch", c.batch), ("warm.batch", c.warm.batch), ("keep", c.keep)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{key} must be a whole number, 1 or more; got {value!r}.")
         for key in ("warm", "adversarial"):
             if c[key].noise not in NOISE:
                 raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
@@ -135,20 +137,20 @@ class _Job:
         generator = Generator(sizes)
         if c.base:
             generator.synthesis.base = memory.mean(self.training_maps)
-            for block in generator.synthesis.blocks:  # it is what the network begins with
-                torch.nn.init.zeros_(block.color.weight)
-        native = None
+        self.pairs = None
         if wants_pairs:
             if source is None:
                 raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
-            self.pairs = native = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
+            self.pairs = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
         if source is not None:
             open_mapping(generator.mapping, source.mapping)
             if not mapped:
                 generator.w_mean.copy_(source.mean_w)
             elif not c.init:
-                self.find_directions(generator, native)
+                self.find_directions(generator)
         about = "at random" + (", mapping of the open face generator" if source is not None else "")
+        if c.warm.kimg > 0 or c.base:
+            start_without_color(generator)
         if c.init:
             about = initialize_from(generator, read_generator(c.init)[0])
         torch.manual_seed(item_seed(c.seed, "discriminator"))
@@ -166,6 +168,11 @@ class _Job:
             rows = torch.tensor(pair_rows)
             codes = self.codes_of(pair_rows, generator).to(device)
             latents = Latents(codes, lambda chosen: memory.images(rows[chosen.cpu()], device)[0])
+        self.features, self.real_features = {}, {}
+        if c.measure.features:
+            self.features["identity"] = identity_features()
+            if c.measure.inception:
+                self.features["inception"] = inception_features(c.measure.inception)
         strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
         if not v["augment"]["enabled"]:
             strengths["limit"] = 0.0
@@ -199,13 +206,14 @@ class _Job:
                 + f"; {precision} on {device}, {self.processes.count} process(es)"
             )
 
-    def find_directions(self, generator: Any, native: Any) -> None:
+    def find_directions(self, generator: Any) -> None:
         """Restrict W to the directions that the maps to train on depend on."""
         import torch
 
         from facerecon.errors import ConfigError
         from facerecon.stylegan.latent_space import predictive_directions
 
+        native = self.pairs
         if native is None:
             raise ConfigError(f"w_dim={self.config.w_dim} with mapping=open is learnt from pairs; set warm.kimg.")
         rows = [i for i in self.training_maps if native.known[i]]
@@ -252,11 +260,11 @@ class _Job:
         """Train; ``folder`` is None on ranks that do not write."""
         from tqdm import tqdm
 
-        from facerecon.stylegan.training import cosine_rampdown
-
         c, t, maps, first = self.config, self.training, self.memory, folder is not None
         self._resume(folder)
-        warm_images = round(c.warm.kimg * 1000) if t.phase != "adversarial" else t.warm_images
+        warm_images = (
+            math.ceil(c.warm.kimg * 1000 / c.warm.batch) * c.warm.batch if t.phase != "adversarial" else t.warm_images
+        )
         total = warm_images + round(c.kimg * 1000)
         if t.images >= total:
             if first:
@@ -270,14 +278,14 @@ class _Job:
         figures: dict[str, Any] = {}
         while t.images < total:
             check_stop()
+            t.enter("warm" if t.images < warm_images else "adversarial")
             numbers = t.numbers()
-            if t.images < warm_images:  # ----- supervised: the map of a face, from the face's code
-                t.enter("warm")
-                rate = cosine_rampdown((t.images + t.batch) / warm_images, c.warm.rampup, c.warm.rampdown)
+            if t.phase == "warm":  # supervised: the map of a face, from the face's code
                 real, shown = maps.images(maps.order(self.pair_rows, c.seed, numbers), t.device)
-                figures |= t.warm_step(self.codes_of(shown, t.generator, numbers).to(t.device), real, rate)
-            else:  # ----- adversarial: StyleGAN2
-                t.enter("adversarial")
+                figures |= t.warm_step(
+                    self.codes_of(shown, t.generator, numbers).to(t.device), real, t.images / warm_images
+                )
+            else:  # adversarial: StyleGAN2
                 real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
                 if t.images - t.warm_images >= c.adversarial.delay_kimg * 1000:
                     figures |= t.generator_step()
@@ -332,9 +340,14 @@ class _Job:
         """Checkpoint and decoder first, then pictures and measurements; returns the latter."""
         t = self.training
         folder.checkpoints.save(t.step, t.state())
-        row = {"images": t.images, "step": t.step, "phase": t.phase, "snapshot": True} | self.measure()
+        name = f"{t.images / 1000:08.1f}"
+        row = {"images": t.images, "step": t.step, "phase": t.phase, "snapshot": True} | self.measure(folder.path, name)
         self.save_decoder(folder.path / "decoder.safetensors", row)
-        self.show(folder.path, f"{round(t.images / 1000):06d}")
+        self.save_decoder(folder.path / "decoders" / f"decoder-{name}.safetensors", row)
+        if self.config.keep_decoders is not None:
+            for old in sorted((folder.path / "decoders").glob("decoder-*.safetensors"))[: -self.config.keep_decoders]:
+                old.unlink(missing_ok=True)
+        self.show(folder.path, name)
         return row
 
     def save_decoder(self, path: Path, figures: dict[str, Any]) -> None:
@@ -357,22 +370,39 @@ class _Job:
             about["pair_truncation"] = self.pairs.truncation
         save_generator(path, t.average, about)
 
-    def measure(self) -> dict[str, float]:
-        """Figures of the running average on held-out maps."""
+    def measure(self, path: Path, name: str) -> dict[str, float]:
+        """Figures of the running average: on held-out maps, and of generated ones beside those trained on."""
         import torch
 
+        from facerecon.evaluation.distribution import frechet_distance, statistics_of
+        from facerecon.stylegan.augment import draws_of
+        from facerecon.stylegan.training import invert_maps
+
         c, t = self.config, self.training
-        figures: dict[str, float] = {}
+        g, figures = t.average, {}
         known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][: c.measure.pairs]
         if known:
             errors = []
             for start in range(0, len(known), c.batch):
                 truth, shown = self.memory.images(known[start : start + c.batch], t.device)
-                with torch.no_grad():
-                    ws = t.average.rows_of(self.codes_of(shown, t.average).to(t.device))
-                    errors += ((t.average.synthesis(ws) - truth).abs().mean((1, 2, 3)) / 2).tolist()
-            figures["held_out_pair_l1"] = round(sum(errors) / len(errors), 5)
-        return figures
+                made = self._images(g.rows_of(self.codes_of(shown, g).to(t.device)))
+                errors += ((made - truth.cpu()).abs().mean((1, 2, 3)) / 2).tolist()
+            figures["held_out_pair_l1"] = sum(errors) / len(errors)
+        chosen = self.unseen[: c.measure.inversion]
+        if chosen and c.measure.inversion_steps:
+            truth, _ = self.memory.images(chosen, t.device)
+            fitted = [invert_maps(g, part, c.measure.inversion_steps)[1].cpu() for part in truth.split(c.batch)]
+            figures["held_out_inversion_l1"] = float((torch.cat(fitted) - truth.cpu()).abs().mean() / 2)
+            self._sheet(path / f"inversions-{name}.png", torch.cat([truth.cpu(), *fitted]), len(chosen))
+        for kind, features in self.features.items():
+            if kind not in self.real_features:
+                parts = (self.training_maps[i : i + 16] for i in range(0, len(self.training_maps), 16))
+                real = (self.memory.images(part, t.device)[0] * 0.5 + 0.5 for part in parts)
+                self.real_features[kind] = statistics_of(features, real)
+            z = draws_of(c.seed, "features", range(c.measure.features), g.config.z_dim).to(t.device)
+            made = (self._images(g.rows_of(g.map(part))).to(t.device) * 0.5 + 0.5 for part in z.split(c.batch))
+            figures[f"frechet_{kind}"] = frechet_distance(statistics_of(features, made), self.real_features[kind])
+        return {key: round(value, 6) for key, value in figures.items()}
 
     # -- pictures ----------------------------------------------------------------------------------------
 
@@ -425,6 +455,8 @@ class _Watch:
         """Losses of a step: not finite, or discriminator and samples beyond limits for many steps."""
         from facerecon.errors import FitError
 
+        if training.device.type != "cpu" and training.step % 8:
+            return  # looking waits for the device
         for name, value in figures.items():
             if not math.isfinite(float(value)):
                 raise FitError(self._stopped(f"'{name}' is {float(value)}", training))

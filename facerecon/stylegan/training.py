@@ -37,8 +37,10 @@ __all__ = [
     "cosine_rampdown",
     "image_differences",
     "initialize_from",
+    "invert_maps",
     "open_mapping",
     "pair_loss",
+    "start_without_color",
     "update_average",
 ]
 
@@ -65,16 +67,27 @@ class WarmSettings:
     """The supervised phase.
 
     Args:
-        rate: learning rate of Adam. betas: of Adam. rampup, rampdown: shares of the phase in which the rate rises
-            linearly and falls as a cosine.
+        rate: learning rate of Adam; ten times the adversarial one, since equalized weights move by about the rate a
+            step, and a supervised loss is steady.
+        batch: images a step. betas: of Adam.
+        rampup, rampdown: shares of the phase in which the rate rises linearly and falls as a cosine.
         noise: per-pixel noise of the synthesis, ``"none"``, ``"const"`` or ``"random"``.
+        coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
+            sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
     """
 
-    rate: float = 2e-3
+    rate: float = 0.02
+    batch: int = 8
+    coarse: float = 0.3
     betas: tuple[float, float] = (0.9, 0.99)
     rampup: float = 0.02
     rampdown: float = 0.3
     noise: str = "none"
+
+    def size(self, size: int, done: float) -> int:
+        """Size to train at, of a network of ``size`` px, at a share ``done`` in [0, 1) of the phase."""
+        halvings = (done < self.coarse) + (done < 2 * self.coarse)
+        return max(size >> halvings, 8)
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,7 @@ def initialize_from(generator: Generator, source: Generator) -> str:
     """Start a generator from another one, of the same or of another size.
 
     Blocks of resolutions that both have are copied; those beyond the source's start with a color of zero, so that the
-    image is the source's, enlarged by the skip architecture.
+    image is the source's, enlarged by the skip architecture. At another size the base stays the generator's own.
 
     Args:
         source: same channels at shared resolutions, same widths of latents. Its mapping may be None.
@@ -227,6 +240,11 @@ def initialize_from(generator: Generator, source: Generator) -> str:
                 f"{mine.channels(resolution)}; set channel_base={other.channel_base} channel_max={other.channel_max}."
             )
         resolution *= 2
+    if (generator.synthesis.base is None) != (source.synthesis.base is None):
+        has = "no base" if source.synthesis.base is None else "a base"
+        raise ConfigError(f"init has {has}; set base={str(source.synthesis.base is not None).lower()}.")
+    if source.synthesis.base is not None and mine.size == other.size:
+        generator.synthesis.base.copy_(source.synthesis.base)
     if source.mapping is not None:
         generator.mapping.load_state_dict(source.mapping.state_dict())
     if generator.projection is not None:
@@ -245,6 +263,14 @@ def initialize_from(generator: Generator, source: Generator) -> str:
     if mine.size > other.size:
         return f"grown from {other.size} to {mine.size} px: {len(new)} new block(s), whose color starts at zero"
     return f"cut from {other.size} to {mine.size} px: the finest {int(math.log2(other.size // mine.size))} left out"
+
+
+@torch.no_grad()
+def start_without_color(generator: Generator) -> None:
+    """Let every resolution's color start at zero: the image is the base, or gray, and no random colors are unlearnt."""
+    for block in generator.synthesis.blocks:
+        block.color.weight.zero_()
+        block.color.bias.zero_()
 
 
 # -- the run -----------------------------------------------------------------------------------------------
@@ -293,7 +319,7 @@ class TextureTraining:
 
     Args:
         generator: is trained. discriminator: of the same size, or None for a run that is only supervised.
-        batch: images a step, over all processes. seed: of everything that is drawn.
+        batch: images a step of the adversarial phase, over all processes. seed: of everything that is drawn.
         warm, adversarial, pair_weights: settings. augment: of what the discriminator sees.
         train_mapping: whether the mapping network learns in the adversarial phase; it never does in the warm one.
         precision, regularizer_precision: of the networks; of R1 and path length.
@@ -301,7 +327,8 @@ class TextureTraining:
 
     Attributes:
         average: running average of the generator, which is what is used afterwards.
-        step: turns of the loop so far. images: seen so far. warm_images: of them in the warm phase.
+        batch: images a step of the phase it is in. step: turns of the loop so far.
+        images: seen so far. warm_images: of them in the warm phase.
     """
 
     def __init__(
@@ -327,8 +354,11 @@ class TextureTraining:
         self.generator = generator.to(self.device).train()
         self.discriminator = None if discriminator is None else discriminator.to(self.device).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.batch, self.seed = batch, seed
+        self.seed = seed
         self.warm, self.adversarial = warm or WarmSettings(), adversarial or AdversarialSettings()
+        self._batches = {"warm": (self.warm.batch, 1), "adversarial": (batch, 1)}
+        if discriminator is not None:
+            self._batches["adversarial"] = (batch, min(discriminator.group, batch))
         self.pair_weights = pair_weights or PairWeights()
         self.adversarial_pair_weights = adversarial_pair_weights or self.pair_weights
         self.augment = augment or Augment()
@@ -338,14 +368,12 @@ class TextureTraining:
         for network in (self.generator, self.average, self.discriminator):
             if network is not None:
                 network.precision = precision
-        group = 1 if discriminator is None else min(discriminator.group, batch)
-        self.part = self.processes.part(batch, group)
         self.processes.copy_from_first(chain(self.generator.state_dict().values(), self.average.state_dict().values()))
         if self.discriminator is not None:
             self.processes.copy_from_first(self.discriminator.state_dict().values())
         self.step = self.images = self.warm_images = 0
         self.path_mean = torch.zeros([], device=self.device)
-        self.signs: list[float] = []
+        self.signs: list[Tensor] = []
         self.phase = ""
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
@@ -359,7 +387,9 @@ class TextureTraining:
         """
         if phase == self.phase:
             return
-        self.phase = phase
+        batch, group = self._batches[phase]
+        self.part = self.processes.part(batch, group)
+        self.phase, self.batch = phase, batch
         learn = phase == "adversarial" and self.train_mapping
         self.generator.requires_grad_(True)
         self.generator.mapping.requires_grad_(learn)
@@ -394,15 +424,20 @@ class TextureTraining:
 
     # -- supervised --------------------------------------------------------------------------------------
 
-    def warm_step(self, codes: Tensor, maps: Tensor, rate: float = 1.0) -> dict[str, Tensor]:
+    def warm_step(self, codes: Tensor, maps: Tensor, done: float = 0.5) -> dict[str, Tensor]:
         """One supervised step.
 
         Args:
-            codes: (b, w_dim) of this rank. maps: (b, 3, S, S) in [-1, 1]. rate: factor of the learning rate.
+            codes: (b, w_dim) of this rank. maps: (b, 3, S, S) in [-1, 1]. done: share of the phase, in [0, 1); learning
+                rate and size depend on it.
         """
+        rate = cosine_rampdown(done, self.warm.rampup, self.warm.rampdown)
+        size = self.warm.size(self.generator.size, done)
         optimizer = self._optimizer("generator", self.warm.rate * rate)
         noise = self.noise("warm", self.warm.noise, self.numbers())
-        image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise)
+        if size < maps.shape[-1]:
+            maps = F.avg_pool2d(maps, maps.shape[-1] // size)
+        image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
         loss = pair_loss(image, maps, self.pair_weights).mean()
         self._descend(loss, "generator", optimizer)
         with torch.no_grad():
@@ -421,7 +456,7 @@ class TextureTraining:
         z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(self.device)
         coins = draws_of(self.seed, f"{kind} mixing", numbers, 3, normal=False).to(self.device)
         first, second = g.map(z[:, 0]), g.map(z[:, 1])
-        if self.train_mapping:
+        if self.train_mapping and kind == "generator":
             self._track(first)
         at = 1 + (coins[:, 1] * (g.rows - 1)).long()
         crossover = torch.where(coins[:, 0] < self.adversarial.mixing, at, torch.full_like(at, g.rows))
@@ -499,7 +534,7 @@ class TextureTraining:
         fake_logits = d(self.augment(fake, self.seed, "fake", numbers))
         loss = discriminator_loss(real_logits, fake_logits).mean()
         self._descend(loss, "discriminator", optimizer)
-        self.signs.append(float(self.processes.average(real_logits.sign().mean())))
+        self.signs.append(real_logits.detach().sign().mean())
         return {"discriminator": loss.detach(), "real": real_logits.detach().mean()}
 
     def r1_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -529,7 +564,8 @@ class TextureTraining:
             self.warm_images = self.images
         update_average(self.average, self.generator, average_weight(self.batch, self.images, half_life, rampup))
         if len(self.signs) >= self.augment.settings.every:
-            self.augment.adapt(sum(self.signs) / len(self.signs), len(self.signs) * self.batch)
+            sign = float(self.processes.average(torch.stack(self.signs).mean()))
+            self.augment.adapt(sign, len(self.signs) * self.batch)
             self.signs = []
 
     # -- small parts -------------------------------------------------------------------------------------
@@ -573,7 +609,7 @@ class TextureTraining:
             "images": self.images,
             "warm_images": self.warm_images,
             "path_mean": self.path_mean,
-            "signs": list(self.signs),
+            "signs": [self.processes.average(sign) for sign in self.signs],
             "p": self.augment.p,
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
@@ -606,12 +642,36 @@ class TextureTraining:
                     group["lr"], group["betas"] = rate, betas  # what this run's settings say
             self.step, self.images, self.warm_images = (int(state[k]) for k in ("step", "images", "warm_images"))
             self.path_mean = state["path_mean"].to(self.device)
-            self.signs, self.augment.p = list(state["signs"]), float(state["p"])
+            self.signs, self.augment.p = [sign.to(self.device) for sign in state["signs"]], float(state["p"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise InputError(
                 f"{name} does not fit this run ({reason}); use the same settings or another out=."
             ) from None
+
+
+def invert_maps(generator: Generator, maps: Tensor, steps: int, rate: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Fit one w to each map: what a decoder cannot show, whoever's code it is given.
+
+    Adam from the mean of W, by the pair loss; the rate falls as a cosine.
+
+    Args:
+        generator: frozen. maps: (B, 3, S, S) in [-1, 1]. steps: of Adam. rate: at first.
+
+    Returns:
+        Codes (B, w_dim) and images (B, 3, S, S), both of the last step.
+    """
+    weights = PairWeights()
+    w = generator.w_mean.detach().expand(len(maps), -1).clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([w], rate, (0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * cosine_rampdown(step / steps, 0.05, 0.5)
+        optimizer.zero_grad(set_to_none=True)
+        image = generator.synthesis(generator.rows_of(w))
+        pair_loss(image, maps, weights).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return w.detach(), generator.synthesis(generator.rows_of(w))
 
 
 def _spread(image: Tensor) -> Tensor:
