@@ -39,6 +39,9 @@ GAIN = math.sqrt(2.0)
 CLAMP = 256.0
 """Half precision: activations are kept within this; bfloat16 has float32's range and needs no clamp."""
 
+_FEW = 32
+"""Channels below which a row of pixels is worked on as one, for an inner loop that is long enough."""
+
 _BLUR = (0.125, 0.375, 0.375, 0.125)
 
 
@@ -79,7 +82,7 @@ class EqualizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs) -> (B, outputs)."""
-        x = F.linear(x, self.weight * self.gain, self.bias * self.rate)
+        x = F.linear(x * self.gain, self.weight, self.bias * self.rate)
         return F.leaky_relu(x, SLOPE) * GAIN if self.activate else x
 
 
@@ -88,6 +91,24 @@ def _modulation(style: Tensor, half: bool) -> Tensor:
     if half:
         style = style / style.detach().abs().amax(1, keepdim=True).clamp(min=1e-8)
     return style
+
+
+def _scaled(x: Tensor, factor: Tensor, offset: Tensor | None = None) -> Tensor:
+    """``x * factor + offset``, the factors one a channel; channels last.
+
+    Args:
+        x: (B, C, H, W). factor: (B, C). offset: (1, C), or (b, H, W, C); none if left out.
+    """
+    batch, channels, height, width = x.shape
+    x = x.permute(0, 2, 3, 1)
+    if channels < _FEW:
+        x, factor = x.reshape(batch, height, width * channels), factor.repeat(1, width)[:, None]
+        if offset is not None:
+            offset = offset.repeat(1, width) if offset.dim() == 2 else offset.reshape(-1, height, width * channels)
+    else:
+        factor = factor[:, None, None]
+    y = x * factor if offset is None else torch.addcmul(offset, x, factor)
+    return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class StyledConvolution(nn.Module):
@@ -108,24 +129,42 @@ class StyledConvolution(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise", torch.randn(size, size))
         self.size, self.up = size, up
+        self._kept: tuple | None = None
+
+    def _kernel(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The convolution's kernel in a precision, and its squares (I, O) summed over it, for demodulation.
+
+        Kept while the weights stay as they are and nothing learns: a fit asks for them hundreds of times.
+        """
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        state = (self.weight._version, self.weight.data_ptr(), dtype)
+        if not learns and self._kept is not None:
+            weight, known, kernel, energy = self._kept
+            if weight is self.weight and known == state:
+                return kernel, energy
+        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
+        energy = weight.square().sum((2, 3)).T
+        if self.up:  # 4: of four samples of the transposed convolution's output, three come from inserted zeros
+            weight = 4 * weight.transpose(0, 1)
+        kernel = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        if not learns:
+            self._kept = (self.weight, state, kernel, energy)
+        return kernel, energy
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """(B, I, H, W) of the precision to compute in, (B, w_dim), (b, 1, S, S) -> (B, O, S, S)."""
-        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
         style = _modulation(self.style(w), x.dtype == torch.float16)
-        energy = weight.square().sum((2, 3))
-        demodulation = (style.square() @ energy.T + 1e-8).rsqrt()
-        x = x * style.to(x.dtype)[:, :, None, None]
-        if self.up:  # 4: of four samples of the transposed convolution's output, three come from inserted zeros
-            kernel = (4 * weight.transpose(0, 1)).to(x.dtype).contiguous(memory_format=torch.channels_last)
-            y = blur(F.conv_transpose2d(x, kernel, stride=2), 1)
-        else:
-            y = F.conv2d(x, weight.to(x.dtype).contiguous(memory_format=torch.channels_last), padding=1)
+        kernel, energy = self._kernel(x.dtype)
+        demodulation = (style.square() @ energy + 1e-8).rsqrt()
+        x = _scaled(x, style.to(x.dtype))
+        y = blur(F.conv_transpose2d(x, kernel, stride=2), 1) if self.up else F.conv2d(x, kernel, padding=1)
         # leaky ReLU is homogeneous: its gain goes into the factors before it
-        offset = (GAIN * self.bias).to(x.dtype).view(1, 1, 1, -1)
-        if noise is not None:  # channels last, or all that follows would not be
-            offset = offset + (GAIN * self.noise_strength * noise).to(x.dtype).permute(0, 2, 3, 1)
-        y = torch.addcmul(offset.permute(0, 3, 1, 2), y, (GAIN * demodulation).to(x.dtype)[:, :, None, None])
+        offset = (GAIN * self.bias).to(x.dtype)[None]
+        if noise is not None:
+            strength = (GAIN * self.noise_strength).to(x.dtype).expand_as(offset)
+            offset = torch.addmm(offset, noise.to(x.dtype).reshape(-1, 1), strength)
+            offset = offset.view(len(noise), *noise.shape[2:], -1)
+        y = _scaled(y, (GAIN * demodulation).to(x.dtype), offset)
         y = F.leaky_relu(y, SLOPE)
         return y.clamp(-CLAMP, CLAMP) if x.dtype == torch.float16 else y
 
