@@ -22,6 +22,7 @@ from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.run.device import choose_precision, supports_bfloat16
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
+from facerecon.stylegan.frozen import FrozenSynthesis
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.weights import read_generator, save_generator
 from facerecon.types import Latent
@@ -233,6 +234,7 @@ class StyleGANDecoder(TextureDecoder):
             ("start_effect", statistics.effect),
         ):
             self.register_buffer(name, tensor.float().contiguous(), persistent=False)
+        self._frozen: FrozenSynthesis | None = None
         self._set_precision()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> StyleGANDecoder:
@@ -241,6 +243,7 @@ class StyleGANDecoder(TextureDecoder):
         return result
 
     def _set_precision(self) -> None:
+        self._frozen = None
         self.generator.precision = synthesis_precision(self.precision_name, self.w_mean.device)
 
     # -- codes -------------------------------------------------------------------------------------
@@ -272,7 +275,9 @@ class StyleGANDecoder(TextureDecoder):
             size: a smaller power of two stops early, at the skip architecture's own coarser picture.
         """
         w = self.to_w(codes).expand(-1, self.generator.rows, -1)
-        texture = self.generator.synthesis(w, noise="const", size=size) * 0.5 + 0.5
+        if self._frozen is None:
+            self._frozen = FrozenSynthesis(self.generator.synthesis, self.generator.precision or torch.float32)
+        texture = self._frozen(w, size) * 0.5 + 0.5
         return texture + (texture.clamp(0, 1) - texture).detach()
 
     def sample(self, batch: int = 1, generator: torch.Generator | None = None) -> Latent:

@@ -11,6 +11,7 @@ import torch
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.losses import geocross_loss
 from facerecon.stylegan.decoder import LinearDecoder, decoder_kind, load_decoder
+from facerecon.stylegan.frozen import FrozenSynthesis
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture import StyleGANDecoder, measure_statistics, parse_space, save_decoder
 from facerecon.stylegan.weights import read_generator, save_generator
@@ -170,6 +171,29 @@ def test_geocross_is_on_w(path) -> None:
     w = decoder.w_mean + codes * decoder.w_std
     torch.testing.assert_close(geocross_loss(decoder.to_w(codes)), geocross_loss(w))
     assert abs(float(geocross_loss(w) - geocross_loss(codes))) > 0.1
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("size", [None, 16])
+def test_frozen_synthesis_is_the_networks_own(dtype, near, size) -> None:
+    """Pictures and gradients in the codes, against autograd through the trainable network in float32."""
+    generator = Generator(TINY)
+    with torch.no_grad():
+        for block in generator.synthesis.blocks:
+            for layer in (block.up, block.conv):
+                if layer is not None:
+                    layer.noise_strength.normal_(0, 0.3)
+                    layer.bias.normal_(0, 0.3)
+    generator.synthesis.base = torch.rand(3, 32, 32)
+    ws = torch.randn(3, 8, 32, requires_grad=True)
+    expected = generator.synthesis(ws, size=size)
+    got = FrozenSynthesis(generator.synthesis, dtype)(ws, size)
+    assert got.dtype is torch.float32
+    scale = expected.detach().abs().max()
+    torch.testing.assert_close(got / scale, expected / scale, atol=near, rtol=0)
+    probe = torch.randn_like(expected)
+    first, second = (torch.autograd.grad((picture * probe).sum(), ws)[0] for picture in (got, expected))
+    torch.testing.assert_close(first / second.abs().max(), second / second.abs().max(), atol=near, rtol=0)
 
 
 # -- files -----------------------------------------------------------------------------------------------
