@@ -2,10 +2,10 @@
 
     python benchmarks/expressiveness.py SET --decoders all=a/decoder.safetensors third=b/decoder.safetensors
 
-Each method is inverted onto the same held-out maps of a set (every tenth), with the same objective, steps and
-optimizer: decoders in W (also in a few directions of it) and in W+, and linear bases learnt from the
-same training maps as the decoder that they stand beside. Spaces are nested, and each starts where the smaller one
-ended; a linear basis starts at its least squares. Figures, smaller is better but for the judge's:
+Each method is inverted (:func:`facerecon.fitting.invert_texture`) onto the same held-out maps of a set (every tenth),
+with the same objective, steps and optimizer: decoders in W (also in a few directions of it) and in W+, and linear bases
+learnt from the same training maps. Spaces are nested, and each starts where the smaller one ended; a linear basis
+starts at its least squares. Figures, smaller is better but for the judge's:
 
 * L1: mean absolute difference of the whole map, and of the texels of the face;
 * face features: the open pack's stand-in for LPIPS, of the map on the mean head (not LPIPS; the objective has it);
@@ -19,9 +19,9 @@ with the same settings is not run again. Means are over maps, with bootstrap int
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -37,23 +37,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon import Renderer, load_face_model, losses
+from facerecon import load_face_model, losses
 from facerecon.dataset import UVMaps, face_layout
 from facerecon.dataset.memory import held_out, share_of
 from facerecon.errors import AssetError, FaceReconError
+from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
 from facerecon.imaging.files import contact_sheet, write_jpg
-from facerecon.perception import load_identity, load_judge
+from facerecon.perception import load_judge
 from facerecon.run import set_threads
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.stylegan.linear_basis import principal_components
 from facerecon.stylegan.texture import StyleGANDecoder, read_decoder
-from facerecon.types import Camera, SHLight
-
-FEATURES = 0.05
-"""Weight of the face features beside L1, in the objective."""
-
-RATE, RAMPDOWN = 0.05, 0.4
-"""Of Adam on coordinates in standard deviations, and the share of the steps in which the rate falls as a cosine."""
+from facerecon.types import Latent
 
 BOOTSTRAP = 2000
 
@@ -63,39 +59,38 @@ class Method:
     """A way to express maps by numbers.
 
     Args:
-        name: of its row. family: rows of one family start from one another. parameters: how many numbers.
-        decode: coordinates (B, parameters) in standard deviations, size (or None) -> (B, 3, S, S).
-        start: (targets, what the family's last row kept, or None) -> coordinates (B, parameters).
-        keep: coordinates -> what the family's next row starts from.
-        sizes: coarser sizes at which it can be decoded for less. settings: what a result depends on.
+        name: of its row. family: rows of one family start from one another.
+        decoder: that is inverted.
+        start: (targets, w (B, N, C) of the family's last row or None) -> where the inversion begins, or None.
+        settings: what a result depends on.
     """
 
     name: str
     family: str
-    parameters: int
-    decode: Callable[[Tensor, int | None], Tensor]
-    start: Callable[[Tensor, Tensor | None], Tensor]
-    keep: Callable[[Tensor], Tensor]
-    sizes: Sequence[int] = ()
+    decoder: TextureDecoder
+    start: Callable[[Tensor, Tensor | None], Latent | None]
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers."""
+        return self.decoder.rows * self.decoder.dim
+
+    @property
+    def file(self) -> str:
+        """Of its fitted maps."""
+        return self.name.replace(" ", "_").replace(",", "").replace("/", "-") + ".safetensors"
 
 
 # -- what is measured ------------------------------------------------------------------------------------------
 
 
-class Look:
-    """Maps on the mean head, from the front under even light, and the figures of a pair of maps."""
+class Figures:
+    """Figures of pairs of maps."""
 
     def __init__(self, size: int) -> None:
-        model = load_face_model("makehuman")
-        params = model.neutral()
-        camera, light = Camera.deep3d(), SHLight.ambient()
-        with torch.no_grad():
-            view = Renderer(224).prepare(model(params), model.topology, camera, light, face_region="face").detach()
-            self.gain = 0.9 / float(view.shade(torch.ones(1, 3, 8, 8)).image.amax())
-        self.view, self.landmarks = view, view.rendering.landmarks
-        self.face = F.interpolate(face_layout(model, 512).face, (size, size), mode="area")
-        self.features = losses.load_perceptual("face_features", load_identity().features)
+        self.features = MapFeatures("face_features")
+        self.face = F.interpolate(face_layout(load_face_model("makehuman"), 512).face, (size, size), mode="area")
         self.judge = load_judge()
         self.lpips = None
         try:
@@ -103,52 +98,20 @@ class Look:
         except (AssetError, ImportError) as error:
             print(f"note: no LPIPS, {error}")
 
-    def render(self, maps: Tensor) -> Tensor:
-        """(B, 3, 224, 224), before grey."""
-        drawn = [self.view.shade(texture[None]) for texture in maps]  # one view serves them all
-        mask = self.view.rendering.mask
-        return torch.cat([picture.image * self.gain * mask + 0.5 * (1 - mask) for picture in drawn])
-
-    def points(self, count: int) -> Tensor:
-        return self.landmarks.expand(count, -1, -1)
-
     @torch.no_grad()
-    def figures(self, maps: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def __call__(self, maps: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """{figure: (B,)} of fitted maps and their targets, (B, 3, S, S) in [0, 1]."""
-        points = self.points(len(maps))
-        drawn, truth = self.render(maps), self.render(targets)
+        points = self.features.landmarks.expand(len(maps), -1, -1)
+        drawn, truth = self.features.look(maps), self.features.look(targets)
         found = {
             "l1": (maps - targets).abs().mean((1, 2, 3)),
             "l1_face": losses.masked_mean_error(maps, targets, self.face.expand(len(maps), -1, -1, -1)),
-            "features": self.features(drawn, self.features.prepare(truth, points)),
+            "features": self.features(maps, self.features.prepare(targets)),
             "judge": losses.identity_similarity(self.judge(drawn, points), self.judge(truth, points)),
         }
         if self.lpips is not None:
             found["lpips"] = self.lpips(maps, targets)
         return found
-
-
-def invert(method: Method, targets: Tensor, start: Tensor, look: Look, steps: int) -> Tensor:
-    """Coordinates (B, P) that minimize ``L1 + FEATURES * face features``; the first half of the steps is coarser."""
-    coordinates = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([coordinates], betas=(0.9, 0.99))
-    points = look.points(len(targets))
-    prepared = look.features.prepare(look.render(targets), points)
-    for step in range(steps):
-        fall = min(1.0, (1 - step / steps) / RAMPDOWN)
-        rise = min(1.0, 10 * (step + 1) / steps)
-        optimizer.param_groups[0]["lr"] = RATE * rise * (0.5 - 0.5 * math.cos(fall * math.pi))
-        coarse = [s for s in method.sizes if s <= 64]
-        size = coarse[-1] if coarse and step < steps // 2 else None
-        maps = method.decode(coordinates, size)
-        goal = targets if size is None else F.interpolate(targets, (size, size), mode="area")
-        loss = (maps - goal).abs().mean((1, 2, 3))
-        if size is None:
-            loss = loss + FEATURES * look.features(look.render(maps.clamp(0, 1)), prepared)
-        optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
-        optimizer.step()
-    return coordinates.detach()
 
 
 # -- methods ---------------------------------------------------------------------------------------------------
@@ -158,51 +121,35 @@ def linear_methods(textures: Tensor, counts: Sequence[int], label: str) -> list[
     """Principal components of training maps; K of them at most one less than there are maps."""
     counts = sorted({min(k, len(textures) - 1) for k in counts})
     mean, basis, _ = principal_components(textures, counts[-1])
-    flat = basis.flatten(1)
     found = []
     for k in counts:
-        rows = flat[:k]
+        rows = basis[:k].flatten(1)
         normal = torch.linalg.inv((rows @ rows.T).double() + 1e-9 * torch.eye(k)).float()
 
-        def decode(codes: Tensor, size: int | None, rows: Tensor = rows) -> Tensor:
-            return (mean.flatten() + codes @ rows).view(-1, *mean.shape)
-
-        def start(targets: Tensor, _: Tensor | None, rows: Tensor = rows, normal: Tensor = normal) -> Tensor:
-            return ((targets - mean).flatten(1) @ rows.T) @ normal
+        def start(targets: Tensor, _: Tensor | None, rows: Tensor = rows, normal: Tensor = normal) -> Latent:
+            return Latent((((targets - mean).flatten(1) @ rows.T) @ normal)[:, None], "linear")
 
         settings = {"kind": "linear", "maps": len(textures), "components": k}
-        found.append(Method(f"linear {k}, {label}", f"linear {label}", k, decode, start, torch.clone, (), settings))
+        found.append(Method(f"linear {k}, {label}", f"linear {label}", LinearDecoder(mean, basis[:k]), start, settings))
     return found
 
 
 def decoder_methods(path: Path, counts: Sequence[int], label: str, precision: str, plus: bool) -> list[Method]:
-    """Directions of W that change the texture most, W, and W+; the first starts at a regression of small textures."""
+    """Directions of W that change the texture most, W, and W+."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    width = read_decoder(path, "w", precision).dim
     found = []
-    for space in [*[f"w/{k}" for k in sorted(counts)], "w", *(["w+"] if plus else [])]:
+    for space in [*[f"w/{k}" for k in sorted(counts) if k < width], "w", *(["w+"] if plus else [])]:
         decoder = read_decoder(path, space, precision)
 
-        def decode(codes: Tensor, size: int | None, decoder: StyleGANDecoder = decoder) -> Tensor:
-            return decoder.synthesis(codes.view(len(codes), decoder.rows, decoder.dim), size)
-
-        def start(targets: Tensor, before: Tensor | None, decoder: StyleGANDecoder = decoder) -> Tensor:
-            if before is None:
-                mean, effect = decoder.start_basis()
-                small = F.interpolate(targets, mean.shape[-2:], mode="area") - mean
-                rows = effect.flatten(1)
-                normal = rows @ rows.T + 1e-3 * (rows @ rows.T).diagonal().mean() * torch.eye(len(rows))
-                return decoder.from_start(torch.linalg.solve(normal, rows @ small.flatten(1).T).T).flatten(1)
-            w = before.view(len(before), -1, decoder.w_mean.shape[0])
-            return decoder.from_w(w).expand(-1, decoder.rows, -1).flatten(1)
-
-        def keep(codes: Tensor, decoder: StyleGANDecoder = decoder) -> Tensor:
-            return decoder.to_w(codes.view(len(codes), decoder.rows, decoder.dim)).flatten(1)
+        def start(targets: Tensor, w: Tensor | None, decoder: StyleGANDecoder = decoder) -> Latent | None:
+            if w is None:
+                return None
+            return Latent(decoder.from_w(w).expand(-1, decoder.rows, -1).contiguous(), decoder.space)
 
         name = {"w": "W", "w+": "W+"}.get(space, f"W, {space[2:]} directions")
-        settings = {"kind": "decoder", "file": digest, "space": space}
-        sizes = [4 * 2**i for i in range(1, 9) if 4 * 2**i < decoder.size]
-        numbers = decoder.rows * decoder.dim
-        found.append(Method(f"{name}, {label}", label, numbers, decode, start, keep, sizes, settings))
+        settings = {"kind": "decoder", "file": digest, "space": space, "precision": precision}
+        found.append(Method(f"{name}, {label}", label, decoder, start, settings))
     return found
 
 
@@ -227,16 +174,13 @@ def run(options: argparse.Namespace) -> None:
     if options.maps and options.maps < len(unseen):  # spread over the set
         unseen = [unseen[i * len(unseen) // options.maps] for i in range(options.maps)]
     targets = read_maps(maps, unseen)
-    look = Look(options.size)
+    measured, inversion = Figures(options.size), TextureInversionSettings(steps=options.steps)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     journal = out / "expressiveness.json"
     done = json.loads(journal.read_text())["methods"] if journal.is_file() else {}
     numbers = [maps.paths[i].stem for i in unseen]
-    common = {
-        "numbers": numbers, "size": options.size, "steps": options.steps, "features": FEATURES, "rate": RATE,
-        "precision": options.precision,
-    }  # fmt: skip
+    common = {"numbers": numbers, "size": options.size, "inversion": dataclasses.asdict(inversion)}
 
     methods: list[Method] = []
     for share in options.shares:
@@ -253,23 +197,28 @@ def run(options: argparse.Namespace) -> None:
     before: dict[str, Tensor] = {}
     for method in methods:
         settings = method.settings | common
-        file = out / "fits" / f"{method.name.replace(' ', '_').replace(',', '')}.safetensors"
+        file = out / "fits" / method.file
         if method.name in done and done[method.name]["settings"] == settings and file.is_file():
             stored, _ = read_safetensors(file, "fitted maps", "remove the folder")
             results[method.name] = done[method.name]
-            before[method.family] = method.keep(stored["codes"])
+            if "w" in stored:
+                before[method.family] = stored["w"]
             continue
         clock, parts = time.process_time(), []
-        start = method.start(targets, before.get(method.family))
-        for some, codes in zip(targets.split(options.batch), start.split(options.batch)):
-            parts.append(invert(method, some, codes, look, options.steps))
-        codes = torch.cat(parts)
-        with torch.no_grad():
-            fitted = torch.cat([method.decode(part, None).clamp(0, 1) for part in codes.split(options.batch)])
-        figures = look.figures(fitted, targets)
+        for k in range(0, len(targets), options.batch):
+            some = slice(k, k + options.batch)
+            w = before[method.family][some] if method.family in before else None
+            start = method.start(targets[some], w)
+            parts.append(invert_texture(targets[some], method.decoder, measured.features, inversion, start=start))
+        fitted = torch.cat([part.texture for part in parts])
+        stored = {"maps": fitted.half()}
+        if isinstance(method.decoder, StyleGANDecoder):
+            with torch.no_grad():
+                stored["w"] = torch.cat([method.decoder.to_w(part.latent.codes) for part in parts])
+            before[method.family] = stored["w"]
+        figures = measured(fitted, targets)
         seconds = (time.process_time() - clock) / len(targets)
-        write_whole(file, safetensors_bytes({"codes": codes, "maps": fitted.half()}))
-        before[method.family] = method.keep(codes)
+        write_whole(file, safetensors_bytes(stored))
         results[method.name] = {
             "parameters": method.parameters, "family": method.family, "settings": settings,
             "figures": {key: value.tolist() for key, value in figures.items()}, "seconds": seconds,
@@ -281,7 +230,7 @@ def run(options: argparse.Namespace) -> None:
     table = to_table(results)
     write_whole(out / "expressiveness.md", table.encode())
     print("\n" + table)
-    panels(out, targets[: options.panels], list(results), look)
+    panels(out, targets[: options.panels], methods, measured.features)
 
 
 def to_table(results: dict[str, dict[str, Any]]) -> str:
@@ -304,20 +253,16 @@ def to_table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Means of {count} held-out maps, with bootstrap intervals of 95 %.", ""])
 
 
-def panels(out: Path, targets: Tensor, names: list[str], look: Look) -> None:
-    """One row a map: the target, then every method; below it the same on the mean head."""
+def panels(out: Path, targets: Tensor, methods: Sequence[Method], features: MapFeatures) -> None:
+    """Two rows a map, on the atlas and on the mean head: the target, then every method."""
+    fits = [read_safetensors(out / "fits" / m.file, "fitted maps", "remove the folder")[0]["maps"] for m in methods]
     pictures, labels = [], []
-    fits = []
-    for name in names:
-        file = out / "fits" / f"{name.replace(' ', '_').replace(',', '')}.safetensors"
-        fits.append(read_safetensors(file, "fitted maps", "remove the folder")[0]["maps"].float())
     for k, target in enumerate(targets):
-        row = torch.stack([target, *[maps[k] for maps in fits]])
+        row = torch.stack([target, *[maps[k].float() for maps in fits]])
         with torch.no_grad():
-            drawn = look.render(row)
-        pictures += [*row, *drawn]
-        labels += ["target", *names] + [""] * (1 + len(names))
-    write_jpg(out / "panels.jpg", contact_sheet(pictures, 1 + len(names), labels, size=256))
+            pictures += [*row, *features.look(row)]
+        labels += ["target", *[m.name for m in methods]] + [""] * len(row)
+    write_jpg(out / "panels.jpg", contact_sheet(pictures, 1 + len(methods), labels, size=256))
 
 
 def main() -> int:
@@ -325,7 +270,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="a set of UV maps")
     parser.add_argument("--decoders", nargs="*", default=[], metavar="[NAME=]FILE", help="decoder.safetensors files")
     parser.add_argument("--components", type=int, nargs="*", default=[32, 64], help="directions of W")
-    parser.add_argument("--linear", type=int, nargs="*", default=[32, 64, 512], help="components of linear bases")
+    parser.add_argument("--linear", type=int, nargs="*", default=[32, 64, 128], help="components of linear bases")
     parser.add_argument("--shares", type=float, nargs="*", default=[1.0, 0.3], help="of the maps, for linear bases")
     parser.add_argument("--no-plus", dest="plus", action="store_false", help="leave W+ out")
     parser.add_argument("--maps", type=int, default=20, help="held-out maps; 0: all")

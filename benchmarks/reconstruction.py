@@ -10,7 +10,7 @@ those of any set (20, found by the detector, dark skin as often as in the set), 
 * BS Error (Sec. 3.2) of the decoder's texture and of the final one; and seconds.
 
 Writes reconstruction.json, reconstruction.md (means with bootstrap intervals, and differences to the first decoder on
-the same photos) and one picture a preset: photo, renders and textures by decoder. It goes on where it was stopped: a
+the same photos) and pictures by preset: photo, renders and textures by decoder. It goes on where it was stopped: a
 fit that is in the JSON with the same settings is not made again.
 """
 
@@ -99,8 +99,12 @@ def split(decoder: str) -> tuple[str, str | None]:
     return (name, space) if sign else (decoder, None)
 
 
-def fit(fitter: Any, photo: Observation, judge: Any) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Figures of one fit, its render in the photo (3, 224, 224), and its texture."""
+KINDS = ("render", "decoded", "texture")
+"""Pictures of a fit: the decoder's texture on the head in the photo, that texture, and the final one."""
+
+
+def fit(fitter: Any, photo: Observation, judge: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures of one fit, and {kind: (3, H, W)} pictures of :data:`KINDS`."""
     wall, cpu = time.perf_counter(), time.process_time()
     face = fitter(photo)
     seconds = {"seconds": time.process_time() - cpu, "wall": time.perf_counter() - wall}
@@ -112,7 +116,7 @@ def fit(fitter: Any, photo: Observation, judge: Any) -> tuple[dict[str, float], 
         bs["bs_final"] = brightness_symmetry_error(face.texture).item()
     figures = stages[last] | {f"{key}_final": final[key] for key in ("photometric", "identity")} | bs | seconds
     figures["diverged"] = float(bool(fitter.diverged))
-    return figures, images[list(images)[-1]][0], face.texture[0]
+    return figures, dict(zip(KINDS, (images[last][0], face.decoded[0], face.texture[0])))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -150,11 +154,12 @@ def run(options: argparse.Namespace) -> None:
                     continue
                 if fitter is None:
                     fitter = build_fitter(config, prepare(config))
-                figures, render, texture = fit(fitter, photo, judge)
+                figures, pictures = fit(fitter, photo, judge)
                 stem = file_stem(preset, decoder, name)
-                write_jpg(out / "pictures" / f"{stem}_render.jpg", render)
-                small = F.interpolate(texture[None], (256, 256), mode="area")[0]
-                write_jpg(out / "pictures" / f"{stem}_texture.jpg", small)
+                for kind, picture in pictures.items():
+                    if picture.shape[-1] > 256:
+                        picture = F.interpolate(picture[None], (256, 256), mode="area")[0]
+                    write_jpg(out / "pictures" / f"{stem}_{kind}.jpg", picture)
                 rows[key] = {
                     "preset": preset, "decoder": decoder, "photo": name, "settings": digest,
                     "generated": name.startswith("seed_"), **{k: round(v, 5) for k, v in figures.items()},
@@ -237,17 +242,17 @@ def to_markdown(rows: dict[str, dict[str, Any]], keys: list[tuple[str, str]], na
 
 
 def panels(out: Path, preset: str, decoders: list[str], names: list[str], rows: int = 12) -> None:
-    """panels_PRESET_K.jpg, twelve photos each: photo, render of each decoder, texture of each decoder."""
+    """panels_PRESET_K.jpg, twelve photos each: photo, then each of :data:`KINDS` for every decoder."""
     labels = [label_of(decoder) for decoder in decoders]
     for page in range(0, len(names), rows):
         pictures, texts = [], []
         for name in names[page : page + rows]:
             pictures.append(read_image(out / "pictures" / f"{name}.jpg"))
-            for kind in ("render", "texture"):
+            for kind in KINDS:
                 for decoder in decoders:
                     pictures.append(read_image(out / "pictures" / f"{file_stem(preset, decoder, name)}_{kind}.jpg"))
-            texts += [name, *labels, *labels]
-        sheet = contact_sheet(pictures, 1 + 2 * len(decoders), texts, size=224)
+            texts += [name, *[f"{label}: {kind}" for kind in KINDS for label in labels]]
+        sheet = contact_sheet(pictures, 1 + len(KINDS) * len(decoders), texts, size=192)
         write_jpg(out / f"panels_{preset}_{page // rows + 1}.jpg", sheet)
 
 
