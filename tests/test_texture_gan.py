@@ -1,0 +1,264 @@
+"""train/texture_gan.py as a user runs it: files, going on bit by bit, and what can go wrong."""
+
+import errno
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facerecon.dataset import Manifest
+from facerecon.run import load_checkpoint, read_metrics
+from facerecon.stylegan.weights import read_generator
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SCRIPT = ROOT / "train" / "texture_gan.py"
+_spec = importlib.util.spec_from_file_location("texture_gan", SCRIPT)
+texture_gan = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(texture_gan)
+
+TINY = {
+    "size": 16, "channel_base": 128, "channel_max": 8, "w_dim": 8, "batch": 4, "kimg": 0.032, "snapshot_kimg": 0.016,
+    "log_kimg": 0.008, "measure.features": 0, "measure.inversion": 1, "measure.inversion_steps": 2, "grid.samples": 4,
+    "grid.cell": 16, "average_kimg": 0.01, "precision": "float32", "device": "cpu", "threads": 1,
+}  # fmt: skip
+TINY = [f"{key}={value}" for key, value in TINY.items()]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    threads, show = torch.get_num_threads(), warnings.showwarning
+    kept = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    yield
+    torch.set_num_threads(threads)
+    warnings.showwarning = show
+    for key, value in kept.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+@pytest.fixture
+def maps(tmp_path) -> Path:
+    """Twenty smooth maps of 16 px, named as a set's."""
+    folder = tmp_path / "set" / "uv-maps"
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    for i in range(20):
+        coarse = Image.fromarray(draws.integers(0, 255, (3, 3, 3), dtype=np.uint8))
+        coarse.resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{3 * i:06d}.png")
+    return tmp_path / "set"
+
+
+def train(*overrides: str) -> int:
+    """Run it in this process."""
+    from configs.compose import run
+
+    return run(texture_gan.main, "texture_gan", texture_gan.__doc__, [*TINY, *overrides])
+
+
+def refused(capsys, *overrides: str) -> str:
+    """The one line of a run that fails."""
+    capsys.readouterr()
+    assert train(*overrides) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def state_of(out: Path) -> dict:
+    return load_checkpoint(sorted((out / "checkpoints").glob("*.safetensors"))[-1])["tree"]
+
+
+def same(a, b, path: str = "") -> None:
+    """Bit by bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert set(a) == set(b)
+        for key in a:
+            same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{path}.{i}")
+    else:
+        assert a == b, path
+
+
+def test_a_run_and_one_that_was_cut_in_two_end_alike(maps, tmp_path, capsys) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(f"data={maps}", f"out={whole}", "mirror=true") == 0
+    assert "18 maps of 16 px to train on, 2 held out, 0 with codes" in capsys.readouterr().out
+    assert train(f"data={maps}", f"out={parts}", "mirror=true", "kimg=0.016") == 0
+    assert train(f"data={maps}", f"out={parts}", "mirror=true") == 0
+    assert "goes on from step 4" in capsys.readouterr().out
+    same(state_of(whole), state_of(parts))
+    rows, other = (read_metrics(out / "metrics.jsonl") for out in (whole, parts))
+    timing = ("images_per_second", "eta_minutes")
+    assert [{k: v for k, v in row.items() if k not in timing} for row in rows] == [
+        {k: v for k, v in row.items() if k not in timing} for row in other
+    ]
+    assert (whole / "decoder.safetensors").read_bytes() == (parts / "decoder.safetensors").read_bytes()
+    names = {path.name for path in whole.iterdir()}
+    assert {"real.png", "samples-000000.0.png", "interpolations-000000.0.png", "decoders", "config.json"} <= names
+    assert [row["images"] for row in rows if "snapshot" in row] == [16, 32]
+    assert all(0 < row["held_out_inversion_l1"] < 1 for row in rows if "snapshot" in row)
+    generator, facts = read_generator(whole / "decoder.safetensors")
+    assert generator.size == 16
+    assert facts["about"]["maps"] == 18
+    capsys.readouterr()
+    assert train(f"data={maps}", f"out={whole}", "mirror=true") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_pairs_come_first_and_stay(maps, tmp_path, asset, capsys) -> None:
+    asset("mobile_stylegan")
+    rows = [(3 * i, i, {"source": torch.randn(512), "views": torch.randn(3, 512)}, {}) for i in range(20)]
+    Manifest.collect(rows, {"settings": {"truncation": 0.5}}).save(maps / "manifest.safetensors")
+    keys = ("warm.kimg=0.04", "warm.coarse=0.3", "adversarial.pairs=0.5", "adversarial.pair_weight=1", "kimg=0.016")
+    assert train(f"data={maps}", f"out={tmp_path / 'o'}", "w_dim=6", *keys) == 0
+    rows = read_metrics(tmp_path / "o" / "metrics.jsonl")
+    assert [row["phase"] for row in rows if "snapshot" not in row] == ["warm"] * 5 + ["adversarial"] * 2
+    assert all("pair" in row for row in rows if "snapshot" not in row)
+    assert all(0 < row["held_out_pair_l1"] < 0.5 for row in rows if "snapshot" in row)
+    generator, facts = read_generator(tmp_path / "o" / "decoder.safetensors")
+    assert facts["about"] | {"pair_truncation": 0.5, "mapping": "open", "warm_kimg": 0.04} == facts["about"]
+    assert generator.config.w_dim == 6
+    assert (tmp_path / "o" / "held-out-000000.0.png").is_file()
+
+
+@pytest.mark.parametrize("key", ["size=12", "batch=0", "warm.noise=gauss", "mapping=foreign", "share=0.25", "kimg=0"])
+def test_settings_that_cannot_be(maps, tmp_path, capsys, key) -> None:
+    assert key.split("=")[0].split(".")[-1] in refused(capsys, f"data={maps}", f"out={tmp_path / 'o'}", key)
+    assert not (tmp_path / "o").exists()
+
+
+def test_folders_that_cannot_be_trained_on(maps, tmp_path, capsys) -> None:
+    out = f"out={tmp_path / 'o'}"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no image file" in refused(capsys, f"data={empty}", out)
+    assert "nowhere is not a folder" in refused(capsys, f"data={tmp_path / 'nowhere'}", out)
+    assert "smaller than size=32; choose size=16" in refused(capsys, f"data={maps}", out, "size=32")
+    assert "manifest.safetensors does not exist" in refused(capsys, f"data={maps}", out, "warm.kimg=1")
+    odd = maps / "uv-maps" / "000099.png"
+    Image.new("RGB", (32, 32)).save(odd)
+    line = refused(capsys, f"data={maps}", out)
+    assert "different sizes" in line
+    assert "000099.png 32 px" in line
+    Image.new("RGB", (16, 20)).save(odd)
+    assert "000099.png is 16 x 20 px; a UV map is square" in refused(capsys, f"data={maps}", out)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("memory", ["memory_gb=8", "memory_gb=0"])
+def test_a_corrupt_map_is_left_out(maps, tmp_path, capsys, memory) -> None:
+    bad = maps / "uv-maps" / "000012.png"
+    bad.write_bytes(bad.read_bytes()[:-60])
+    assert train(f"data={maps}", f"out={tmp_path / 'o'}", memory) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "000012.png is left out" in line]
+    assert len(warned) == 1
+    for i in (3, 4, 5):
+        (maps / "uv-maps" / f"{3 * i:06d}.png").write_bytes(b"not a picture")
+    assert "of 20 maps cannot be read" in refused(capsys, f"data={maps}", f"out={tmp_path / 'p'}", memory)
+
+
+def test_a_full_disk_at_a_snapshot(maps, tmp_path, capsys, monkeypatch) -> None:
+    from facerecon import storage
+
+    out = tmp_path / "o"
+    assert train(f"data={maps}", f"out={out}", "kimg=0.016") == 0
+    before = {path: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "fsync", full)
+        line = refused(capsys, f"data={maps}", f"out={out}")
+    assert "No space left" in line
+    assert "The last snapshot" in line
+    assert "is of step 4" in line
+    assert {path: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before
+    assert train(f"data={maps}", f"out={out}") == 0
+    assert train(f"data={maps}", f"out={tmp_path / 'w'}") == 0
+    same(state_of(out), state_of(tmp_path / "w"))
+
+
+def test_numbers_that_are_none_stop_the_run(maps, tmp_path, capsys) -> None:
+    out = tmp_path / "o"
+    assert train(f"data={maps}", f"out={out}", "kimg=0.016") == 0
+    before = {path.name for path in (out / "checkpoints").iterdir()}
+    line = refused(capsys, f"data={maps}", f"out={out}", "adversarial.rate=1e30", "adversarial.path_weight=0")
+    assert "training stopped at step" in line
+    assert "The last snapshot is kept" in line
+    assert {path.name for path in (out / "checkpoints").iterdir()} == before
+    assert train(f"data={maps}", f"out={out}") == 0  # goes on from before
+
+
+def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:
+    keys = (f"data={maps}", f"out={tmp_path / 'o'}", "collapse.patience=3")
+    assert "all alike (collapse)" in refused(capsys, *keys, "collapse.spread=10")
+    assert "logits passed 1e-09" in refused(capsys, *keys, "collapse.logits=1e-9")
+
+
+def test_another_resolution(maps, tmp_path, capsys) -> None:
+    out = tmp_path / "o"
+    assert train(f"data={maps}", f"out={out}", "kimg=0.016", "size=8") == 0
+    assert "differs: size" in refused(capsys, f"data={maps}", f"out={out}")
+    init = f"init={out / 'decoder.safetensors'}"
+    assert train(f"data={maps}", f"out={tmp_path / 'p'}", "kimg=0.016", init) == 0
+    assert "grown from 8 to 16 px" in capsys.readouterr().out
+    assert "channel_base=128 channel_max=8" in refused(
+        capsys, f"data={maps}", f"out={tmp_path / 'q'}", "channel_max=4", init
+    )
+    checkpoint = next((out / "checkpoints").iterdir())
+    assert "not a texture generator" in refused(capsys, f"data={maps}", f"out={tmp_path / 'r'}", f"init={checkpoint}")
+
+
+def test_time_is_up(maps, tmp_path, capsys) -> None:
+    assert train(f"data={maps}", f"out={tmp_path / 'o'}", "max_minutes=1e-6", "kimg=100") == 0
+    assert "stopped after 1e-06 minutes" in capsys.readouterr().out
+    assert state_of(tmp_path / "o")["step"] == 1
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(maps, tmp_path) -> None:
+    """SIGKILL in the middle, several times; the same command ends with the files of a run that nobody touched."""
+    out = tmp_path / "o"
+    keys = [*TINY, f"data={maps}", "kimg=0.2"]
+    command = [sys.executable, str(SCRIPT), *keys, f"out={out}"]
+
+    def newest() -> int:
+        return max((path.stat().st_mtime_ns for path in out.glob("checkpoints/step-*")), default=0)
+
+    for _ in range(2):
+        before, deadline = newest(), time.monotonic() + 120
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and newest() == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert train(f"data={maps}", "kimg=0.2", f"out={tmp_path / 'w'}") == 0
+    same(state_of(out), state_of(tmp_path / "w"))
+    assert not list(out.rglob("*.part"))
+
+
+def test_help(capsys) -> None:
+    assert train("--help") == 0
+    text = capsys.readouterr().out
+    assert "code_noise" in text
+    assert "torchrun" in text
