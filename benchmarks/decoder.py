@@ -41,6 +41,7 @@ from facerecon.errors import FaceReconError
 from facerecon.run import choose_device, set_threads
 from facerecon.storage import write_whole
 from facerecon.stylegan.discriminator import Discriminator, minibatch_deviation
+from facerecon.stylegan.frozen import FrozenSynthesis
 from facerecon.stylegan.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture import synthesis_precision
@@ -139,6 +140,7 @@ class Way:
     def __init__(self, name: str, generator: Generator, discriminator: Discriminator, precision: Any) -> None:
         self.name, self.generator, self.critic = name, generator, discriminator
         self.precision, self.plain = precision or torch.float32, precision is None
+        self.frozen = FrozenSynthesis(generator.synthesis, self.precision)  # what a fit runs
 
     def synthesis(self, ws: Tensor, noise: str = "const", size: int | None = None) -> Tensor:
         if self.plain:
@@ -183,7 +185,8 @@ class Way:
     def fit_step(self, ws: Tensor, size: int) -> None:
         self.learn(None)
         leaf = ws.clone().requires_grad_()
-        self.synthesis(leaf, "const", size).square().mean().backward()
+        image = self.synthesis(leaf, "const", size) if self.plain else self.frozen(leaf, size)
+        image.square().mean().backward()
 
     def learn(self, network: torch.nn.Module | None) -> None:
         for other in (self.generator, self.critic):
@@ -257,7 +260,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_threads(options.threads)
     device = choose_device(options.device)
     torch.manual_seed(0)
-    config = GeneratorConfig(options.size, channel_base=options.channel_base, channel_max=options.channel_max)
+    config = GeneratorConfig(
+        options.size, w_dim=options.w_dim, channel_base=options.channel_base, channel_max=options.channel_max
+    )
     generator = Generator(config).to(device)
     critic = Discriminator(options.size, options.channel_base, options.channel_max).to(device)
     fast = synthesis_precision("auto", device)
@@ -277,6 +282,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ours, twin = ways[-2].synthesis(ws), ways[-1].synthesis(ws)
         apart = float((ours - twin).abs().max() / twin.abs().max())
         logits = [way.logits(real) for way in ways[-2:]]
+        apart = max(apart, float((ways[-2].frozen(ws) - twin).abs().max() / twin.abs().max()))
         apart = max(apart, float((logits[0] - logits[1]).abs().max() / logits[1].abs().max()))
     if apart > 1e-3:
         raise SystemExit(f"error: the twin differs from the networks by {apart:.1e} of their range")
@@ -368,6 +374,7 @@ def main() -> int:
     parser.add_argument("--channel-max", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--w-dim", type=int, default=512)
     parser.add_argument("--precision", default="auto", help="of the product's networks: auto, bfloat16, float16")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")

@@ -170,6 +170,51 @@ def test_coarse_synthesis_is_the_smaller_network(generator):
     assert torch.equal(generator.synthesis(ws[:, : small.rows], size=16), small.synthesis(ws[:, : small.rows]))
 
 
+def test_kept_kernels_follow_the_weights():
+    """Kernels are kept while nothing learns; a changed, loaded, converted or replaced weight is seen."""
+    generator = Generator(TINY).requires_grad_(False)
+    ws = torch.randn(1, TINY.rows, TINY.w_dim)
+
+    def fresh() -> Tensor:
+        return slow.synthesis(generator.state_dict(), ws)
+
+    assert torch.allclose(generator.synthesis(ws), fresh(), atol=1e-4)
+    with torch.no_grad():
+        generator.synthesis.blocks[1].up.weight.mul_(-1)
+    assert torch.allclose(generator.synthesis(ws), fresh(), atol=1e-4)
+    generator.load_state_dict(Generator(TINY).state_dict())
+    assert torch.allclose(generator.synthesis(ws), fresh(), atol=1e-4)
+    generator.load_state_dict(Generator(TINY).state_dict(), assign=True)
+    assert torch.allclose(generator.synthesis(ws), fresh(), atol=1e-4)
+    ws = ws.double()
+    assert torch.allclose(generator.double().synthesis(ws), fresh(), atol=1e-6)
+    state = {name: 2 * p for name, p in generator.synthesis.named_parameters()}
+    swapped = torch.func.functional_call(generator.synthesis, state, (ws,))
+    expected = slow.synthesis(generator.state_dict() | {f"synthesis.{k}": v for k, v in state.items()}, ws)
+    assert torch.allclose(swapped, expected, atol=1e-6)
+
+
+def test_base_and_projection(generator):
+    """The base lies under every image, averaged to its size; a projection is what its numbers say."""
+    ws, base = codes(), torch.randn(3, 32, 32, dtype=torch.float64)
+    plain = {size: generator.synthesis(ws, size=size) for size in (8, 32)}
+    generator.synthesis.base = base
+    try:
+        for size, image in plain.items():
+            blocks = base.view(3, size, 32 // size, size, 32 // size).mean((2, 4))
+            assert torch.allclose(generator.synthesis(ws, size=size), image + blocks)
+    finally:
+        generator.synthesis.base = None
+    projected = Generator(GeneratorConfig(8, 6, 4, 2, 16, 4, mapped_dim=7))
+    projected.projection.center.normal_()
+    projected.projection.directions.normal_()
+    z = torch.randn(3, 6)
+    mapped = projected.mapping(z)
+    assert mapped.shape == (3, 7)
+    expected = torch.stack([projected.projection.directions @ (m - projected.projection.center) for m in mapped])
+    assert torch.allclose(projected.map(z), expected, atol=1e-5)
+
+
 # -- latents and noise -----------------------------------------------------------------------------------------
 
 
