@@ -134,9 +134,11 @@ class StyledConvolution(nn.Module):
     def _kernel(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The convolution's kernel in a precision, and its squares (I, O) summed over it, for demodulation.
 
-        Kept while the weights stay as they are and nothing learns: a fit asks for them hundreds of times.
+        Kept for a frozen network while the weights stay as they are: a fit asks for them hundreds of times. Weights
+        that may learn are never kept, not even without gradients: a fused optimizer changes them unseen (no new
+        ``_version``).
         """
-        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        learns = self.weight.requires_grad
         state = (self.weight._version, self.weight.data_ptr(), dtype)
         if not learns and self._kept is not None:
             weight, known, kernel, energy = self._kept

@@ -91,6 +91,25 @@ def test_the_warm_phase_leaves_the_mapping_alone_and_counts() -> None:
         run.enter("adversarial")
 
 
+def test_what_the_discriminator_sees_is_of_the_weights_as_they_are() -> None:
+    """Fused optimizers change weights unseen by autograd: nothing may be kept of them between steps."""
+    run = TextureTraining(tiny(), None, batch=1, warm=WarmSettings(batch=2, coarse=0, rampup=0))
+    code, w = torch.ones(2, 8), torch.ones(1, run.generator.rows, 8)
+    run.enter("warm")
+    for _ in range(3):
+        with torch.no_grad():
+            seen = run.generator.synthesis(w)
+        fresh = tiny()
+        fresh.load_state_dict(run.generator.state_dict())
+        assert torch.equal(seen, fresh.synthesis(w).detach())
+        run.warm_step(code, pattern().expand(2, -1, -1, -1), 0.5)
+        run.finish_step(1)
+        with torch.no_grad():
+            seen = run.average.synthesis(w)
+        fresh.load_state_dict(run.average.state_dict())
+        assert torch.equal(seen, fresh.synthesis(w).detach())
+
+
 def test_adversarial_steps_approach_one_image() -> None:
     """A generator against a set of one map: what it makes comes nearer to that map."""
     from facerecon.stylegan.discriminator import Discriminator
