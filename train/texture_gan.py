@@ -69,6 +69,9 @@ def main(config: Any) -> int:
                 raise type(stop)(kept) from None
 
 
+_LINEAR_SIZE = 32  # px of the linear prediction
+
+
 class _Job:
     """One run: data, networks, and what is written of it."""
 
@@ -111,7 +114,11 @@ class _Job:
         for key in ("warm", "adversarial"):
             if c[key].noise not in NOISE:
                 raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
-        for key, names in (("mapping", ("auto", "open", "own")), ("train_mapping", ("auto", True, False))):
+        for key, names in (
+            ("mapping", ("auto", "open", "own")),
+            ("train_mapping", ("auto", True, False)),
+            ("base", ("none", "mean", "linear")),
+        ):
             if c[key] not in names:
                 raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
         if c.warm.kimg <= 0 and c.kimg <= 0:
@@ -135,8 +142,6 @@ class _Job:
         )
         torch.manual_seed(item_seed(c.seed, "weights"))
         generator = Generator(sizes)
-        if c.base:
-            generator.synthesis.base = memory.mean(self.training_maps)
         self.pairs = None
         if wants_pairs:
             if source is None:
@@ -149,10 +154,12 @@ class _Job:
             elif not c.init:
                 self.find_directions(generator)
         about = "at random" + (", mapping of the open face generator" if source is not None else "")
-        if c.warm.kimg > 0 or c.base:
+        if c.warm.kimg > 0 or c.base != "none":
             start_without_color(generator)
-        if c.init:
-            about = initialize_from(generator, read_generator(c.init)[0])
+        initial = read_generator(c.init)[0] if c.init else None
+        self.set_base(generator, fit=initial is None)
+        if initial is not None:
+            about = initialize_from(generator, initial)
         torch.manual_seed(item_seed(c.seed, "discriminator"))
         discriminator = Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
         pair_rows = []
@@ -206,6 +213,36 @@ class _Job:
                 + f"; {precision} on {device}, {self.processes.count} process(es)"
             )
 
+    def set_base(self, generator: Any, fit: bool = True) -> None:
+        """What the network adds to; ``fit=False`` leaves the linear prediction to the decoder that it starts from."""
+        import torch
+        import torch.nn.functional as F
+
+        from facerecon.errors import ConfigError
+        from facerecon.stylegan.latent_space import linear_maps
+
+        c, memory = self.config, self.memory
+        if c.base == "none":
+            return
+        generator.synthesis.base = memory.mean(self.training_maps)
+        if c.base != "linear":
+            return
+        if self.pairs is None:
+            raise ConfigError("base=linear is learnt from pairs; set warm.kimg.")
+        side = min(_LINEAR_SIZE, c.size)
+        if not fit:
+            generator.synthesis.linear = torch.zeros(c.w_dim, 3, side, side)
+            return
+        rows = [i for i in self.training_maps if self.pairs.known[i]]
+        codes, native = self.codes_of(rows, generator), self.pairs.codes[rows]
+        spread = native.std(0) * c.warm.code_noise
+        shares = spread.diag() if generator.projection is None else generator.projection.directions * spread
+        small = torch.cat([F.adaptive_avg_pool2d(memory.images(part)[0], side) for part in _parts(rows)])
+        _, linear = linear_maps(codes, small, shares @ shares.T)
+        generator.synthesis.linear = linear
+        shift = (codes.mean(0) @ linear.flatten(1)).view(1, 3, side, side)
+        generator.synthesis.base -= F.interpolate(shift, size=(c.size, c.size), mode="bilinear")[0]
+
     def find_directions(self, generator: Any) -> None:
         """Restrict W to the directions that the maps to train on depend on."""
         import torch
@@ -220,7 +257,9 @@ class _Job:
         z = torch.randn(20_000, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             samples = generator.mapping(z)
-        small = torch.nn.functional.adaptive_avg_pool2d(self.memory.images(rows)[0], min(64, self.memory.size))
+        side = min(64, self.memory.size)
+        pool = torch.nn.functional.adaptive_avg_pool2d
+        small = torch.cat([pool(self.memory.images(part)[0], side) for part in _parts(rows)])
         center, directions = predictive_directions(native.codes[rows], small, samples, self.config.w_dim)
         generator.projection.center.copy_(center)
         generator.projection.directions.copy_(directions)
@@ -492,6 +531,10 @@ def _passed(images: int, batch: int, kimg: float) -> bool:
     """Whether the last step crossed a multiple of ``kimg``."""
     every = max(1, round(kimg * 1000))
     return images // every > (images - batch) // every
+
+
+def _parts(rows: list[int], size: int = 64) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def _precision(name: str, device: Any) -> Any:

@@ -143,7 +143,7 @@ class FrozenSynthesis:
             )
             for block in network.blocks
         ]
-        self.base = None if network.base is None else network.base.detach()[None]
+        self.underlay = network.underlay
 
     def __call__(self, ws: Tensor, size: int | None = None) -> Tensor:
         """(B, rows, w_dim) -> (B, 3, size, size) in about [-1, 1], float32; each sample by itself."""
@@ -159,7 +159,5 @@ class FrozenSynthesis:
             tint = color(x, ws[:, row + 1])
             image = tint if image is None else upsample_image(image) + tint
             row += 1
-        if self.base is not None:
-            base = self.base
-            image = image + (base if size == self.size else F.interpolate(base, size=(size, size), mode="area"))
-        return image
+        below = self.underlay(ws, size)
+        return image if below is None else image + below

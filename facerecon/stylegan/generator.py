@@ -137,6 +137,8 @@ class SynthesisNetwork(nn.Module):
         precision: dtype in which the blocks compute; parameters and the image stay float32.
         base: (3, size, size) that the synthesized image is added to, or None for plain StyleGAN2. Maps lie texel on
             texel: started from their mean, a small network need not learn it.
+        linear: (w_dim, 3, s, s), what the first row of a code adds linearly to the base, or None. What a regression
+            finds in few maps (the skin's color, above all) a network would learn by heart.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -144,6 +146,7 @@ class SynthesisNetwork(nn.Module):
         self.size, self.rows, self.w_dim = config.size, config.rows, config.w_dim
         self.precision: torch.dtype | None = None
         self.register_buffer("base", None)
+        self.register_buffer("linear", None)
         self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
         sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
         self.blocks = nn.ModuleList(
@@ -184,10 +187,24 @@ class SynthesisNetwork(nn.Module):
             color = block.color(x, ws[:, row + 1])  # the next block's first layer shares this row
             image = color if image is None else upsample_image(image) + color
             row += 1
-        if self.base is not None:
-            base = self.base[None]
-            image = image + (base if size == self.size else F.interpolate(base, size=(size, size), mode="area"))
-        return image
+        below = self.underlay(ws, size)
+        return image if below is None else image + below
+
+    def underlay(self, ws: Tensor, size: int) -> Tensor | None:
+        """What the synthesized image is added to, (B or 1, 3, size, size): base and linear part, or None."""
+        if self.base is None:
+            return None
+        below = self.base[None]
+        if size != self.size:
+            below = F.interpolate(below, size=(size, size), mode="area")
+        if self.linear is not None:
+            linear = (ws[:, 0] @ self.linear.flatten(1)).view(-1, *self.linear.shape[1:])
+            if size < linear.shape[-1]:
+                linear = F.interpolate(linear, size=(size, size), mode="area")
+            elif size > linear.shape[-1]:
+                linear = F.interpolate(linear, size=(size, size), mode="bilinear", align_corners=False)
+            below = below + linear
+        return below
 
     @staticmethod
     def _noise(layer: StyledConvolution, kind: str | Sequence[Tensor], batch: int, index: int) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, ShapeError
 
-__all__ = ["predictive_directions"]
+__all__ = ["linear_maps", "predictive_directions"]
 
 
 @torch.no_grad()
@@ -57,3 +57,24 @@ def predictive_directions(
     whitener = vectors / values.clamp(min=1e-12).sqrt()  # root^-T
     directions = (whitener @ inner).T
     return center.float(), directions.float().contiguous()
+
+
+@torch.no_grad()
+def linear_maps(codes: Tensor, maps: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Least-squares prediction of maps, ``map = intercept + codes . directions``.
+
+    Args:
+        codes: (N, K). maps: (N, 3, s, s). noise: (K, K) covariance of noise on the codes, over which the squared error
+            is averaged (a ridge penalty of N times it).
+
+    Returns:
+        (3, s, s) and (K, 3, s, s).
+    """
+    mean, average = codes.double().mean(0), maps.double().mean(0)
+    centered, deviation = codes.double() - mean, (maps.double() - average).flatten(1)
+    gram = centered.T @ centered
+    if noise is not None:
+        gram = gram + len(codes) * noise.double()
+    directions = torch.linalg.solve(gram, centered.T @ deviation)
+    intercept = average - (mean @ directions).view_as(average)
+    return intercept.float(), directions.view(-1, *maps.shape[1:]).float()

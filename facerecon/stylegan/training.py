@@ -240,11 +240,12 @@ def initialize_from(generator: Generator, source: Generator) -> str:
                 f"{mine.channels(resolution)}; set channel_base={other.channel_base} channel_max={other.channel_max}."
             )
         resolution *= 2
-    if (generator.synthesis.base is None) != (source.synthesis.base is None):
-        has = "no base" if source.synthesis.base is None else "a base"
-        raise ConfigError(f"init has {has}; set base={str(source.synthesis.base is not None).lower()}.")
+    if base_of(generator) != base_of(source):
+        raise ConfigError(f"init has base={base_of(source)}, this run {base_of(generator)}; use the same.")
     if source.synthesis.base is not None and mine.size == other.size:
         generator.synthesis.base.copy_(source.synthesis.base)
+    if source.synthesis.linear is not None:
+        generator.synthesis.linear = source.synthesis.linear.clone()
     if source.mapping is not None:
         generator.mapping.load_state_dict(source.mapping.state_dict())
     if generator.projection is not None:
@@ -263,6 +264,12 @@ def initialize_from(generator: Generator, source: Generator) -> str:
     if mine.size > other.size:
         return f"grown from {other.size} to {mine.size} px: {len(new)} new block(s), whose color starts at zero"
     return f"cut from {other.size} to {mine.size} px: the finest {int(math.log2(other.size // mine.size))} left out"
+
+
+def base_of(generator: Generator) -> str:
+    """What a generator's synthesis is added to: "none", "mean" or "linear", as the configuration calls it."""
+    s = generator.synthesis
+    return "none" if s.base is None else "mean" if s.linear is None else "linear"
 
 
 @torch.no_grad()

@@ -85,6 +85,9 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
     if "synthesis.base" in weights:
         generator.synthesis.base = torch.empty(3, config.size, config.size, device="meta")
+    if "synthesis.linear" in weights:
+        side = weights["synthesis.linear"].shape[-1]
+        generator.synthesis.linear = torch.empty(config.w_dim, 3, side, side, device="meta")
     stored = any(name.startswith("mapping.") for name in weights)
     if not stored:
         generator.mapping = None
