@@ -26,6 +26,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.compose import Stopped, check_stop, run
 
 STRUCTURE = (
+    "codes",
+    "mapping_layers",
     "size",
     "channel_base",
     "channel_max",
@@ -87,7 +89,7 @@ class _Job:
         """Maps, pairs and networks."""
         import torch
 
-        from facerecon.dataset.memory import MapMemory, PairedCodes, held_out, share_of
+        from facerecon.dataset.memory import MapCodes, MapMemory, PairedCodes, held_out, share_of
         from facerecon.errors import ConfigError, InputError, nearest_name
         from facerecon.evaluation.distribution import identity_features, inception_features
         from facerecon.run import item_seed
@@ -103,6 +105,7 @@ class _Job:
             WarmSettings,
             initialize_from,
             open_mapping,
+            start_gently,
             start_without_color,
         )
         from facerecon.stylegan.weights import read_generator
@@ -118,6 +121,7 @@ class _Job:
             ("mapping", ("auto", "open", "own")),
             ("train_mapping", ("auto", True, False)),
             ("base", ("none", "mean", "linear")),
+            ("codes", ("faces", "maps")),
         ):
             if c[key] not in names:
                 raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
@@ -132,18 +136,30 @@ class _Job:
         if not self.training_maps:
             raise InputError(f"{c.data} has {len(memory)} map(s); none is left to train on with share={c.share}.")
         wants_pairs = c.warm.kimg > 0 or c.adversarial.pairs > 0
-        kind = ("open" if wants_pairs else "own") if c.mapping == "auto" else c.mapping
+        by_face = wants_pairs and c.codes == "faces"
+        kind = ("open" if by_face else "own") if c.mapping == "auto" else c.mapping
+        if kind == "open" and not by_face and wants_pairs:
+            raise ConfigError("codes=maps has a W of its own; set mapping=own, or codes=faces.")
         self.values["mapping"] = kind
 
         source = load_generator() if kind == "open" else None
         mapped = 0 if source is None or c.w_dim == len(source.mean_w) else len(source.mean_w)
+        layers = (0 if wants_pairs and not by_face else 8) if c.mapping_layers == "auto" else c.mapping_layers
         sizes = GeneratorConfig(
-            size=c.size, w_dim=c.w_dim, channel_base=c.channel_base, channel_max=c.channel_max, mapped_dim=mapped
+            size=c.size,
+            z_dim=512 if layers else c.w_dim,
+            w_dim=c.w_dim,
+            mapping_layers=layers,
+            channel_base=c.channel_base,
+            channel_max=c.channel_max,
+            mapped_dim=mapped,
         )
         torch.manual_seed(item_seed(c.seed, "weights"))
         generator = Generator(sizes)
-        self.pairs = None
-        if wants_pairs:
+        self.pairs = self.map_codes = None
+        if wants_pairs and not by_face:
+            self.map_codes = MapCodes(memory, self.training_maps, c.w_dim, c.mirror)
+        if by_face:
             if source is None:
                 raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
             self.pairs = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
@@ -156,6 +172,8 @@ class _Job:
         about = "at random" + (", mapping of the open face generator" if source is not None else "")
         if c.warm.kimg > 0 or c.base != "none":
             start_without_color(generator)
+        if c.base == "linear":
+            start_gently(generator)
         initial = read_generator(c.init)[0] if c.init else None
         self.set_base(generator, fit=initial is None)
         if initial is not None:
@@ -163,7 +181,10 @@ class _Job:
         torch.manual_seed(item_seed(c.seed, "discriminator"))
         discriminator = Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
         pair_rows = []
-        if wants_pairs:
+        if self.map_codes is not None:
+            mirrored = [i + len(memory) for i in self.training_maps] if c.mirror else []
+            pair_rows = self.training_maps + mirrored
+        if by_face:
             pair_rows = [i for i in self.training_maps if self.pairs.known[i]]
             if not pair_rows:
                 raise InputError(
@@ -174,7 +195,7 @@ class _Job:
         if pair_rows:
             rows = torch.tensor(pair_rows)
             codes = self.codes_of(pair_rows, generator).to(device)
-            latents = Latents(codes, lambda chosen: memory.images(rows[chosen.cpu()], device)[0])
+            latents = Latents(codes, lambda chosen: self.pair_images(rows[chosen.cpu()], device)[0], rows)
         self.features, self.real_features = {}, {}
         if c.measure.features:
             self.features["identity"] = identity_features()
@@ -201,6 +222,7 @@ class _Job:
             regularizer_precision=regularizer,
             processes=self.processes,
             latents=latents,
+            table=None if self.map_codes is None else self.map_codes.table,
         )
         if self.processes.first:
             million = [
@@ -226,6 +248,13 @@ class _Job:
             return
         generator.synthesis.base = memory.mean(self.training_maps)
         if c.base != "linear":
+            return
+        if self.map_codes is not None:
+            codes = self.map_codes
+            generator.synthesis.linear = codes.components.clone()
+            pooled = F.adaptive_avg_pool2d(generator.synthesis.base, codes.mean.shape[-1])
+            shift = (codes.mean - pooled)[None]  # of maps and their mirror images
+            generator.synthesis.base += F.interpolate(shift, size=(c.size, c.size), mode="bilinear")[0]
             return
         if self.pairs is None:
             raise ConfigError("base=linear is learnt from pairs; set warm.kimg.")
@@ -270,6 +299,14 @@ class _Job:
 
         from facerecon.stylegan.training import draws_of
 
+        if self.map_codes is not None:
+            job = getattr(self, "training", None)
+            table = self.map_codes.table if job is None else job.table.detach().cpu()
+            codes = table[torch.as_tensor(rows)]
+            if numbers is not None and self.config.warm.code_noise:
+                noise = draws_of(self.config.seed, "code noise", numbers, codes.shape[1])
+                codes = codes + self.config.warm.code_noise * noise
+            return codes.to(generator.w_mean.device)
         codes = self.pairs.codes[torch.as_tensor(rows)]
         if numbers is not None and self.config.warm.code_noise:
             spread = self.pairs.codes[self.pairs.known].std(0) * self.config.warm.code_noise
@@ -278,6 +315,16 @@ class _Job:
             return codes
         with torch.no_grad():
             return generator.projection(codes.to(generator.projection.center.device))
+
+    def pair_images(self, rows: Any, device: Any) -> tuple[Any, list[int]]:
+        """Maps of the supervised phase, by their rows; those beyond the number of maps are mirror images."""
+        rows, count = [int(i) for i in rows], len(self.memory)
+        images, shown = self.memory.images([i % count for i in rows], device)
+        flipped = [i >= count for i in rows]
+        for k, flip in enumerate(flipped):
+            if flip:
+                images[k] = images[k].flip(-1)
+        return images, [i + count * flip for i, flip in zip(shown, flipped, strict=True)]
 
     def _resume(self, folder: Any) -> None:
         """The last snapshot, on every rank."""
@@ -297,6 +344,7 @@ class _Job:
 
     def run(self, folder: Any) -> int:
         """Train; ``folder`` is None on ranks that do not write."""
+        import torch
         from tqdm import tqdm
 
         c, t, maps, first = self.config, self.training, self.memory, folder is not None
@@ -320,10 +368,10 @@ class _Job:
             t.enter("warm" if t.images < warm_images else "adversarial")
             numbers = t.numbers()
             if t.phase == "warm":  # supervised: the map of a face, from the face's code
-                real, shown = maps.images(maps.order(self.pair_rows, c.seed, numbers), t.device)
-                figures |= t.warm_step(
-                    self.codes_of(shown, t.generator, numbers).to(t.device), real, t.images / warm_images
-                )
+                real, shown = self.pair_images(maps.order(self.pair_rows, c.seed, numbers), t.device)
+                codes = self.codes_of(shown, t.generator, numbers).to(t.device)
+                rows = None if t.table is None else torch.tensor(shown)
+                figures |= t.warm_step(codes, real, t.images / warm_images, rows)
             else:  # adversarial: StyleGAN2
                 real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
                 if t.images - t.warm_images >= c.adversarial.delay_kimg * 1000:
@@ -419,7 +467,7 @@ class _Job:
 
         c, t = self.config, self.training
         g, figures = t.average, {}
-        known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][: c.measure.pairs]
+        known = [i for i in self.unseen if self.map_codes or (self.pairs and self.pairs.known[i])][: c.measure.pairs]
         if known:
             errors = []
             for start in range(0, len(known), c.batch):
@@ -465,7 +513,7 @@ class _Job:
         steps = torch.linspace(0, 1, 8, device=device)[:, None]
         lines = torch.cat([torch.lerp(w[i], w[(i + 1) % 8], steps) for i in range(0, 8, 2)])
         self._sheet(path / f"interpolations-{name}.png", self._images(g.rows_of(lines)), 8)
-        known = [i for i in self.unseen if self.pairs is not None and self.pairs.known[i]][:8]
+        known = [i for i in self.unseen if self.map_codes or (self.pairs and self.pairs.known[i])][:8]
         if known:
             made = self._images(g.rows_of(self.codes_of(known, g).to(device)))
             self._sheet(path / f"held-out-{name}.png", torch.cat([self.memory.images(known)[0], made]), len(known))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,8 +18,9 @@ from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.readers import UVMaps
 from facerecon.errors import ConfigError, InputError
 from facerecon.run import item_generator
+from facerecon.stylegan.linear_basis import principal_components
 
-__all__ = ["MapMemory", "PairedCodes", "held_out", "share_of"]
+__all__ = ["MapCodes", "MapMemory", "PairedCodes", "held_out", "share_of"]
 
 _SHARE_ORDER = (0, 3, 6, 1, 4, 7, 2, 5, 8)
 _BAD_SHARE = 0.1
@@ -173,6 +175,42 @@ class MapMemory:
                 orders[epoch] = torch.randperm(len(indices), generator=item_generator(seed, "order", epoch)).tolist()
             chosen.append(indices[orders[epoch][place]])
         return chosen
+
+
+class MapCodes:
+    """Codes of maps by themselves: whitened principal coordinates, in which a decoder can begin to learn better ones.
+
+    Args:
+        memory: the maps. rows: those to find the components of. count: K.
+        mirror: their mirror images count as maps too.
+        side: px to which maps are averaged down before.
+
+    Attributes:
+        mean: (3, s, s), components: (K, 3, s, s), one standard deviation each; on values in [-1, 1].
+        table: (2 N, K) of all N maps, then of their mirror images; N rows without ``mirror``.
+
+    Raises:
+        ShapeError: fewer than K + 1 maps.
+    """
+
+    def __init__(self, memory: MapMemory, rows: Sequence[int], count: int, mirror: bool, side: int = 64) -> None:
+        side = min(side, memory.size)
+        parts = [range(i, min(i + 64, len(memory))) for i in range(0, len(memory), 64)]
+        good = [[i for i in part if i not in memory.bad] for part in parts]
+        small = torch.zeros(len(memory), 3, side, side)
+        for part in good:
+            if part:
+                small[part] = F.adaptive_avg_pool2d(memory.images(part)[0], side)
+        known = small[list(rows)]
+        both = torch.cat([known, known.flip(-1)]) if mirror else known
+        self.mean, self.components, _ = principal_components(both, count)
+        self.table = self.coordinates(torch.cat([small, small.flip(-1)]) if mirror else small)
+
+    def coordinates(self, maps: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1] -> (B, K), by least squares."""
+        flat = self.components.flatten(1)
+        small = F.adaptive_avg_pool2d(maps, self.mean.shape[-1])
+        return ((small - self.mean).flatten(1) @ flat.T) / flat.square().sum(1)
 
 
 class PairedCodes:

@@ -28,7 +28,8 @@ class GeneratorConfig:
 
     Args:
         size: pixels a side, a power of two from 8 on.
-        z_dim, w_dim: widths of the latents. mapping_layers: of the mapping network.
+        z_dim, w_dim: widths of the latents. mapping_layers: of the mapping network; with 0 of them w is
+            z, brought to the sphere of radius sqrt(z_dim).
         channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
         mapped_dim: width of the mapping network's output where it is projected to ``w_dim`` numbers; 0: no projection.
 
@@ -47,8 +48,16 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (field.name != "mapped_dim"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or value < (field.name not in ("mapped_dim", "mapping_layers"))
+            ):
                 raise ConfigError(f"generator: {field.name} must be a positive integer; got {value!r}.")
+        if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
+            raise ConfigError(
+                f"generator: without mapping layers z_dim and w_dim are one; got {self.z_dim}, {self.w_dim}."
+            )
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
 

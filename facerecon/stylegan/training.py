@@ -72,6 +72,8 @@ class WarmSettings:
         batch: images a step. betas: of Adam.
         rampup, rampdown: shares of the phase in which the rate rises linearly and falls as a cosine.
         noise: per-pixel noise of the synthesis, ``"none"``, ``"const"`` or ``"random"``.
+        code_rate: learning rate of a table of learnt codes, in standard deviations of W. code_prior: weight of
+            their mean square.
         coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
             sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
     """
@@ -79,6 +81,8 @@ class WarmSettings:
     rate: float = 0.02
     batch: int = 8
     coarse: float = 0.3
+    code_rate: float = 0.002
+    code_prior: float = 0.001
     betas: tuple[float, float] = (0.9, 0.99)
     rampup: float = 0.02
     rampdown: float = 0.3
@@ -280,6 +284,15 @@ def start_without_color(generator: Generator) -> None:
         block.color.bias.zero_()
 
 
+@torch.no_grad()
+def start_gently(generator: Generator, share: float = 0.2) -> None:
+    """Let styles depend less on w at first, and so the network on w almost linearly: it then learns by heart later."""
+    for block in generator.synthesis.blocks:
+        for layer in (block.up, block.conv, block.color):
+            if layer is not None:
+                layer.style.weight.mul_(share)
+
+
 # -- the run -----------------------------------------------------------------------------------------------
 
 
@@ -288,12 +301,14 @@ class Latents:
     """Where generated images take their codes from.
 
     Args:
-        codes: (N, w_dim) of the pairs, or None. maps: function from rows of ``codes`` to their maps
+        codes: (N, w_dim) of the pairs, or None. rows: of the table of learnt codes that they are, if any.
+        maps: function from rows of ``codes`` to their maps
             (B, 3, S, S) in [-1, 1].
     """
 
     codes: Tensor | None = None
     maps: Any = None
+    rows: Tensor | None = None
 
 
 @contextmanager
@@ -331,6 +346,7 @@ class TextureTraining:
         train_mapping: whether the mapping network learns in the adversarial phase; it never does in the warm one.
         precision, regularizer_precision: of the networks; of R1 and path length.
         processes: the ranks. latents: codes and maps of pairs.
+        table: (M, w_dim) codes that the supervised phase learns along with the network, as they begin.
 
     Attributes:
         average: running average of the generator, which is what is used afterwards.
@@ -355,6 +371,7 @@ class TextureTraining:
         regularizer_precision: torch.dtype = torch.float32,
         processes: Processes | None = None,
         latents: Latents | None = None,
+        table: Tensor | None = None,
     ) -> None:
         self.processes = processes or Processes(torch.device("cpu"))
         self.device = self.processes.device
@@ -372,6 +389,7 @@ class TextureTraining:
         self.train_mapping = train_mapping
         self.regularizer_precision = regularizer_precision
         self.latents = latents or Latents()
+        self.table = None if table is None else nn.Parameter(table.to(self.device))
         for network in (self.generator, self.average, self.discriminator):
             if network is not None:
                 network.precision = precision
@@ -406,7 +424,13 @@ class TextureTraining:
             self.optimizers = {
                 "generator": torch.optim.Adam(learning, self.warm.rate, self.warm.betas, eps=1e-8, fused=fused)
             }
+            if self.table is not None:
+                self.optimizers["codes"] = torch.optim.Adam(
+                    [self.table], self.warm.code_rate, self.warm.betas, eps=1e-8, fused=fused
+                )
             return
+        if self.table is not None and self.latents.rows is not None:
+            self.latents.codes = self.table.detach()[self.latents.rows.to(self.device)]
         if self.discriminator is None:
             raise ConfigError("the adversarial phase needs a discriminator; got none.")
         self.optimizers = {}
@@ -431,12 +455,14 @@ class TextureTraining:
 
     # -- supervised --------------------------------------------------------------------------------------
 
-    def warm_step(self, codes: Tensor, maps: Tensor, done: float = 0.5) -> dict[str, Tensor]:
+    def warm_step(
+        self, codes: Tensor, maps: Tensor, done: float = 0.5, rows: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """One supervised step.
 
         Args:
             codes: (b, w_dim) of this rank. maps: (b, 3, S, S) in [-1, 1]. done: share of the phase, in [0, 1); learning
-                rate and size depend on it.
+                rate and size depend on it. rows: (b,) of the learnt table that the codes are of.
         """
         rate = cosine_rampdown(done, self.warm.rampup, self.warm.rampdown)
         size = self.warm.size(self.generator.size, done)
@@ -444,9 +470,18 @@ class TextureTraining:
         noise = self.noise("warm", self.warm.noise, self.numbers())
         if size < maps.shape[-1]:
             maps = F.avg_pool2d(maps, maps.shape[-1] // size)
+        loss = 0.0
+        if rows is not None:
+            learner = self._optimizer("codes", self.warm.code_rate * rate)
+            learnt = self.table[rows.to(self.device)]
+            codes = codes + (learnt - learnt.detach())
+            loss = self.warm.code_prior * learnt.square().mean()
         image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
-        loss = pair_loss(image, maps, self.pair_weights).mean()
+        loss = loss + pair_loss(image, maps, self.pair_weights).mean()
         self._descend(loss, "generator", optimizer)
+        if rows is not None:
+            self.processes.average_gradients([self.table])
+            learner.step()
         with torch.no_grad():
             l1 = (image.detach() - maps).abs().mean() / 2  # of [0, 1]
         return {"pair": loss.detach(), "l1": l1}
@@ -618,6 +653,7 @@ class TextureTraining:
             "path_mean": self.path_mean,
             "signs": [self.processes.average(sign) for sign in self.signs],
             "p": self.augment.p,
+            "table": None if self.table is None else self.table.detach(),
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "discriminator": None if self.discriminator is None else self.discriminator.state_dict(),
@@ -640,6 +676,9 @@ class TextureTraining:
             self.average.load_state_dict(state["average"])
             if self.discriminator is not None and state["discriminator"] is not None:
                 self.discriminator.load_state_dict(state["discriminator"])
+            if self.table is not None:
+                with torch.no_grad():
+                    self.table.copy_(state["table"])
             self.phase = ""
             self.enter(state["phase"])
             for key, optimizer in self.optimizers.items():
