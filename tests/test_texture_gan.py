@@ -139,6 +139,29 @@ def test_pairs_come_first_and_stay(maps, tmp_path, asset, capsys) -> None:
     assert (tmp_path / "o" / "held-out-000000.0.png").is_file()
 
 
+def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys) -> None:
+    """Any folder of maps: their coordinates are the codes; one run, and one that was cut in two, learn the same."""
+    some = ["codes=maps", "base=linear", "mirror=true", "warm.kimg=0.032", "warm.batch=4", "warm.coarse=0"]
+    some += [f"data={maps}", "adversarial.pairs=0.5", "adversarial.pair_weight=1", "warm.code_noise=0.1"]
+    assert train(*some, f"out={tmp_path / 'whole'}") == 0
+    state = state_of(tmp_path / "whole")
+    table = state["table"]
+    assert table.shape == (40, 8)
+    held = [9, 19, 29, 39]
+    generator, facts = read_generator(tmp_path / "whole" / "decoder.safetensors")
+    assert generator.synthesis.linear.shape == (8, 3, 16, 16)
+    assert generator.config.mapping_layers == 0 and facts["about"]["codes"] == "maps"
+    from facerecon.dataset.memory import MapCodes, MapMemory, share_of
+
+    memory = MapMemory(maps, 16)
+    first = MapCodes(memory, share_of(20), 8, mirror=True).table
+    moved = (table - first).abs().amax(1)
+    assert all(moved[i] == 0 for i in held) and int((moved > 0).sum()) == 32  # each of 32 images another row
+    assert train(*some, f"out={tmp_path / 'cut'}", "max_minutes=0") == 0
+    assert train(*some, f"out={tmp_path / 'cut'}") == 0
+    same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
+
+
 @pytest.mark.parametrize("key", ["size=12", "batch=0", "warm.noise=gauss", "mapping=foreign", "share=0.25", "kimg=0"])
 def test_settings_that_cannot_be(maps, tmp_path, capsys, key) -> None:
     assert key.split("=")[0].split(".")[-1] in refused(capsys, f"data={maps}", f"out={tmp_path / 'o'}", key)

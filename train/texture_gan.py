@@ -449,6 +449,8 @@ class _Job:
             "kimg": (t.images - t.warm_images) / 1000,
             "batch": c.batch,
             "mapping": self.values["mapping"],
+            "codes": c.codes if c.warm.kimg > 0 or c.adversarial.pairs > 0 else "none",
+            "base": c.base,
             "share": c.share,
             "seed": c.seed,
             "figures": {key: value for key, value in figures.items() if isinstance(value, float)},

@@ -63,7 +63,7 @@ class Fitter:
             ``lpips_squeeze``.
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``release`` or ``uniform``.
-        latent_prior: ``radius`` (paper) or ``geocross`` (release).
+        latent_prior: ``radius`` (paper), ``geocross`` (release) or ``gaussian`` (ours).
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
@@ -94,7 +94,11 @@ class Fitter:
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
         if identity_alignment not in ("own", "photo"):
             raise ConfigError(nearest_name(identity_alignment, ("own", "photo"), "identity alignment"))
-        priors = {"radius": losses.radius_loss, "geocross": losses.geocross_loss}
+        priors = {
+            "radius": losses.radius_loss,
+            "geocross": losses.geocross_loss,
+            "gaussian": losses.gaussian_loss,
+        }
         if latent_prior not in priors:
             raise ConfigError(nearest_name(latent_prior, priors, "latent prior"))
         self.model, self.decoder, self.renderer = model, decoder, renderer

@@ -11,13 +11,14 @@ from facerecon.losses.image import (
     silhouette_loss,
 )
 from facerecon.losses.landmark import landmark_loss, landmark_weights, normalized_mean_error
-from facerecon.losses.priors import coefficient_loss, geocross_loss, light_color_loss, radius_loss
+from facerecon.losses.priors import coefficient_loss, gaussian_loss, geocross_loss, light_color_loss, radius_loss
 
 __all__ = [
     "FaceFeatureDistance",
     "LPIPSDistance",
     "coefficient_loss",
     "composite",
+    "gaussian_loss",
     "geocross_loss",
     "identity_loss",
     "identity_similarity",

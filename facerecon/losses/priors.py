@@ -7,7 +7,7 @@ from torch import Tensor
 
 from facerecon.errors import check_shape
 
-__all__ = ["coefficient_loss", "geocross_loss", "light_color_loss", "radius_loss"]
+__all__ = ["coefficient_loss", "gaussian_loss", "geocross_loss", "light_color_loss", "radius_loss"]
 
 
 def coefficient_loss(coefficients: Tensor) -> Tensor:
@@ -27,6 +27,23 @@ def radius_loss(codes: Tensor) -> Tensor:
     """
     check_shape("codes", codes, "B N C")
     return (codes.square().mean(-1) - 1).square().mean(1)
+
+
+def gaussian_loss(codes: Tensor, spread: float = 0.5) -> Tensor:
+    """-log of a Gaussian of codes, per number (ours): rows share a mean of unit variance, and differ from it by less.
+
+    ``mean_c m_c^2 + mean_(n, c) (z_nc - m_c)^2 / spread^2``, m the mean over rows. What a photo does not show stays
+    near the mean texture. Of one row it is ``|z|^2 / d``.
+
+    Args:
+        codes: (B, N, C), standardized. spread: standard deviation of a row about the mean of all.
+
+    Returns:
+        (B,).
+    """
+    check_shape("codes", codes, "B N C")
+    mean = codes.mean(1, keepdim=True)
+    return mean.square().mean((1, 2)) + (codes - mean).square().mean((1, 2)) / spread**2
 
 
 def geocross_loss(codes: Tensor) -> Tensor:

@@ -55,9 +55,8 @@ class GeneratorConfig:
             ):
                 raise ConfigError(f"generator: {field.name} must be a positive integer; got {value!r}.")
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
-            raise ConfigError(
-                f"generator: without mapping layers z_dim and w_dim are one; got {self.z_dim}, {self.w_dim}."
-            )
+            raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
+
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from facerecon.dataset import Manifest
-from facerecon.dataset.memory import MapMemory, PairedCodes, held_out, share_of
+from facerecon.dataset.memory import MapCodes, MapMemory, PairedCodes, held_out, share_of
 from facerecon.errors import ConfigError, InputError
 
 
@@ -76,3 +76,20 @@ def test_truncation_of_codes_is_taken_back(folder) -> None:
         PairedCodes(folder, ["0"], mean[:4])
     with pytest.raises(ConfigError, match="pair_truncation"):
         PairedCodes(folder, ["0"], mean, 0.0)
+
+
+def test_codes_of_maps_are_whitened_coordinates(tmp_path) -> None:
+    draws = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(draws.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    memory = MapMemory(tmp_path, 16)
+    rows = share_of(len(memory))
+    codes = MapCodes(memory, rows, 5, mirror=True, side=8)
+    known = codes.table[[*rows, *(i + len(memory) for i in rows)]]
+    assert codes.table.shape == (2 * len(memory), 5)
+    torch.testing.assert_close(known.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(known.T @ known / (len(known) - 1), torch.eye(5), atol=1e-3, rtol=0)
+    some = codes.mean + (codes.table[3:4] @ codes.components.flatten(1)).view(1, 3, 8, 8)
+    torch.testing.assert_close(codes.coordinates(some), codes.table[3:4], atol=1e-4, rtol=0)
+    flipped = codes.coordinates(memory.images([3])[0].flip(-1))
+    torch.testing.assert_close(flipped, codes.table[3 + len(memory)][None], atol=1e-4, rtol=0)

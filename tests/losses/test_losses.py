@@ -100,6 +100,14 @@ def test_geocross_of_two_orthogonal_rows() -> None:
     assert losses.geocross_loss(codes[:, :1]).item() == 0
 
 
+def test_gaussian_loss_of_shared_and_opposite_rows() -> None:
+    shared = torch.full((1, 4, 8), 2.0)
+    assert losses.gaussian_loss(shared).item() == pytest.approx(4.0)
+    assert losses.gaussian_loss(shared[:, :1]).item() == pytest.approx(4.0)
+    opposite = torch.tensor([1.0, -1.0]).view(1, 2, 1).expand(1, 2, 8)
+    assert losses.gaussian_loss(opposite, spread=0.5).item() == pytest.approx(4.0)
+
+
 def test_light_color_loss_is_zero_for_white_light() -> None:
     light = torch.randn(2, 9, 1).expand(2, 9, 3)
     assert losses.light_color_loss(light).abs().max() < 1e-12

@@ -1,0 +1,70 @@
+"""Directions of W that maps depend on, and linear prediction: against known linear maps and least squares."""
+
+import pytest
+import torch
+
+from facerecon.errors import ConfigError, ShapeError
+from facerecon.stylegan.generator import Generator, GeneratorConfig
+from facerecon.stylegan.latent_space import linear_maps, predictive_directions
+
+
+def draws(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_directions_find_what_maps_depend_on() -> None:
+    mix = draws(12, 12, seed=1)
+    codes, samples = draws(300, 12, seed=2) @ mix, draws(4000, 12, seed=3) @ mix
+    used = draws(12, 2, seed=4)
+    pattern = draws(2, 3 * 4 * 4, seed=5) * torch.tensor([[3.0], [1.0]])
+    maps = (codes @ used @ pattern).view(-1, 3, 4, 4)
+    center, directions = predictive_directions(codes, maps, samples, 2, ridge=1e-9)
+    scores = (samples - center) @ directions.T
+    torch.testing.assert_close(scores.T @ scores / len(scores), torch.eye(2), atol=1e-3, rtol=0)
+    # they span what the maps are made of, and nothing else
+    fit = torch.linalg.lstsq(directions.T, used, driver="gels").solution
+    assert (directions.T @ fit - used).norm() < 1e-3 * used.norm()
+    effect = [float((maps.flatten(1).T @ ((codes - center) @ d)).norm()) for d in directions]
+    assert effect[0] > effect[1]
+
+
+def test_impossible_requests() -> None:
+    with pytest.raises(ConfigError, match="ask for fewer"):
+        predictive_directions(draws(5, 8), draws(5, 3, 4, 4), draws(50, 8), 5)
+    with pytest.raises(ShapeError, match="samples"):
+        predictive_directions(draws(5, 8), draws(5, 3, 4, 4), draws(50, 7), 2)
+
+
+def test_linear_maps_are_least_squares() -> None:
+    codes, maps = draws(40, 5), draws(40, 3, 2, 2, seed=1)
+    intercept, directions = linear_maps(codes, maps)
+    design = torch.cat([codes, torch.ones(40, 1)], 1)
+    expected = torch.linalg.lstsq(design, maps.flatten(1), driver="gels").solution
+    torch.testing.assert_close(
+        torch.cat([directions.flatten(1), intercept.view(1, -1)]), expected, atol=1e-5, rtol=1e-4
+    )
+    # noise on the codes is what it is on average over many noisy copies of the data
+    noise = torch.diag(torch.linspace(0.1, 0.8, 5))
+    many = codes.repeat(3000, 1) + draws(120_000, 5, seed=2) @ noise.sqrt()
+    found = linear_maps(many, maps.repeat(3000, 1, 1, 1))[1]
+    torch.testing.assert_close(linear_maps(codes, maps, noise)[1], found, atol=0.01, rtol=0)
+
+
+def test_base_and_linear_part_lie_below_the_image() -> None:
+    torch.manual_seed(0)
+    g = Generator(GeneratorConfig(size=16, z_dim=6, w_dim=6, channel_base=64, channel_max=8, mapping_layers=0))
+    w = g.map(draws(2, 6))
+    torch.testing.assert_close(w.norm(dim=1), torch.full((2,), 6**0.5))
+    plain, coarse = g.synthesis(g.rows_of(w)), g.synthesis(g.rows_of(w), size=8)
+    base, linear = draws(3, 16, 16, seed=1), draws(6, 3, 8, 8, seed=2)
+    g.synthesis.base, g.synthesis.linear = base, linear
+    added = torch.einsum("bk,kchw->bchw", w, linear)
+    larger = torch.nn.functional.interpolate(added, size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(g.synthesis(g.rows_of(w)), plain + base + larger)
+    halved = base.unflatten(2, (8, 2)).unflatten(1, (8, 2)).mean((2, 4))
+    torch.testing.assert_close(g.synthesis(g.rows_of(w), size=8), coarse + halved + added)
+
+
+def test_a_mapping_without_layers_needs_one_width() -> None:
+    with pytest.raises(ConfigError, match="z_dim must be w_dim"):
+        GeneratorConfig(size=16, z_dim=8, w_dim=6, mapping_layers=0)
