@@ -28,6 +28,7 @@ from configs.compose import Stopped, check_stop, run
 STRUCTURE = (
     "codes",
     "mapping_layers",
+    "constant_size",
     "size",
     "channel_base",
     "channel_max",
@@ -153,6 +154,7 @@ class _Job:
             channel_base=c.channel_base,
             channel_max=c.channel_max,
             mapped_dim=mapped,
+            constant_size=c.constant_size,
         )
         torch.manual_seed(item_seed(c.seed, "weights"))
         generator = Generator(sizes)
@@ -255,6 +257,7 @@ class _Job:
             pooled = F.adaptive_avg_pool2d(generator.synthesis.base, codes.mean.shape[-1])
             shift = (codes.mean - pooled)[None]  # of maps and their mirror images
             generator.synthesis.base += F.interpolate(shift, size=(c.size, c.size), mode="bilinear")[0]
+            self.set_gain(generator, codes.table)
             return
         if self.pairs is None:
             raise ConfigError("base=linear is learnt from pairs; set warm.kimg.")
@@ -271,6 +274,24 @@ class _Job:
         generator.synthesis.linear = linear
         shift = (codes.mean(0) @ linear.flatten(1)).view(1, 3, side, side)
         generator.synthesis.base -= F.interpolate(shift, size=(c.size, c.size), mode="bilinear")[0]
+        table = torch.zeros(len(memory), c.w_dim)
+        table[rows] = codes
+        self.set_gain(generator, table)
+
+    def set_gain(self, generator: Any, table: Any) -> None:
+        """Least-squares factor of the linear part in each texel, which is coarser than the maps."""
+        import torch
+
+        s = generator.synthesis
+        s.gain = None
+        known = [i for i in self.training_maps if self.pairs is None or self.pairs.known[i]]
+        above, below = torch.zeros(1, s.size, s.size), torch.full((1, s.size, s.size), 1e-6)
+        for part in _parts(known):
+            codes, maps = table[torch.as_tensor(part)], self.memory.images(part)[0]
+            linear = s.underlay(codes[:, None], s.size) - s.base
+            above += (linear * (maps - s.base)).sum((0, 1))
+            below += linear.square().sum((0, 1))
+        s.gain = (above / below).clamp(0, 2)
 
     def find_directions(self, generator: Any) -> None:
         """Restrict W to the directions that the maps to train on depend on."""

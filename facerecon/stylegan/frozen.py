@@ -125,6 +125,10 @@ class _FrozenColor:
         return y.view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
+def _channels_last(constant: Tensor, dtype: torch.dtype) -> Tensor:
+    return constant.detach().to(dtype)[None].contiguous(memory_format=torch.channels_last)
+
+
 class FrozenSynthesis:
     """:class:`~facerecon.stylegan.generator.SynthesisNetwork` with constant noise; gradients reach the codes only.
 
@@ -134,10 +138,11 @@ class FrozenSynthesis:
 
     def __init__(self, network: SynthesisNetwork, dtype: torch.dtype) -> None:
         self.rows, self.size, self.dtype = network.rows, network.size, dtype
-        self.constant = network.constant.detach().to(dtype)[None].contiguous(memory_format=torch.channels_last)
+        self.constant = _channels_last(network.constant, dtype)
         self.blocks = [
             (
                 None if block.up is None else _FrozenLayer(block.up, dtype),
+                None if block.constant is None else _channels_last(block.constant, dtype),
                 _FrozenLayer(block.conv, dtype),
                 _FrozenColor(block.color),
             )
@@ -151,10 +156,12 @@ class FrozenSynthesis:
             return torch.cat([self(w[None], size) for w in ws])
         size = size or self.size
         x, image, row = self.constant, None, 0
-        for up, conv, color in self.blocks[: int(math.log2(size)) - 1]:
+        for up, constant, conv, color in self.blocks[: int(math.log2(size)) - 1]:
             if up is not None:
                 x = up(x, ws[:, row])
                 row += 1
+            if constant is not None:
+                x = x + constant
             x = conv(x, ws[:, row])
             tint = color(x, ws[:, row + 1])
             image = tint if image is None else upsample_image(image) + tint

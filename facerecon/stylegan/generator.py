@@ -32,6 +32,8 @@ class GeneratorConfig:
             z, brought to the sphere of radius sqrt(z_dim).
         channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
         mapped_dim: width of the mapping network's output where it is projected to ``w_dim`` numbers; 0: no projection.
+        constant_size: learnt constants enter at all resolutions up to this one, not at 4 px alone. Maps lie texel on
+            texel, so that what is always in one place need not be told from blurred 4 px. 4 is plain StyleGAN2.
 
     Raises:
         ConfigError: a size that is no power of two, or a number below 1.
@@ -44,6 +46,7 @@ class GeneratorConfig:
     channel_base: int = 32768
     channel_max: int = 512
     mapped_dim: int = 0
+    constant_size: int = 4
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -57,6 +60,10 @@ class GeneratorConfig:
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
             raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
 
+        if self.constant_size not in [4 * 2**k for k in range(9)] or self.constant_size > self.size:
+            raise ConfigError(
+                f"generator: constant_size must be a power of two from 4 to size; got {self.constant_size}."
+            )
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
 
@@ -128,8 +135,9 @@ class Projection(nn.Module):
 class _Block(nn.Module):
     """One resolution: up-sampling convolution (but at 4 px), convolution, color."""
 
-    def __init__(self, inputs: int, outputs: int, w_dim: int, size: int) -> None:
+    def __init__(self, inputs: int, outputs: int, w_dim: int, size: int, constant: bool) -> None:
         super().__init__()
+        self.constant = nn.Parameter(torch.zeros(outputs, size, size)) if constant and size > 4 else None
         self.up = StyledConvolution(inputs, outputs, w_dim, size, up=True) if size > 4 else None
         self.conv = StyledConvolution(outputs, outputs, w_dim, size)
         self.color = Color(outputs, w_dim)
@@ -147,6 +155,7 @@ class SynthesisNetwork(nn.Module):
             texel: started from their mean, a small network need not learn it.
         linear: (w_dim, 3, s, s), what the first row of a code adds linearly to the base, or None. What a regression
             finds in few maps (the skin's color, above all) a network would learn by heart.
+        gain: (1, size, size), factor of the linear part in each texel, or None: nothing where maps are all alike.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -155,10 +164,18 @@ class SynthesisNetwork(nn.Module):
         self.precision: torch.dtype | None = None
         self.register_buffer("base", None)
         self.register_buffer("linear", None)
+        self.register_buffer("gain", None)
         self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
         sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
         self.blocks = nn.ModuleList(
-            _Block(config.channels(max(size // 2, 4)), config.channels(size), config.w_dim, size) for size in sizes
+            _Block(
+                config.channels(max(size // 2, 4)),
+                config.channels(size),
+                config.w_dim,
+                size,
+                size <= config.constant_size,
+            )
+            for size in sizes
         )
 
     def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const", size: int | None = None) -> Tensor:
@@ -191,6 +208,8 @@ class SynthesisNetwork(nn.Module):
             if block.up is not None:
                 x = block.up(x, ws[:, row], self._noise(block.up, noise, batch, row))
                 row += 1
+            if block.constant is not None:
+                x = x + block.constant.to(dtype)[None].contiguous(memory_format=torch.channels_last)
             x = block.conv(x, ws[:, row], self._noise(block.conv, noise, batch, row))
             color = block.color(x, ws[:, row + 1])  # the next block's first layer shares this row
             image = color if image is None else upsample_image(image) + color
@@ -211,6 +230,9 @@ class SynthesisNetwork(nn.Module):
                 linear = F.interpolate(linear, size=(size, size), mode="area")
             elif size > linear.shape[-1]:
                 linear = F.interpolate(linear, size=(size, size), mode="bilinear", align_corners=False)
+            if self.gain is not None:
+                gain = self.gain[None]
+                linear = linear * (gain if size == self.size else F.interpolate(gain, size=(size, size), mode="area"))
             below = below + linear
         return below
 

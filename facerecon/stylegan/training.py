@@ -250,6 +250,11 @@ def initialize_from(generator: Generator, source: Generator) -> str:
         generator.synthesis.base.copy_(source.synthesis.base)
     if source.synthesis.linear is not None:
         generator.synthesis.linear = source.synthesis.linear.clone()
+    if source.synthesis.gain is not None:
+        gain = source.synthesis.gain[None]
+        if mine.size != other.size:
+            gain = F.interpolate(gain, size=(mine.size, mine.size), mode="bilinear")
+        generator.synthesis.gain = gain[0].clone()
     if source.mapping is not None:
         generator.mapping.load_state_dict(source.mapping.state_dict())
     if generator.projection is not None:

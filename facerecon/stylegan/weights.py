@@ -88,7 +88,9 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     if "synthesis.linear" in weights:
         side = weights["synthesis.linear"].shape[-1]
         generator.synthesis.linear = torch.empty(config.w_dim, 3, side, side, device="meta")
-    stored = any(name.startswith("mapping.") for name in weights)
+    if "synthesis.gain" in weights:
+        generator.synthesis.gain = torch.empty(1, config.size, config.size, device="meta")
+    stored = not config.mapping_layers or any(name.startswith("mapping.") for name in weights)
     if not stored:
         generator.mapping = None
     expected = {name: tuple(t.shape) for name, t in generator.state_dict().items()}

@@ -61,6 +61,9 @@ def test_base_and_linear_part_lie_below_the_image() -> None:
     added = torch.einsum("bk,kchw->bchw", w, linear)
     larger = torch.nn.functional.interpolate(added, size=(16, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(g.synthesis(g.rows_of(w)), plain + base + larger)
+    g.synthesis.gain = draws(1, 16, 16, seed=3)
+    torch.testing.assert_close(g.synthesis(g.rows_of(w)), plain + base + larger * g.synthesis.gain)
+    g.synthesis.gain = None
     halved = base.unflatten(2, (8, 2)).unflatten(1, (8, 2)).mean((2, 4))
     torch.testing.assert_close(g.synthesis(g.rows_of(w), size=8), coarse + halved + added)
 
