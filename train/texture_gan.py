@@ -1,8 +1,8 @@
 """UV maps -> texture decoder: StyleGAN2 training (Sec. 4.1), from scratch or warm-started on pairs.
 
     python train/texture_gan.py data=uv size=256 batch=16 kimg=1000                      the paper's way
-    python train/texture_gan.py data=uv size=256 warm.kimg=100 kimg=200 adversarial.pairs=0.5 \\
-        adversarial.pair_weight=1 mirror=true                                             of a small set with a manifest
+    python train/texture_gan.py data=uv size=256 channel_base=4096 channel_max=192 w_dim=128 codes=maps base=linear \\
+        constant_size=256 mirror=true warm.kimg=40 kimg=10 adversarial.pairs=0.5 adversarial.pair_weight=1   a small set
     torchrun --nproc-per-node 8 train/texture_gan.py data=uv size=1024 batch=32 kimg=25000
     python train/texture_gan.py data=uv size=512 init=small/decoder.safetensors out=large  finetune, or grow
 

@@ -71,3 +71,18 @@ def test_base_and_linear_part_lie_below_the_image() -> None:
 def test_a_mapping_without_layers_needs_one_width() -> None:
     with pytest.raises(ConfigError, match="z_dim must be w_dim"):
         GeneratorConfig(size=16, z_dim=8, w_dim=6, mapping_layers=0)
+
+
+def test_constants_enter_at_their_resolutions() -> None:
+    torch.manual_seed(0)
+    g = Generator(GeneratorConfig(size=16, w_dim=6, channel_base=64, channel_max=8, mapping_layers=1, constant_size=8))
+    assert [block.constant is not None for block in g.synthesis.blocks] == [False, True, False]
+    w = g.rows_of(draws(1, 6))
+    before = g.synthesis(w, size=4), g.synthesis(w, size=8)
+    with torch.no_grad():
+        g.synthesis.blocks[1].constant[:, 2, 3] = 5.0
+    assert torch.equal(g.synthesis(w, size=4), before[0])
+    changed = (g.synthesis(w, size=8) - before[1]).abs().amax((0, 1)) > 1e-6
+    assert changed[1:4, 2:5].all() and changed.sum() == 9  # what the 3x3 convolution after it reaches
+    with pytest.raises(ConfigError, match="constant_size"):
+        GeneratorConfig(size=16, constant_size=32)
