@@ -61,9 +61,7 @@ class GeneratorConfig:
             raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
 
         if self.constant_size not in [4 * 2**k for k in range(9)] or self.constant_size > self.size:
-            raise ConfigError(
-                f"generator: constant_size must be a power of two, 4 to size; got {self.constant_size}."
-            )
+            raise ConfigError(f"generator: constant_size must be a power of two, 4 to size; got {self.constant_size}.")
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"generator: size must be a power of two from 8 on; got {self.size}.")
 
