@@ -29,6 +29,7 @@ STRUCTURE = (
     "codes",
     "mapping_layers",
     "constant_size",
+    "linear_size",
     "size",
     "channel_base",
     "channel_max",
@@ -70,9 +71,6 @@ def main(config: Any) -> int:
                 if isinstance(stop, OutputError):
                     raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
                 raise type(stop)(kept) from None
-
-
-_LINEAR_SIZE = 32  # px of the linear prediction
 
 
 class _Job:
@@ -160,7 +158,7 @@ class _Job:
         generator = Generator(sizes)
         self.pairs = self.map_codes = None
         if wants_pairs and not by_face:
-            self.map_codes = MapCodes(memory, self.training_maps, c.w_dim, c.mirror)
+            self.map_codes = MapCodes(memory, self.training_maps, c.w_dim, c.mirror, c.linear_size)
         if by_face:
             if source is None:
                 raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
@@ -261,7 +259,7 @@ class _Job:
             return
         if self.pairs is None:
             raise ConfigError("base=linear is learnt from pairs; set warm.kimg.")
-        side = min(_LINEAR_SIZE, c.size)
+        side = min(c.linear_size, c.size)
         if not fit:
             generator.synthesis.linear = torch.zeros(c.w_dim, 3, side, side)
             return
