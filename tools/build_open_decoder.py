@@ -3,8 +3,8 @@
     python tools/build_open_decoder.py outputs/texture_gan/decoder.safetensors
     python -m facerecon.assets seal             (writes its checksum)
 
-The file holds the synthesis network in half precision, the statistics of W, and what the model card says of the
-training. It does not hold the mapping network, which is the open face generator's own: where latent space z is asked
+The file holds the synthesis network in half precision, its linear part in 8 bits, the statistics of W, and what the
+training says of itself. A mapping network that is the open face generator's is left out: where latent space z is asked
 for, it is read from the fetched generator.
 """
 
@@ -26,21 +26,28 @@ LIMIT = 12_000_000
 def main() -> None:
     """Read a run's decoder, measure its W, write the data file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("decoder", type=Path, help="decoder.safetensors of train/texture_gan.py, mapping=open")
+    parser.add_argument("decoder", type=Path, help="decoder.safetensors of train/texture_gan.py")
     parser.add_argument("--out", type=Path, default=TARGET)
     parser.add_argument("--note", default="", help="kept in the file: hardware, time, versions")
     options = parser.parse_args()
     generator, facts = read_generator(options.decoder)
     about = facts["about"]
-    if about.get("mapping") != "open" or generator.mapping is None:
-        parser.error(f"{options.decoder} must hold the open mapping network; train with mapping=open.")
+    if generator.mapping is None:
+        parser.error(f"{options.decoder} holds no mapping network; give one of train/texture_gan.py.")
     with tqdm(unit="map") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        save_decoder(options.out, generator, about | {"note": options.note}, mapping="open", progress=progress)
+        save_decoder(
+            options.out,
+            generator,
+            about | {"note": options.note},
+            mapping=about["mapping"],
+            progress=progress,
+            compact=True,
+        )
     size = options.out.stat().st_size
     print(f"{options.out}: {size / 1e6:.2f} MB, {generator.size} px, rows {generator.rows} x {generator.config.w_dim}")
     if size > LIMIT:

@@ -384,6 +384,7 @@ def save_decoder(
     samples: int = _SAMPLES,
     textures: int = 3000,
     progress: Callable[[int, int], None] | None = None,
+    compact: bool = False,
 ) -> WStatistics:
     """Write a generator with what a fit needs beside its weights: the statistics of W.
 
@@ -392,7 +393,7 @@ def save_decoder(
         metadata: plain data about it; ``size``, ``decoder`` and the like are for the model card.
         mapping: ``"own"`` stores the mapping network. ``"open"`` leaves out one that is the open face generator's, of
             which a copy is in the cache wherever the open pack was fetched; ``"none"`` leaves it out for good.
-        samples, textures, progress: see :func:`measure_statistics`.
+        samples, textures, progress: see :func:`measure_statistics`. compact: see :func:`save_generator`.
 
     Returns:
         The statistics.
@@ -409,7 +410,7 @@ def save_decoder(
     )
     extra = {f"statistics.{name}": tensor for name, tensor in statistics.tensors().items()}
     about = {**(metadata or {}), "mapping_network": mapping}
-    save_generator(path, generator, about, dtype, mapping=mapping == "own", extra=extra)
+    save_generator(path, generator, about, dtype, mapping=mapping == "own", extra=extra, compact=compact)
     return statistics
 
 

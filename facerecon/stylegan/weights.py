@@ -18,6 +18,7 @@ __all__ = ["FORMAT", "read_generator", "save_generator"]
 
 FORMAT = "facerecon.generator/1"
 _EXACT = ("w_mean", "projection.center", "projection.directions")
+_SCALE = "synthesis.linear_scale"  # of a linear part in 8 bits
 _ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
 
 
@@ -28,6 +29,7 @@ def save_generator(
     dtype: torch.dtype = torch.float16,
     mapping: bool = True,
     extra: Mapping[str, Tensor] | None = None,
+    compact: bool = False,
 ) -> Path:
     """Write a generator.
 
@@ -37,6 +39,7 @@ def save_generator(
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.
         extra: further tensors, under names of one's own that start with ``"statistics."``.
+        compact: store the linear part in 8 bits, with a scale for each of its directions.
 
     Raises:
         OutputError: the file cannot be written; one that was there is untouched.
@@ -46,6 +49,13 @@ def save_generator(
         for name, value in generator.state_dict().items()
         if mapping or not name.startswith("mapping.")
     }
+    linear = generator.synthesis.linear
+    if compact and linear is not None:
+        scale = linear.detach().cpu().float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+        tensors["synthesis.linear"] = (
+            (linear.detach().cpu().float() / scale[:, None, None, None]).round().to(torch.int8)
+        )
+        tensors[_SCALE] = scale
     for name, value in (extra or {}).items():
         if not name.startswith("statistics."):
             raise ConfigError(f"an extra tensor of a generator file must be called statistics.NAME; got {name!r}.")
@@ -83,6 +93,9 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
         generator = Generator(config)
     statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
+    if _SCALE in weights:
+        scale, linear = weights.pop(_SCALE), weights.get("synthesis.linear", torch.zeros(1))
+        weights["synthesis.linear"] = linear * scale.view(-1, *[1] * (linear.dim() - 1))
     if "synthesis.base" in weights:
         generator.synthesis.base = torch.empty(3, config.size, config.size, device="meta")
     if "synthesis.linear" in weights:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from facerecon.errors import ConfigError, ShapeError
+from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.latent_space import linear_maps, predictive_directions
+from facerecon.stylegan.weights import read_generator, save_generator
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -86,3 +87,23 @@ def test_constants_enter_at_their_resolutions() -> None:
     assert changed[1:4, 2:5].all() and changed.sum() == 9  # what the 3x3 convolution after it reaches
     with pytest.raises(ConfigError, match="constant_size"):
         GeneratorConfig(size=16, constant_size=32)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_lies_below_is_kept_in_files(tmp_path, compact) -> None:
+    torch.manual_seed(0)
+    g = Generator(GeneratorConfig(size=16, w_dim=6, channel_base=64, channel_max=8, mapping_layers=1, constant_size=16))
+    g.synthesis.base, g.synthesis.gain = draws(3, 16, 16), draws(1, 16, 16, seed=1)
+    g.synthesis.linear = draws(6, 3, 8, 8, seed=2) * torch.logspace(-3, 0, 6).view(6, 1, 1, 1)
+    path = save_generator(tmp_path / "g.safetensors", g, dtype=torch.float32, compact=compact)
+    read, _ = read_generator(path)
+    linear = g.synthesis.linear
+    error = (read.synthesis.linear - linear).abs().amax((1, 2, 3))
+    assert (error <= linear.abs().amax((1, 2, 3)) / 127 / 2 * 1.001).all()  # half a step of 8 bits
+    assert bool((error > 0).all()) is compact
+    read.synthesis.linear = linear
+    w = g.rows_of(draws(2, 6))
+    assert torch.equal(read.synthesis(w), g.synthesis(w))
+    g.synthesis.gain = draws(1, 8, 8)
+    with pytest.raises(AssetError, match="gain"):
+        read_generator(save_generator(tmp_path / "odd.safetensors", g))
