@@ -55,3 +55,24 @@ def hifi3dpp_mat(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.write_hifi3dpp(reference, tmp_path_factory.mktemp("hifi3dpp") / "hifi3dpp_model_info.mat")
+
+
+@pytest.fixture
+def same():
+    """Function that fails where two nested results differ in a bit, with the path of the part."""
+
+    def same(a, b, path: str = "") -> None:
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b), path
+        elif isinstance(a, dict):
+            assert set(a) == set(b), path
+            for key in a:
+                same(a[key], b[key], f"{path}.{key}")
+        elif isinstance(a, (list, tuple)):
+            assert len(a) == len(b), path
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                same(x, y, f"{path}.{i}")
+        else:
+            assert a == b, path
+
+    return same

@@ -81,23 +81,7 @@ def state_of(out: Path) -> dict:
     return load_checkpoint(sorted((out / "checkpoints").glob("*.safetensors"))[-1])["tree"]
 
 
-def same(a, b, path: str = "") -> None:
-    """Bit by bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert set(a) == set(b)
-        for key in a:
-            same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{path}.{i}")
-    else:
-        assert a == b, path
-
-
-def test_a_run_and_one_that_was_cut_in_two_end_alike(maps, tmp_path, capsys) -> None:
+def test_a_run_and_one_that_was_cut_in_two_end_alike(maps, tmp_path, capsys, same) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(f"data={maps}", f"out={whole}", "mirror=true") == 0
     assert "18 maps of 16 px to train on, 2 held out, 0 with codes" in capsys.readouterr().out
@@ -139,7 +123,7 @@ def test_pairs_come_first_and_stay(maps, tmp_path, asset, capsys) -> None:
     assert (tmp_path / "o" / "held-out-000000.0.png").is_file()
 
 
-def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys) -> None:
+def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys, same) -> None:
     """Any folder of maps: their coordinates are the codes; one run, and one that was cut in two, learn the same."""
     some = ["codes=maps", "base=linear", "mirror=true", "warm.kimg=0.032", "warm.batch=4", "warm.coarse=0"]
     some += [f"data={maps}", "adversarial.pairs=0.5", "adversarial.pair_weight=1", "warm.code_noise=0.1"]
@@ -198,7 +182,7 @@ def test_a_corrupt_map_is_left_out(maps, tmp_path, capsys, memory) -> None:
     assert "of 20 maps cannot be read" in refused(capsys, f"data={maps}", f"out={tmp_path / 'p'}", memory)
 
 
-def test_a_full_disk_at_a_snapshot(maps, tmp_path, capsys, monkeypatch) -> None:
+def test_a_full_disk_at_a_snapshot(maps, tmp_path, capsys, monkeypatch, same) -> None:
     from facerecon import storage
 
     out = tmp_path / "o"
@@ -258,7 +242,7 @@ def test_time_is_up(maps, tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(maps, tmp_path) -> None:
+def test_killed_at_any_moment(maps, tmp_path, same) -> None:
     """SIGKILL in the middle, several times; the same command ends with the files of a run that nobody touched."""
     out = tmp_path / "o"
     keys = [*TINY, f"data={maps}", "kimg=0.2"]

@@ -244,23 +244,7 @@ def test_inversion_finds_an_image_of_the_generator() -> None:
 # -- going on, and several processes -----------------------------------------------------------------------
 
 
-def same(a, b, path="") -> None:
-    """Bit by bit."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert set(a) == set(b)
-        for key in a:
-            same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{path}.{i}")
-    else:
-        assert a == b, path
-
-
-def test_going_on_equals_an_uninterrupted_run(tmp_path) -> None:
+def test_going_on_equals_an_uninterrupted_run(tmp_path, same) -> None:
     through = trained(ALONE, steps=5)
     stopped = trained(ALONE, steps=2)
     save_checkpoint(tmp_path / "c.safetensors", stopped.state())
