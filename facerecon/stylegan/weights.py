@@ -18,7 +18,8 @@ __all__ = ["FORMAT", "read_generator", "save_generator"]
 
 FORMAT = "facerecon.generator/1"
 _EXACT = ("w_mean", "projection.center", "projection.directions")
-_SCALE = "synthesis.linear_scale"  # of a linear part in 8 bits
+_LINEAR, _SCALE = "synthesis.linear", "synthesis.linear_scale"
+_PARITY = 0.02  # of a direction's greatest value: by how much it may miss being even or odd
 _ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
 
 
@@ -39,7 +40,8 @@ def save_generator(
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.
         extra: further tensors, under names of one's own that start with ``"statistics."``.
-        compact: store the linear part in 8 bits, with a scale for each of its directions.
+        compact: store the linear part in 8 bits, with a scale for each of its directions; of directions that are all
+            even or odd under a flip, as those of maps and their mirror images are, the left half only.
 
     Raises:
         OutputError: the file cannot be written; one that was there is untouched.
@@ -49,13 +51,8 @@ def save_generator(
         for name, value in generator.state_dict().items()
         if mapping or not name.startswith("mapping.")
     }
-    linear = generator.synthesis.linear
-    if compact and linear is not None:
-        scale = linear.detach().cpu().float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-        tensors["synthesis.linear"] = (
-            (linear.detach().cpu().float() / scale[:, None, None, None]).round().to(torch.int8)
-        )
-        tensors[_SCALE] = scale
+    if compact and generator.synthesis.linear is not None:
+        tensors |= _packed(generator.synthesis.linear.detach().cpu().float())
     for name, value in (extra or {}).items():
         if not name.startswith("statistics."):
             raise ConfigError(f"an extra tensor of a generator file must be called statistics.NAME; got {name!r}.")
@@ -94,8 +91,7 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
     if _SCALE in weights:
-        scale, linear = weights.pop(_SCALE), weights.get("synthesis.linear", torch.zeros(1))
-        weights["synthesis.linear"] = linear * scale.view(-1, *[1] * (linear.dim() - 1))
+        _unpack(weights, path)
     if "synthesis.base" in weights:
         generator.synthesis.base = torch.empty(3, config.size, config.size, device="meta")
     if "synthesis.linear" in weights:
@@ -117,3 +113,27 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     generator.load_state_dict(weights, assign=True)
     about = {"about": header.get("about", {}), "mapping": stored, "statistics": statistics}
     return generator.requires_grad_(False).eval(), about
+
+
+def _packed(linear: Tensor) -> dict[str, Tensor]:
+    """A linear part (K, 3, s, s) in 8 bits; the scale of a half that is odd under a flip is negative."""
+    size, flipped = linear.shape[-1], linear.flip(-1)
+    largest = linear.flatten(1).abs().amax(1).clamp(min=1e-12)
+    even, odd = ((linear - sign * flipped).flatten(1).abs().amax(1) / largest for sign in (1, -1))
+    scale = largest / 127
+    sign = torch.ones(len(linear))
+    if size % 2 == 0 and bool((torch.minimum(even, odd) < _PARITY).all()):
+        sign = torch.where(even < odd, 1.0, -1.0)
+        linear = ((linear + sign.view(-1, 1, 1, 1) * flipped) / 2)[..., : size // 2]
+    whole = (linear / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+    return {_LINEAR: whole.contiguous(), _SCALE: scale * sign}
+
+
+def _unpack(weights: dict[str, Tensor], path: Path) -> None:
+    """Undo :func:`_packed` in place."""
+    scale, linear = weights.pop(_SCALE), weights.get(_LINEAR)
+    if linear is None or linear.dim() != 4 or scale.shape != linear.shape[:1]:
+        raise AssetError(f"{path} is damaged: its linear part and the scale of it do not fit; get it again.")
+    if linear.shape[-1] * 2 == linear.shape[-2]:
+        linear = torch.cat([linear, scale.sign().view(-1, 1, 1, 1) * linear.flip(-1)], -1)
+    weights[_LINEAR] = linear * scale.abs().view(-1, 1, 1, 1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.stylegan.generator import Generator, GeneratorConfig
@@ -104,6 +105,13 @@ def test_what_lies_below_is_kept_in_files(tmp_path, compact) -> None:
     read.synthesis.linear = linear
     w = g.rows_of(draws(2, 6))
     assert torch.equal(read.synthesis(w), g.synthesis(w))
+    halves = g.synthesis.linear[..., :4] * 0.9
+    sign = torch.tensor([1.0, -1, 1, -1, -1, 1]).view(6, 1, 1, 1)
+    g.synthesis.linear = torch.cat([halves, sign * halves.flip(-1)], -1)
+    path = save_generator(tmp_path / "even.safetensors", g, compact=compact)
+    error = (read_generator(path)[0].synthesis.linear - g.synthesis.linear).abs().amax((1, 2, 3))
+    assert (error <= g.synthesis.linear.abs().amax((1, 2, 3)) / 127 / 2 * 1.01).all()
+    assert (safe_open(path, "pt").get_slice("synthesis.linear").get_shape()[-1] == 4) is compact
     g.synthesis.gain = draws(1, 8, 8)
     with pytest.raises(AssetError, match="gain"):
         read_generator(save_generator(tmp_path / "odd.safetensors", g))
