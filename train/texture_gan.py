@@ -286,7 +286,7 @@ class _Job:
         above, below = torch.zeros(1, s.size, s.size), torch.full((1, s.size, s.size), 1e-6)
         for part in _parts(known):
             codes, maps = table[torch.as_tensor(part)], self.memory.images(part)[0]
-            linear = s.underlay(codes[:, None], s.size) - s.base
+            linear = s.underlay(generator.rows_of(codes), s.size) - s.base
             above += (linear * (maps - s.base)).sum((0, 1))
             below += linear.square().sum((0, 1))
         s.gain = (above / below).clamp(0, 2)

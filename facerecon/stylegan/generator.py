@@ -50,13 +50,9 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or value < (field.name not in ("mapped_dim", "mapping_layers"))
-            ):
-                raise ConfigError(f"generator: {field.name} must be a positive integer; got {value!r}.")
+            value, least = getattr(self, field.name), 0 if field.name in ("mapped_dim", "mapping_layers") else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"generator: {field.name} must be an integer, {least} or more; got {value!r}.")
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
             raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
 
@@ -151,8 +147,9 @@ class SynthesisNetwork(nn.Module):
         precision: dtype in which the blocks compute; parameters and the image stay float32.
         base: (3, size, size) that the synthesized image is added to, or None for plain StyleGAN2. Maps lie texel on
             texel: started from their mean, a small network need not learn it.
-        linear: (w_dim, 3, s, s), what the first row of a code adds linearly to the base, or None. What a regression
-            finds in few maps (the skin's color, above all) a network would learn by heart.
+        linear: (w_dim, 3, s, s), what a code adds linearly to the base, or None. What a regression finds in few maps
+            (the skin's color, above all) a network would learn by heart. Each resolution adds its own band of it, with
+            the row of its color, so that the rows of a W+ code are free in it, too.
         gain: (1, size, size), factor of the linear part in each texel, or None: nothing where maps are all alike.
     """
 
@@ -163,6 +160,7 @@ class SynthesisNetwork(nn.Module):
         self.register_buffer("base", None)
         self.register_buffer("linear", None)
         self.register_buffer("gain", None)
+        self._pyramid: tuple[Tensor, int, list[Tensor]] | None = None
         self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
         sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
         self.blocks = nn.ModuleList(
@@ -219,20 +217,37 @@ class SynthesisNetwork(nn.Module):
         """What the synthesized image is added to, (B or 1, 3, size, size): base and linear part, or None."""
         if self.base is None:
             return None
-        below = self.base[None]
-        if size != self.size:
-            below = F.interpolate(below, size=(size, size), mode="area")
-        if self.linear is not None:
-            linear = (ws[:, 0] @ self.linear.flatten(1)).view(-1, *self.linear.shape[1:])
-            if size < linear.shape[-1]:
-                linear = F.interpolate(linear, size=(size, size), mode="area")
-            elif size > linear.shape[-1]:
-                linear = F.interpolate(linear, size=(size, size), mode="bilinear", align_corners=False)
-            if self.gain is not None:
-                gain = self.gain[None]
-                linear = linear * (gain if size == self.size else F.interpolate(gain, size=(size, size), mode="area"))
-            below = below + linear
-        return below
+        below = _resized(self.base[None], size)
+        if self.linear is None:
+            return below
+        linear = None
+        for block, band in enumerate(self._bands()):
+            side = band.shape[-1]
+            if side > size:
+                break
+            added = (ws[:, 2 * block + 1] @ band.flatten(1)).view(-1, 3, side, side)
+            linear = added if linear is None else _resized(linear, side) + added
+        linear = _resized(linear, size)
+        return below + (linear if self.gain is None else linear * _resized(self.gain[None], size))
+
+    def _bands(self) -> list[Tensor]:
+        """The linear part as a Laplacian pyramid: (w_dim, 3, r, r) for r = 4, 8, ..., s.
+
+        Each level is what the averages of r px have beyond the enlarged ones of r / 2; enlarged and added with one row
+        for all, they are the linear part again, or its averages where the sum stops early.
+        """
+        linear, version = self.linear, self.linear._version
+        if linear.shape[-1] not in [4 * 2**i for i in range(len(self.blocks))]:
+            raise ShapeError(f"the linear part must be 4, 8, ... or {self.size} px a side; got {linear.shape[-1]}.")
+        if self._pyramid is None or self._pyramid[0] is not linear or self._pyramid[1] != version:
+            levels = [linear]
+            while levels[-1].shape[-1] > 4:
+                levels.append(F.avg_pool2d(levels[-1], 2))
+            levels.reverse()
+            bands = [levels[0]]
+            bands += [fine - _resized(coarse, fine.shape[-1]) for coarse, fine in itertools.pairwise(levels)]
+            self._pyramid = linear, version, bands
+        return self._pyramid[2]
 
     @staticmethod
     def _noise(layer: StyledConvolution, kind: str | Sequence[Tensor], batch: int, index: int) -> Tensor | None:
@@ -243,6 +258,15 @@ class SynthesisNetwork(nn.Module):
         if kind == "random":
             return torch.randn(batch, 1, layer.size, layer.size, device=layer.noise.device, dtype=layer.noise.dtype)
         return layer.noise[None, None]
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """(B, C, s, s) -> (B, C, size, size), averaged or bilinear."""
+    if images.shape[-1] > size:
+        return F.interpolate(images, size=(size, size), mode="area")
+    if images.shape[-1] < size:
+        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return images
 
 
 class Generator(nn.Module):
@@ -299,10 +323,10 @@ class Generator(nn.Module):
             w = self.w_mean + truncation * (w - self.w_mean)
         return w[:, None].expand(-1, self.rows, -1)
 
-    def mix(self, first: Tensor, second: Tensor, crossover: Tensor) -> Tensor:
+    def mix(self, first: Tensor, second: Tensor, crossover: Tensor, truncation: float = 1.0) -> Tensor:
         """Style mixing: rows of ``first`` (B, w_dim) before each ``crossover`` (B,), of ``second`` from it on."""
-        rows = torch.arange(self.rows, device=first.device)
-        return torch.where((rows[None] < crossover[:, None])[..., None], self.rows_of(first), self.rows_of(second))
+        before = torch.arange(self.rows, device=first.device)[None] < crossover[:, None]
+        return torch.where(before[..., None], self.rows_of(first, truncation), self.rows_of(second, truncation))
 
     def forward(
         self,
@@ -326,9 +350,9 @@ class Generator(nn.Module):
         """
         if z.dim() != 2 or z.shape[1] != self.config.z_dim:
             raise ShapeError(f"z must be (B, {self.config.z_dim}); got {tuple(z.shape)}.")
-        ws = self.rows_of(self.map(z), truncation)
-        if mixing is not None:
-            other = self.rows_of(self.map(mixing[0]), truncation)
-            rows = torch.arange(self.rows, device=z.device)
-            ws = torch.where((rows[None] < mixing[1][:, None])[..., None], ws, other)
+        w = self.map(z)
+        if mixing is None:
+            ws = self.rows_of(w, truncation)
+        else:
+            ws = self.mix(w, self.map(mixing[0]), mixing[1], truncation)
         return self.synthesis(ws, noise=noise, size=size)

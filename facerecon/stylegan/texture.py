@@ -404,7 +404,7 @@ def save_decoder(
     if mapping not in MAPPINGS:
         raise ConfigError(nearest_name(mapping, MAPPINGS, "place of the mapping network"))
     config = generator.config
-    size = min(64, config.size)
+    size = min(32, config.size)
     statistics = measure_statistics(
         generator.map, generator.synthesis, config.rows, config.z_dim, samples, textures, size, progress=progress
     )

@@ -63,6 +63,18 @@ def test_base_and_linear_part_lie_below_the_image() -> None:
     added = torch.einsum("bk,kchw->bchw", w, linear)
     larger = torch.nn.functional.interpolate(added, size=(16, 16), mode="bilinear", align_corners=False)
     torch.testing.assert_close(g.synthesis(g.rows_of(w)), plain + base + larger)
+    rows = draws(2, 6, 6, seed=4)  # each resolution's band with the row of its color: 1, 3 (and 5, where none is left)
+    coarse_part, rest = linear.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)), linear
+    enlarged = torch.nn.functional.interpolate(coarse_part, size=(8, 8), mode="bilinear", align_corners=False)
+    expected = torch.einsum("bk,kchw->bchw", rows[:, 1], enlarged)
+    expected = expected + torch.einsum("bk,kchw->bchw", rows[:, 3], rest - enlarged)
+    torch.testing.assert_close(
+        g.synthesis.underlay(rows, 8), base.unflatten(2, (8, 2)).unflatten(1, (8, 2)).mean((2, 4)) + expected
+    )
+    g.synthesis.linear = torch.zeros(6, 3, 6, 6)
+    with pytest.raises(ShapeError, match="must be 4, 8"):
+        g.synthesis.underlay(rows, 8)
+    g.synthesis.linear = linear
     g.synthesis.gain = draws(1, 16, 16, seed=3)
     torch.testing.assert_close(g.synthesis(g.rows_of(w)), plain + base + larger * g.synthesis.gain)
     g.synthesis.gain = None
