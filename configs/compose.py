@@ -6,11 +6,14 @@ values of path keys need no quoting.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -161,11 +164,19 @@ class Stopped(BaseException):
 
 
 _asked: list[int] = []  # signals that asked this run to end
+_SAME = 1.0  # s: `timeout`, torchrun and a terminal send one process the same request twice
+_patient, _asked_at = False, 0.0
 
 
 def _stop(number: int, frame: Any) -> None:
+    global _asked_at
+    now = time.monotonic()
+    if _patient and _asked and now - _asked_at < _SAME:
+        return
     _asked.append(number)
-    check_stop()
+    _asked_at = now
+    if not _patient or len(_asked) > 1:
+        check_stop()
 
 
 def check_stop() -> None:
@@ -180,6 +191,59 @@ def check_stop() -> None:
             raise KeyboardInterrupt
         Stopped.number = _asked[-1]
         raise Stopped
+
+
+@contextlib.contextmanager
+def patient_stops(patient: bool = True) -> Iterator[Callable[[], bool]]:
+    """Meanwhile a first signal raises nothing, so that the work can keep what it has; a second one stops at once.
+
+    Within, ``patient_stops(False)`` marks what may be cut off: there, a signal raises at once, also one from before.
+
+    Yields:
+        Whether the run was asked to end; to be looked at where it can. It raises after a second signal, as
+        :func:`check_stop`, which the work calls once all is kept.
+    """
+    global _patient
+
+    def asked() -> bool:
+        if len(_asked) > 1:
+            check_stop()
+        return bool(_asked)
+
+    before, _patient = _patient, patient
+    try:
+        if not patient:
+            check_stop()
+        yield asked
+    finally:
+        _patient = before
+
+
+def row_logger(
+    config: Any, numbers: Callable[[dict[str, Any]], dict[str, float]], step: str | None = None
+) -> Callable[[dict[str, Any]], None]:
+    """A function that logs one row of figures, as ``logger=`` says: nowhere, or in Weights & Biases, offline unless
+    WANDB_MODE says otherwise.
+
+    Args:
+        config: of the run; ``logger`` and ``out`` are looked at, all of it is kept with the figures.
+        numbers: row -> {name: number}, what is logged of it. step: key of the row that counts; None: rows count.
+
+    Raises:
+        ConfigError: an unknown logger.
+    """
+    if config.logger == "none":
+        return lambda row: None
+    if config.logger != "wandb":
+        raise ConfigError(nearest_name(config.logger, ("none", "wandb"), "logger"))
+    os.environ.setdefault("WANDB_MODE", "offline")
+    import wandb
+    from omegaconf import OmegaConf
+
+    wandb_run = wandb.init(
+        project="facerecon", dir=str(config.out), config=OmegaConf.to_container(config, resolve=True)
+    )
+    return lambda row: wandb_run.log(numbers(row), step=None if step is None else row[step])
 
 
 def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[str] | None = None) -> int:

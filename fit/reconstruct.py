@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, run
+from configs.compose import Stopped, check_stop, row_logger, run
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
 
@@ -103,7 +103,7 @@ class _Job:
         device = prepare(config)
         self.fitter = build_fitter(config, device)
         self.judge = load_judge().to(device)
-        self.logger = _logger(config)
+        self.logger = row_logger(config, _figures_of)
         print(
             f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder} "
             f"(space {self.fitter.decoder.space}), "
@@ -342,6 +342,11 @@ def _digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _figures_of(row: dict) -> dict[str, float]:
+    """{stage/figure: value} of a face."""
+    return {f"{stage}/{key}": value for stage, values in row["metrics"].items() for key, value in values.items()}
+
+
 def _names(paths: list) -> dict:
     """{path: unique folder name}, the stem, with the extension where two stems are equal."""
     stems = [Path(path).stem for path in paths]
@@ -354,24 +359,6 @@ def _names(paths: list) -> dict:
         taken.add(name)
         names[path] = name
     return names
-
-
-def _logger(config: Any) -> Any:
-    """A function that takes one row; wandb only if asked for, offline unless WANDB_MODE says otherwise."""
-    from facerecon.errors import ConfigError, nearest_name
-
-    if config.logger == "none":
-        return lambda row: None
-    if config.logger != "wandb":
-        raise ConfigError(nearest_name(config.logger, ("none", "wandb"), "logger"))
-    os.environ.setdefault("WANDB_MODE", "offline")
-    import wandb
-    from omegaconf import OmegaConf
-
-    wandb_run = wandb.init(
-        project="facerecon", dir=str(config.out), config=OmegaConf.to_container(config, resolve=True)
-    )
-    return lambda row: wandb_run.log({f"{s}/{k}": v for s, of in row["metrics"].items() for k, v in of.items()})
 
 
 if __name__ == "__main__":

@@ -154,3 +154,70 @@ def test_a_stop_that_python_swallows_is_raised_again(monkeypatch, capsys) -> Non
         )  # forgotten by the next
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_a_patient_stop_waits_for_the_work(monkeypatch) -> None:
+    """A first signal sets a flag; what may be cut off is, and a second signal does not wait."""
+    import signal
+
+    from configs import compose as module
+
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    reached = []
+
+    def main(config) -> int:
+        with module.patient_stops() as asked:
+            reached.append(asked())
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # `timeout` and torchrun send it twice
+            reached.append(asked())
+            try:
+                with module.patient_stops(False):
+                    reached.append("not reached")
+            except module.Stopped:
+                reached.append("cut off")
+            monkeypatch.setattr(module, "_SAME", 0.0)
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("not reached")
+        return 0
+
+    try:
+        assert module.run(main, "reconstruct", "", ["img=x"]) == 143
+        assert reached == [False, True, "cut off"]
+        reached.clear()
+
+        def impatient(config) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("not reached")
+
+        assert module.run(impatient, "reconstruct", "", ["img=x"]) == 143
+        assert reached == []
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
+    import types
+
+    from configs.compose import row_logger
+
+    seen = []
+    fake = types.SimpleNamespace(
+        init=lambda **of: seen.append(of) or types.SimpleNamespace(log=lambda row, step=None: seen.append((row, step)))
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = compose("texture_gan", ["data=x"])
+    row_logger(config, dict)({"a": 1.0})
+    assert seen == []
+    config.logger = "wandb"
+    row_logger(config, lambda row: {"a": row["a"]}, "images")({"a": 2.0, "images": 32, "phase": "warm"})
+    row_logger(config, lambda row: {"a": row["a"]})({"a": 3.0})
+    assert seen[0]["config"]["data"] == "x"
+    assert (seen[1], seen[3]) == (({"a": 2.0}, 32), ({"a": 3.0}, None))
+    import os
+
+    assert os.environ["WANDB_MODE"] == "offline"
+    config.logger = "tensorboard"
+    with pytest.raises(ConfigError, match="logger"):
+        row_logger(config, dict)

@@ -35,12 +35,21 @@ TINY = [f"{key}={value}" for key, value in TINY.items()]
 
 
 @pytest.fixture(autouse=True)
+def few_samples(monkeypatch) -> None:
+    """Of W, in the decoder of a finished run."""
+    monkeypatch.setattr(texture_gan, "STATISTICS", {"samples": 2000, "textures": 32})
+
+
+@pytest.fixture(autouse=True)
 def as_before():
     threads, show = torch.get_num_threads(), warnings.showwarning
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     kept = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
     yield
     torch.set_num_threads(threads)
     warnings.showwarning = show
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for key, value in kept.items():
         if value is None:
             os.environ.pop(key, None)
@@ -81,6 +90,24 @@ def state_of(out: Path) -> dict:
     return load_checkpoint(sorted((out / "checkpoints").glob("*.safetensors"))[-1])["tree"]
 
 
+def rows_of(out: Path) -> list[dict]:
+    """Its metrics, without what depends on the clock."""
+    timing = ("images_per_second", "eta_minutes")
+    return [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(out / "metrics.jsonl")]
+
+
+def same_run(a: Path, b: Path, same) -> None:
+    """Two runs that ended alike, to the last bit."""
+    same(state_of(a), state_of(b))
+    assert rows_of(a) == rows_of(b)
+    names = sorted(path.relative_to(a) for path in a.rglob("*") if path.suffix == ".png" or "decoder" in path.name)
+    assert names == sorted(
+        path.relative_to(b) for path in b.rglob("*") if path.suffix == ".png" or "decoder" in path.name
+    )
+    for name in names:
+        assert (a / name).is_dir() or (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
 def test_a_run_and_one_that_was_cut_in_two_end_alike(maps, tmp_path, capsys, same) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(f"data={maps}", f"out={whole}", "mirror=true") == 0
@@ -89,11 +116,8 @@ def test_a_run_and_one_that_was_cut_in_two_end_alike(maps, tmp_path, capsys, sam
     assert train(f"data={maps}", f"out={parts}", "mirror=true") == 0
     assert "goes on from step 4" in capsys.readouterr().out
     same(state_of(whole), state_of(parts))
-    rows, other = (read_metrics(out / "metrics.jsonl") for out in (whole, parts))
-    timing = ("images_per_second", "eta_minutes")
-    assert [{k: v for k, v in row.items() if k not in timing} for row in rows] == [
-        {k: v for k, v in row.items() if k not in timing} for row in other
-    ]
+    rows = rows_of(whole)
+    assert rows == rows_of(parts)
     assert (whole / "decoder.safetensors").read_bytes() == (parts / "decoder.safetensors").read_bytes()
     names = {path.name for path in whole.iterdir()}
     assert {"real.png", "samples-000000.0.png", "interpolations-000000.0.png", "decoders", "config.json"} <= names
@@ -196,7 +220,7 @@ def test_a_full_disk_at_a_snapshot(maps, tmp_path, capsys, monkeypatch, same) ->
         patch.setattr(storage.os, "fsync", full)
         line = refused(capsys, f"data={maps}", f"out={out}")
     assert "No space left" in line
-    assert "The last snapshot" in line
+    assert "The last checkpoint" in line
     assert "is of step 4" in line
     assert {path: path.read_bytes() for path in (out / "checkpoints").iterdir()} == before
     assert train(f"data={maps}", f"out={out}") == 0
@@ -239,6 +263,193 @@ def test_time_is_up(maps, tmp_path, capsys) -> None:
     assert train(f"data={maps}", f"out={tmp_path / 'o'}", "max_minutes=1e-6", "kimg=100") == 0
     assert "stopped after 1e-06 minutes" in capsys.readouterr().out
     assert state_of(tmp_path / "o")["step"] == 1
+
+
+SOME = ["codes=maps", "base=linear", "mirror=true", "warm.kimg=0.02", "warm.batch=4", "warm.coarse=0", "kimg=0.024"]
+SOME += ["adversarial.pairs=0.5", "adversarial.pair_weight=1", "warm.code_noise=0.1", "adversarial.r1_every=3"]
+SOME += ["snapshot_kimg=0.028", "log_kimg=0.016"]  # steps 7 and 11, 4, 8 and 11; five are supervised
+
+
+def stopped(capsys, number: int, *overrides: str) -> str:
+    """The one line of a run that a signal stopped."""
+    capsys.readouterr()
+    assert train(*overrides) == 128 + number
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("interrupted; ")
+    assert lines[0].endswith("run the same command again to go on.")
+    return lines[0]
+
+
+def in_step(monkeypatch, step: int, *signals: int) -> None:
+    """Signals in the middle of one step of whatever runs."""
+    turn = texture_gan._Job.step
+
+    def hit(job, warm_images: int) -> None:
+        if job.training.step == step:
+            for number in signals:
+                signal.raise_signal(number)
+        turn(job, warm_images)
+
+    monkeypatch.setattr(texture_gan._Job, "step", hit)
+
+
+def test_a_signal_ends_the_step_and_keeps_it(maps, tmp_path, capsys, monkeypatch, same) -> None:
+    """In the supervised phase and in the other, between rows of metrics: nothing is lost, and nothing else is made."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may start with it ignored
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(f"data={maps}", f"out={whole}", *SOME) == 0
+    assert [row["images"] for row in rows_of(whole)] == [16, 28, 32, 44, 44]
+    keys = (f"data={maps}", f"out={cut}", *SOME)
+    for step, number in ((2, signal.SIGTERM), (5, signal.SIGINT), (9, signal.SIGTERM)):
+        with monkeypatch.context() as patch:
+            in_step(patch, step, number)
+            assert f"cut is of step {step + 1};" in stopped(capsys, number, *keys)
+        assert state_of(cut)["step"] == step + 1
+        assert (cut / "decoder.safetensors").exists() == (step == 9)
+    assert [row["images"] for row in rows_of(cut)] == [16, 28, 32]
+    assert train(*keys) == 0
+    same_run(whole, cut, same)
+
+
+def test_a_second_signal_does_not_wait(maps, tmp_path, capsys, monkeypatch) -> None:
+    from configs import compose
+
+    keys = (f"data={maps}", f"out={tmp_path / 'o'}", *SOME)
+    in_step(monkeypatch, 2, signal.SIGTERM, signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(compose, "_SAME", 0.0)
+        assert "no checkpoint yet" in stopped(capsys, signal.SIGTERM, *keys)
+    assert not list((tmp_path / "o").rglob("step-*"))
+    assert "is of step 3" in stopped(capsys, signal.SIGTERM, *keys)  # at once: one request, sent twice
+
+
+@pytest.mark.parametrize("kimg", [0.028, 0.044])
+def test_a_signal_while_pictures_are_made(maps, tmp_path, capsys, monkeypatch, same, kimg) -> None:
+    """They do not hold it up, and the run begins with them when it goes on; also where they are all that is left."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(f"data={maps}", f"out={whole}", *SOME) == 0
+    keys = (f"data={maps}", f"out={cut}", *SOME)
+    show = texture_gan._Job.show
+
+    def hit(job, path: Path, name: str) -> None:
+        if job.training.images == round(1000 * kimg):
+            signal.raise_signal(signal.SIGTERM)
+        show(job, path, name)
+
+    for _ in range(2):  # again while the run goes on with them
+        with monkeypatch.context() as patch:
+            patch.setattr(texture_gan._Job, "show", hit)
+            assert f"is of step {round(250 * kimg)};" in stopped(capsys, signal.SIGTERM, *keys)
+        assert all(row["images"] < 1000 * kimg for row in rows_of(cut) if "snapshot" in row)
+    assert train(*keys) == 0
+    same_run(whole, cut, same)
+    capsys.readouterr()
+    assert train(*keys) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_sigterm_to_a_process(maps, tmp_path, same) -> None:
+    """As a scheduler or a closed terminal sends it, at a moment of its own."""
+    out = tmp_path / "o"
+    keys = [*TINY, f"data={maps}", "kimg=0.16", "snapshot_kimg=10", "log_kimg=0.012", f"out={out}"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *keys], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (out / "metrics.jsonl").exists() and len(read_metrics(out / "metrics.jsonl")) > 1:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step = state_of(out)["step"]
+    assert 6 <= step < 40
+    lines = [line for line in text.decode().splitlines() if "img/s" not in line]
+    assert lines == [
+        f"interrupted; the last checkpoint in {out} is of step {step}; run the same command again to go on."
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl", "real.png"]
+    assert train(*keys) == 0
+    whole = tmp_path / "w"
+    assert train(*keys, f"out={whole}") == 0
+    same_run(whole, out, same)
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_at_the_same_step(maps, tmp_path, same) -> None:
+    """Two processes, of which one is asked to end; they go on as two that nobody stopped."""
+    import socket
+
+    def start(out: Path) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        keys = [*TINY, "batch=8", "kimg=0.4", "snapshot_kimg=0.216", "log_kimg=0.024", f"data={maps}", f"out={out}"]
+        return [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), *keys], env={**os.environ, **shared, "RANK": str(rank)},
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+
+    def end(ranks: list[subprocess.Popen]) -> list[int]:
+        for rank in ranks:
+            rank.communicate(timeout=120)
+        return [rank.returncode for rank in ranks]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert end(start(whole)) == [0, 0]
+    ranks, deadline = start(cut), time.monotonic() + 120
+    while not (cut / "metrics.jsonl").exists() or len(read_metrics(cut / "metrics.jsonl")) < 2:
+        assert ranks[0].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks[1].send_signal(signal.SIGTERM)
+    assert end(ranks) == [143, 143]
+    assert 6 <= state_of(cut)["step"] < 50
+    assert end(start(cut)) == [0, 0]
+    same_run(whole, cut, same)
+
+
+def test_the_decoder_of_a_finished_run_holds_statistics(maps, tmp_path, monkeypatch, same) -> None:
+    """So that no fit has to measure them; those of snapshots on the way do not, and are read as well."""
+    from facerecon.stylegan import texture
+    from facerecon.stylegan.decoder import load_decoder
+
+    out = tmp_path / "o"
+    assert train(f"data={maps}", f"out={out}", *SOME) == 0
+    final, plain = out / "decoder.safetensors", out / "decoders" / "decoder-000000.0.safetensors"
+    (generator, facts), (last, other) = read_generator(final), read_generator(plain)
+    assert facts["mapping"] and facts["about"]["mapping_network"] == "own"
+    assert facts["statistics"] and not other["statistics"]
+    assert {k: v for k, v in facts["about"].items() if k != "mapping_network"} == other["about"]
+    same(generator.state_dict(), last.state_dict())
+    measured = texture.measure_statistics(last.map, last.synthesis, last.rows, 8, 2000, 32, 16)
+    asked = []
+    monkeypatch.setattr(texture, "kept_statistics", lambda network, key: asked.append(key) or measured)
+    decoders = [load_decoder(str(path), space="w+") for path in (final, plain)]
+    assert len(asked) == 1
+    assert decoders[0].w_mean.tolist() == pytest.approx(decoders[1].w_mean.tolist(), abs=1e-6)
+    assert torch.allclose(decoders[0].start_texture, decoders[1].start_texture, atol=0.02)
+    codes = torch.randn(1, last.rows, 8)
+    assert torch.allclose(decoders[0].synthesis(codes), decoders[1].synthesis(codes), atol=1e-4)
+
+
+def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
+    """Learnt codes are looked up where they are learnt; noise has the deviation of all codes times the setting."""
+    from configs.compose import compose
+    from facerecon.run.processes import Processes
+    from facerecon.stylegan.augment import draws_of
+
+    job = texture_gan._Job(compose("texture_gan", [*TINY, f"data={maps}", *SOME]), Processes(torch.device("cpu")))
+    job.load()
+    t, rows = job.training, [3, 21, 3]
+    with torch.no_grad():
+        t.table[3] += 1.0
+    assert torch.equal(job.codes_of(rows, t.generator), t.table.detach()[rows])
+    noise = job.codes_of(rows, t.generator, [7, 8, 9]) - t.table.detach()[rows]
+    assert torch.allclose(noise, 0.1 * draws_of(0, "code noise", [7, 8, 9], 8), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, run
+from configs.compose import Stopped, check_stop, patient_stops, row_logger, run
 
 STRUCTURE = (
     "codes",
@@ -43,6 +43,9 @@ STRUCTURE = (
     "init",
 )
 """Keys that a run goes on with; the others may change between two starts of it."""
+
+STATISTICS = {"textures": 600}
+"""How the statistics of W that a finished run's decoder holds are measured, see ``stylegan.texture.save_decoder``."""
 
 
 def main(config: Any) -> int:
@@ -67,7 +70,7 @@ def main(config: Any) -> int:
                 return job.run(folder)
             except (KeyboardInterrupt, Stopped, OutputError) as stop:
                 steps = folder.checkpoints.steps()
-                kept = f"the last snapshot in {folder.path} is of step {steps[-1]}" if steps else "no snapshot yet"
+                kept = f"the last checkpoint in {folder.path} is of step {steps[-1]}" if steps else "no checkpoint yet"
                 if isinstance(stop, OutputError):
                     raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
                 raise type(stop)(kept) from None
@@ -85,31 +88,24 @@ class _Job:
     # -- before the loop ---------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Maps, pairs and networks."""
-        import torch
+        """Maps, codes and networks."""
+        self.check_settings()
+        self.load_maps()
+        source = self.choose_mapping()
+        self.load_codes(source)
+        generator, about = self.build_generator(source)
+        discriminator = self.build_discriminator()
+        self.load_features()
+        self.build_training(generator, discriminator)
+        if self.processes.first:
+            self.announce(about)
 
-        from facerecon.dataset.memory import MapCodes, MapMemory, PairedCodes, held_out, share_of
-        from facerecon.errors import ConfigError, InputError, nearest_name
-        from facerecon.evaluation.distribution import identity_features, inception_features
-        from facerecon.run import item_seed
-        from facerecon.stylegan.augment import Augment, AugmentSettings
-        from facerecon.stylegan.discriminator import Discriminator
-        from facerecon.stylegan.generator import NOISE, Generator, GeneratorConfig
-        from facerecon.stylegan.mobile import load_generator
-        from facerecon.stylegan.training import (
-            AdversarialSettings,
-            Latents,
-            PairWeights,
-            TextureTraining,
-            WarmSettings,
-            initialize_from,
-            open_mapping,
-            start_gently,
-            start_without_color,
-        )
-        from facerecon.stylegan.weights import read_generator
+    def check_settings(self) -> None:
+        """What a setting may be that the library does not look at itself."""
+        from facerecon.errors import ConfigError, nearest_name
+        from facerecon.stylegan.generator import NOISE
 
-        c, v, device = self.config, self.values, self.processes.device
+        c, device = self.config, self.processes.device
         for key, value in (("batch", c.batch), ("warm.batch", c.warm.batch), ("keep", c.keep)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{key} must be a whole number, 1 or more; got {value!r}.")
@@ -126,24 +122,84 @@ class _Job:
                 raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
         if c.warm.kimg <= 0 and c.kimg <= 0:
             raise ConfigError("warm.kimg and kimg are both 0: there is nothing to train.")
-        precision = _precision(c.precision, device)
-        regularizer = _precision(c.regularizer_precision, device)
+        self.precision = _precision(c.precision, device)
+        self.regularizer_precision = _precision(c.regularizer_precision, device)
 
+    @property
+    def codes(self) -> str:
+        """Whose codes the run learns pairs of: "faces", "maps" or "none"."""
+        c = self.config
+        return c.codes if c.warm.kimg > 0 or c.adversarial.pairs > 0 else "none"
+
+    def load_maps(self) -> None:
+        """The maps, and which of them are to train on and which to measure on."""
+        from facerecon.dataset.memory import MapMemory, held_out, share_of
+        from facerecon.errors import InputError
+
+        c = self.config
         self.memory = memory = MapMemory(c.data, c.size, c.memory_gb)
         self.training_maps = memory.usable(share_of(len(memory), c.share, c.held_out))
         self.unseen = memory.usable(held_out(len(memory))) if c.held_out else []
         if not self.training_maps:
             raise InputError(f"{c.data} has {len(memory)} map(s); none is left to train on with share={c.share}.")
-        wants_pairs = c.warm.kimg > 0 or c.adversarial.pairs > 0
-        by_face = wants_pairs and c.codes == "faces"
-        kind = ("open" if by_face else "own") if c.mapping == "auto" else c.mapping
-        if kind == "open" and not by_face and wants_pairs:
-            raise ConfigError("codes=maps has a W of its own; set mapping=own, or codes=faces.")
-        self.values["mapping"] = kind
 
-        source = load_generator() if kind == "open" else None
+    def choose_mapping(self) -> Any:
+        """The open face generator where its mapping network is to be the decoder's; None: one of its own."""
+        from facerecon.errors import ConfigError
+        from facerecon.stylegan.mobile import load_generator
+
+        c = self.config
+        kind = ("open" if self.codes == "faces" else "own") if c.mapping == "auto" else c.mapping
+        if kind == "open" and self.codes == "maps":
+            raise ConfigError("codes=maps has a W of its own; set mapping=own, or codes=faces.")
+        if kind == "own" and self.codes == "faces":
+            raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
+        self.values["mapping"] = kind
+        return load_generator() if kind == "open" else None
+
+    def load_codes(self, source: Any) -> None:
+        """Codes of the maps, of their faces or of their own.
+
+        Sets ``known`` (M, C), a code for each map (and then for their mirror images) before any projection; ``spread``,
+        the standard deviation of the noise on them; ``coded``, the maps to train on that have one, ``pair_rows``, these
+        and their mirror images, and ``unseen_pairs``, the held-out ones.
+        """
+        from facerecon.dataset.memory import MapCodes, PairedCodes
+        from facerecon.errors import InputError
+
+        c, memory = self.config, self.memory
+        self.pairs = self.map_codes = self.known = None
+        self.coded, self.pair_rows, self.unseen_pairs, self.spread = [], [], [], c.warm.code_noise
+        if self.codes == "maps":
+            self.map_codes = MapCodes(memory, self.training_maps, c.w_dim, c.mirror, c.linear_size)
+            self.known, self.coded, self.unseen_pairs = self.map_codes.table, self.training_maps, self.unseen
+            self.pair_rows = self.coded + ([i + len(memory) for i in self.coded] if c.mirror else [])
+        elif self.codes == "faces":
+            self.pairs = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
+            self.known = self.pairs.codes
+            self.coded, self.unseen_pairs = (
+                [i for i in maps if self.pairs.known[i]] for maps in (self.training_maps, self.unseen)
+            )
+            if not self.coded:
+                raise InputError(
+                    f"the manifest in {c.data} knows none of the {len(self.training_maps)} maps to train on."
+                )
+            self.pair_rows = self.coded
+            if c.warm.code_noise:
+                self.spread = self.known[self.pairs.known].std(0) * c.warm.code_noise
+
+    def build_generator(self, source: Any) -> tuple[Any, str]:
+        """The generator as it starts, and a word on how."""
+        import torch
+
+        from facerecon.run import item_seed
+        from facerecon.stylegan.generator import Generator, GeneratorConfig
+        from facerecon.stylegan.training import initialize_from, open_mapping, start_gently, start_without_color
+        from facerecon.stylegan.weights import read_generator
+
+        c = self.config
         mapped = 0 if source is None or c.w_dim == len(source.mean_w) else len(source.mean_w)
-        layers = (0 if wants_pairs and not by_face else 8) if c.mapping_layers == "auto" else c.mapping_layers
+        layers = (0 if self.codes == "maps" else 8) if c.mapping_layers == "auto" else c.mapping_layers
         sizes = GeneratorConfig(
             size=c.size,
             z_dim=512 if layers else c.w_dim,
@@ -156,20 +212,12 @@ class _Job:
         )
         torch.manual_seed(item_seed(c.seed, "weights"))
         generator = Generator(sizes)
-        self.pairs = self.map_codes = None
-        if wants_pairs and not by_face:
-            self.map_codes = MapCodes(memory, self.training_maps, c.w_dim, c.mirror, c.linear_size)
-        if by_face:
-            if source is None:
-                raise ConfigError("pairs need the mapping network that drew their codes; set mapping=open.")
-            self.pairs = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
         if source is not None:
             open_mapping(generator.mapping, source.mapping)
             if not mapped:
                 generator.w_mean.copy_(source.mean_w)
             elif not c.init:
                 self.find_directions(generator)
-        about = "at random" + (", mapping of the open face generator" if source is not None else "")
         if c.warm.kimg > 0 or c.base != "none":
             start_without_color(generator)
         if c.base == "linear":
@@ -177,30 +225,50 @@ class _Job:
         initial = read_generator(c.init)[0] if c.init else None
         self.set_base(generator, fit=initial is None)
         if initial is not None:
-            about = initialize_from(generator, initial)
+            return generator, initialize_from(generator, initial)
+        return generator, "at random" + (", mapping of the open face generator" if source is not None else "")
+
+    def build_discriminator(self) -> Any:
+        """The discriminator, or None where no phase has one."""
+        import torch
+
+        from facerecon.run import item_seed
+        from facerecon.stylegan.discriminator import Discriminator
+
+        c = self.config
         torch.manual_seed(item_seed(c.seed, "discriminator"))
-        discriminator = Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
-        pair_rows = []
-        if self.map_codes is not None:
-            mirrored = [i + len(memory) for i in self.training_maps] if c.mirror else []
-            pair_rows = self.training_maps + mirrored
-        if by_face:
-            pair_rows = [i for i in self.training_maps if self.pairs.known[i]]
-            if not pair_rows:
-                raise InputError(
-                    f"the manifest in {c.data} knows none of the {len(self.training_maps)} maps to train on."
-                )
-        self.pair_rows = pair_rows
-        latents = Latents()
-        if pair_rows:
-            rows = torch.tensor(pair_rows)
-            codes = self.codes_of(pair_rows, generator).to(device)
-            latents = Latents(codes, lambda chosen: self.pair_images(rows[chosen.cpu()], device)[0], rows)
+        return Discriminator(c.size, c.channel_base, c.channel_max) if c.kimg > 0 else None
+
+    def load_features(self) -> None:
+        """What Frechet distances are measured in."""
+        from facerecon.evaluation.distribution import identity_features, inception_features
+
+        measure = self.config.measure
         self.features, self.real_features = {}, {}
-        if c.measure.features:
+        if measure.features:
             self.features["identity"] = identity_features()
-            if c.measure.inception:
-                self.features["inception"] = inception_features(c.measure.inception)
+            if measure.inception:
+                self.features["inception"] = inception_features(measure.inception)
+
+    def build_training(self, generator: Any, discriminator: Any) -> None:
+        """Networks, optimizers and settings put together."""
+        import torch
+
+        from facerecon.stylegan.augment import Augment, AugmentSettings
+        from facerecon.stylegan.training import (
+            AdversarialSettings,
+            Latents,
+            PairWeights,
+            TextureTraining,
+            WarmSettings,
+        )
+
+        c, v, device = self.config, self.values, self.processes.device
+        latents = Latents()
+        if self.pair_rows:
+            rows = torch.tensor(self.pair_rows)
+            codes = self.codes_of(self.pair_rows, generator).to(device)
+            latents = Latents(codes, lambda chosen: self.pair_images(rows[chosen.cpu()], device)[0], rows)
         strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
         if not v["augment"]["enabled"]:
             strengths["limit"] = 0.0
@@ -217,23 +285,32 @@ class _Job:
             pair_weights=PairWeights(**v["pair_loss"]),
             adversarial_pair_weights=PairWeights(**v["adversarial_pair_loss"]),
             augment=Augment(AugmentSettings(**strengths), c.mirror),
-            train_mapping=kind == "own" if c.train_mapping == "auto" else c.train_mapping,
-            precision=precision,
-            regularizer_precision=regularizer,
+            train_mapping=v["mapping"] == "own" if c.train_mapping == "auto" else c.train_mapping,
+            precision=self.precision,
+            regularizer_precision=self.regularizer_precision,
             processes=self.processes,
             latents=latents,
             table=None if self.map_codes is None else self.map_codes.table,
         )
-        if self.processes.first:
-            million = [
-                sum(p.numel() for p in n.parameters()) / 1e6 for n in (generator, discriminator) if n is not None
-            ]
-            print(
-                f"{len(self.training_maps)} maps of {memory.side} px to train on, {len(self.unseen)} held out, "
-                f"{len(pair_rows)} with codes; generator {million[0]:.1f} M parameters at {c.size} px, started {about}"
-                + (f"; discriminator {million[1]:.1f} M" if len(million) > 1 else "")
-                + f"; {precision} on {device}, {self.processes.count} process(es)"
-            )
+        if self.known is not None:  # from now on where the networks are; those of maps are the learnt ones
+            self.known = self.known.to(device) if self.map_codes is None else self.training.table.detach()
+            self.spread = torch.as_tensor(self.spread, device=device)
+
+    def announce(self, about: str) -> None:
+        """What is going to be trained on what, one line."""
+        t, memory = self.training, self.memory
+        million = [
+            sum(p.numel() for p in network.parameters()) / 1e6
+            for network in (t.generator, t.discriminator)
+            if network is not None
+        ]
+        print(
+            f"{len(self.training_maps)} maps of {memory.side} px to train on, {len(self.unseen)} held out, "
+            f"{len(self.pair_rows)} with codes; generator {million[0]:.1f} M parameters at {self.config.size} px, "
+            f"started {about}"
+            + (f"; discriminator {million[1]:.1f} M" if len(million) > 1 else "")
+            + f"; {self.precision} on {t.device}, {self.processes.count} process(es)"
+        )
 
     def set_base(self, generator: Any, fit: bool = True) -> None:
         """What the network adds to; ``fit=False`` leaves the linear prediction to the decoder that it starts from."""
@@ -263,8 +340,8 @@ class _Job:
         if not fit:
             generator.synthesis.linear = torch.zeros(c.w_dim, 3, side, side)
             return
-        rows = [i for i in self.training_maps if self.pairs.known[i]]
-        codes, native = self.codes_of(rows, generator), self.pairs.codes[rows]
+        rows = self.coded
+        codes, native = self.codes_of(rows, generator), self.known[rows]
         spread = native.std(0) * c.warm.code_noise
         shares = spread.diag() if generator.projection is None else generator.projection.directions * spread
         small = torch.cat([F.adaptive_avg_pool2d(memory.images(part)[0], side) for part in _parts(rows)])
@@ -282,9 +359,8 @@ class _Job:
 
         s = generator.synthesis
         s.gain = None
-        known = [i for i in self.training_maps if self.pairs is None or self.pairs.known[i]]
         above, below = torch.zeros(1, s.size, s.size), torch.full((1, s.size, s.size), 1e-6)
-        for part in _parts(known):
+        for part in _parts(self.coded):
             codes, maps = table[torch.as_tensor(part)], self.memory.images(part)[0]
             linear = s.underlay(generator.rows_of(codes), s.size) - s.base
             above += (linear * (maps - s.base)).sum((0, 1))
@@ -298,17 +374,15 @@ class _Job:
         from facerecon.errors import ConfigError
         from facerecon.stylegan.latent_space import predictive_directions
 
-        native = self.pairs
-        if native is None:
+        if self.pairs is None:
             raise ConfigError(f"w_dim={self.config.w_dim} with mapping=open is learnt from pairs; set warm.kimg.")
-        rows = [i for i in self.training_maps if native.known[i]]
         z = torch.randn(20_000, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             samples = generator.mapping(z)
         side = min(64, self.memory.size)
         pool = torch.nn.functional.adaptive_avg_pool2d
-        small = torch.cat([pool(self.memory.images(part)[0], side) for part in _parts(rows)])
-        center, directions = predictive_directions(native.codes[rows], small, samples, self.config.w_dim)
+        small = torch.cat([pool(self.memory.images(part)[0], side) for part in _parts(self.coded)])
+        center, directions = predictive_directions(self.known[self.coded], small, samples, self.config.w_dim)
         generator.projection.center.copy_(center)
         generator.projection.directions.copy_(directions)
 
@@ -316,24 +390,16 @@ class _Job:
         """(b, w_dim) codes of the faces that maps show; for samples of these ``numbers`` with noise, if any."""
         import torch
 
-        from facerecon.stylegan.training import draws_of
+        from facerecon.stylegan.augment import draws_of
 
-        if self.map_codes is not None:
-            job = getattr(self, "training", None)
-            table = self.map_codes.table if job is None else job.table.detach().cpu()
-            codes = table[torch.as_tensor(rows)]
-            if numbers is not None and self.config.warm.code_noise:
-                noise = draws_of(self.config.seed, "code noise", numbers, codes.shape[1])
-                codes = codes + self.config.warm.code_noise * noise
-            return codes.to(generator.w_mean.device)
-        codes = self.pairs.codes[torch.as_tensor(rows)]
+        codes = self.known[torch.as_tensor(rows, device=self.known.device)]
         if numbers is not None and self.config.warm.code_noise:
-            spread = self.pairs.codes[self.pairs.known].std(0) * self.config.warm.code_noise
-            codes = codes + spread * draws_of(self.config.seed, "code noise", numbers, codes.shape[1])
+            noise = draws_of(self.config.seed, "code noise", numbers, codes.shape[1])
+            codes = codes + self.spread * noise.to(codes.device)
         if generator.projection is None:
             return codes
         with torch.no_grad():
-            return generator.projection(codes.to(generator.projection.center.device))
+            return generator.projection(codes)
 
     def pair_images(self, rows: Any, device: Any) -> tuple[Any, list[int]]:
         """Maps of the supervised phase, by their rows; those beyond the number of maps are mirror images."""
@@ -345,96 +411,117 @@ class _Job:
                 images[k] = images[k].flip(-1)
         return images, [i + count * flip for i, flip in zip(shown, flipped, strict=True)]
 
-    def _resume(self, folder: Any) -> None:
-        """The last snapshot, on every rank."""
-        from facerecon.run import Checkpoints, drop_after
+    def _resume(self, folder: Any) -> bool:
+        """The last checkpoint, on every rank; returns whether what belongs to its snapshot is still to be made."""
+        from facerecon.run import Checkpoints, drop_after, read_metrics
 
         t = self.training
+        self.figures: dict[str, Any] = {}  # of the steps since the last row of metrics
         checkpoints = Checkpoints(Path(self.config.out) / "checkpoints", self.config.keep)
         found = checkpoints.latest(t.device) if self.config.resume else None
+        snapshot = False
         if found is not None:
             t.load_state(found[1], str(checkpoints.path(found[0])))
-        if folder is not None:
-            if found is not None:
-                print(f"goes on from step {t.step}, {t.images / 1000:.1f} kimg, phase {t.phase}")
-            drop_after(folder.metrics.path, t.images, "images")
+            self.figures, snapshot = dict(found[1].get("figures", {})), found[1].get("snapshot", False)
+        if folder is None:
+            return False
+        if found is not None:
+            print(f"goes on from step {t.step}, {t.images / 1000:.1f} kimg, phase {t.phase}")
+        drop_after(folder.metrics.path, t.images, "images")
+        rows = read_metrics(folder.metrics.path) if snapshot else []
+        return snapshot and not any("snapshot" in row and row["images"] == t.images for row in rows)
 
     # -- the loop ----------------------------------------------------------------------------------------
 
     def run(self, folder: Any) -> int:
-        """Train; ``folder`` is None on ranks that do not write."""
-        import torch
+        """Train; ``folder`` is None on ranks that do not write.
+
+        Raises:
+            KeyboardInterrupt, Stopped: this rank or another one was asked to end; a checkpoint is written.
+        """
         from tqdm import tqdm
 
-        c, t, maps, first = self.config, self.training, self.memory, folder is not None
-        self._resume(folder)
+        c, t, first = self.config, self.training, folder is not None
+        unfinished = self._resume(folder)
         warm_images = (
             math.ceil(c.warm.kimg * 1000 / c.warm.batch) * c.warm.batch if t.phase != "adversarial" else t.warm_images
         )
         total = warm_images + round(c.kimg * 1000)
-        if t.images >= total:
+        if t.images >= total and not self.processes.any(unfinished):
             if first:
                 print(f"nothing to do: {t.images / 1000:.1f} kimg are trained; raise warm.kimg or kimg to go on.")
             return 0
-        logger = _logger(c) if first else None
+        self.logger = row_logger(c, _numbers_of, "images") if first else None
         if first and t.images == 0:
             self.show_real(folder.path)
         started, marked, watch = time.perf_counter(), (time.perf_counter(), t.images), _Watch(c.collapse)
         bar = tqdm(total=total, initial=t.images, unit="img", unit_scale=True, disable=None if first else True)
-        figures: dict[str, Any] = {}
-        while t.images < total:
-            check_stop()
-            t.enter("warm" if t.images < warm_images else "adversarial")
-            numbers = t.numbers()
-            if t.phase == "warm":  # supervised: the map of a face, from the face's code
-                real, shown = self.pair_images(maps.order(self.pair_rows, c.seed, numbers), t.device)
-                codes = self.codes_of(shown, t.generator, numbers).to(t.device)
-                rows = None if t.table is None else torch.tensor(shown)
-                figures |= t.warm_step(codes, real, t.images / warm_images, rows)
-            else:  # adversarial: StyleGAN2
-                real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
-                if t.images - t.warm_images >= c.adversarial.delay_kimg * 1000:
-                    figures |= t.generator_step()
-                    if c.adversarial.path_weight and t.step % c.adversarial.path_every == 0:
-                        figures |= t.path_step()
-                figures |= t.discriminator_step(real)
-                if t.adversarial.gamma(c.size, c.batch) and t.step % c.adversarial.r1_every == 0:
-                    figures |= t.r1_step(real)
-            watch.look(figures, t)
-            t.finish_step(c.average_kimg * 1000, c.average_rampup)
-            bar.update(min(t.batch, total - bar.n))
+        with bar, patient_stops() as asked:
+            stopped = unfinished and not self.snapshot(folder, t.images >= total, bar)
+            stopped = self.processes.any(stopped)
+            over = False
+            while t.images < total and not stopped and not over:
+                self.step(warm_images)
+                watch.look(self.figures, t)
+                t.finish_step(c.average_kimg * 1000, c.average_rampup)
+                bar.update(min(t.batch, total - bar.n))
 
-            late = c.max_minutes is not None and time.perf_counter() - started > 60 * c.max_minutes
-            stop = self.processes.any(late) or t.images >= total
-            if _passed(t.images, t.batch, c.log_kimg) or stop:
-                row = self.row(figures, marked, total)
-                marked, figures = (time.perf_counter(), t.images), {}
-                if first:
-                    folder.metrics.write(row)
-                    logger(row)
-                    report(bar, row)
-            if _passed(t.images, t.batch, c.snapshot_kimg) or stop:
-                watch.check_weights(t)
-                if first:
-                    row = self.snapshot(folder)
-                    folder.metrics.write(row)
-                    logger(row)
-                    bar.write(describe(row))
-                marked = (time.perf_counter(), t.images)
-            if stop:
-                break
-        bar.close()
+                done = t.images >= total
+                late = c.max_minutes is not None and time.perf_counter() - started > 60 * c.max_minutes
+                over = self.processes.any(late or asked())  # all ranks end at the same step
+                stopped = over and not done and self.processes.any(asked())
+                last = done or (over and not stopped)
+                if _passed(t.images, t.batch, c.log_kimg) or last:
+                    row = self.row(marked, total)
+                    marked = (time.perf_counter(), t.images)
+                    if first:
+                        folder.metrics.write(row)
+                        self.logger(row)
+                        report(bar, row)
+                due = _passed(t.images, t.batch, c.snapshot_kimg) or last
+                if due or stopped:
+                    watch.check_weights(t)
+                    self.keep(folder, due)
+                    if first and due and not stopped:
+                        stopped = not self.snapshot(folder, done, bar)
+                    stopped = self.processes.any(stopped)  # and no rank leaves before the checkpoint is written
+                    marked = (time.perf_counter(), t.images)
+        if stopped:
+            check_stop()
+            raise Stopped  # another rank was asked
         if first:
-            done = "done" if t.images >= total else f"stopped after {c.max_minutes} minutes; the same command goes on"
-            print(
-                f"{done}: {t.images / 1000:.1f} kimg in {folder.path}, {(time.perf_counter() - started) / 60:.1f} min"
-            )
+            end = "done" if t.images >= total else f"stopped after {c.max_minutes} minutes; the same command goes on"
+            print(f"{end}: {t.images / 1000:.1f} kimg in {folder.path}, {(time.perf_counter() - started) / 60:.1f} min")
         return 0
 
-    def row(self, figures: dict[str, Any], marked: tuple[float, int], total: int) -> dict[str, Any]:
+    def step(self, warm_images: int) -> None:
+        """One turn of the loop, of the phase that it belongs to."""
+        import torch
+
+        c, t, maps = self.config, self.training, self.memory
+        t.enter("warm" if t.images < warm_images else "adversarial")
+        numbers = t.numbers()
+        if t.phase == "warm":  # supervised: the map of a face, from the face's code
+            real, shown = self.pair_images(maps.order(self.pair_rows, c.seed, numbers), t.device)
+            codes = self.codes_of(shown, t.generator, numbers)
+            rows = None if t.table is None else torch.tensor(shown)
+            self.figures |= t.warm_step(codes, real, t.images / warm_images, rows)
+            return
+        # adversarial: StyleGAN2
+        real, _ = maps.images(maps.order(self.training_maps, c.seed, numbers), t.device)
+        if t.images - t.warm_images >= c.adversarial.delay_kimg * 1000:
+            self.figures |= t.generator_step()
+            if c.adversarial.path_weight and t.step % c.adversarial.path_every == 0:
+                self.figures |= t.path_step()
+        self.figures |= t.discriminator_step(real)
+        if t.adversarial.gamma(c.size, c.batch) and t.step % c.adversarial.r1_every == 0:
+            self.figures |= t.r1_step(real)
+
+    def row(self, marked: tuple[float, int], total: int) -> dict[str, Any]:
         """One line of metrics: means over the ranks of what the last steps gave."""
         t = self.training
-        values = {key: round(float(self.processes.average(value)), 6) for key, value in sorted(figures.items())}
+        values = {key: round(float(self.processes.average(value)), 6) for key, value in sorted(self.figures.items())}
+        self.figures = {}
         seconds = max(time.perf_counter() - marked[0], 1e-9)
         speed = (t.images - marked[1]) / seconds
         timing = {"images_per_second": round(speed, 3), "eta_minutes": round((total - t.images) / speed / 60, 2)}
@@ -442,22 +529,52 @@ class _Job:
 
     # -- snapshots ---------------------------------------------------------------------------------------
 
-    def snapshot(self, folder: Any) -> dict[str, Any]:
-        """Checkpoint and decoder first, then pictures and measurements; returns the latter."""
-        t = self.training
-        folder.checkpoints.save(t.step, t.state())
-        name = f"{t.images / 1000:08.1f}"
-        row = {"images": t.images, "step": t.step, "phase": t.phase, "snapshot": True} | self.measure(folder.path, name)
-        self.save_decoder(folder.path / "decoder.safetensors", row)
-        self.save_decoder(folder.path / "decoders" / f"decoder-{name}.safetensors", row)
-        if self.config.keep_decoders is not None:
-            for old in sorted((folder.path / "decoders").glob("decoder-*.safetensors"))[: -self.config.keep_decoders]:
-                old.unlink(missing_ok=True)
-        self.show(folder.path, name)
-        return row
+    def keep(self, folder: Any, snapshot: bool) -> None:
+        """Write a checkpoint, with the figures since the last row of metrics.
 
-    def save_decoder(self, path: Path, figures: dict[str, Any]) -> None:
-        """The running average, for ``decoder=PATH``."""
+        Args:
+            folder: None on ranks that do not write; they take part in averages. snapshot: whether pictures and
+                measurements belong to it, which a run that is stopped before they are made begins with.
+        """
+        figures = {key: self.processes.average(value) for key, value in sorted(self.figures.items())}
+        state = self.training.state() | {"figures": figures, "snapshot": snapshot}
+        if folder is not None:
+            folder.checkpoints.save(self.training.step, state)
+
+    def snapshot(self, folder: Any, final: bool, bar: Any) -> bool:
+        """What belongs to a checkpoint: measurements, decoder and pictures, and at last their row of metrics.
+
+        Args:
+            final: the run is finished. bar: to write beside.
+
+        Returns:
+            Whether it was made; False if the run was asked to end before.
+        """
+        t, path = self.training, folder.path
+        name = f"{t.images / 1000:08.1f}"
+        try:
+            with patient_stops(False):  # it can be made again from the checkpoint
+                row = {"images": t.images, "step": t.step, "phase": t.phase, "snapshot": True}
+                row |= self.measure(path, name)
+                self.save_decoder(path / "decoders" / f"decoder-{name}.safetensors", row)
+                self.save_decoder(path / "decoder.safetensors", row, final)
+                if self.config.keep_decoders is not None:
+                    kept = sorted((path / "decoders").glob("decoder-*.safetensors"))
+                    for old in kept[: -self.config.keep_decoders]:
+                        old.unlink(missing_ok=True)
+                self.show(path, name)
+                folder.metrics.write(row)
+                self.logger(row)
+                bar.write(describe(row))
+        except (KeyboardInterrupt, Stopped):
+            return False
+        return True
+
+    def save_decoder(self, path: Path, figures: dict[str, Any], final: bool = False) -> None:
+        """The running average, for ``decoder=PATH``; a final one with the statistics of W that fits start from."""
+        import copy
+
+        from facerecon.stylegan.texture import save_decoder, synthesis_precision
         from facerecon.stylegan.weights import save_generator
 
         t, c = self.training, self.config
@@ -468,7 +585,7 @@ class _Job:
             "kimg": (t.images - t.warm_images) / 1000,
             "batch": c.batch,
             "mapping": self.values["mapping"],
-            "codes": c.codes if c.warm.kimg > 0 or c.adversarial.pairs > 0 else "none",
+            "codes": self.codes,
             "base": c.base,
             "share": c.share,
             "seed": c.seed,
@@ -476,7 +593,12 @@ class _Job:
         }
         if self.pairs is not None:
             about["pair_truncation"] = self.pairs.truncation
-        save_generator(path, t.average, about)
+        if not final:
+            save_generator(path, t.average, about)
+            return
+        network = copy.deepcopy(t.average).cpu()
+        network.precision = synthesis_precision("auto", "cpu")
+        save_decoder(path, network, about, **STATISTICS)
 
     def measure(self, path: Path, name: str) -> dict[str, float]:
         """Figures of the running average: on held-out maps, and of generated ones beside those trained on."""
@@ -488,12 +610,12 @@ class _Job:
 
         c, t = self.config, self.training
         g, figures = t.average, {}
-        known = [i for i in self.unseen if self.map_codes or (self.pairs and self.pairs.known[i])][: c.measure.pairs]
+        known = self.unseen_pairs[: c.measure.pairs]
         if known:
             errors = []
             for start in range(0, len(known), c.batch):
                 truth, shown = self.memory.images(known[start : start + c.batch], t.device)
-                made = self._images(g.rows_of(self.codes_of(shown, g).to(t.device)))
+                made = self._images(g.rows_of(self.codes_of(shown, g)))
                 errors += ((made - truth.cpu()).abs().mean((1, 2, 3)) / 2).tolist()
             figures["held_out_pair_l1"] = sum(errors) / len(errors)
         chosen = self.unseen[: c.measure.inversion]
@@ -534,9 +656,9 @@ class _Job:
         steps = torch.linspace(0, 1, 8, device=device)[:, None]
         lines = torch.cat([torch.lerp(w[i], w[(i + 1) % 8], steps) for i in range(0, 8, 2)])
         self._sheet(path / f"interpolations-{name}.png", self._images(g.rows_of(lines)), 8)
-        known = [i for i in self.unseen if self.map_codes or (self.pairs and self.pairs.known[i])][:8]
+        known = self.unseen_pairs[:8]
         if known:
-            made = self._images(g.rows_of(self.codes_of(known, g).to(device)))
+            made = self._images(g.rows_of(self.codes_of(known, g)))
             self._sheet(path / f"held-out-{name}.png", torch.cat([self.memory.images(known)[0], made]), len(known))
 
     def _images(self, ws: Any) -> Any:
@@ -637,22 +759,8 @@ def describe(row: dict[str, Any]) -> str:
     return f"snapshot at {row['images'] / 1000:.1f} kimg" + (f": {figures}" if figures else "")
 
 
-def _logger(config: Any) -> Any:
-    """A function that takes one row; wandb only if asked for, offline unless WANDB_MODE says otherwise."""
-    from facerecon.errors import ConfigError, nearest_name
-
-    if config.logger == "none":
-        return lambda row: None
-    if config.logger != "wandb":
-        raise ConfigError(nearest_name(config.logger, ("none", "wandb"), "logger"))
-    os.environ.setdefault("WANDB_MODE", "offline")
-    import wandb
-    from omegaconf import OmegaConf
-
-    wandb_run = wandb.init(
-        project="facerecon", dir=str(config.out), config=OmegaConf.to_container(config, resolve=True)
-    )
-    return lambda row: wandb_run.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["images"])
+def _numbers_of(row: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
 if __name__ == "__main__":
