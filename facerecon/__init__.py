@@ -30,6 +30,7 @@ _HOMES = {
     "SHLight": "types",
     "load_decoder": "stylegan.decoder",
     "load_face_model": "morphable",
+    "load_regressor": "perception",
     "observe": "perception",
     "read_image": "imaging.files",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "imaging",
     "load_decoder",
     "load_face_model",
+    "load_regressor",
     "losses",
     "morphable",
     "observe",
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
     from facerecon.fitting.fitter import Fitter
     from facerecon.imaging.files import read_image
     from facerecon.morphable import load_face_model
-    from facerecon.perception import observe
+    from facerecon.perception import load_regressor, observe
     from facerecon.render.renderer import Renderer
     from facerecon.stylegan.decoder import load_decoder
     from facerecon.types import (

@@ -1,6 +1,7 @@
 """The three stages of Sec. 4.2: linear start, texture latent on a hypersphere, joint refinement; then detail."""
 
 from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
+from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params, params_to_coefficients
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
@@ -38,6 +39,8 @@ __all__ = [
     "Variables",
     "add_detail",
     "carry_over",
+    "coefficients_to_latent",
+    "coefficients_to_params",
     "decoder_for",
     "default_stages",
     "find_occlusion",
@@ -47,6 +50,7 @@ __all__ = [
     "hide",
     "invert_texture",
     "load_map_features",
+    "params_to_coefficients",
     "stages_from_config",
     "unexplained",
 ]

@@ -8,14 +8,25 @@ from facerecon.perception.identity import IdentityNet, JudgeNet, load_identity, 
 from facerecon.perception.landmarks import load_landmarks68
 from facerecon.perception.observe import MEAN_FIVE_POINTS, observe
 from facerecon.perception.parsing import face_masks, frame_contrast
+from facerecon.perception.regressor import (
+    Coefficients,
+    Regressor,
+    RegressorConfig,
+    load_regressor,
+    read_regressor,
+    save_regressor,
+)
 
 __all__ = [
     "EXPRESSIONS",
     "LANDMARK_FORMATS",
     "MEAN_FIVE_POINTS",
+    "Coefficients",
     "Detection",
     "IdentityNet",
     "JudgeNet",
+    "Regressor",
+    "RegressorConfig",
     "face_masks",
     "frame_contrast",
     "load_age_gender",
@@ -25,8 +36,11 @@ __all__ = [
     "load_identity",
     "load_judge",
     "load_landmarks68",
+    "load_regressor",
     "load_segmenter",
     "observe",
     "read_landmarks",
     "read_mask",
+    "read_regressor",
+    "save_regressor",
 ]
