@@ -234,7 +234,7 @@ def test_numbers_that_are_none_stop_the_run(maps, tmp_path, capsys) -> None:
     before = {path.name for path in (out / "checkpoints").iterdir()}
     line = refused(capsys, f"data={maps}", f"out={out}", "adversarial.rate=1e30", "adversarial.path_weight=0")
     assert "training stopped at step" in line
-    assert "The last snapshot is kept" in line
+    assert "The last checkpoint is kept" in line
     assert {path.name for path in (out / "checkpoints").iterdir()} == before
     assert train(f"data={maps}", f"out={out}") == 0  # goes on from before
 

@@ -1,14 +1,16 @@
 """UV maps -> texture decoder: StyleGAN2 training (Sec. 4.1), from scratch or warm-started on pairs.
 
     python train/texture_gan.py data=uv size=256 batch=16 kimg=1000                      the paper's way
-    python train/texture_gan.py data=uv size=256 channel_base=4096 channel_max=192 w_dim=128 codes=maps base=linear \\
-        constant_size=256 mirror=true warm.kimg=40 kimg=10 adversarial.pairs=0.5 adversarial.pair_weight=1   a small set
+    python train/texture_gan.py data=uv size=256 base=linear codes=maps mirror=true channel_base=4096 channel_max=192 \\
+        w_dim=128 linear_size=128 constant_size=128 warm.rate=0.006 warm.coarse=0 warm.rampdown=0.8 \\
+        warm.kimg=28 kimg=0                                                              a small set, on a CPU
     torchrun --nproc-per-node 8 train/texture_gan.py data=uv size=1024 batch=32 kimg=25000
     python train/texture_gan.py data=uv size=512 init=small/decoder.safetensors out=large  finetune, or grow
 
 Writes decoder.safetensors (the running average, for decoder=PATH), checkpoints/, metrics.jsonl, and at each snapshot
 pictures: samples (fixed seeds), interpolations, held-out pairs beside the truth; real.png shows maps of the set.
-A run that was stopped goes on from its last snapshot with the same command, and ends as one that was not.
+Ctrl-C and SIGTERM end the step and write a checkpoint; a second one does not wait. The same command goes on from the
+last checkpoint, and ends as a run that was not stopped.
 """
 
 from __future__ import annotations
@@ -713,7 +715,7 @@ class _Watch:
     @staticmethod
     def _stopped(what: str, training: Any) -> str:
         return (
-            f"training stopped at step {training.step}, {training.images / 1000:.1f} kimg: {what}. The last snapshot "
+            f"training stopped at step {training.step}, {training.images / 1000:.1f} kimg: {what}. The last checkpoint "
             "is kept; go on from it with a smaller adversarial.rate or a greater adversarial.r1_gamma."
         )
 
