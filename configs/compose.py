@@ -193,6 +193,11 @@ def check_stop() -> None:
         raise Stopped
 
 
+def stop_status(stop: BaseException) -> int:
+    """Exit status of a run that a signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 130 if isinstance(stop, KeyboardInterrupt) else 128 + Stopped.number
+
+
 @contextlib.contextmanager
 def patient_stops(patient: bool = True) -> Iterator[Callable[[], bool]]:
     """Meanwhile a first signal raises nothing, so that the work can keep what it has; a second one stops at once.
@@ -286,4 +291,4 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
     except (KeyboardInterrupt, Stopped) as stop:
         kept = str(stop) or "what was finished is kept"
         print(f"interrupted; {kept}; run the same command again to go on.", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 128 + Stopped.number
+        return stop_status(stop)

@@ -394,9 +394,10 @@ def test_all_ranks_stop_at_the_same_step(maps, tmp_path, same) -> None:
             for rank in (0, 1)
         ]  # fmt: skip
 
+    said = []
+
     def end(ranks: list[subprocess.Popen]) -> list[int]:
-        for rank in ranks:
-            rank.communicate(timeout=120)
+        said[:] = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
         return [rank.returncode for rank in ranks]
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -407,6 +408,7 @@ def test_all_ranks_stop_at_the_same_step(maps, tmp_path, same) -> None:
         time.sleep(0.01)
     ranks[1].send_signal(signal.SIGTERM)
     assert end(ranks) == [143, 143]
+    assert ["interrupted" in text for text in said] == [True, False]
     assert 6 <= state_of(cut)["step"] < 50
     assert end(start(cut)) == [0, 0]
     same_run(whole, cut, same)

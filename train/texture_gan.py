@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, patient_stops, row_logger, run
+from configs.compose import Stopped, check_stop, patient_stops, row_logger, run, stop_status
 
 STRUCTURE = (
     "codes",
@@ -64,7 +64,10 @@ def main(config: Any) -> int:
     with job.processes:
         job.load()  # whatever is wrong with the data or the settings costs nothing
         if not job.processes.first:
-            return job.run(None)
+            try:
+                return job.run(None)
+            except (KeyboardInterrupt, Stopped) as stop:
+                return stop_status(stop)  # the first one says what is kept
         settings = {"script": "texture_gan"} | {key: job.values[key] for key in STRUCTURE}
         again = {"resume": True} if config.resume else {"overwrite": True}
         with RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again).alone() as folder:
