@@ -24,6 +24,7 @@ from facerecon.errors import ConfigError, FaceReconError, nearest_name
 CONFIGS = Path(__file__).resolve().parent
 PATH_KEYS = {
     "decoder",
+    "regressor",
     "face_model_path",
     "img",
     "out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from facerecon.fitting import (
     Fitter,
     LandmarkStart,
     OcclusionSettings,
+    RegressorStart,
     carry_over,
     decoder_for,
 )
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
-from facerecon.perception import load_identity
+from facerecon.perception import Regressor, load_identity, load_regressor
+from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.stylegan.decoder import TextureDecoder, decoder_kind
@@ -46,7 +49,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = ("preset", "latent_space", "start", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
+    known = ("preset", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
@@ -55,6 +58,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         config.face_model, config.face_model_path, config.pack.num_identity, config.decoder, space,
         config.decoder_precision,
     )  # fmt: skip
+    regressor = build_regressor(config, model, fitting["regressor"])
     return Fitter(
         model=model.to(device),
         decoder=decoder.to(device),
@@ -65,8 +69,53 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         start=settings_of(LandmarkStart, fitting["start"], "fitting.start"),
         detail=settings_of(DetailSettings, fitting["detail"], "fitting.detail"),
         occlusion=settings_of(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
+        regressor=None if regressor is None else regressor.to(device),
+        regressor_start=settings_of(RegressorStart, fitting["regressor"], "fitting.regressor"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
+
+
+STAGE1 = ("auto", "regressor", "landmarks")
+
+
+def stage1_of(config: Any) -> str:
+    """What stage 1 is: "regressor" or "landmarks"; auto is the former where weights for the head model are at hand.
+
+    Raises:
+        ConfigError: an unknown value, or a regressor given that stage 1 would not use.
+    """
+    if config.stage1 not in STAGE1:
+        raise ConfigError(nearest_name(config.stage1, STAGE1, "stage1"))
+    if config.stage1 == "landmarks" and config.regressor:
+        raise ConfigError("stage1=landmarks uses no regressor, but regressor= is given; leave one of them out.")
+    if config.stage1 != "auto":
+        return str(config.stage1)
+    return "regressor" if config.regressor or trained_regressor(config.face_model) else "landmarks"
+
+
+def build_regressor(config: Any, model: MorphableModel, settings: dict) -> Regressor | None:
+    """N_enc of a head model, or None where stage 1 starts from landmarks; says which.
+
+    Raises:
+        ConfigError: as :func:`stage1_of`, or its texture is asked for and is of another decoder. AssetError: there are
+        no weights for this head model, or the file given is none.
+    """
+    if stage1_of(config) == "landmarks":
+        why = "" if config.stage1 == "landmarks" else f" (no trained regressor for face model '{model.name}')"
+        print(f"note: stage 1 starts from landmarks{why}.")
+        return None
+    regressor = load_regressor(model, config.regressor or None)
+    if settings.get("appearance") == "regressor" and config.decoder != regressor.config.decoder:
+        raise ConfigError(
+            f"fitting.regressor.appearance=regressor needs decoder={regressor.config.decoder}, which the regressor was "
+            f"trained with; got decoder={config.decoder}."
+        )
+    source = Path(config.regressor).name if config.regressor else "shipped weights"
+    print(
+        f"note: stage 1 is the regressor ({source}, {regressor.config.backbone}) and {config.fitting.start.refine} "
+        "Gauss-Newton steps on landmarks."
+    )
+    return regressor
 
 
 def latent_space(config: Any) -> str | None:

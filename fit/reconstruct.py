@@ -261,6 +261,8 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         item = items[i]
         metrics = {stage: {key: round(values[k], 5) for key, values in of.items()} for stage, of in figures.items()}
         row = {"item": item.name, "path": str(item.path), "settings": job.settings[item.path], "metrics": metrics}
+        if fitter.regressor is not None:
+            row["stage1"] = f"landmarks: {fitter.fallbacks[i]}" if i in fitter.fallbacks else "regressor"
         if i in fitter.diverged:
             row["diverged"] = fitter.diverged[i]
         clock = time.perf_counter()
@@ -296,6 +298,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     except OSError as error:
         raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
     settings = OmegaConf.to_container(config, resolve=True)
+    settings["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
     for key in ("out", "resume", "logger"):  # what does not change the result
         settings.pop(key)
     path = Path(row["path"])
@@ -316,9 +319,11 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
         save_obj(face, folder)
     if "glb" in config.export:
         save_glb(face, folder / "head.glb")
-    result = {key: row[key] for key in ("metrics", "diverged") if key in row}
+    result = {key: row[key] for key in ("metrics", "stage1", "diverged") if key in row}
     if "report" in config.export:
         notes = [f"The fit diverged: {row['diverged']}."] if "diverged" in row else []
+        if row.get("stage1", "").startswith("landmarks: "):
+            notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
         write_report(
             folder / "report.html", Subject.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
             config=settings,
@@ -331,7 +336,9 @@ def _digest(config: Any) -> str:
     """Short hash of everything that changes the result."""
     from omegaconf import OmegaConf
 
+    from facerecon.perception.regressor import trained_regressor
     from facerecon.stylegan.decoder import is_decoder_file
+    from fit.models import stage1_of
 
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
@@ -339,6 +346,11 @@ def _digest(config: Any) -> str:
     plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "perceptual")}
     if is_decoder_file(config.decoder) and Path(config.decoder).is_file():
         plain["decoder_content"] = hashlib.sha256(Path(config.decoder).read_bytes()).hexdigest()
+    plain["resolved"]["stage1"] = stage1_of(config)
+    if plain["resolved"]["stage1"] == "regressor":
+        weights = Path(config.regressor).expanduser() if config.regressor else trained_regressor(config.face_model)
+        if weights is not None and weights.is_file():
+            plain["regressor_content"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -15,6 +15,7 @@ from facerecon.fitting import (  # noqa: E402
     DetailSettings,
     LandmarkStart,
     OcclusionSettings,
+    RegressorStart,
     TextureInversionSettings,
     default_stages,
     stages_from_config,
@@ -41,6 +42,7 @@ def test_default_preset_equals_the_constructor_defaults() -> None:
     config = compose("reconstruct", ["img=x"])
     assert stages(config) == default_stages()
     assert LandmarkStart(**config.fitting.start) == LandmarkStart()
+    assert RegressorStart(**config.fitting.regressor) == RegressorStart()
     assert DetailSettings(**config.fitting.detail) == DetailSettings()
     assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
     assert TextureInversionSettings(**compose("invert_texture", ["maps=x"]).inversion) == TextureInversionSettings()

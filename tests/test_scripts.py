@@ -60,6 +60,44 @@ def test_what_a_user_can_mend_is_one_line(overrides, expected, tmp_path, models)
     assert expected in one_line(script("fit/reconstruct.py", *overrides, f"out={tmp_path / 'o'}"))
 
 
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["stage1=regresor"], "did you mean 'regressor'"),
+        (["stage1=landmarks", "regressor=weights.safetensors"], "leave one of them out"),
+        (["regressor=nowhere/weights.safetensors"], "nowhere/weights.safetensors does not exist"),
+        (["fitting.regressor.max_yaws=3"], "did you mean 'fitting.regressor.max_yaw'"),
+    ],
+)
+def test_wrong_words_about_stage_1_are_one_line(overrides, expected, tmp_path, models) -> None:
+    line = one_line(script("fit/reconstruct.py", f"img={SAMPLE}", *overrides, f"out={tmp_path / 'o'}"))
+    assert expected in line
+
+
+def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(tmp_path, models) -> None:
+    import torch
+
+    from facerecon.perception import Regressor, RegressorConfig, save_regressor
+
+    network = Regressor(RegressorConfig(backbone="resnet10", width=0.125))
+    weights, out = tmp_path / "mine.safetensors", tmp_path / "out"
+    common = (f"img={SAMPLE}", f"out={out}", "fitting=smoke", "export=[report]", "fitting.regressor.max_error=45")
+    stages = []
+    for shift in (0.0, 0.5):
+        with torch.no_grad():
+            network.heads["shift"].bias.fill_(shift)
+        save_regressor(weights, network)
+        run = script("fit/reconstruct.py", *common, f"regressor={weights}")
+        assert run.returncode == 0, run.stderr
+        assert "1 face(s) written" in run.stdout  # other weights of the same name are another setting
+        stages.append((run.stdout, run.stderr, (out / "astronaut" / "report.html").read_text()))
+        stages[-1] += (json.loads((out / "astronaut" / "metrics.json").read_text()).get("stage1"),)
+    assert "stage 1 is the regressor (mine.safetensors, resnet10)" in stages[0][0] and stages[0][3] == "regressor"
+    assert "misses its landmarks" in stages[1][1] and stages[1][3].startswith("landmarks: ")
+    assert "not by the regressor" in stages[1][2] and "not by the regressor" not in stages[0][2]
+    assert "instead of the regressor N_enc" not in stages[0][2]
+
+
 def test_bad_photos_are_one_line_each(tmp_path, models) -> None:
     blank, tiny, text, cut = (tmp_path / name for name in ("blank.jpg", "tiny.png", "text.jpg", "cut.jpg"))
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
@@ -115,6 +153,7 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(tmp_path, models) -> 
     assert {
         "panel.png", "texture.png", "seen.png", "head.obj", "head.mtl", "head.glb", "params.safetensors", "report.html",
     } <= made  # fmt: skip
+    assert "stage 1 " in first.stdout
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"start", "texture", "joint", "detail"} <= set(rows[0]["metrics"])
     assert (out / "index.html").is_file()

@@ -4,7 +4,14 @@ from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params, params_to_coefficients
 from facerecon.fitting.detail import add_detail
 from facerecon.fitting.fitter import Fitter, StepReport
-from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light, fit_light_and_texture
+from facerecon.fitting.initialize import (
+    LandmarkStart,
+    RegressorStart,
+    fit_landmarks,
+    fit_light,
+    fit_light_and_texture,
+    start_from_regressor,
+)
 from facerecon.fitting.invert import (
     InvertedTexture,
     MapFeatures,
@@ -33,6 +40,7 @@ __all__ = [
     "LandmarkStart",
     "MapFeatures",
     "OcclusionSettings",
+    "RegressorStart",
     "Stage",
     "StepReport",
     "TextureInversionSettings",
@@ -52,5 +60,6 @@ __all__ = [
     "load_map_features",
     "params_to_coefficients",
     "stages_from_config",
+    "start_from_regressor",
     "unexplained",
 ]

@@ -14,17 +14,24 @@ from torch import Tensor
 
 from facerecon import losses
 from facerecon.errors import ConfigError, FitError, nearest_name
+from facerecon.fitting.coefficients import coefficients_to_latent
 from facerecon.fitting.detail import add_detail
-from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light_and_texture
+from facerecon.fitting.initialize import (
+    LandmarkStart,
+    RegressorStart,
+    fit_landmarks,
+    fit_light_and_texture,
+    start_from_regressor,
+)
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
 from facerecon.fitting.stage import DetailSettings, Stage, stages_from_config
 from facerecon.fitting.variables import Variables, chosen_rows
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.morphable import MorphableModel
-from facerecon.perception import load_identity
+from facerecon.perception import Regressor, load_identity
 from facerecon.render import FusedView, PreparedView, Renderer
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace, TensorStruct
+from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace, SHLight, TensorStruct
 
 __all__ = ["Fitter", "StepReport"]
 
@@ -50,7 +57,7 @@ class StepReport:
 
 
 class Fitter:
-    """Photo -> head: stage 1 from landmarks, stage 2 the texture latent, stage 3 everything, then detail.
+    """Photo -> head: stage 1 from landmarks or by N_enc, stage 2 the texture latent, stage 3 everything, then detail.
 
     Faces of a batch are fitted with independent losses; only the arithmetic is shared.
 
@@ -67,7 +74,8 @@ class Fitter:
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
-        start: noise and priors of stage 1. detail: the last, optional step.
+        start: noise and priors of stage 1. regressor: N_enc, of this head model; None starts from landmarks alone.
+        regressor_start: when it is believed, and what of it. detail: the last, optional step.
         occlusion: how what hides the face is told and left out; found anew before each stage and before the detail.
 
     Raises:
@@ -89,6 +97,8 @@ class Fitter:
         start: LandmarkStart | None = None,
         detail: DetailSettings | None = None,
         occlusion: OcclusionSettings | None = None,
+        regressor: Regressor | None = None,
+        regressor_start: RegressorStart | None = None,
     ) -> None:
         if photometric not in ("l1", "l2"):
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
@@ -109,6 +119,9 @@ class Fitter:
         self.latent_prior = priors[latent_prior]
         self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
         self.start = start or LandmarkStart()
+        self.regressor, self.regressor_start = regressor, regressor_start or RegressorStart()
+        if regressor is not None:
+            self._check_regressor(regressor)
         self.detail = detail or DetailSettings()
         self.occlusion = occlusion or OcclusionSettings()
         self.perceptual = None
@@ -118,16 +131,50 @@ class Fitter:
         self.seconds: dict[str, float] = {}
         self.failed: dict[int, str] = {}
         self.diverged: dict[int, str] = {}
+        self.fallbacks: dict[int, str] = {}
 
     # -- stage 1 -----------------------------------------------------------------------------------
 
     def initialize(self, photo: Observation) -> tuple[FaceParams, Latent]:
-        """Stage 1: the linear start (Sec. 4.2)."""
+        """Stage 1: the start, by N_enc or from landmarks (Sec. 4.2).
+
+        ``self.fallbacks`` names the faces that N_enc cannot read, {index: why}; they start from their landmarks.
+        """
         camera = self._camera(photo)
-        params = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, self.start)
+        self.fallbacks, said = {}, None
+        if self.regressor is None:
+            params = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, self.start)
+        else:
+            params, said, self.fallbacks = start_from_regressor(
+                self.model, self.regressor, photo, camera, self.start, self.regressor_start
+            )
         view, vertices = self._prepare(params, camera)
         light, latent = fit_light_and_texture(photo, self.decoder, view, vertices, self.model.topology.faces)
+        if said is not None and self.regressor_start.appearance == "regressor":
+            codes = coefficients_to_latent(said, self.decoder).codes
+            gamma = params.light.coefficients
+            for i in self.fallbacks:
+                gamma[i], codes[i] = light.coefficients[i], latent.codes[i]
+            light, latent = SHLight(gamma), Latent(codes, latent.space)
         return params.replace(light=light), latent
+
+    def _check_regressor(self, regressor: Regressor) -> None:
+        """Refuse one that speaks of another head, or of another kind of texture.
+
+        Raises:
+            ConfigError: with what would fit.
+        """
+        config = regressor.config
+        if config.face_model != self.model.name or config.expression != self.model.num_expression:
+            raise ConfigError(
+                f"the regressor is for face model '{config.face_model}' with {config.expression} expressions; this "
+                f"fit's is '{self.model.name}' with {self.model.num_expression}. Use load_regressor(model)."
+            )
+        if self.regressor_start.appearance == "regressor" and self.decoder.space != "linear":
+            raise ConfigError(
+                f"light and texture of the regressor need the linear decoder it was trained with "
+                f"('{config.decoder}'); the fit's is of space '{self.decoder.space}'. Use appearance=closed."
+            )
 
     # -- stages 2 and 3 ----------------------------------------------------------------------------
 
@@ -140,10 +187,10 @@ class Fitter:
 
         Returns:
             B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by
-            stage, ``fitter.observed`` the observation without what was found to hide the faces. A face that cannot be
-            fitted (its observation, or its first loss, is not finite) is NaN throughout and named in
-            ``fitter.failed``, {index: why}; one that diverged later is kept at its best state and named in
-            ``fitter.diverged``. Both warn, and neither changes the others.
+            stage, ``fitter.fallbacks`` the faces that N_enc cannot read, ``fitter.observed`` the observation without
+            what was found to hide the faces. A face that cannot be fitted (its observation, or its first loss, is not
+            finite) is NaN throughout and named in ``fitter.failed``, {index: why}; one that diverged later is kept at
+            its best state and named in ``fitter.diverged``. Both warn, and neither changes the others.
 
         Raises:
             FitError: no face of the observation can be fitted.
@@ -153,6 +200,9 @@ class Fitter:
         photo = self._usable(photo)
         params, latent = self.initialize(photo)
         clock = self._lap("start", clock)
+        for i, reason in self.fallbacks.items():
+            if i not in self.failed:
+                warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=2)
         variables = Variables(params, latent, self.model.expression_bounds, self.decoder)
         for i in (~variables.finite()).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its start from the landmarks and the light is not finite")

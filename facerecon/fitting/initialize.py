@@ -1,32 +1,43 @@
-"""Stage 1 without a network: a linear start from landmarks, then light and texture in closed form (Sec. 4.2).
+"""Stage 1: a start from landmarks or from N_enc, then light and texture in closed form (Sec. 4.2).
 
-The paper's stage 1 is N_enc, a learnt regressor; it will fill the same slot. Here
-
-* pose, identity and expression are the maximum a posteriori of the landmarks under Gaussian priors, by
-  Gauss-Newton with the expression inside its bounds and the jaw contour sliding with the pose;
-* light and texture alternate two linear least-squares problems on the skin, since I = albedo(z) * shading(gamma)
+* Pose, identity and expression are the maximum a posteriori of the landmarks under Gaussian priors, by
+  Gauss-Newton with the expression inside its bounds and the jaw contour sliding with the pose. The priors are around
+  the mean face; or around what N_enc says (the paper's stage 1), whose errors are smaller, and a few steps are enough.
+* Light and texture alternate two linear least-squares problems on the skin, since I = albedo(z) * shading(gamma)
   is linear in either one.
+
+A photo that is out of N_enc's depth (:class:`RegressorStart`) starts from its landmarks alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import check_shape
+from facerecon.errors import ConfigError, check_shape, nearest_name
+from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
-from facerecon.geometry.rotation import matrix_to_euler
+from facerecon.geometry.rotation import euler_to_matrix, matrix_to_euler
 from facerecon.morphable import MorphableModel
+from facerecon.perception.regressor import Coefficients, Regressor
 from facerecon.render import FusedView, PreparedView
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
 
-__all__ = ["LandmarkStart", "fit_landmarks", "fit_light", "fit_light_and_texture"]
+__all__ = [
+    "LandmarkStart",
+    "RegressorStart",
+    "fit_landmarks",
+    "fit_light",
+    "fit_light_and_texture",
+    "start_from_regressor",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class LandmarkStart:
         sigma_jaw: px, noise of the jaw contour, which slides.
         sigma_mesh: px, noise of the dense face-mesh points; 0 leaves them out.
         sigma_expression: standard deviation of the expression weights around 0.
+        refine: Gauss-Newton steps from what N_enc says; 0 takes it as it is.
+        refine_identity, refine_expression: standard deviations of identity and expression around what N_enc says.
     """
 
     iterations: int = 12
@@ -46,6 +59,35 @@ class LandmarkStart:
     sigma_jaw: float = 3.0
     sigma_mesh: float = 6.0
     sigma_expression: float = 0.35
+    refine: int = 3
+    refine_identity: float = 0.3
+    refine_expression: float = 0.15
+
+
+@dataclass(frozen=True)
+class RegressorStart:
+    """When N_enc is believed, and what of it.
+
+    Args:
+        max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks.
+        smallest_face: px of the photo; so does one whose box is smaller.
+        max_error: px at a 224 px crop; and one whose inner landmarks are, on average, farther from where N_enc's head
+            has them.
+        appearance: where light and texture of the start come from: ``closed``, least squares on the skin; or
+            ``regressor``, which needs the linear decoder that N_enc was trained with.
+
+    Raises:
+        ConfigError: an unknown ``appearance``.
+    """
+
+    max_yaw: float = 50.0
+    smallest_face: float = 48.0
+    max_error: float = 10.0
+    appearance: str = "closed"
+
+    def __post_init__(self) -> None:
+        if self.appearance not in ("closed", "regressor"):
+            raise ConfigError(nearest_name(self.appearance, ("closed", "regressor"), "source of the start's light"))
 
 
 def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
@@ -82,6 +124,7 @@ def fit_landmarks(
     settings: LandmarkStart | None = None,
     shared_identity: bool = False,
     shared_expression: bool = False,
+    start: FaceParams | None = None,
 ) -> FaceParams:
     """Pose, identity and expression from 68 landmarks (and dense mesh points) in one photo each.
 
@@ -97,14 +140,19 @@ def fit_landmarks(
         settings: noise and priors.
         shared_identity: the B photos show one person: one identity for all, in every row of the result.
         shared_expression: and that person's face does not move between them.
+        start: of batch B, where to start from, in ``settings.refine`` steps: the priors are then around its identity
+            and expression, ``refine_identity`` and ``refine_expression`` wide (of shared ones around the mean over
+            the photos). Light and albedo are passed on.
 
     Returns:
-        Parameters of batch B with ambient light and no albedo.
+        Parameters of batch B; with ambient light and no albedo where there is no ``start``.
     """
     check_shape("landmarks", landmarks, "B 68 2")
     settings = settings or LandmarkStart()
     with torch.no_grad():
-        return _fit_landmarks(model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression)
+        return _fit_landmarks(
+            model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression, start
+        )
 
 
 def _fit_landmarks(
@@ -115,6 +163,7 @@ def _fit_landmarks(
     settings: LandmarkStart,
     shared_identity: bool,
     shared_expression: bool,
+    start: FaceParams | None,
 ) -> FaceParams:
     batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
     camera = camera or Camera.deep3d(batch=batch, device=device)
@@ -141,14 +190,22 @@ def _fit_landmarks(
         low[n_id:], high[n_id:] = model.expression_bounds
     precision = coefficients.new_ones(n_id + n_exp)
     precision[n_id:] = settings.sigma_expression**-2
+    if start is not None:
+        precision[:n_id], precision[n_id:] = settings.refine_identity**-2, settings.refine_expression**-2
     shared = torch.cat(
         [coefficients.new_full((n_id,), shared_identity), coefficients.new_full((n_exp,), shared_expression)]
     ).bool()
 
-    inner = candidates[0, 17:, 0].expand(batch, -1, -1)
-    rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
+    if start is None:
+        inner = candidates[0, 17:, 0].expand(batch, -1, -1)
+        rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
+    else:
+        coefficients = torch.cat([start.identity, start.expression], 1).clamp(low, high)
+        coefficients[:, shared] = coefficients[:, shared].mean(0, keepdim=True)
+        rotation, translation = euler_to_matrix(start.rotation), start.translation
+    center = coefficients  # of the priors
     focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
-    for _ in range(settings.iterations):
+    for _ in range(settings.iterations if start is None else settings.refine):
         vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, basis[1:])
         posed = vertices @ rotation.mT + translation[:, None]
         shares = model.candidate_weights(posed, camera)  # (B, 68, K)
@@ -181,9 +238,9 @@ def _fit_landmarks(
         normal = jacobian.mT @ jacobian
         right = (jacobian.mT @ residual[..., None])[..., 0]
         if shared.any():
-            step = _joint_step(normal, right, coefficients, precision, low, high, shared)
+            step = _joint_step(normal, right, coefficients, center, precision, low, high, shared)
         else:
-            step = _single_steps(normal, right, coefficients, precision, low, high)
+            step = _single_steps(normal, right, coefficients, center, precision, low, high)
         rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
         translation = translation - step[:, 3:6]
         coefficients = (coefficients - step[:, 6:]).clamp(low, high)
@@ -191,18 +248,18 @@ def _fit_landmarks(
     return FaceParams(
         identity=coefficients[:, :n_id],
         expression=coefficients[:, n_id:],
-        albedo=coefficients.new_zeros(batch, model.num_albedo),
+        albedo=coefficients.new_zeros(batch, model.num_albedo) if start is None else start.albedo,
         rotation=matrix_to_euler(rotation),
         translation=translation,
-        light=SHLight.ambient(batch, device),
+        light=SHLight.ambient(batch, device) if start is None else start.light,
     )
 
 
 def _single_steps(
-    normal: Tensor, right: Tensor, coefficients: Tensor, precision: Tensor, low: Tensor, high: Tensor
+    normal: Tensor, right: Tensor, coefficients: Tensor, center: Tensor, precision: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
     """(B, 6 + K) steps of faces that have nothing in common; normal equations (B, 6 + K, 6 + K) and (B, 6 + K)."""
-    right[:, 6:] += precision * coefficients
+    right[:, 6:] += precision * (coefficients - center)
     diagonal = torch.cat([precision.new_full((6,), 1e-4), precision])
     # a bounded coefficient that wants to leave stays where it is
     held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
@@ -216,6 +273,7 @@ def _joint_step(
     normal: Tensor,
     right: Tensor,
     coefficients: Tensor,
+    center: Tensor,
     precision: Tensor,
     low: Tensor,
     high: Tensor,
@@ -229,7 +287,7 @@ def _joint_step(
     column[:, ~apart] = torch.arange(int((~apart).sum()), device=right.device) + batch * int(apart.sum())
     total = int(column.max()) + 1
     joint, vector = normal.new_zeros(total, total), right.new_zeros(total)
-    diagonal, value = vector.clone(), vector.clone()
+    diagonal, value, away = vector.clone(), vector.clone(), vector.clone()
     lowest, highest = vector.new_full((total,), -torch.inf), vector.new_full((total,), torch.inf)
     for b in range(batch):
         at, inner = column[b], column[b, 6:]
@@ -237,7 +295,8 @@ def _joint_step(
         vector[at] += right[b]
         diagonal[at[:6]] = 1e-4
         diagonal[inner], value[inner], lowest[inner], highest[inner] = precision, coefficients[b], low, high
-    vector += diagonal * value
+        away[inner] = coefficients[b] - center[b]
+    vector += diagonal * away
     held = ((value <= lowest) & (vector > 0)) | ((value >= highest) & (vector < 0))
     free = (~held).to(vector)
     system = joint * free[:, None] * free + torch.diag(diagonal + (1 - free))
@@ -250,6 +309,74 @@ def _skew(vector: Tensor) -> Tensor:
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+# -- from N_enc ------------------------------------------------------------------------------------------
+
+
+def start_from_regressor(
+    model: MorphableModel,
+    regressor: Regressor,
+    photo: Observation,
+    camera: Camera,
+    landmarks: LandmarkStart | None = None,
+    settings: RegressorStart | None = None,
+) -> tuple[FaceParams, Coefficients, dict[int, str]]:
+    """Pose, identity and expression from N_enc's look at the fit crop, refined on the landmarks.
+
+    Args:
+        model: head model. regressor: of that model. photo: B observed faces. camera: of the fit crop.
+        landmarks: of the refinement, and of the faces that N_enc cannot read. settings: when it is believed.
+
+    Returns:
+        Parameters of batch B (light and albedo are N_enc's; ambient and zero for a face that it cannot read), its own
+        coefficients, and {index: why} of the faces that start from their landmarks.
+    """
+    landmarks, settings = landmarks or LandmarkStart(), settings or RegressorStart()
+    with torch.no_grad():
+        size = regressor.config.size
+        crops = photo.image
+        if crops.shape[-1] != size:
+            crops = F.interpolate(crops, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        said = regressor(crops.contiguous(memory_format=torch.channels_last))
+        first = coefficients_to_params(said, model)
+        reasons = _out_of_depth(model, first, photo, camera, settings)
+        params = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, landmarks, start=first)
+        if reasons:
+            rows = torch.tensor(sorted(reasons), device=crops.device)
+            few = photo.landmarks68[rows], camera[rows], photo.mesh468[rows]
+            instead = fit_landmarks(model, *few, landmarks)
+            order = torch.arange(photo.batch, device=crops.device)
+            order[rows] = photo.batch + torch.arange(len(rows), device=crops.device)
+            params = FaceParams.cat([params, instead])[order]
+    return params, said, reasons
+
+
+def _out_of_depth(
+    model: MorphableModel, params: FaceParams, photo: Observation, camera: Camera, settings: RegressorStart
+) -> dict[int, str]:
+    """{index: why} of the faces whose parameters, as N_enc said them, are not to be believed."""
+    fixed = model.landmarks3d(model.mean[None])[:, 17:].expand(photo.batch, -1, -1)
+    turn, _ = _weak_perspective(fixed, photo.landmarks68[:, 17:], camera)
+    turns = torch.stack([turn, euler_to_matrix(params.rotation)])  # as the landmarks have it, and as N_enc
+    yaws = torch.rad2deg(torch.atan2(turns[..., 0, 2], turns[..., 2, 2])).abs().amax(0)
+    points = project(camera, model.landmarks3d(model(params), camera))[..., :2]
+    apart = (points - photo.landmarks68)[:, 17:].norm(dim=-1).mean(1) * (224 / photo.image.shape[-1])
+    sides = (photo.box[:, 2:] - photo.box[:, :2]).amin(1)
+    reasons: dict[int, str] = {}
+    for i, (yaw, error, side) in enumerate(zip(yaws.tolist(), apart.tolist(), sides.tolist(), strict=True)):
+        if not math.isfinite(error):
+            reasons[i] = "what the regressor says of it is not finite"
+        elif side < settings.smallest_face:
+            reasons[i] = f"its face is {side:.0f} px wide, under {settings.smallest_face:g}"
+        elif yaw > settings.max_yaw:
+            reasons[i] = f"its head is turned by {yaw:.0f} degrees, over {settings.max_yaw:g}"
+        elif error > settings.max_error:
+            reasons[i] = f"the regressor's head misses its landmarks by {error:.1f} px, over {settings.max_error:g}"
+    return reasons
+
+
+# -- light and texture -----------------------------------------------------------------------------------
 
 
 def fit_light(

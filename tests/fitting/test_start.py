@@ -1,0 +1,295 @@
+"""Stage 1 by N_enc: refinement on landmarks, and the photos that are out of its depth."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from facerecon.errors import ConfigError
+from facerecon.fitting import (
+    DetailSettings,
+    Fitter,
+    LandmarkStart,
+    RegressorStart,
+    fit_landmarks,
+    params_to_coefficients,
+    start_from_regressor,
+)
+from facerecon.geometry.camera import project
+from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.morphable import load_face_model
+from facerecon.perception import Coefficients, Regressor, RegressorConfig
+from facerecon.render import Renderer
+from facerecon.stylegan.decoder import load_decoder
+from facerecon.types import Camera, Crop, FaceParams, Observation, SHLight
+
+SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
+IDENTITY = 20
+
+
+@pytest.fixture(scope="module")
+def model(asset):
+    asset("makehuman")
+    return load_face_model("makehuman", num_identity=IDENTITY)
+
+
+class Oracle(nn.Module):
+    """Says what it was told, whatever it sees."""
+
+    def __init__(self, said: Coefficients) -> None:
+        super().__init__()
+        self.said = said
+        sizes = {name: getattr(said, name).shape[1] for name in ("identity", "expression", "texture")}
+        self.config = RegressorConfig(expression_high=1.0, **sizes)
+
+    def forward(self, images: torch.Tensor) -> Coefficients:
+        assert images.shape == (len(self.said.angles), 3, 224, 224)
+        return self.said
+
+
+def heads(model, yaws: list[float]) -> FaceParams:
+    """Random heads, turned by so many degrees."""
+    batch = len(yaws)
+    expression = torch.zeros(batch, model.num_expression)
+    expression[:, model.expression_names.index("jawOpen")] = 0.2
+    rotation = torch.zeros(batch, 3)
+    rotation[:, 1] = torch.tensor(yaws).deg2rad()
+    return FaceParams(
+        identity=0.8 * torch.randn(batch, IDENTITY),
+        expression=expression,
+        albedo=torch.zeros(batch, 0),
+        rotation=rotation,
+        translation=0.1 * torch.randn(batch, 3),
+        light=SHLight(SHLight.ambient(batch).coefficients + 0.1 * torch.rand(batch, 9, 3)),
+    )
+
+
+def moved(params: FaceParams, scale: float = 1.0) -> FaceParams:
+    """What a good, imperfect regressor says of heads."""
+    return params.replace(
+        identity=params.identity + scale * 0.2 * torch.randn_like(params.identity),
+        rotation=params.rotation + scale * 0.03 * torch.randn_like(params.rotation),
+        translation=params.translation + scale * 0.03 * torch.randn_like(params.translation),
+    )
+
+
+def landmarks_of(model, params: FaceParams) -> torch.Tensor:
+    camera = Camera.deep3d(batch=len(params.rotation)).to(dtype=params.rotation.dtype)
+    return project(camera, model.landmarks3d(model(params), camera))[..., :2]
+
+
+def observed(model, params: FaceParams) -> Observation:
+    """What would be measured on photos of heads; the photos are grey."""
+    batch, camera = len(params.rotation), Camera.deep3d(batch=len(params.rotation))
+    grey, ones = torch.full((batch, 3, 224, 224), 0.5), torch.ones(batch, 1, 224, 224)
+    crop = Crop(grey, torch.eye(2, 3).expand(batch, 2, 3), *[ones] * 6)
+    mesh = torch.zeros(batch, 468, 3)
+    points = project(camera, model.mesh_points3d(model(params)))[..., :2]
+    mesh[:, model.topology.mesh_points, :2] = points
+    return Observation(
+        fit=crop, full=crop, landmarks68=landmarks_of(model, params), mesh468=mesh,
+        box=torch.tensor([[10.0, 10, 160, 170]]).repeat(batch, 1), score=torch.ones(batch),
+        identity=torch.zeros(batch, 128), judge=torch.zeros(batch, 1024), expression=torch.zeros(batch, 7),
+        age=torch.zeros(batch), male=torch.zeros(batch), path=tuple(f"{i}.jpg" for i in range(batch)),
+        photo_size=((224, 224),) * batch, mask_given=(False,) * batch,
+    )  # fmt: skip
+
+
+def oracle(params: FaceParams) -> Oracle:
+    return Oracle(params_to_coefficients(params, RegressorConfig(identity=IDENTITY, texture=0)))
+
+
+# -- Gauss-Newton from a start -----------------------------------------------------------------------------
+
+
+def test_no_steps_take_the_start_as_it_is(model) -> None:
+    true = heads(model, [10.0, -20.0])
+    found = fit_landmarks(model, landmarks_of(model, heads(model, [0.0, 0.0])), settings=LandmarkStart(refine=0),
+                          start=true)  # fmt: skip
+    for name in ("identity", "expression", "albedo", "translation"):
+        assert torch.equal(getattr(found, name), getattr(true, name))
+    assert torch.allclose(found.rotation, true.rotation, atol=1e-6)
+    assert torch.equal(found.light.coefficients, true.light.coefficients)
+
+
+def test_refinement_minimizes_landmarks_with_priors_around_the_start(model) -> None:
+    """Where it ends, no small step lowers the objective of the docstring; where the prior is at 0, one does."""
+    true = heads(model, [15.0])
+    start, target = moved(true), landmarks_of(model, true)
+    settings = LandmarkStart(refine=25, sigma_jaw=1e4, sigma_mesh=0, refine_identity=0.4, refine_expression=1e-3)
+
+    def objective(params: FaceParams, center: FaceParams) -> float:
+        points = landmarks_of(model.double(), params.to(dtype=torch.float64))
+        value = ((points - target.double())[:, 17:] / settings.sigma).square().sum()
+        value += ((params.identity - center.identity).double() / settings.refine_identity).square().sum()
+        value += ((params.expression - center.expression).double() / settings.refine_expression).square().sum()
+        return value.item()
+
+    found = fit_landmarks(model, target, settings=settings, start=start)
+    try:
+        least = objective(found, start)
+        assert least < 0.2 * objective(start, start)
+        middle = start.replace(identity=0 * start.identity, expression=0 * start.expression)
+        lower = []
+        for _ in range(30):
+            step = 0.02 * torch.randn(1, IDENTITY)
+            trial = found.replace(identity=found.identity + step)
+            assert objective(trial, start) > least - 1e-4
+            lower.append(objective(trial, middle) < objective(found, middle))
+        assert any(lower)
+    finally:
+        model.float()
+
+
+def test_refinement_brings_landmarks_nearer_and_keeps_what_they_do_not_tell(model) -> None:
+    true = heads(model, [0.0, 20.0, -35.0])
+    start, target = moved(true), landmarks_of(model, true)
+    found = fit_landmarks(model, target, start=start, settings=LandmarkStart(sigma_mesh=0))
+    alone = fit_landmarks(model, target, settings=LandmarkStart(sigma_mesh=0))
+
+    def apart(params: FaceParams) -> float:
+        return (landmarks_of(model, params) - target)[:, 17:].norm(dim=-1).mean().item()
+
+    assert apart(found) < 0.4 * apart(start)
+    error = {k: (p.identity - true.identity).norm(dim=1) for k, p in {"found": found, "alone": alone}.items()}
+    assert (error["found"] < error["alone"]).all()  # the start knew what landmarks cannot say
+
+
+def test_shared_coefficients_start_at_their_mean(model) -> None:
+    true = heads(model, [0.0, 30.0])
+    true = true.replace(identity=true.identity[:1].expand(2, -1), expression=true.expression[:1].expand(2, -1))
+    start = moved(true)
+    none = LandmarkStart(refine=0)
+    joint = fit_landmarks(model, landmarks_of(model, true), settings=none, shared_identity=True, start=start)
+    assert torch.allclose(joint.identity, start.identity.mean(0).expand(2, -1))
+    assert torch.equal(joint.expression, start.expression)
+    both = fit_landmarks(model, landmarks_of(model, true), shared_identity=True, shared_expression=True, start=start)
+    assert torch.equal(both.identity[0], both.identity[1]) and torch.equal(both.expression[0], both.expression[1])
+    apart = (landmarks_of(model, both) - landmarks_of(model, true))[:, 17:].norm(dim=-1).mean()
+    assert apart < 0.5 * (landmarks_of(model, start) - landmarks_of(model, true))[:, 17:].norm(dim=-1).mean()
+
+
+# -- N_enc --------------------------------------------------------------------------------------------------
+
+
+def test_what_it_says_is_where_the_fit_starts(model) -> None:
+    true = heads(model, [0.0, 25.0])
+    photo = observed(model, true)
+    params, said, reasons = start_from_regressor(
+        model, oracle(moved(true)), photo, Camera.deep3d(batch=2), LandmarkStart(refine=0)
+    )
+    assert reasons == {}
+    assert torch.equal(params.identity, said.identity)
+    refined, _, _ = start_from_regressor(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
+    assert (refined.identity - true.identity).abs().mean() < 0.1
+    assert (refined.rotation - true.rotation).abs().max() < 0.01
+
+
+def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None:
+    true = heads(model, [0.0, 65.0, 0.0, 0.0, 0.0, 20.0])
+    photo, camera = observed(model, true), Camera.deep3d(batch=6)
+    photo.box[2] = torch.tensor([0.0, 0.0, 44.0, 90.0])
+    said = moved(true)
+    said.translation[3, 0] += 0.2  # 20 px to the right
+    said.identity[4, 3] = torch.nan
+    params, _, reasons = start_from_regressor(model, oracle(said), photo, camera)
+    assert sorted(reasons) == [1, 2, 3, 4]
+    for i, words in ((1, "turned by "), (2, "44 px wide"), (3, "misses its landmarks by "), (4, "not finite")):
+        assert words in reasons[i]
+    assert 15 < float(reasons[3].split(" by ")[1].split()[0]) < 25
+    assert 55 < float(reasons[1].split("turned by ")[1].split()[0]) < 75
+    rows = torch.tensor([1, 2, 3, 4])
+    alone = fit_landmarks(model, photo.landmarks68[rows], camera[rows], photo.mesh468[rows])
+    same(params[rows].identity, alone.identity)
+    same(params[rows].light.coefficients, SHLight.ambient(4).coefficients)
+    # the others are what they are without them
+    fine = torch.tensor([0, 5])
+    others, _, none = start_from_regressor(model, oracle(said[fine]), photo[fine], camera[fine])
+    assert none == {}
+    assert torch.allclose(params[fine].identity, others.identity, atol=1e-4)
+    # N_enc's own word counts for the yaw as well: it may see what the landmarks do not
+    turned = said.replace(rotation=said.rotation + torch.tensor([0.0, 1.2, 0.0]))
+    _, _, reasons = start_from_regressor(model, oracle(turned), photo, camera)
+    assert "turned" in reasons[0]
+    # and the limits are settings
+    wide = RegressorStart(max_yaw=80, smallest_face=10, max_error=60)
+    _, _, reasons = start_from_regressor(model, oracle(said), photo, camera, settings=wide)
+    assert sorted(reasons) == [4]
+
+
+@pytest.fixture(scope="module")
+def photo(asset) -> Observation:
+    for name in ("face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "selfie"):
+        asset(name)
+    from facerecon.perception import observe
+
+    return observe(SAMPLE)
+
+
+def network_that_says(params: FaceParams) -> Regressor:
+    """A network whose heads say a pose whatever it sees, and the mean face."""
+    network = Regressor(RegressorConfig(backbone="resnet10", width=0.125, identity=IDENTITY, texture=64)).eval()
+    with torch.no_grad():
+        network.heads["angles"].bias.copy_(params.rotation[0])
+        network.heads["shift"].bias.copy_(params.translation[0, :2])
+        network.heads["depth"].bias.copy_(params.translation[0, 2:])
+    return network
+
+
+def build(model, **options) -> Fitter:
+    return Fitter(
+        model, load_decoder("linear"), Renderer(224, antialias=True),
+        stages={"texture": {"steps": 0}, "joint": {"steps": 2}}, detail=DetailSettings(size=128), **options,
+    )  # fmt: skip
+
+
+def test_a_fit_that_starts_by_the_network(model, photo) -> None:
+    landmarks = fit_landmarks(model, photo.landmarks68, mesh_points=photo.mesh468)
+    network = network_that_says(landmarks)
+    fitter = build(model, regressor=network)
+    face = fitter(photo)  # the mean face in that pose is near enough to be refined
+    assert fitter.fallbacks == {} and not fitter.failed
+    start = fitter.stage_params["start"][0]
+    apart = euler_to_matrix(start.rotation).mT @ euler_to_matrix(landmarks.rotation)
+    assert math.degrees(torch.arccos(((apart[0].trace() - 1) / 2).clamp(max=1)).item()) < 5
+    assert start.identity.norm() < landmarks.identity.norm()
+    assert face.texture.isfinite().all()
+
+    with torch.no_grad():
+        network.heads["shift"].bias += 0.5
+    with pytest.warns(UserWarning, match=r"astronaut\.jpg: stage 1 starts from its landmarks.*misses"):
+        fitter(photo)
+    assert list(fitter.fallbacks) == [0]
+    assert torch.equal(fitter.stage_params["start"][0].identity, landmarks.identity)
+
+
+def test_light_and_texture_may_be_the_networks(model, photo) -> None:
+    network = network_that_says(fit_landmarks(model, photo.landmarks68, mesh_points=photo.mesh468))
+    with torch.no_grad():
+        network.heads["light"].bias += torch.arange(27) / 100
+        network.heads["texture"].bias += torch.arange(64) / 10
+    fitter = build(model, regressor=network, regressor_start=RegressorStart(appearance="regressor"))
+    params, latent = fitter.initialize(photo)
+    light = params.light.coefficients[0]
+    assert torch.allclose(light[:, 1], torch.arange(9, 18) / 100 + 0.8 * (torch.arange(9) == 0), atol=1e-6)
+    assert torch.allclose(latent.codes[0, 0], torch.arange(64) / 10) and latent.space == "linear"
+    with torch.no_grad():
+        network.heads["shift"].bias += 0.5
+    again, code = fitter.initialize(photo)
+    closed, expected = build(model).initialize(photo)
+    assert torch.equal(again.light.coefficients, closed.light.coefficients) and torch.equal(code.codes, expected.codes)
+
+
+def test_a_network_of_another_head_is_refused(model) -> None:
+    config = RegressorConfig(backbone="resnet10", width=0.125, identity=IDENTITY)
+    with pytest.raises(ConfigError, match="'ict'"):
+        build(model, regressor=Regressor(dataclasses.replace(config, face_model="ict")))
+    with pytest.raises(ConfigError, match="45 expressions"):
+        build(model, regressor=Regressor(dataclasses.replace(config, expression=45)))
+    with pytest.raises(ConfigError, match="regressor"):
+        RegressorStart(appearance="regresor")
