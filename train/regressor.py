@@ -231,9 +231,9 @@ class _Job:
         self.rows = self.photos = None
 
         def build(shards: Any, make: Any, what: str) -> dict[str, Any]:
-            lacking = shards.missing()
-            if lacking:
-                total = sum(len(shards.numbers(i)) for i in lacking[rank::ranks])
+            mine = [i for i in shards.missing() if i % ranks == rank]
+            if mine:
+                total = sum(len(shards.numbers(i)) for i in mine)
                 bar = tqdm(total=total, unit=what, disable=None if first else True)
                 started, made = time.perf_counter(), [0]
 

@@ -77,7 +77,8 @@ class CropShards:
         if not self.path(shard).is_file():
             return False
         try:
-            tensors, _ = read_safetensors(self.path(shard), "a shard", "it is made again", error=InputError)
+            keys = ("number", "asked")
+            tensors, _ = read_safetensors(self.path(shard), "a shard", "it is made again", keys, error=InputError)
         except InputError as error:
             warnings.warn(f"{error}", stacklevel=3)
             return False
@@ -103,7 +104,7 @@ class CropShards:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
             write_whole(self._facts_path, (json.dumps(self.facts, indent=1, sort_keys=True) + "\n").encode())
-        for shard in self.missing()[rank::ranks]:
+        for shard in (i for i in self.missing() if i % ranks == rank):
             numbers = self.numbers(shard)
             tensors = make(numbers)
             tensors["asked"] = torch.tensor([len(numbers)])

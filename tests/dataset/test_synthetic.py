@@ -1,0 +1,160 @@
+"""Synthetic faces: the truth is what was rendered, a face depends on its number alone, and crops lie as real ones."""
+
+import math
+
+import pytest
+import torch
+
+from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, directional_light
+from facerecon.errors import ConfigError, ShapeError
+from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.lighting import sh_basis
+from facerecon.morphable import load_face_model
+from facerecon.perception.observe import MEAN_FIVE_POINTS
+from facerecon.render import Renderer
+from facerecon.stylegan.decoder import load_decoder
+from facerecon.types import Camera
+
+BARE = {"hair": 0.0, "shoulders": 0.0, "glasses": 0.0, "occluded": 0.0}
+
+
+@pytest.fixture(scope="module")
+def head(asset):
+    asset("makehuman")
+    return load_face_model(num_identity=12), load_decoder("linear", components=6)
+
+
+@pytest.fixture(scope="module")
+def faces(head):
+    return SyntheticFaces(*head, seed=3, size=112)
+
+
+def test_stored_landmarks_are_the_rendered_ones(head, faces) -> None:
+    """The truth, posed and projected anew by the plain projection formula, falls on the stored landmarks."""
+    model, _ = head
+    batch = faces(range(6))
+    camera = Camera.deep3d(224, 6)
+    points = model.landmarks3d(model(batch.params), camera)
+    x, y, z = points.unbind(-1)
+    expected = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
+    assert (batch.landmarks68 - expected).abs().max() < 0.01
+
+
+def test_a_point_of_the_mesh_is_where_the_picture_shows_it(head) -> None:
+    """A texture with one dark dot at the nose tip: its center in the picture is the stored landmark, to half a px."""
+    model, decoder = head
+    size = decoder.size
+    topology = model.topology
+    face, weights = topology.landmark_faces[30, 0], topology.landmark_barycentric[30, 0]
+    uv = (topology.uvs[topology.uv_faces[face]] * weights[:, None]).sum(0)
+    row, column = (torch.arange(size) + 0.5) / size, (torch.arange(size) + 0.5) / size
+    near = ((column[None] - uv[0]).square() + (1 - row[:, None] - uv[1]).square()).sqrt() < 0.012
+    dotted = torch.where(near, 0, 255).to(torch.uint8).expand(1, 3, size, size).contiguous()
+    settings = SyntheticSettings(**BARE, yaw=8, wide=0, texture=0, directional=0, smile=0)
+    made = SyntheticFaces(model, decoder, settings, seed=1, size=224, maps=dotted)
+    made.basis = made.basis * 0  # the dot alone
+    batch = made(range(4))
+    axis = torch.arange(224) + 0.5
+    for image, landmarks in zip(batch.image, batch.landmarks68, strict=True):
+        x, y = landmarks[30]
+        around = ((axis[None] - x).abs() < 9) & ((axis[:, None] - y).abs() < 9)
+        dark = (image.mean(0) < 0.5 * image.mean(0)[around].max()) & around
+        weight = dark.float()
+        seen = torch.stack([(weight * axis[None]).sum(), (weight * axis[:, None]).sum()]) / weight.sum()
+        assert (seen - landmarks[30]).abs().max() < 0.6
+
+
+def test_a_face_is_the_same_in_any_batch(faces, head) -> None:
+    one, many = faces([5]), faces([2, 5, 9])
+    assert (one.image[0] - many.image[1]).abs().max() < 1e-5
+    assert torch.allclose(one.params.translation[0], many.params.translation[1], atol=1e-5)
+    again = SyntheticFaces(*head, seed=3, size=112)([2, 5, 9])
+    assert torch.equal(again.image, many.image)  # bit by bit where the batch is the same
+    other = SyntheticFaces(*head, seed=4, size=112)([5])
+    assert not torch.allclose(one.params.identity, other.params.identity)
+
+
+def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
+    """Without errors of landmarks the alignment of the truth changes nothing; with them it errs as asked."""
+    exact = SyntheticFaces(*head, SyntheticSettings(scale=0.0, shift=0.0), size=32)
+    params, *_ = exact.truth(range(64))
+    model = head[0]
+    points = model.landmarks3d(model(params), Camera.deep3d(224, 64))
+    x, y, z = points.unbind(-1)
+    landmarks = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
+    found = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS)
+    assert torch.allclose(found, torch.eye(2, 3).expand(64, 2, 3), atol=0.02)
+    varied = SyntheticFaces(*head, SyntheticSettings(scale=0.05, shift=6.0), size=32)(range(64))
+    found = deep3d_crop_transform(varied.landmarks68, MEAN_FIVE_POINTS)
+    assert 0.035 < found[:, 0, 0].log().std() < 0.065
+    middle = found[:, :, :2].sum(2) * 112 + found[:, :, 2] - 112
+    assert 4.5 < middle.std() < 7.5
+
+
+def test_truth_stays_in_its_bounds(faces) -> None:
+    params, codes, texture, _ = faces.truth(range(200))
+    degrees = torch.rad2deg(params.rotation).abs().amax(0)
+    assert (degrees <= torch.tensor([30, 60, 25]) + 1e-3).all()
+    assert degrees[1] > 45
+    assert params.expression.min() >= 0 and params.expression.max() <= 1
+    assert 0.9 < params.identity.std() < 1.1
+    assert 0.9 < codes.std() < 1.1
+    assert texture.min() >= 0 and texture.max() <= 1
+    normals = torch.nn.functional.normalize(torch.tensor([[0, 0, 1.0], [0.5, 0, 1], [-0.5, 0, 1]]), dim=1)
+    shading = (sh_basis(normals) @ params.light.coefficients).mean((1, 2))
+    assert shading.quantile(0.02) > 0.25 and shading.max() < 1.4
+
+
+def test_lamps_shade_as_clamped_cosines(head) -> None:
+    """Second-order SH of max(0, n . d), against the closed form of Ramamoorthi and Hanrahan at random normals."""
+    direction = torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=-1)
+    color = torch.rand(2, 3, 3)
+    found = sh_basis(normals := torch.nn.functional.normalize(torch.randn(50, 3), dim=1)) @ directional_light(
+        direction, color
+    )
+    cosine = torch.einsum("nc,blc->bnl", normals, direction)
+    series = 1 / 4 + cosine / 2 + 5 / 16 * (3 * cosine**2 - 1) / 2
+    assert torch.allclose(found, series @ color, atol=1e-5)
+    assert (series - cosine.clamp(min=0)).abs().max() < 0.13  # and that is what it stands for
+
+
+def test_codes_of_maps_are_least_squares(head) -> None:
+    """Maps made of the basis have the codes that made them; a picture is of its map."""
+    model, decoder = head
+    mean, basis = decoder.start_basis()
+    codes = torch.randn(5, 6) * 0.3
+    maps = (mean + torch.einsum("nk,kchw->nchw", codes, basis)).clamp(0, 1)
+    pixels = (maps * 255).round().to(torch.uint8)
+    faces = SyntheticFaces(model, decoder, SyntheticSettings(texture=0.0), size=32, maps=pixels)
+    assert (faces.codes - codes).abs().max() < 0.05
+    _, found, texture, _ = faces.truth(range(8))
+    away = (texture[:, None] - pixels[None].float() / 255).abs().amax((2, 3, 4))
+    assert (away.amin(1) < 1e-6).all()
+    assert torch.equal(found, faces.codes[away.argmin(1)])
+
+
+def test_nothing_before_a_bare_head(head) -> None:
+    """With all that hides left out, the picture inside the head is the plain rendering."""
+    faces = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=2, size=224)
+    batch = faces(range(3))
+    params, _, texture, _ = faces.truth(range(3))
+    drawn = Renderer(224, antialias=True)(
+        head[0](params), texture, head[0].topology, Camera.deep3d(224, 3), params.light
+    )
+    inside = drawn.mask.expand_as(drawn.image) == 1
+    assert inside.float().mean() > 0.2
+    assert (batch.image - drawn.image.clamp(0, 1))[inside].abs().max() < 1e-5
+    covered = SyntheticFaces(*head, SyntheticSettings(occluded=1.0), seed=2, size=224)(range(3))
+    assert (covered.image - batch.image)[inside].abs().max() > 0.1
+
+
+def test_what_cannot_be_sampled_from(head) -> None:
+    model, decoder = head
+    with pytest.raises(ConfigError, match=r"synthetic.hair must be 0 to 1; got 2"):
+        SyntheticSettings(hair=2)
+    with pytest.raises(ConfigError, match="0 or more"):
+        SyntheticSettings(yaw=math.nan)
+    with pytest.raises(ConfigError, match=r"0\.\.6 components"):
+        SyntheticFaces(model, decoder, components=7)
+    with pytest.raises(ShapeError, match="uint8"):
+        SyntheticFaces(model, decoder, maps=torch.zeros(1, 3, 8, 8))
