@@ -228,23 +228,41 @@ def spoil(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def make_subject(
-    ict: MorphableModel, texture: Tensor, background: Tensor, rng: np.random.Generator, size: int = 640
+    ict: MorphableModel,
+    texture: Tensor,
+    background: Tensor,
+    rng: np.random.Generator,
+    size: int = 640,
+    *,
+    expression: dict[str, float] | None = None,
+    yaw: float | None = None,
+    light: SHLight | None = None,
 ) -> Subject:
-    """A random head with a given skin, photographed before a given picture (1, 3, H, W)."""
+    """A random head with a given skin, photographed before a given picture (1, 3, H, W).
+
+    Expression (weights by name), yaw (degrees) and light are random too where they are not given; what else is drawn
+    does not depend on whether they are.
+    """
     params = ict.neutral(1)
     identity = torch.from_numpy(rng.normal(size=(1, ict.num_identity)).astype(np.float32))
-    expression = torch.zeros(1, ict.num_expression)
+    weights: dict[str, float] = {}
     for names, most in EXPRESSIONS:
         if rng.random() < 0.35:
             weight = rng.uniform(0, most)
-            for name in names:
-                expression[0, ict.expression_names.index(name)] = float(weight)
+            weights |= dict.fromkeys(names, float(weight))
+    weights = weights if expression is None else expression
+    activation = torch.zeros(1, ict.num_expression)
+    for name, weight in weights.items():
+        activation[0, ict.expression_names.index(name)] = weight
     turn = np.deg2rad([rng.uniform(-10, 10), rng.uniform(-20, 20), 0.0])
-    params = params.replace(identity=identity, expression=expression, rotation=torch.tensor(turn[None]).float())
+    if yaw is not None:
+        turn[1] = np.deg2rad(yaw)
+    params = params.replace(identity=identity, expression=activation, rotation=torch.tensor(turn[None]).float())
     shape, posed = ict.shape(params), ict(params)
     camera = random_camera(rng, size)
     double = Renderer(size=2 * size, texture_level="auto")
-    rendering = double(posed, texture, ict.topology, camera, random_light(rng))
+    drawn = random_light(rng)
+    rendering = double(posed, texture, ict.topology, camera, drawn if light is None else light)
     image, mask = F.avg_pool2d(rendering.image.clamp(0, 1), 2), F.avg_pool2d(rendering.mask, 2)
     backdrop = F.interpolate(F.avg_pool2d(background, 32), size=(size, size), mode="bicubic", antialias=True)
     photo = spoil((image + (1 - mask) * backdrop).clamp(0, 1), rng)

@@ -334,20 +334,17 @@ def start_from_regressor(
     """
     landmarks, settings = landmarks or LandmarkStart(), settings or RegressorStart()
     with torch.no_grad():
-        size = regressor.config.size
-        crops = photo.image
-        if crops.shape[-1] != size:
-            crops = F.interpolate(crops, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        said = regressor(crops.contiguous(memory_format=torch.channels_last))
+        said = regressor(regressor.sized(photo.image))
         first = coefficients_to_params(said, model)
         reasons = _out_of_depth(model, first, photo, camera, settings)
         params = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, landmarks, start=first)
         if reasons:
-            rows = torch.tensor(sorted(reasons), device=crops.device)
+            device = photo.image.device
+            rows = torch.tensor(sorted(reasons), device=device)
             few = photo.landmarks68[rows], camera[rows], photo.mesh468[rows]
             instead = fit_landmarks(model, *few, landmarks)
-            order = torch.arange(photo.batch, device=crops.device)
-            order[rows] = photo.batch + torch.arange(len(rows), device=crops.device)
+            order = torch.arange(photo.batch, device=device)
+            order[rows] = photo.batch + torch.arange(len(rows), device=device)
             params = FaceParams.cat([params, instead])[order]
     return params, said, reasons
 

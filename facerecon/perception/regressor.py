@@ -274,6 +274,13 @@ class Regressor(nn.Module):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
+    def sized(self, crops: Tensor) -> Tensor:
+        """Square crops (B, 3, N, N) of any size, at the network's."""
+        size = self.config.size
+        if crops.shape[-2:] != (size, size):
+            crops = F.interpolate(crops, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return crops.contiguous(memory_format=torch.channels_last)
+
     def pooled(self, images: Tensor) -> Tensor:
         """Features before the heads: (B, 3, S, S) in [0, 1] -> (B, C)."""
         check_shape("images", images, f"B 3 {self.config.size} {self.config.size}")

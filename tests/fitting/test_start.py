@@ -47,6 +47,9 @@ class Oracle(nn.Module):
         sizes = {name: getattr(said, name).shape[1] for name in ("identity", "expression", "texture")}
         self.config = RegressorConfig(expression_high=1.0, **sizes)
 
+    def sized(self, crops: torch.Tensor) -> torch.Tensor:
+        return crops
+
     def forward(self, images: torch.Tensor) -> Coefficients:
         assert images.shape == (len(self.said.angles), 3, 224, 224)
         return self.said

@@ -187,6 +187,19 @@ def test_expression_stays_in_its_bounds():
         assert torch.equal(filled(config)(images).expression, raw.clamp(*bounds))
 
 
+def test_crops_of_another_size_are_resized():
+    network = Regressor(SMALL)
+    ramp = (torch.arange(128) + 0.5) / 128
+    crops = torch.stack([ramp.expand(128, 128), ramp[:, None].expand(128, 128), torch.rand(128, 128)])[None]
+    found = network.sized(crops)
+    assert found.shape == (1, 3, 64, 64)
+    half = (torch.arange(64) + 0.5) / 64  # the same ramps, pixel centers at +0.5
+    assert torch.allclose(found[0, 0, :, 2:-2], half[2:-2].expand(64, 60), atol=1e-6)
+    assert torch.allclose(found[0, 1, 2:-2], half[2:-2, None].expand(60, 64), atol=1e-6)
+    assert found[0, 2].std() < 0.7 * crops[0, 2].std()  # averaged, not picked
+    assert torch.equal(network.sized(crops[..., :64, :64]), crops[..., :64, :64])
+
+
 def test_wrong_sizes_and_values_are_named():
     with pytest.raises(ShapeError, match=r"\(B, 3, 64, 64\)"):
         Regressor(SMALL)(torch.rand(1, 3, 224, 224))
