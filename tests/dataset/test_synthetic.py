@@ -158,3 +158,24 @@ def test_what_cannot_be_sampled_from(head) -> None:
         SyntheticFaces(model, decoder, components=7)
     with pytest.raises(ShapeError, match="uint8"):
         SyntheticFaces(model, decoder, maps=torch.zeros(1, 3, 8, 8))
+
+
+def test_another_head_model(reference, asset) -> None:
+    """ICT heads, with the makehuman texture carried over: landmarks of the truth, and losses that vanish there."""
+    from facerecon.fitting import carry_over, decoder_for, params_to_coefficients
+    from facerecon.fitting.regression import CoefficientLosses
+    from facerecon.perception.regressor import RegressorConfig
+
+    asset("makehuman")
+    carried = carry_over(load_face_model("ict", 5, reference / "ict" / "ict_facekit_light.npz"))
+    model, decoder = carried.model, decoder_for(carried.model, "linear", carried=carried)
+    batch = SyntheticFaces(model, decoder, seed=0, size=32, components=4)(range(3))
+    x, y, z = model.landmarks3d(model(batch.params), Camera.deep3d(224, 3)).unbind(-1)
+    expected = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
+    assert (batch.landmarks68 - expected).abs().max() < 0.01
+    config = RegressorConfig(identity=5, expression=model.num_expression, texture=4, expression_high=1.0)
+    truth = params_to_coefficients(batch.params, config, batch.texture)
+    losses = CoefficientLosses(model, decoder, 4)
+    assert all(value.max() < 0.02 for value in losses(truth, truth, batch.landmarks68).values())
+    wrong = losses(truth.map(torch.zeros_like), truth, batch.landmarks68)
+    assert wrong["shape"].min() > 0.5 and wrong["landmarks"].min() > 3
