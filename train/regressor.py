@@ -420,6 +420,8 @@ class _Job:
             "seed": c.seed,
             "figures": {key: value for key, value in row.items() if isinstance(value, float)},
         }
+        if self.residual and all(map(math.isfinite, self.residual["identity"] + self.residual["expression"])):
+            about["residual"] = self.residual  # what stage 1 may change of what the network says
         save_regressor(folder.path / "regressor.safetensors", t.average, about, c.file)
         self.show(folder.path, name)
         return row
@@ -429,9 +431,11 @@ class _Job:
         import torch
 
         c, t = self.config, self.training
+        self.residual: dict[str, list[float]] = {}
         if not c.measure:
             return {}
         sums: dict[str, Any] = {}
+        squares: dict[str, Any] = {"identity": 0.0, "expression": 0.0}
         for start in range(0, c.measure, 64):
             numbers = range(start, min(start + 64, c.measure))
             images, truth, landmarks = _batch_of(
@@ -446,6 +450,12 @@ class _Job:
                         sums[f"held_out_{prefix}{key}"] = sums.get(f"held_out_{prefix}{key}", 0.0) + float(value.sum())
                 yaw = torch.rad2deg((found.angles - truth.angles)[:, 1].abs()).sum()
                 sums["held_out_yaw"] = sums.get("held_out_yaw", 0.0) + float(yaw)
+                for name in squares:
+                    squares[name] += (getattr(found, name) - getattr(truth, name)).double().square().sum(0).cpu()
+        self.residual = {
+            name: [round(max(v, 1e-3), 4) for v in (total / c.measure).sqrt().tolist()]
+            for name, total in squares.items()
+        }
         return {key: round(value / c.measure, 5) for key, value in sums.items()}
 
     def show(self, path: Path, name: str) -> None:

@@ -12,6 +12,7 @@ A photo that is out of N_enc's depth (:class:`RegressorStart`) starts from its l
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 
+_SPREAD = {"identity": 0.5, "expression": 0.2}  # of N_enc's errors, where nothing is known of them
+
+
 @dataclass(frozen=True)
 class LandmarkStart:
     """Noise and priors of the landmark fit.
@@ -51,7 +55,8 @@ class LandmarkStart:
         sigma_mesh: px, noise of the dense face-mesh points; 0 leaves them out.
         sigma_expression: standard deviation of the expression weights around 0.
         refine: Gauss-Newton steps from what N_enc says; 0 takes it as it is.
-        refine_identity, refine_expression: standard deviations of identity and expression around what N_enc says.
+        refine_identity, refine_expression: standard deviations of identity and expression around what N_enc says; None:
+            for each coefficient what its weights say of its errors on unseen faces, else 0.5 and 0.2.
     """
 
     iterations: int = 12
@@ -60,8 +65,15 @@ class LandmarkStart:
     sigma_mesh: float = 6.0
     sigma_expression: float = 0.35
     refine: int = 3
-    refine_identity: float = 0.3
-    refine_expression: float = 0.15
+    refine_identity: float | None = None
+    refine_expression: float | None = None
+
+    def refine_spread(self, count: int, residual: Tensor | None, name: str) -> Tensor:
+        """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: of weights."""
+        given = {"identity": self.refine_identity, "expression": self.refine_expression}[name]
+        if given is None and residual is not None:
+            return residual.clamp(min=1e-3)
+        return torch.full((count,), _SPREAD[name] if given is None else given)
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ def fit_landmarks(
     shared_identity: bool = False,
     shared_expression: bool = False,
     start: FaceParams | None = None,
+    start_residual: Mapping[str, Tensor | None] | None = None,
 ) -> FaceParams:
     """Pose, identity and expression from 68 landmarks (and dense mesh points) in one photo each.
 
@@ -141,8 +154,9 @@ def fit_landmarks(
         shared_identity: the B photos show one person: one identity for all, in every row of the result.
         shared_expression: and that person's face does not move between them.
         start: of batch B, where to start from, in ``settings.refine`` steps: the priors are then around its identity
-            and expression, ``refine_identity`` and ``refine_expression`` wide (of shared ones around the mean over
-            the photos). Light and albedo are passed on.
+            and expression (of shared ones around the mean over the photos). Light and albedo are passed on.
+        start_residual: {"identity": (I,), "expression": (E,)}, how wide those priors are where ``refine_identity`` and
+            ``refine_expression`` are None.
 
     Returns:
         Parameters of batch B; with ambient light and no albedo where there is no ``start``.
@@ -151,8 +165,9 @@ def fit_landmarks(
     settings = settings or LandmarkStart()
     with torch.no_grad():
         return _fit_landmarks(
-            model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression, start
-        )
+            model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression, start,
+            start_residual or {},
+        )  # fmt: skip
 
 
 def _fit_landmarks(
@@ -164,6 +179,7 @@ def _fit_landmarks(
     shared_identity: bool,
     shared_expression: bool,
     start: FaceParams | None,
+    residual: Mapping[str, Tensor | None],
 ) -> FaceParams:
     batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
     camera = camera or Camera.deep3d(batch=batch, device=device)
@@ -191,7 +207,9 @@ def _fit_landmarks(
     precision = coefficients.new_ones(n_id + n_exp)
     precision[n_id:] = settings.sigma_expression**-2
     if start is not None:
-        precision[:n_id], precision[n_id:] = settings.refine_identity**-2, settings.refine_expression**-2
+        for part, name in ((slice(n_id), "identity"), (slice(n_id, None), "expression")):
+            spread = settings.refine_spread(len(precision[part]), residual.get(name), name)
+            precision[part] = spread.to(precision) ** -2
     shared = torch.cat(
         [coefficients.new_full((n_id,), shared_identity), coefficients.new_full((n_exp,), shared_expression)]
     ).bool()
@@ -337,7 +355,12 @@ def start_from_regressor(
         said = regressor(regressor.sized(photo.image))
         first = coefficients_to_params(said, model)
         reasons = _out_of_depth(model, first, photo, camera, settings)
-        params = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, landmarks, start=first)
+        known = {name: regressor.residual(name) for name in ("identity", "expression")}
+        if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
+            known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
+        params = fit_landmarks(
+            model, photo.landmarks68, camera, photo.mesh468, landmarks, start=first, start_residual=known
+        )
         if reasons:
             device = photo.image.device
             rows = torch.tensor(sorted(reasons), device=device)

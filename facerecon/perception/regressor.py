@@ -238,7 +238,9 @@ class Regressor(nn.Module):
         config: sizes.
 
     Attributes:
-        about: plain data that came with the weights (training, figures, licence); {} for a new network.
+        about: plain data that came with the weights (training, figures, licence); {} for a new network. Under
+            "residual" it may hold {"identity": I numbers, "expression": E numbers}, the standard deviations of what
+            the network misses on faces it has not seen.
     """
 
     HEADS = ("identity", "expression", "texture", "angles", "light", "shift", "depth")
@@ -273,6 +275,11 @@ class Regressor(nn.Module):
         for head in self.heads.values():
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+
+    def residual(self, name: str) -> Tensor | None:
+        """(K,) standard deviations of the errors of ``identity`` or ``expression`` on unseen faces; None if unknown."""
+        values = self.about.get("residual", {}).get(name)
+        return None if values is None else torch.tensor(values, device=self.heads["angles"].bias.device)
 
     def sized(self, crops: Tensor) -> Tensor:
         """Square crops (B, 3, N, N) of any size, at the network's."""
@@ -381,7 +388,10 @@ def read_regressor(path: str | Path) -> Regressor:
             raise ValueError(f"format {header['format']!r}")
         config = RegressorConfig.from_plain(header["config"])
         about = dict(header.get("about", {}))
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        for name, values in about.get("residual", {}).items():
+            if len(values) != getattr(config, name) or not all(math.isfinite(v) and v > 0 for v in values):
+                raise ValueError(f"residual of '{name}' is not {getattr(config, name)} numbers above 0")
+    except (AttributeError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise AssetError(
             f"{path} is not a face regressor of this library ({error or 'no header'}); {_ADVICE}."
         ) from None

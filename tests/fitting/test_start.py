@@ -43,9 +43,12 @@ class Oracle(nn.Module):
 
     def __init__(self, said: Coefficients) -> None:
         super().__init__()
-        self.said = said
+        self.said, self.known = said, {}
         sizes = {name: getattr(said, name).shape[1] for name in ("identity", "expression", "texture")}
         self.config = RegressorConfig(expression_high=1.0, **sizes)
+
+    def residual(self, name: str) -> torch.Tensor | None:
+        return self.known.get(name)
 
     def sized(self, crops: torch.Tensor) -> torch.Tensor:
         return crops
@@ -175,6 +178,39 @@ def test_shared_coefficients_start_at_their_mean(model) -> None:
     assert torch.equal(both.identity[0], both.identity[1]) and torch.equal(both.expression[0], both.expression[1])
     apart = (landmarks_of(model, both) - landmarks_of(model, true))[:, 17:].norm(dim=-1).mean()
     assert apart < 0.5 * (landmarks_of(model, start) - landmarks_of(model, true))[:, 17:].norm(dim=-1).mean()
+
+
+def test_residuals_say_which_coefficients_may_move(model) -> None:
+    """As with one number for all where they are equal; a coefficient that is known well stays."""
+    true = heads(model, [10.0])
+    start, target = moved(true), landmarks_of(model, true)
+    even = {"identity": torch.full((IDENTITY,), 0.4), "expression": torch.full((model.num_expression,), 0.1)}
+    by_file = fit_landmarks(model, target, start=start, start_residual=even)
+    by_setting = fit_landmarks(
+        model, target, start=start, settings=LandmarkStart(refine_identity=0.4, refine_expression=0.1)
+    )
+    assert torch.equal(by_file.identity, by_setting.identity)
+    known = fit_landmarks(model, target, start=start, start_residual=even | {
+        "identity": torch.where(torch.arange(IDENTITY) == 3, 1e-3, 0.4)})  # fmt: skip
+    assert (known.identity - start.identity)[0, 3].abs() < 1e-3 < (by_file.identity - start.identity)[0, 3].abs()
+    default = fit_landmarks(model, target, start=start)
+    fixed = fit_landmarks(
+        model, target, start=start, settings=LandmarkStart(refine_identity=0.5, refine_expression=0.2)
+    )
+    assert torch.equal(default.identity, fixed.identity)
+
+
+def test_residuals_of_fewer_coefficients_leave_the_rest_to_the_prior(model) -> None:
+    true = heads(model, [0.0])
+    said = moved(true)
+    network = oracle(said)
+    network.said = network.said.replace(identity=network.said.identity[:, :12])
+    network.known = {"identity": torch.full((12,), 1e-3)}
+    params, _, reasons = start_from_regressor(model, network, observed(model, true), Camera.deep3d(batch=1),
+                                              settings=RegressorStart(max_error=30))  # fmt: skip
+    assert reasons == {}
+    assert (params.identity[:, :12] - said.identity[:, :12]).abs().max() < 1e-3
+    assert params.identity[:, 12:].abs().max() > 0.05
 
 
 # -- N_enc --------------------------------------------------------------------------------------------------

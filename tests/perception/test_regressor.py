@@ -234,6 +234,21 @@ def test_files_hold_the_network(tmp_path, dtype, limit):
     )
 
 
+def test_residuals_travel_with_the_weights(tmp_path):
+    network = filled(SMALL)
+    assert network.residual("identity") is None
+    good = {"residual": {"identity": [0.5] * 5, "expression": [0.1, 0.2, 0.3, 0.4]}}
+    again = read_regressor(save_regressor(tmp_path / "r.safetensors", network, good))
+    assert again.residual("identity").tolist() == [0.5] * 5
+    assert torch.allclose(again.residual("expression"), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    for bad in ([0.5] * 4, [0.5] * 4 + [0.0], [0.5] * 4 + [float("nan")], 3, ["a"] * 5):
+        path = save_regressor(tmp_path / "bad.safetensors", network, {"residual": {"identity": bad}})
+        with pytest.raises(AssetError, match="not a face regressor"):
+            read_regressor(path)
+    with pytest.raises(AssetError):
+        read_regressor(save_regressor(tmp_path / "bad.safetensors", network, {"residual": {"nose": [1.0]}}))
+
+
 def test_eight_bits_fit_what_may_be_shipped(tmp_path):
     path = save_regressor(tmp_path / "r.safetensors", Regressor(RegressorConfig()), dtype="int8")
     assert path.stat().st_size < 12e6
