@@ -70,7 +70,7 @@ class Fitter:
             ``lpips_squeeze``.
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``release`` or ``uniform``.
-        latent_prior: ``radius`` (paper), ``geocross`` (release) or ``gaussian`` (ours).
+        latent_prior: ``gaussian`` (ours), ``radius`` (paper) or ``geocross`` (release).
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
@@ -91,7 +91,7 @@ class Fitter:
         perceptual: str = "face_features",
         photometric: str = "l1",
         landmark_weighting: str = "release",
-        latent_prior: str = "radius",
+        latent_prior: str = "gaussian",
         identity_alignment: str = "photo",
         stages: Mapping[str, Any] | None = None,
         start: LandmarkStart | None = None,

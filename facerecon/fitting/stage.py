@@ -142,7 +142,6 @@ def default_stages() -> dict[str, Stage]:
             learning_rate=0.1,
             optimize=("latent",),
             weights={"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
-            sphere=True,
             rampdown=0.25,
             epsilon=1e-4,
         ),
@@ -151,8 +150,9 @@ def default_stages() -> dict[str, Stage]:
             steps=120,
             learning_rate=0.01,
             optimize=VARIABLES,
+            rate_scale={"latent": 8},
             weights={
-                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.05,
+                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
                 "lm": 1.2e-2, "silhouette": 1, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,

@@ -17,7 +17,7 @@ from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.types import Camera, FaceParams, Observation, SHLight
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
-SHORT = {"texture": {"steps": 6}, "joint": {"steps": 8}}
+SHORT = {"texture": {"steps": 6, "sphere": True}, "joint": {"steps": 8}}
 
 
 @pytest.fixture(scope="module")

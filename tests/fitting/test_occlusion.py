@@ -191,12 +191,16 @@ def test_an_occluder_does_not_paint_the_texture(model, decoder, head) -> None:
     spot = disk(points[[2, 31]].mean(0), 26)
     photo = observation(model, params, texture, lambda image: noisy(image) * (1 - spot) + 0.08 * spot)
     stages = {
-        "texture": {"steps": 10, "weights": {"pix": 10, "reg_z": 0.05}},
-        "joint": {"steps": 10, "weights": {"pix": 4, "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2}},
+        "texture": {"steps": 10, "sphere": True, "weights": {"pix": 10, "reg_z": 0.05}},
+        "joint": {
+            "steps": 10,
+            "weights": {"pix": 4, "lm": 8e-3, "reg_id": 5e-4, "reg_exp": 2e-2},
+            "rate_scale": {"latent": 1},
+        },
     }
     fitter = Fitter(
         model, decoder, Renderer(224, antialias=True), _NoIdentity(), stages=stages, start=LandmarkStart(sigma_mesh=0),
-        detail=DetailSettings(size=256),
+        detail=DetailSettings(size=256), latent_prior="radius",
     )  # fmt: skip
     robust = fitter(photo)
     believed = fitter.observed

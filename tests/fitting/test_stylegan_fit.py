@@ -168,7 +168,7 @@ def test_stage_keys_are_checked() -> None:
         ({"coarse_size": 100}, "power of two"),
         ({"coarse_steps": -1}, "coarse_steps"),
         ({"latent": "v"}, "latent"),
-        ({"latent": "w"}, "sphere"),
+        ({"latent": "w", "sphere": True}, "sphere"),
     ):
         with pytest.raises(ConfigError, match=words):
             stages_from_config({"texture": wrong})
@@ -201,7 +201,7 @@ def test_a_fit_in_each_space(path, photo, space, preset) -> None:
 
     decoder = load_decoder(str(path), space=space)
     stages = {
-        "texture": {"steps": 8, "coarse_steps": 4, "coarse_size": 16},
+        "texture": {"steps": 8, "coarse_steps": 4, "coarse_size": 16, "sphere": True},
         "joint": {"steps": 4, "latent": "w" if preset == "release" else "code"},
     }
     fitter = Fitter(
