@@ -18,8 +18,8 @@ __all__ = ["FORMAT", "read_generator", "save_generator"]
 
 FORMAT = "facerecon.generator/1"
 _EXACT = ("w_mean", "projection.center", "projection.directions")
-_LINEAR, _SCALE = "synthesis.linear", "synthesis.linear_scale"
-_PARITY = 0.02  # of a direction's greatest value: by how much it may miss being even or odd
+_LINEAR, _SCALE, _MIX = "synthesis.linear", "synthesis.linear_scale", "synthesis.linear_mix"
+_PARITY = 0.99  # how even (1) or odd (-1) images must be to be stored by half
 _ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
 
 
@@ -40,8 +40,8 @@ def save_generator(
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.
         extra: further tensors, under names of one's own that start with ``"statistics."``.
-        compact: store the linear part in 8 bits, with a scale for each of its directions; of directions that are all
-            even or odd under a flip, as those of maps and their mirror images are, the left half only.
+        compact: store the linear part in 8 bits, with a scale for each of its directions; where a flip maps the space
+            of these onto itself, as it does those of maps and their mirror images, by half.
 
     Raises:
         OutputError: the file cannot be written; one that was there is untouched.
@@ -116,24 +116,48 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
 
 
 def _packed(linear: Tensor) -> dict[str, Tensor]:
-    """A linear part (K, 3, s, s) in 8 bits; the scale of a half that is odd under a flip is negative."""
-    size, flipped = linear.shape[-1], linear.flip(-1)
-    largest = linear.flatten(1).abs().amax(1).clamp(min=1e-12)
-    even, odd = ((linear - sign * flipped).flatten(1).abs().amax(1) / largest for sign in (1, -1))
-    scale = largest / 127
-    sign = torch.ones(len(linear))
-    if size % 2 == 0 and bool((torch.minimum(even, odd) < _PARITY).all()):
-        sign = torch.where(even < odd, 1.0, -1.0)
-        linear = ((linear + sign.view(-1, 1, 1, 1) * flipped) / 2)[..., : size // 2]
-    whole = (linear / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
-    return {_LINEAR: whole.contiguous(), _SCALE: scale * sign}
+    """A linear part (K, 3, s, s) in 8 bits, each image with a scale.
+
+    Principal components of maps and their mirror images span a space that a flip maps onto itself, so it has a basis of
+    even and odd images. Of those the left halves are stored, with the matrix that mixes them; odd ones have a negative
+    scale.
+    """
+    tensors, sign = {}, torch.ones(len(linear))
+    found = _even_and_odd(linear)
+    if found is not None:
+        mix, linear, sign = found
+        linear = linear[..., : linear.shape[-1] // 2]
+        tensors[_MIX] = mix
+    scale = linear.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    tensors[_LINEAR] = (linear / scale.view(-1, 1, 1, 1)).round().to(torch.int8).contiguous()
+    return tensors | {_SCALE: scale * sign}
+
+
+def _even_and_odd(linear: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """mix (K, K), orthonormal images (K, 3, s, s), their signs (K,) under a flip: ``linear = mix images``; or None."""
+    rows, flipped = linear.flatten(1).double(), linear.flip(-1).flatten(1).double()
+    root, failed = torch.linalg.cholesky_ex(rows @ rows.T)
+    if failed or linear.shape[-1] % 2:
+        return None
+    flip = torch.linalg.solve_triangular(root, rows @ flipped.T, upper=False)
+    flip = torch.linalg.solve_triangular(root, flip.T, upper=False)
+    values, vectors = torch.linalg.eigh((flip + flip.T) / 2)
+    if bool((values.abs() < _PARITY).any()):
+        return None
+    sign = values.sign()
+    images = (vectors.T @ torch.linalg.solve_triangular(root, rows, upper=False)).view(linear.shape)
+    images = (images + sign.view(-1, 1, 1, 1) * images.flip(-1)) / 2
+    return (root @ vectors).float(), images.float(), sign.float()
 
 
 def _unpack(weights: dict[str, Tensor], path: Path) -> None:
     """Undo :func:`_packed` in place."""
-    scale, linear = weights.pop(_SCALE), weights.get(_LINEAR)
-    if linear is None or linear.dim() != 4 or scale.shape != linear.shape[:1]:
+    scale, mix, linear = weights.pop(_SCALE), weights.pop(_MIX, None), weights.get(_LINEAR)
+    fits = linear is not None and linear.dim() == 4 and scale.shape == linear.shape[:1]
+    if not fits or (mix is not None and mix.shape != (len(scale), len(scale))):
         raise AssetError(f"{path} is damaged: its linear part and the scale of it do not fit; get it again.")
-    if linear.shape[-1] * 2 == linear.shape[-2]:
+    linear = linear * scale.abs().view(-1, 1, 1, 1)
+    if mix is not None:
         linear = torch.cat([linear, scale.sign().view(-1, 1, 1, 1) * linear.flip(-1)], -1)
-    weights[_LINEAR] = linear * scale.abs().view(-1, 1, 1, 1)
+        linear = (mix @ linear.flatten(1)).view(linear.shape)
+    weights[_LINEAR] = linear
