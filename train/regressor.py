@@ -13,6 +13,7 @@ A run that was stopped goes on from its last checkpoint with the same command, a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -224,31 +225,31 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.dataset.crops import observed_faces
-        from facerecon.perception.regressor import RegressorConfig
         from facerecon.stylegan.mobile import load_generator
 
         c, first, rank, ranks = self.config, self.processes.first, self.processes.rank, self.processes.count
         self.rows = self.photos = None
 
         def build(shards: Any, make: Any, what: str) -> dict[str, Any]:
-            mine = [i for i in shards.missing() if i % ranks == rank]
-            if mine:
+            if not self.processes.any(bool(shards.missing())):
+                return shards.load()
+            with shards.alone() if first else contextlib.nullcontext():
+                self.processes.any(False)  # nobody writes before the folder is ready
+                mine = [i for i in shards.missing() if i % ranks == rank]
                 total = sum(len(shards.numbers(i)) for i in mine)
-                bar = tqdm(total=total, unit=what, disable=None if first else True)
                 started, made = time.perf_counter(), [0]
 
                 def done(count: int) -> None:
                     made[0] += count
                     bar.update(count)
                     if first and bar.disable:
-                        print(
-                            f"{made[0]}/{total} {what}, {made[0] / (time.perf_counter() - started):.1f}/s", flush=True
-                        )
+                        speed = made[0] / (time.perf_counter() - started)
+                        print(f"{made[0]}/{total} {what}, {speed:.1f}/s", flush=True)
                     check_stop()
 
-                with bar:
+                with tqdm(total=total, unit=what, disable=None if first else True) as bar:
                     shards.build(make, rank, ranks, done)
-            self.processes.any(False)  # all wait for the slowest
+                self.processes.any(False)  # all wait for the slowest
             return shards.load()
 
         def render(numbers: range) -> dict[str, torch.Tensor]:
@@ -279,7 +280,6 @@ class _Job:
 
             made = build(self.photo_shards, lambda numbers: observed_faces(numbers, picture, c.size), "photos")
             self.photos = made
-        assert isinstance(self.training.network.config, RegressorConfig)
 
     def _resume(self, folder: Any) -> None:
         """The last checkpoint, on every rank."""

@@ -6,11 +6,12 @@ with. Pictures are kept as bytes, clean; blur, noise, compression and color are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from facerecon.fitting.regression import PhotoBatch
 from facerecon.imaging.files import list_images
 from facerecon.perception.observe import observe
 from facerecon.run import item_seed
+from facerecon.run.lock import FolderLock
 from facerecon.storage import read_safetensors, remove_leftovers, safetensors_bytes, write_whole
 from facerecon.types import Observation
 
@@ -84,6 +86,18 @@ class CropShards:
             return False
         return len(tensors["number"]) == 0 or int(tensors["asked"][0]) >= len(self.numbers(shard))
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this run, and remove what a killed one left half written; for one process of a run.
+
+        Raises:
+            ConfigError: another run is making samples there. OutputError: the folder cannot be written.
+        """
+        with FolderLock(self.folder):
+            remove_leftovers(self.folder)
+            write_whole(self._facts_path, (json.dumps(self.facts, indent=1, sort_keys=True) + "\n").encode())
+            yield
+
     def build(
         self,
         make: Callable[[range], dict[str, Tensor]],
@@ -91,7 +105,7 @@ class CropShards:
         ranks: int = 1,
         done: Callable[[int], None] | None = None,
     ) -> None:
-        """Make what is missing, whole shards.
+        """Make what is missing, whole shards; within :meth:`alone` of one process.
 
         Args:
             make: numbers -> tensors of as many rows, or fewer, ``number`` among them, which says of which they are.
@@ -100,10 +114,6 @@ class CropShards:
         Raises:
             OutputError: a file cannot be written.
         """
-        if rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
-            write_whole(self._facts_path, (json.dumps(self.facts, indent=1, sort_keys=True) + "\n").encode())
         for shard in (i for i in self.missing() if i % ranks == rank):
             numbers = self.numbers(shard)
             tensors = make(numbers)

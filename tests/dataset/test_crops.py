@@ -22,7 +22,7 @@ def test_shards_go_on_and_grow(tmp_path, recwarn) -> None:
 
     shards = CropShards(tmp_path / "s", 10, {"a": 1}, each=4)
     assert shards.missing() == [0, 1, 2]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), shards.alone():
         shards.build(make)
     assert CropShards(tmp_path / "s", 10, {"a": 1}, each=4).missing() == [2]
     shards.build(squares)
@@ -39,11 +39,16 @@ def test_shards_go_on_and_grow(tmp_path, recwarn) -> None:
 
 
 def test_shards_of_other_settings_are_refused(tmp_path) -> None:
-    CropShards(tmp_path, 4, {"size": 32, "seed": 0}).build(squares)
+    shards = CropShards(tmp_path, 4, {"size": 32, "seed": 0})
+    with shards.alone():
+        with pytest.raises(ConfigError, match=r"another|process"), shards.alone():
+            pass
+        shards.build(squares)
     with pytest.raises(ConfigError, match=r"made with other settings \(differs: size\)"):
         CropShards(tmp_path, 4, {"size": 64, "seed": 0})
     with pytest.raises(InputError, match="not one of 3 samples"):
         empty = CropShards(tmp_path / "none", 3, {})
+        (tmp_path / "none").mkdir()
         empty.build(lambda numbers: {"number": torch.zeros(0, dtype=torch.int64)})
         empty.load()
 
