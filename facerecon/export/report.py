@@ -238,6 +238,8 @@ def loss_curve(values: Sequence[float], label: str, strong: bool = False) -> str
 
 _STAND_INS = {
     ("face_model", "makehuman"): "MakeHuman head (sculpted shapes, ARKit expression units) instead of HiFi3D++",
+    ("decoder", "open"): "our own StyleGAN2 decoder, 256 px, trained on 749 maps of generated faces, instead of "
+    "FFHQ-UV's of 1024 px",
     ("decoder", "linear"): "linear UV basis, the paper's ablation 'PCA tex basis', instead of the StyleGAN2 decoder",
     ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
     ("perceptual", "face_features"): "distance of face-network features instead of LPIPS; not comparable with it",

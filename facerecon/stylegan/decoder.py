@@ -201,7 +201,7 @@ class LinearDecoder(TextureDecoder):
 SHIPPED = {
     "linear": "texture_linear.safetensors",
     "linear_normalized": "texture_linear_normalized.safetensors",
-    "open": "texture_linear.safetensors",
+    "open": "texture_open.safetensors",
 }
 """Decoders by name, and their files."""
 
@@ -211,15 +211,14 @@ OFFICIAL = (".pth",)
 
 
 def load_decoder(
-    name: str = "linear", components: int | None = None, space: str | None = None, precision: str = "auto"
+    name: str = "open", components: int | None = None, space: str | None = None, precision: str = "auto"
 ) -> TextureDecoder:
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"linear"``, learnt from 221 faces as the generator shows them, smiles and all, divided by their light;
-            ``"linear_normalized"``, learnt from the 400 normalized maps of the shipped set, to compare decoders of
-            those maps with; ``"open"``, the open pack's best decoder, today ``"linear"``; or the path of a file: a
-            linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or
+        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learnt from 221
+            faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
+            learnt from the 400 normalized maps of the shipped set; or the path of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or
             the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
         components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
             ``space="w/64"``); all if left out.
