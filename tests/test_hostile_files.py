@@ -25,6 +25,7 @@ from facerecon.errors import AssetError, ConfigError, FaceReconError, InputError
 from facerecon.imaging.files import load_image
 from facerecon.morphable.model import read_face_model
 from facerecon.perception.graph import GraphNet, read_converted
+from facerecon.perception.regressor import Regressor, RegressorConfig, read_regressor, save_regressor
 from facerecon.run import load_checkpoint, read_metrics, save_checkpoint
 from facerecon.storage import safetensors_bytes
 from facerecon.stylegan.decoder import load_decoder
@@ -151,6 +152,9 @@ def files(tmp_path_factory) -> dict[str, bytes]:
     meta = {"name": "tiny", "expression_names": json.dumps(["smile"])}
     shape = {"mean": torch.zeros(4, 3), "identity_basis": torch.zeros(2, 4, 3)}
     (folder / "model").write_bytes(safetensors_bytes(shape, meta))
+    sizes = RegressorConfig(backbone="resnet10", width=0.125, identity=2, expression=2, texture=1)
+    about = {"residual": {"identity": [0.5, 0.5]}}
+    save_regressor(folder / "regressor", Regressor(sizes), about, dtype="int8")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -160,6 +164,7 @@ READERS = {
     "basis": read_linear_basis,
     "graph": GraphNet.from_file,
     "model": read_face_model,
+    "regressor": read_regressor,
 }
 
 

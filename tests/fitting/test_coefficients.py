@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from facerecon.errors import ShapeError
 from facerecon.fitting import coefficients_to_latent, coefficients_to_params, params_to_coefficients
 from facerecon.morphable import hifi3dpp, load_face_model
-from facerecon.perception import Coefficients, RegressorConfig
+from facerecon.perception import Coefficients, RegressorConfig, load_regressor
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.types import FaceParams, Latent, SHLight
 
@@ -96,3 +98,27 @@ def test_the_open_head_takes_them(asset):
     params = model.sample(batch=2).replace(rotation=torch.rand(2, 3) * 0.3)
     again = coefficients_to_params(params_to_coefficients(params, config), model)
     assert torch.equal(model(again), model(params))
+
+
+@pytest.mark.slow
+def test_the_released_layout_poses_the_papers_head(reference, hifi3dpp_mat, tmp_path):
+    """From a file of the released kind to vertices: as the release's own vector, cut and posed by its own converter."""
+    shapes = json.loads((reference / "official_keys" / "deep3d_net_recon.json").read_text())
+    state = {}
+    for name, shape in shapes.items():
+        scale = math.sqrt(2 / math.prod(shape[1:])) if len(shape) == 4 else 0.02
+        offset = 1.0 if name.endswith("running_var") or (".bn" in name and name.endswith("weight")) else 0.0
+        state[name] = offset + scale * torch.randn(shape) if shape else torch.tensor(1)
+        if name.startswith("final_layers"):
+            state[name] *= 0.05
+    torch.save({"net_recon": state}, tmp_path / "epoch_latest.pth")
+    model = load_face_model("hifi3dpp", num_identity=100, path=hifi3dpp_mat)
+    network = load_regressor(model, tmp_path / "epoch_latest.pth")
+    with torch.no_grad():
+        said = network(torch.rand(2, 3, 224, 224))
+        vector = torch.cat([said.identity, said.expression, said.texture, said.angles, said.light, said.translation], 1)
+        params = coefficients_to_params(said, model)
+        expected = hifi3dpp.coefficients_to_params(vector, num_identity=100)
+        assert vector.shape == (2, 1049) and said.angles.abs().min() > 0
+        assert torch.equal(model(params), model(expected)) and model(params).isfinite().all()
+        assert torch.equal(model.albedo(params), model.albedo(expected))
