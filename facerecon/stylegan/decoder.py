@@ -218,8 +218,9 @@ def load_decoder(
     Args:
         name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learnt from 221
             faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
-            learnt from the 400 normalized maps of the shipped set; or the path of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or
-            the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
+            learnt from the 400 normalized maps of the shipped set; or the path of a file: a linear basis
+            (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or the authors'
+            released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
         components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
             ``space="w/64"``); all if left out.
         space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.

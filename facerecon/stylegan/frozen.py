@@ -23,6 +23,9 @@ from facerecon.stylegan.layers import CLAMP, GAIN, SLOPE, Color, StyledConvoluti
 
 __all__ = ["FrozenSynthesis"]
 
+SMALL = 1e-7
+"""Least absolute value of a style."""
+
 
 class _Layer(torch.autograd.Function):
     """x (1, I, H, W), style (I,), demodulation (O,) -> (1, O, S, S); see the module's docstring."""
@@ -103,6 +106,8 @@ class _FrozenLayer:
 
     def __call__(self, x: Tensor, w: Tensor) -> Tensor:
         style = F.linear(w, self.style_weight, self.style_bias)  # (1, I)
+        apart = torch.where(style.abs() < SMALL, torch.copysign(torch.full_like(style, SMALL), style), style)
+        style = style + (apart - style).detach()  # the gradient is divided by it
         demodulation = (style.square() @ self.energy + 1e-8).rsqrt()
         return _Layer.apply(x, style[0], demodulation[0], self)
 

@@ -40,6 +40,7 @@ __all__ = [
     "invert_maps",
     "open_mapping",
     "pair_loss",
+    "start_gently",
     "start_without_color",
     "update_average",
 ]
