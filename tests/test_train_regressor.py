@@ -115,7 +115,8 @@ def test_photos_without_truth(tmp_path, cache, capsys, asset) -> None:
         asset(name)
     photos = tmp_path / "photos"
     photos.mkdir()
-    (photos / "astronaut.jpg").write_bytes((ROOT / "samples" / "astronaut.jpg").read_bytes())
+    for i in range(10):  # the tenth is held out
+        (photos / f"astronaut{i}.jpg").write_bytes((ROOT / "samples" / "astronaut.jpg").read_bytes())
     (photos / "broken.jpg").write_bytes(b"not a picture")
     keys = [f"cache={cache / 'photos'}", "synthetic.cached=8", f"weak.data={photos}", "weak.share=0.25", "kimg=0.016"]
     assert train(*keys, f"out={tmp_path / 'o'}") == 0
@@ -123,8 +124,11 @@ def test_photos_without_truth(tmp_path, cache, capsys, asset) -> None:
     assert len(warned) == 1
     row = read_metrics(tmp_path / "o" / "metrics.jsonl")[0]
     assert 0 < row["weak_photometric"] < 1 and 0 < row["weak_features"] < 2 and row["weak_landmarks"] > 1
+    last = read_metrics(tmp_path / "o" / "metrics.jsonl")[-1]
+    assert 0 < last["held_out_weak_photometric"] < 1 and last["held_out_weak_landmarks"] > 1
     assert (tmp_path / "o" / "photos-000000.0.png").is_file()
-    (photos / "astronaut.jpg").unlink()
+    for i in range(10):
+        (photos / f"astronaut{i}.jpg").unlink()
     assert "differs: names, photos" in refused(capsys, *keys, f"out={tmp_path / 'p'}")
     again = [f"cache={tmp_path / 'c'}", *keys[1:]]
     assert "not one of 1 samples could be made" in refused(capsys, *again, f"out={tmp_path / 'p'}")

@@ -225,10 +225,12 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.dataset.crops import observed_faces
+        from facerecon.dataset.memory import held_out
         from facerecon.stylegan.mobile import load_generator
 
         c, first, rank, ranks = self.config, self.processes.first, self.processes.rank, self.processes.count
         self.rows = self.photos = None
+        self.unseen_photos, self.seen_photos = [], []
 
         def build(shards: Any, make: Any, what: str) -> dict[str, Any]:
             if not self.processes.any(bool(shards.missing())):
@@ -280,6 +282,9 @@ class _Job:
 
             made = build(self.photo_shards, lambda numbers: observed_faces(numbers, picture, c.size), "photos")
             self.photos = made
+            count = len(made["image"])
+            self.unseen_photos = held_out(count)
+            self.seen_photos = [i for i in range(count) if i not in set(self.unseen_photos)]
 
     def _resume(self, folder: Any) -> None:
         """The last checkpoint, on every rank."""
@@ -371,8 +376,8 @@ class _Job:
         if self.photos_a_step:
             mine = self.processes.part(self.photos_a_step)
             numbers = [number * self.photos_a_step + i for i in mine]
-            chosen = _order(len(self.photos["image"]), c.seed, "photos", numbers)
-            photos = photo_batch(self.photos, chosen)
+            chosen = _order(len(self.seen_photos), c.seed, "photos", numbers)
+            photos = photo_batch(self.photos, [self.seen_photos[i] for i in chosen])
             parts[3:] = photos, self.wear(photos.image, [-1 - n for n in numbers])
         moved = [part.to(t.device) if part is not None else None for part in parts]
         torch.manual_seed(int(torch.randint(2**31, (), generator=item_generator(c.seed, "step", number))))
@@ -427,8 +432,10 @@ class _Job:
         return row
 
     def measure(self) -> dict[str, float]:
-        """Errors on held-out faces, worn once, beside those of the mean face."""
+        """Errors on held-out faces, worn once, beside those of the mean face; weak losses of held-out photos."""
         import torch
+
+        from facerecon.dataset.crops import photo_batch
 
         c, t = self.config, self.training
         self.residual: dict[str, list[float]] = {}
@@ -456,14 +463,20 @@ class _Job:
             name: [round(max(v, 1e-3), 4) for v in (total / c.measure).sqrt().tolist()]
             for name, total in squares.items()
         }
-        return {key: round(value / c.measure, 5) for key, value in sums.items()}
+        figures = {key: round(value / c.measure, 5) for key, value in sums.items()}
+        chosen, weak = self.unseen_photos[: c.measure], {}
+        for start in range(0, len(chosen), 32):
+            photos = photo_batch(self.photos, chosen[start : start + 32]).to(t.device)
+            with torch.no_grad():
+                for key, value in t.weak(t.predict(photos.image, average=True), photos)[0].items():
+                    weak[key] = weak.get(key, 0.0) + float(value.sum())
+        return figures | {f"held_out_weak_{key}": round(value / len(chosen), 5) for key, value in weak.items()}
 
     def show(self, path: Path, name: str) -> None:
         """Grids: input, rendering of what the average says, rendering of the truth; of photos the composite."""
         import torch
 
         from facerecon.dataset.crops import photo_batch
-        from facerecon.dataset.memory import held_out
         from facerecon.imaging.files import contact_sheet, write_png
 
         c, t = self.config, self.training
@@ -475,8 +488,7 @@ class _Job:
             rows = [images, self.render(found), self.render(truth)]
             write_png(path / f"faces-{name}.png", contact_sheet(torch.cat(rows), c.grid, size=max(c.size, 112)))
             if self.photos is not None:
-                count = len(self.photos["image"])
-                chosen = (held_out(count) or list(range(count)))[: c.grid]
+                chosen = (self.unseen_photos or self.seen_photos)[: c.grid]
                 photos = photo_batch(self.photos, chosen)
                 found = t.predict(photos.image.to(t.device), average=True).to("cpu")
                 over = self.render(found, photos.image)
@@ -666,6 +678,7 @@ def describe(row: dict[str, Any]) -> str:
     """A snapshot's figures, one line."""
     shown = ("held_out_shape", "held_out_landmarks", "held_out_yaw")
     means = {"held_out_shape": "held_out_mean_face_shape", "held_out_landmarks": "held_out_mean_face_landmarks"}
+    shown = (*shown, "held_out_weak_photometric", "held_out_weak_landmarks", "held_out_weak_features")
     text = ", ".join(
         f"{key} {row[key]:.3f}" + (f" (mean face {row[means[key]]:.3f})" if key in means else "")
         for key in shown
