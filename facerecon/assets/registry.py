@@ -151,6 +151,14 @@ class OwnAsset:
     how: str
 
 
+def _released(
+    name: str, converter: str, purpose: str, file: str, licence: str, caveat: str = "trained on images of FFHQ"
+) -> OwnAsset:
+    """A file of the FFHQ-UV release."""
+    how = f"download {file} as https://github.com/csbhr/FFHQ-UV (README_ckp_topo.md) says"
+    return OwnAsset(name, converter, 1, purpose, licence, caveat, how)
+
+
 OWN: dict[str, OwnAsset] = {
     asset.name: asset
     for asset in (
@@ -171,6 +179,51 @@ OWN: dict[str, OwnAsset] = {
             licence="of its authors, for research",
             caveat="access is given after registration; its terms exclude commercial use",
             how="ask its authors for hifi3dpp_model_info.mat (https://github.com/csbhr/FFHQ-UV)",
+        ),
+        _released(
+            "ffhq_uv_topology",
+            "facerecon.stylegan.convert:ffhq_uv_topology",
+            "masks and template texture of HiFi3D++'s UV map",
+            "topo_assets/",
+            "MIT as labelled",
+        ),
+        _released(
+            "ffhq_uv_decoder",
+            "facerecon.stylegan.convert:ffhq_uv_decoder",
+            "the paper's texture decoder (1024 px)",
+            "texgan_ffhq_uv.pth",
+            "MIT as labelled",
+        ),
+        _released(
+            "ffhq_uv_decoder_cropface",
+            "facerecon.stylegan.convert:ffhq_uv_decoder_cropface",
+            "its variant of the face alone, put into the template",
+            "texgan_cropface630resize1024_ffhq_uv_interpolate.pth",
+            "MIT as labelled",
+        ),
+        _released(
+            "ffhq_uv_regressor",
+            "facerecon.perception.convert:ffhq_uv_regressor",
+            "the paper's N_enc, for hifi3dpp",
+            "epoch_latest.pth",
+            "MIT as labelled",
+        ),
+        _released(
+            "arcface",
+            "facerecon.perception.convert:arcface",
+            "the paper's identity network (ArcFace r50)",
+            "ms1mv3_arcface_r50_fp16_backbone.pth",
+            "non-commercial research",
+            "a biometric descriptor: laws on biometric data may apply to its use; trained on MS1MV3, photos of people "
+            "who were not asked",
+        ),
+        _released(
+            "bisenet",
+            "facerecon.perception.convert:bisenet",
+            "the paper's face parsing (BiSeNet, 19 classes)",
+            "79999_iter.pth",
+            "MIT as labelled",
+            "trained on CelebAMask-HQ, which is for non-commercial research",
         ),
     )
 }
@@ -257,7 +310,10 @@ ASSETS: dict[str, Asset] = {
     )
 }
 
-PACKS: dict[str, tuple[str, ...]] = {"open": tuple(ASSETS)}
+PACKS: dict[str, tuple[str, ...]] = {
+    "open": tuple(ASSETS),
+    "ffhq_uv": tuple(name for name in OWN if name != "ict"),
+}
 
 
 def entry(name: str, assets: Mapping[str, Asset] | None = None) -> Asset | OwnAsset:

@@ -1,6 +1,7 @@
 """What is measured on a photo: faces, landmarks, mesh, identity, expression, age, masks. All frozen networks."""
 
 from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression, load_segmenter
+from facerecon.perception.bisenet import FaceParser, load_parser
 from facerecon.perception.corrections import LANDMARK_FORMATS, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import load_facemesh
@@ -23,6 +24,7 @@ __all__ = [
     "MEAN_FIVE_POINTS",
     "Coefficients",
     "Detection",
+    "FaceParser",
     "IdentityNet",
     "JudgeNet",
     "Regressor",
@@ -36,6 +38,7 @@ __all__ = [
     "load_identity",
     "load_judge",
     "load_landmarks68",
+    "load_parser",
     "load_regressor",
     "load_segmenter",
     "observe",

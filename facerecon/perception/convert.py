@@ -1,4 +1,7 @@
-"""Conversion of the open pack's perception networks from tfjs files to safetensors; found by name by ``assets``."""
+"""Conversion of perception networks to safetensors; found by name by ``assets``.
+
+The open pack's come from tfjs files, those of the FFHQ-UV release from checkpoints, which are read as data.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from facerecon.perception.arcface import read_official_arcface
+from facerecon.perception.bisenet import read_official_bisenet
+from facerecon.perception.regressor import read_official_regressor, save_regressor
 from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
+from facerecon.storage import safetensors_bytes, write_whole
 
 __all__ = [
     "age_gender",
+    "arcface",
+    "bisenet",
     "expression7",
     "face_detector",
     "facemesh468",
     "faceres1024",
+    "ffhq_uv_regressor",
     "identity128",
     "landmarks68",
     "selfie",
@@ -99,3 +110,25 @@ def faceres1024(source: Path, target: Path) -> None:
 def selfie(source: Path, target: Path) -> None:
     """Person segmentation."""
     _graph(source, target, "selfie", list(_signature(source, "selfie").values()))
+
+
+# -- the FFHQ-UV release ---------------------------------------------------------------------------------
+
+
+def _released(weights: dict[str, Tensor], target: Path, model: str) -> None:
+    write_whole(target, safetensors_bytes(weights, {"model": model, "source": "FFHQ-UV release"}))
+
+
+def ffhq_uv_regressor(source: Path, target: Path) -> None:
+    """N_enc for HiFi3D++ (``epoch_latest.pth``), in full precision."""
+    save_regressor(target, read_official_regressor(source), dtype=torch.float32)
+
+
+def arcface(source: Path, target: Path) -> None:
+    """ArcFace's iresnet50 (``ms1mv3_arcface_r50_fp16_backbone.pth``)."""
+    _released(read_official_arcface(source), target, "arcface")
+
+
+def bisenet(source: Path, target: Path) -> None:
+    """BiSeNet's face parsing (``79999_iter.pth``), without the heads that serve training."""
+    _released(read_official_bisenet(source), target, "bisenet")

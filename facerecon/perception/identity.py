@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.errors import check_shape
+from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.imaging.warp import crop_affine
+from facerecon.perception.arcface import ArcFace, ImprovedResNet
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
-from facerecon.perception.networks import DescriptorNet, load_weights
+from facerecon.perception.networks import DescriptorNet, load_released, load_weights
 
-__all__ = ["IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
+__all__ = ["IDENTITIES", "IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
 
 
 def identity_box(landmarks: Tensor) -> Tensor:
@@ -98,10 +99,24 @@ class JudgeNet(nn.Module):
         return F.normalize(self.net((crops * 255).permute(0, 2, 3, 1))[0].flatten(1), dim=1)
 
 
-@lru_cache(maxsize=1)
-def load_identity() -> IdentityNet:
-    """The open pack's differentiable identity network, frozen."""
-    return IdentityNet(load_weights(DescriptorNet(), assets.locate("identity128")).fold()).eval()
+IDENTITIES = ("identity128", "arcface")
+
+
+@lru_cache(maxsize=len(IDENTITIES))
+def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
+    """A differentiable identity network, frozen.
+
+    Args:
+        name: ``"identity128"``, the open pack's; ``"arcface"``, the paper's, once converted from the release.
+
+    Raises:
+        ConfigError: another name. AssetError: it is not in the cache; says how to get it.
+    """
+    if name not in IDENTITIES:
+        raise ConfigError(nearest_name(name, IDENTITIES, "identity network"))
+    if name == "arcface":
+        return ArcFace(load_released(ImprovedResNet, assets.locate(name))).eval()
+    return IdentityNet(load_weights(DescriptorNet(), assets.locate(name)).fold()).eval()
 
 
 @lru_cache(maxsize=1)

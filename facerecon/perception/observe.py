@@ -19,6 +19,7 @@ from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.imaging.files import LoadedImage, load_image, open_regions
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
+from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import fused_landmarks, load_facemesh
@@ -66,6 +67,7 @@ def observe(
     mean_points3d: Tensor | None = None,
     landmarks: Any = None,
     mask: Any = None,
+    parser: FaceParser | None = None,
 ) -> Observation:
     """Find the face of a photo and measure everything that a fit starts from.
 
@@ -79,6 +81,8 @@ def observe(
             They replace what is detected, and say which face it is: no detector runs.
         mask: image of the photo's size, white where its face may be used, as
             :func:`~facerecon.perception.corrections.read_mask` takes it; replaces the segmented one.
+        parser: a face parser (:func:`~facerecon.perception.bisenet.load_parser`) that makes the masks, where no mask is
+            given; outlines and colors make them if left out.
 
     Returns:
         Observation of batch 1, or of one entry a face for ``"all"``.
@@ -130,7 +134,10 @@ def observe(
         if area is not None and tuple(area.shape[-2:]) != (height, width):
             area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
         return Observation.cat(
-            [_measure(*item, name, crop_size, full_size, full_margin, points, area, (height, width)) for item in large]
+            [
+                _measure(*item, name, crop_size, full_size, full_margin, points, area, (height, width), parser)
+                for item in large
+            ]
         )
 
 
@@ -235,6 +242,7 @@ def _measure(
     points3d: Tensor,
     area: Tensor | None,
     photo_size: tuple[int, int],
+    parser: FaceParser | None = None,
 ) -> Observation:
     """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in pixels of the view;
     ``area`` (1, H, W), of the whole photo, is the face mask if it is known."""
@@ -254,7 +262,6 @@ def _measure(
     full_to_photo = to_photo @ grow
     full_image = crop_affine(photo, full_to_photo, full_size)
     valid = crop_valid(tuple(image.shape[-2:]), full_to_photo, full_size)
-    person = load_segmenter()(full_image)
     into_full = _inverse(full_to_photo)
     full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
     face = None
@@ -262,7 +269,10 @@ def _measure(
         face = crop_affine(area[None], view.to_photo(full_to_photo), full_size, padding="zeros")
         if face.mean() < 0.002:
             raise InputError(f"{name}: the mask is black where the face is; white marks the face that may be used.")
-    masks = face_masks(full_image, full_mesh, person, full_landmarks, face)
+    if parser is not None and area is None:
+        masks = parser(full_image, full_mesh)
+    else:
+        masks = face_masks(full_image, full_mesh, load_segmenter()(full_image), full_landmarks, face)
     full_masks = torch.cat([masks.face, masks.skin, masks.eye, masks.mouth, masks.lip], 1) * valid
     full = Crop(full_image, view.to_photo(full_to_photo), valid, *(m for m in full_masks.split(1, 1)))
 

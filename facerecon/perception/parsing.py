@@ -33,7 +33,7 @@ from facerecon.perception.facemesh import (
 )
 from facerecon.perception.segmentation import GaussianMixture, fit_mixture, random_walk
 
-__all__ = ["FaceMasks", "face_masks", "frame_contrast"]
+__all__ = ["FaceMasks", "face_masks", "frame_contrast", "near_face"]
 
 _FOREHEAD, _CHIN, _NASION = 10, 152, 168  # of the mesh
 _CONTOUR = (*range(17), *range(26, 16, -1))  # of the 68 landmarks: along the jaw and back over the brows
@@ -99,6 +99,22 @@ def face_masks(
     mouth, lips = filled(LIPS_INNER) * face, filled(LIPS_OUTER, 0.04) * face
     skin = face * (1 - eye) * (1 - brow) * (1 - lips)
     return FaceMasks(face, skin, eye, mouth, (lips - mouth).clamp(min=0))
+
+
+def near_face(image: Tensor, mesh: Tensor, grow: float = 0.6) -> Tensor:
+    """Where a face can be at most: its mesh's outline, enlarged.
+
+    Args:
+        image: (1, 3, H, W). mesh: (1, 468, 2 or 3) px. grow: of the outline, in its own size.
+
+    Returns:
+        (1, 1, H, W) in [0, 1]; nothing where the mesh is not finite.
+    """
+    points = mesh[0, :, :2].double().cpu().numpy()
+    if not np.isfinite(points).all():
+        return image.new_zeros(1, 1, *image.shape[-2:])
+    outline = _polygon(points[list(FACE_OVAL)], tuple(image.shape[-2:]), grow)
+    return torch.from_numpy(outline)[None, None].to(image)
 
 
 def frame_contrast(image: Tensor, mesh: Tensor) -> Tensor:

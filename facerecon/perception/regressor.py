@@ -518,9 +518,14 @@ def read_official_regressor(path: str | Path) -> Regressor:
 
 
 def trained_regressor(face_model: str) -> Path | None:
-    """The file of the weights that come with the library for a head model; None where there are none."""
+    """The file of trained weights for a head model: what comes with the library, or the release's for hifi3dpp once it
+    is converted; None where there are none."""
     name = f"regressor_{face_model}.safetensors"
-    return assets.shipped(name) if name in shipped_names() else None
+    if name in shipped_names():
+        return assets.shipped(name)
+    if face_model == "hifi3dpp" and assets.status("ffhq_uv_regressor").state == "ready":
+        return assets.locate("ffhq_uv_regressor")
+    return None
 
 
 def load_regressor(model: Any = "makehuman", path: str | Path | None = None) -> Regressor:

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.errors import AssetError
+from facerecon.errors import AssetError, InputError
+from facerecon.imaging.files import read_image
 from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.mobile import NUM_STYLES, STYLE_DIM, MobileGenerator
+from facerecon.stylegan.official import TOPOLOGY_PICTURES, read_official
+from facerecon.stylegan.weights import save_generator
 
-__all__ = ["mobile_stylegan"]
+__all__ = ["ffhq_uv_decoder", "ffhq_uv_decoder_cropface", "ffhq_uv_topology", "mobile_stylegan"]
 
 _MEAN_SAMPLES = 10_000
 _MEAN_SEED = 0
@@ -182,3 +185,43 @@ def _save(state: dict[str, Tensor], target: Path, note: dict) -> None:
     """Write a safetensors file so that it is there whole or not at all."""
     tensors = {key: value.float() for key, value in state.items()}
     write_whole(target, safetensors_bytes(tensors, {"facerecon": json.dumps(note, sort_keys=True)}))
+
+
+# -- the FFHQ-UV release ---------------------------------------------------------------------------------
+
+
+def ffhq_uv_decoder(source: Path, target: Path) -> None:
+    """The released texture decoder (``texgan_ffhq_uv.pth``), in full precision; its W is measured on first use."""
+    about = {"atlas": "hifi3dpp", "source": f"FFHQ-UV release, {Path(source).name}"}
+    save_generator(target, read_official(source), about, dtype=torch.float32)
+
+
+def ffhq_uv_decoder_cropface(source: Path, target: Path) -> None:
+    """Its variant that makes the face alone; the pictures it is joined with are the asset ffhq_uv_topology."""
+    about = {"atlas": "hifi3dpp", "crop": "face", "source": f"FFHQ-UV release, {Path(source).name}"}
+    save_generator(target, read_official(source), about, dtype=torch.float32)
+
+
+def ffhq_uv_topology(source: Path, target: Path) -> None:
+    """The pictures of ``topo_assets``, 8 bits a channel, under their names without ending; masks have one channel.
+
+    Args:
+        source: the folder, or a file in it.
+
+    Raises:
+        AssetError: one that fits need is missing, or one cannot be read.
+    """
+    folder = Path(source)
+    folder = folder.parent if folder.is_file() else folder
+    paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    missing = [name for name in TOPOLOGY_PICTURES if Path(name).stem not in paths]
+    if missing:
+        raise AssetError(f"{folder} lacks {', '.join(missing)} of the released topo_assets/; get them again.")
+    pictures = {}
+    for name, path in paths.items():
+        try:
+            picture = (read_image(path) * 255).round().to(torch.uint8)
+        except InputError as error:
+            raise AssetError(str(error)) from None
+        pictures[name] = picture[:1] if name.endswith("_mask") else picture
+    write_whole(target, safetensors_bytes(pictures, {"source": "FFHQ-UV release, topo_assets"}))

@@ -206,6 +206,9 @@ SHIPPED = {
 """Decoders by name, and their files."""
 
 
+CONVERTED = {"ffhq_uv": "ffhq_uv_decoder", "ffhq_uv_cropface": "ffhq_uv_decoder_cropface"}
+"""Decoders of the FFHQ-UV release, by the asset that they become."""
+
 OFFICIAL = (".pth",)
 """Endings of checkpoints as the authors release them."""
 
@@ -218,9 +221,11 @@ def load_decoder(
     Args:
         name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learnt from 221
             faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
-            learnt from the 400 normalized maps of the shipped set; or the path of a file: a linear basis
-            (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or the authors'
-            released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
+            learnt from the 400 normalized maps of the shipped set; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the
+            release's, of HiFi3D++'s maps, once converted (``python -m facerecon.assets convert ffhq_uv``); or the path
+            of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py),
+            .safetensors; or the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make
+            HiFi3D++'s maps.
         components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
             ``space="w/64"``); all if left out.
         space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.
@@ -236,9 +241,12 @@ def load_decoder(
         path = Path(name).expanduser()
     elif name in SHIPPED:
         path = assets.shipped(SHIPPED[name])
+    elif name in CONVERTED:
+        path = assets.locate(CONVERTED[name])
     else:
         raise ConfigError(
-            nearest_name(name, tuple(SHIPPED), "decoder") + " A file of your own must end in .safetensors (or .pth)."
+            nearest_name(name, (*SHIPPED, *CONVERTED), "decoder")
+            + " A file of your own must end in .safetensors (or .pth)."
         )
     if decoder_kind(name) == "linear":
         if space not in (None, "linear"):
@@ -265,6 +273,8 @@ def decoder_kind(name: str) -> str:
 
     path = Path(name).expanduser() if is_decoder_file(name) else None
     if path is None:
+        if name in CONVERTED:
+            return "stylegan"
         if name not in SHIPPED:
             return "linear"
         path = assets.shipped(SHIPPED[name])

@@ -25,11 +25,18 @@ from torch import Tensor
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
 from facerecon.imaging.files import read_image
-from facerecon.storage import all_finite
+from facerecon.storage import all_finite, read_safetensors
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture import StyleGANDecoder, WStatistics, kept_statistics, synthesis_precision
 
-__all__ = ["CroppedDecoder", "from_official", "read_official", "read_official_decoder"]
+__all__ = [
+    "TOPOLOGY_PICTURES",
+    "CroppedDecoder",
+    "from_official",
+    "kept_pictures",
+    "read_official",
+    "read_official_decoder",
+]
 
 _ADVICE = "get the released file again"
 _CONTAINERS = ("g_ema", "G_ema")
@@ -183,7 +190,7 @@ def read_official_decoder(path: str | Path, space: str | None = None, precision:
     if "cropface" not in path.name:
         decoder = StyleGANDecoder(generator, statistics, space, precision)
     else:
-        parts = [read_image(_beside(path, name)) for name in _PICTURES]
+        parts = [read_image(_beside(path, name)) for name in TOPOLOGY_PICTURES]
         decoder = CroppedDecoder(generator, statistics, *parts, space=space, precision=precision)
     decoder.atlas = "hifi3dpp"
     return decoder
@@ -191,7 +198,8 @@ def read_official_decoder(path: str | Path, space: str | None = None, precision:
 
 # -- the face-crop variant -------------------------------------------------------------------------------
 
-_PICTURES = ("template_base_uv.png", "minor_valid_whole_mask.png", "hair_mask.png")
+TOPOLOGY_PICTURES = ("template_base_uv.png", "minor_valid_whole_mask.png", "hair_mask.png")
+"""What the face-crop variant needs of ``topo_assets``."""
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -201,6 +209,20 @@ def _beside(path: Path, name: str) -> Path:
             if found.is_file():
                 return found
     raise AssetError(f"{path} makes a crop of the face, which needs the release's topo_assets/{name} beside it.")
+
+
+def kept_pictures() -> list[Tensor]:
+    """:data:`TOPOLOGY_PICTURES` (C, H, W) in [0, 1], from the cache.
+
+    Raises:
+        AssetError: they were not converted; says how.
+    """
+    from facerecon import assets
+
+    names = [Path(name).stem for name in TOPOLOGY_PICTURES]
+    path = assets.locate("ffhq_uv_topology")
+    tensors, _ = read_safetensors(path, "the pictures of topo_assets", "convert them again", names)
+    return [tensors[name].float() / 255 for name in names]
 
 
 class CroppedDecoder(StyleGANDecoder):

@@ -440,7 +440,14 @@ def read_decoder(path: str | Path, space: str | None = None, precision: str = "a
         mapping = _open_mapping(path)
         if generator.projection is not None:
             mapping = nn.Sequential(mapping, generator.projection)
-    decoder = StyleGANDecoder(generator, statistics, space, precision, mapping)
+    if facts["about"].get("crop") == "face":
+        from facerecon.stylegan.official import CroppedDecoder, kept_pictures
+
+        decoder: StyleGANDecoder = CroppedDecoder(
+            generator, statistics, *kept_pictures(), space=space, precision=precision
+        )
+    else:
+        decoder = StyleGANDecoder(generator, statistics, space, precision, mapping)
     decoder.atlas = str(facts["about"].get("atlas", "makehuman"))
     return decoder
 

@@ -1,0 +1,226 @@
+"""BiSeNet (arXiv:1808.00897): face parsing into the 19 classes of CelebAMask-HQ, as FFHQ-UV uses it.
+
+The released ``79999_iter.pth`` has a ResNet-18 as its context path, whose features at an eighth of the size also stand
+for the paper's spatial path. Its two auxiliary heads (Sec. 3.3), which serve training alone, are left out.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon import assets
+from facerecon.assets.foreign import float_tensors, read_state
+from facerecon.errors import ConfigError, check_shape, nearest_name
+from facerecon.perception.networks import load_released
+from facerecon.perception.parsing import FaceMasks, near_face
+
+__all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser", "read_official_bisenet"]
+
+CLASSES = (
+    "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
+    "earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "cloth", "hair", "hat",
+)  # fmt: skip
+"""The classes, by their numbers; left and right are the person's in CelebAMask-HQ's naming."""
+
+_EYES, _BROWS = ("left_eye", "right_eye"), ("left_brow", "right_brow")
+_LIPS, _MOUTH, _SKIN = ("upper_lip", "lower_lip"), ("mouth",), ("skin", "nose")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_AUXILIARY = ("conv_out16.", "conv_out32.")
+
+
+class _ConvBN(nn.Module):
+    """Convolution, batch normalization, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class _Basic(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class _Backbone(nn.Module):
+    """ResNet-18 without its head: features at 1/8, 1/16 and 1/32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inputs = 64
+        for k, channels in enumerate((64, 128, 256, 512), 1):
+            first = _Basic(inputs, channels, 2 if k > 1 else 1)
+            setattr(self, f"layer{k}", nn.Sequential(first, _Basic(channels, channels, 1)))
+            inputs = channels
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        eighth = self.layer2(self.layer1(x))
+        sixteenth = self.layer3(eighth)
+        return eighth, sixteenth, self.layer4(sixteenth)
+
+
+class _Refinement(nn.Module):
+    """Attention refinement module (Fig. 2b): features times what their mean says of each channel."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = _ConvBN(inputs, outputs)
+        self.conv_atten = nn.Conv2d(outputs, outputs, 1, bias=False)
+        self.bn_atten = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * self.bn_atten(self.conv_atten(x.mean((2, 3), keepdim=True))).sigmoid()
+
+
+class _Context(nn.Module):
+    """Context path: backbone, refinement, global mean, from coarse to fine (Sec. 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnet = _Backbone()
+        self.arm16, self.arm32 = _Refinement(256, 128), _Refinement(512, 128)
+        self.conv_head32, self.conv_head16 = _ConvBN(128, 128), _ConvBN(128, 128)
+        self.conv_avg = _ConvBN(512, 128, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        eighth, sixteenth, last = self.resnet(x)
+        x = self.arm32(last) + self.conv_avg(last.mean((2, 3), keepdim=True))
+        x = self.conv_head32(F.interpolate(x, sixteenth.shape[-2:], mode="nearest"))
+        x = self.arm16(sixteenth) + x
+        return eighth, self.conv_head16(F.interpolate(x, eighth.shape[-2:], mode="nearest"))
+
+
+class _Fusion(nn.Module):
+    """Feature fusion module (Fig. 2c)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convblk = _ConvBN(256, 256, 1)
+        self.conv1 = nn.Conv2d(256, 64, 1, bias=False)
+        self.conv2 = nn.Conv2d(64, 256, 1, bias=False)
+
+    def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
+        x = self.convblk(torch.cat([spatial, context], 1))
+        weight = self.conv2(F.relu(self.conv1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x + x * weight
+
+
+class _Output(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv = _ConvBN(256, 256)
+        self.conv_out = nn.Conv2d(256, classes, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.conv(x))
+
+
+class BiSeNet(nn.Module):
+    """(B, 3, H, W) RGB in [0, 1] -> logits (B, 19, H, W). Names of parameters are the released ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cp = _Context()
+        self.ffm = _Fusion()
+        self.conv_out = _Output(len(CLASSES))
+
+    def forward(self, image: Tensor) -> Tensor:
+        check_shape("image", image, "B 3 H W")
+        mean, std = image.new_tensor(_MEAN), image.new_tensor(_STD)
+        spatial, context = self.cp((image - mean[:, None, None]) / std[:, None, None])
+        logits = self.conv_out(self.ffm(spatial, context))
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=True)
+
+
+class FaceParser(nn.Module):
+    """Masks of an aligned face by BiSeNet (Sec. 3.1.2, 4.2).
+
+    Args:
+        net: the network.
+    """
+
+    size = 512
+    """px, what the network was trained on."""
+
+    def __init__(self, net: BiSeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], a square crop of a head -> (B, 19, H, W), sums of 1 over the classes."""
+        small = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        found = self.net(small).softmax(1)
+        return F.interpolate(found, image.shape[-2:], mode="bilinear", align_corners=False)
+
+    def forward(self, image: Tensor, mesh: Tensor) -> FaceMasks:
+        """Soft masks (1, 1, H, W) of one face.
+
+        The face is skin, brows, eyes, nose, mouth and lips; ears, glasses, hair and neck are not of it.
+
+        Args:
+            image: (1, 3, H, W) in [0, 1], a crop of the head. mesh: (1, 468, 2 or 3) px, which says whose face is
+                meant where a crop shows two.
+        """
+        found = self.probabilities(image) * near_face(image, mesh)
+
+        def share(*names: str) -> Tensor:
+            return sum(found[:, CLASSES.index(name)] for name in names)[:, None]
+
+        face = share(*_SKIN, *_BROWS, *_EYES, *_MOUTH, *_LIPS).clamp(0, 1)
+        return FaceMasks(face, share(*_SKIN), share(*_EYES), share(*_MOUTH), share(*_LIPS))
+
+
+PARSERS = ("outlines", "bisenet")
+"""How faces are masked: by outlines and colors (:mod:`facerecon.perception.parsing`), or by BiSeNet."""
+
+
+@lru_cache(maxsize=1)
+def _load_bisenet() -> FaceParser:
+    return FaceParser(load_released(BiSeNet, assets.locate("bisenet"))).eval()
+
+
+def load_parser(name: str) -> FaceParser | None:
+    """A face parser, frozen; None for "outlines", which needs no network.
+
+    Raises:
+        ConfigError: another name. AssetError: it is not in the cache; says how to get it.
+    """
+    if name not in PARSERS:
+        raise ConfigError(nearest_name(name, PARSERS, "parsing"))
+    return _load_bisenet() if name == "bisenet" else None
+
+
+def read_official_bisenet(path: str | Path) -> dict[str, Tensor]:
+    """Weights of :class:`BiSeNet` from the released file.
+
+    Raises:
+        AssetError: missing, damaged, or another network; one line.
+    """
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in BiSeNet().state_dict().items() if not n.endswith("tracked")}
+    return float_tensors(read_state(path, "state_dict"), shapes, path, "BiSeNet's face parsing", _AUXILIARY)
