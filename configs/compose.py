@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerecon.errors import ConfigError, FaceReconError, nearest_name
+from facerecon.errors import ConfigError, FaceReconError, OutputError, nearest_name
 
 CONFIGS = Path(__file__).resolve().parent
 PATH_KEYS = {
@@ -223,6 +223,26 @@ def patient_stops(patient: bool = True) -> Iterator[Callable[[], bool]]:
         yield asked
     finally:
         _patient = before
+
+
+@contextlib.contextmanager
+def names_checkpoint(folder: Any) -> Iterator[None]:
+    """A training run that ends early says what is kept of it.
+
+    Args:
+        folder: its :class:`~facerecon.run.RunDirectory`.
+
+    Raises:
+        KeyboardInterrupt, Stopped, OutputError: as within, with the last checkpoint in the message.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped, OutputError) as stop:
+        steps = folder.checkpoints.steps()
+        kept = f"the last checkpoint in {folder.path} is of step {steps[-1]}" if steps else "no checkpoint yet"
+        if isinstance(stop, OutputError):
+            raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
+        raise type(stop)(kept) from None
 
 
 def row_logger(

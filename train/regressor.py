@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, patient_stops, row_logger, run
+from configs.compose import check_stop, names_checkpoint, patient_stops, row_logger, run
 
 STRUCTURE = (
     "face_model",
@@ -45,7 +45,6 @@ STRUCTURE = (
 
 
 def main(config: Any) -> int:
-    from facerecon.errors import OutputError
     from facerecon.run import RunDirectory, choose_device, set_threads
     from facerecon.run.processes import Processes
 
@@ -64,16 +63,10 @@ def main(config: Any) -> int:
         settings = {"script": "regressor"} | {key: job.values[key] for key in STRUCTURE}
         settings["weak"] = {key: job.values["weak"][key] for key in ("share", "data", "count", "truncation")}
         again = {"resume": True} if config.resume else {"overwrite": True}
-        with RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again).alone() as folder:
-            try:
-                job.prepare()
-                return job.run(folder)
-            except (KeyboardInterrupt, Stopped, OutputError) as stop:
-                steps = folder.checkpoints.steps()
-                kept = f"the last checkpoint in {folder.path} is of step {steps[-1]}" if steps else "no checkpoint yet"
-                if isinstance(stop, OutputError):
-                    raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-                raise type(stop)(kept) from None
+        run_directory = RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again)
+        with run_directory.alone() as folder, names_checkpoint(folder):
+            job.prepare()
+            return job.run(folder)
 
 
 class _Job:

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, patient_stops, row_logger, run, stop_status
+from configs.compose import Stopped, check_stop, names_checkpoint, patient_stops, row_logger, run, stop_status
 
 STRUCTURE = (
     "codes",
@@ -53,7 +53,7 @@ STATISTICS = {"textures": 600}
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, OutputError
+    from facerecon.errors import ConfigError
     from facerecon.run import RunDirectory, choose_device, set_threads
     from facerecon.run.processes import Processes
 
@@ -70,15 +70,9 @@ def main(config: Any) -> int:
                 return stop_status(stop)  # the first one says what is kept
         settings = {"script": "texture_gan"} | {key: job.values[key] for key in STRUCTURE}
         again = {"resume": True} if config.resume else {"overwrite": True}
-        with RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again).alone() as folder:
-            try:
-                return job.run(folder)
-            except (KeyboardInterrupt, Stopped, OutputError) as stop:
-                steps = folder.checkpoints.steps()
-                kept = f"the last checkpoint in {folder.path} is of step {steps[-1]}" if steps else "no checkpoint yet"
-                if isinstance(stop, OutputError):
-                    raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-                raise type(stop)(kept) from None
+        run_directory = RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again)
+        with run_directory.alone() as folder, names_checkpoint(folder):
+            return job.run(folder)
 
 
 class _Job:
