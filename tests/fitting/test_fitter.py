@@ -127,7 +127,7 @@ def test_a_photo_alone_and_in_a_batch(fitter, photos, fitted) -> None:
         project(camera, fitter.model.landmarks3d(fitter.model(face.params), camera))[..., :2]
         for face in (fitted[0], alone)
     ]
-    assert (points[0] - points[1]).norm(dim=-1).max() < 0.1  # px
+    assert (points[0] - points[1]).norm(dim=-1).max() < 0.25  # px: rounding, and what Adam makes of it in 8 steps
 
 
 def test_the_photo_camera_agrees_with_the_crop(fitter, photos, fitted) -> None:
