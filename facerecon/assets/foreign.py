@@ -24,15 +24,16 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerecon.errors import AssetError
-from facerecon.storage import all_finite
+from facerecon.storage import all_finite, read_safetensors
 
 __all__ = [
     "Record",
     "float_tensors",
     "is_torchscript",
+    "load_converted",
     "read_checkpoint",
     "read_pickle",
     "read_state",
@@ -609,3 +610,26 @@ def float_tensors(
             raise AssetError(f"{path}: '{name}' holds NaN, infinite or whole numbers; {_AGAIN}.")
         found[name] = value.float().contiguous()
     return found
+
+
+def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """A network from its converted file, frozen, in eval mode and torch's channels-last layout.
+
+    Args:
+        kind: makes the network. path: safetensors with its weights, without counters of batches.
+
+    Raises:
+        AssetError: the file cannot be read or does not hold this network's tensors.
+    """
+    tensors, _ = read_safetensors(path, "a converted network of the release", "convert the released file again")
+    with torch.device("meta"):
+        net = kind()
+    state = net.state_dict()
+    counters = {name: torch.tensor(0) for name in state if name.endswith("num_batches_tracked")}
+    wanted = {name: tuple(t.shape) for name, t in state.items() if name not in counters}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
+        raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); convert it again.")
+    net.load_state_dict({**tensors, **counters}, assign=True)
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

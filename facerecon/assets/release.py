@@ -67,6 +67,33 @@ RELEASED: tuple[ReleasedFile, ...] = (
         "checkpoints/parsing_model/79999_iter.pth", ("bisenet",), "github.com/zllrunning/face-parsing.PyTorch",
         "MIT (the repository's); trained on CelebAMask-HQ, for non-commercial research",
     ),
+    ReleasedFile(
+        "checkpoints/dpr_model/trained_model_03.t7", ("dpr",), "github.com/zhhoper/DPR", "none is stated there",
+    ),
+    ReleasedFile(
+        "checkpoints/exprecog_model/FacialExpRecognition_model.t7", ("expression_vgg19",),
+        "github.com/WuJie1010/Facial-Expression-Recognition.Pytorch", "MIT (the repository's)",
+    ),
+    ReleasedFile(
+        "checkpoints/e4e_model/e4e_ffhq_encode.pt", ("e4e", "e4e_generator"), "github.com/omertov/encoder4editing",
+        "MIT (the repository's); its generator is NVIDIA's, for non-commercial use",
+    ),
+    ReleasedFile(
+        "checkpoints/stylegan_model/stylegan2-ffhq-config-f.pkl", ("stylegan2_ffhq",), "github.com/NVlabs/stylegan2",
+        "NVIDIA Source Code License-NC, non-commercial",
+    ),
+    ReleasedFile(
+        "checkpoints/styleflow_model/modellarge10k.pt", ("styleflow",), "github.com/RameenAbdal/StyleFlow",
+        "CC BY-NC-SA 4.0, academic research",
+    ),
+    ReleasedFile(
+        "checkpoints/styleflow_model/expression_direction.pt", ("expression_direction",), _RELEASE, _MIT_FFHQ,
+    ),
+    _not_used(
+        "checkpoints/vgg_model/vgg16.pt", "nvlabs-fi-cdn.nvidia.com (stylegan2-ada-pytorch, metrics)",
+        "NVIDIA Source Code License-NC, non-commercial",
+        "LPIPS is by the lpips package on torchvision's VGG16 (perceptual=lpips_vgg)",
+    ),
     _not_used(
         "checkpoints/resnet_model/resnet18-5c106cde.pth", "download.pytorch.org", "BSD-3-Clause (torchvision's)",
         "not needed: what 79999_iter.pth was trained from",

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, read_state
+from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import ConfigError, check_shape, nearest_name
-from facerecon.perception.networks import load_released
 from facerecon.perception.parsing import FaceMasks, near_face
 
 __all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser", "read_official_bisenet"]
@@ -201,7 +200,7 @@ PARSERS = ("outlines", "bisenet")
 
 @lru_cache(maxsize=1)
 def _load_bisenet() -> FaceParser:
-    return FaceParser(load_released(BiSeNet, assets.locate("bisenet"))).eval()
+    return FaceParser(load_converted(BiSeNet, assets.locate("bisenet"))).eval()
 
 
 def load_parser(name: str) -> FaceParser | None:

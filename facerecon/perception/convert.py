@@ -15,15 +15,19 @@ from torch import Tensor
 
 from facerecon.perception.arcface import read_official_arcface
 from facerecon.perception.bisenet import read_official_bisenet
+from facerecon.perception.dpr import read_official_dpr
 from facerecon.perception.regressor import read_official_regressor, save_regressor
 from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
+from facerecon.perception.vgg_expression import read_official_vgg_expression
 from facerecon.storage import safetensors_bytes, write_whole
 
 __all__ = [
     "age_gender",
     "arcface",
     "bisenet",
+    "dpr",
     "expression7",
+    "expression_vgg19",
     "face_detector",
     "facemesh468",
     "faceres1024",
@@ -132,3 +136,13 @@ def arcface(source: Path, target: Path) -> None:
 def bisenet(source: Path, target: Path) -> None:
     """BiSeNet's face parsing (``79999_iter.pth``), without the heads that serve training."""
     _released(read_official_bisenet(source), target, "bisenet")
+
+
+def dpr(source: Path, target: Path) -> None:
+    """The way down to the light of DPR's 512 px network (``trained_model_03.t7``)."""
+    _released(read_official_dpr(source), target, "dpr")
+
+
+def expression_vgg19(source: Path, target: Path) -> None:
+    """The expression classifier of the release's editing (``FacialExpRecognition_model.t7``)."""
+    _released(read_official_vgg_expression(source), target, "expression_vgg19")

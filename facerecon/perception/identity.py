@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
+from facerecon.assets.foreign import load_converted
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception.arcface import ArcFace, ImprovedResNet
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
-from facerecon.perception.networks import DescriptorNet, load_released, load_weights
+from facerecon.perception.networks import DescriptorNet, load_weights
 
 __all__ = ["IDENTITIES", "IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
 
@@ -115,7 +116,7 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
     if name not in IDENTITIES:
         raise ConfigError(nearest_name(name, IDENTITIES, "identity network"))
     if name == "arcface":
-        return ArcFace(load_released(ImprovedResNet, assets.locate(name))).eval()
+        return ArcFace(load_converted(ImprovedResNet, assets.locate(name))).eval()
     return IdentityNet(load_weights(DescriptorNet(), assets.locate(name)).fold()).eval()
 
 

@@ -6,18 +6,14 @@ Layer shapes and names follow the published weights manifests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
 from facerecon.perception.graph import read_converted, same_padding
-from facerecon.storage import read_safetensors
 
-__all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "load_released", "load_weights"]
+__all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "load_weights"]
 
 _MEAN_RGB = (122.782, 117.001, 104.298)
 
@@ -35,29 +31,6 @@ def load_weights(net: nn.Module, path: str) -> nn.Module:
         odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
         raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); fetch the asset again.")
     net.load_state_dict(tensors)
-    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-def load_released(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module:
-    """The same for a network of the FFHQ-UV release, once converted; its batch counters were left out.
-
-    Args:
-        kind: makes the network. path: its converted file.
-
-    Raises:
-        AssetError: the file cannot be read or does not hold this network's tensors.
-    """
-    tensors, _ = read_safetensors(path, "a converted network of the release", "convert the released file again")
-    with torch.device("meta"):
-        net = kind()
-    state = net.state_dict()
-    counters = {name: torch.tensor(0) for name in state if name.endswith("num_batches_tracked")}
-    wanted = {name: tuple(t.shape) for name, t in state.items() if name not in counters}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
-        raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); convert it again.")
-    net.load_state_dict({**tensors, **counters}, assign=True)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

@@ -245,3 +245,87 @@ def test_names_and_what_is_missing(home) -> None:
     for load, name in ((load_identity, "arcface"), (load_parser, "bisenet")):
         with pytest.raises(AssetError, match=rf"Get it: download .*convert {name} PATH"):
             load(name)
+
+
+def plain_dpr_light(state, lightness):
+    """The way down of the hourglasses, by their nested official names."""
+    x = F.relu(bn(state, "pre_bn", F.conv2d(lightness, state["pre_conv.weight"], state["pre_conv.bias"], padding=2)))
+    at = "HG3"
+    while True:
+        x = F.max_pool2d(x, 2)
+        low = f"{at}.low1"
+        y = F.relu(bn(state, f"{low}.bn1", conv(state, f"{low}.conv1", x)))
+        y = bn(state, f"{low}.bn2", conv(state, f"{low}.conv2", y))
+        x = F.relu(y + (x if x.shape[1] == y.shape[1] else conv(state, f"{low}.shortcuts", x)))
+        at += ".middle"
+        if f"{at}.predict_FC1.weight" in state:
+            break
+    x = x[:, :27].mean((2, 3), keepdim=True)
+    x = F.prelu(conv(state, f"{at}.predict_FC1", x), state[f"{at}.predict_relu1.weight"])
+    return conv(state, f"{at}.predict_FC2", x)[:, :, 0, 0]
+
+
+def nested(state):
+    """Modules that the file names several times hold the same tensors, as they do there."""
+    shared = dict(state)
+    for k in (1, 2, 3):
+        for name in state:
+            if name.startswith(f"HG{k}.middle."):
+                inner = f"HG{k - 1}." + name.removeprefix(f"HG{k}.middle.")
+                shared[name] = shared[inner]
+    for name in state:
+        if name.startswith("light."):
+            shared["HG0.middle." + name.removeprefix("light.")] = state[name]
+    for k in (1, 2, 3):
+        for name in state:
+            if name.startswith(f"HG{k}.middle."):
+                shared[name] = shared[f"HG{k - 1}." + name.removeprefix(f"HG{k}.middle.")]
+    return shared
+
+
+def test_dprs_light_equals_a_plain_forward_pass(reference, home, tmp_path) -> None:
+    from skimage.color import rgb2lab
+
+    from facerecon.perception.dpr import load_portrait_light, read_official_dpr
+
+    load_portrait_light.cache_clear()
+    state = nested(released.random_state(released.official_shapes(reference, "dpr_512")))
+    assets.convert("dpr", released.save(state, tmp_path / "trained_model_03.t7", _use_new_zipfile_serialization=False))
+    image = torch.rand(1, 3, 512, 512)
+    light = torch.from_numpy(rgb2lab(image[0].permute(1, 2, 0).numpy())[..., 0] / 100).float()[None, None]
+    with torch.no_grad():
+        expected, found = plain_dpr_light(state, light), load_portrait_light()(image)
+    assert found.shape == (1, 9) and expected.abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-3 * expected.abs().max().item(), rtol=1e-3)
+    large = released.random_state({n: (1,) for n in released.official_shapes(reference, "dpr_1024")})
+    with pytest.raises(AssetError, match="not DPR's 512 px network"):
+        read_official_dpr(released.save(large, tmp_path / "b.t7"))
+    load_portrait_light.cache_clear()
+
+
+def test_the_expression_network_equals_a_plain_forward_pass(reference, home, tmp_path) -> None:
+    from facerecon.perception.vgg_expression import FER_EXPRESSIONS, load_vgg_expression
+
+    load_vgg_expression.cache_clear()
+    state = released.random_state(released.official_shapes(reference, "expression_vgg19"))
+    content = {"net": state, "best_PublicTest_acc": 71.5, "best_PrivateTest_acc_epoch": 3}
+    assets.convert("expression_vgg19", released.save(content, tmp_path / "FacialExpRecognition_model.t7"))
+    net = load_vgg_expression()
+    image = torch.rand(2, 3, 48, 48)
+    grey = (0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2])[:, None].repeat(1, 3, 1, 1)
+    answers = []
+    for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
+        for flip in (False, True):
+            x, i = grey[:, :, top : top + 44, left : left + 44], 0
+            x = x.flip(-1) if flip else x
+            for count in (2, 2, 4, 4, 4):
+                for _ in range(count):
+                    x, i = F.relu(bn(state, f"features.{i + 1}", conv(state, f"features.{i}", x))), i + 3
+                x, i = F.max_pool2d(x, 2), i + 1
+            answers.append(x.flatten(1) @ state["classifier.weight"].T + state["classifier.bias"])
+    with torch.no_grad():
+        found = net(image)
+    expected = (sum(answers) / 10).softmax(1)
+    assert len(FER_EXPRESSIONS) == 7 and FER_EXPRESSIONS[3] == "happy"
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    load_vgg_expression.cache_clear()

@@ -1,0 +1,84 @@
+"""VGG-19 (arXiv:1409.1556) with batch normalization on FER2013: the expression classifier of FFHQ-UV's editing.
+
+It tells the walk along the expression's direction when to stop (Sec. 3.1.1): while it says "happy". One fully connected
+layer follows the convolutions, whose input is 44 px a side.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon import assets
+from facerecon.assets.foreign import float_tensors, load_converted, read_state
+from facerecon.errors import check_shape
+
+__all__ = ["FER_EXPRESSIONS", "VGGExpression", "load_vgg_expression", "read_official_vgg_expression"]
+
+FER_EXPRESSIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
+"""In FER2013's order."""
+
+_WIDTHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
+
+
+class VGGExpression(nn.Module):
+    """Faces (B, 3, H, W) RGB in [0, 1], square crops of a face -> probabilities (B, 7) of :data:`FER_EXPRESSIONS`.
+
+    As in its repository the face is grey and 48 px a side, and the answer is the mean over ten crops of 44 px: four
+    corners and the middle, and their mirror images.
+    """
+
+    size, crop = 48, 44
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width, count in _WIDTHS:
+            for _ in range(count):
+                layers += [nn.Conv2d(inputs, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+                inputs = width
+            layers.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inputs, len(FER_EXPRESSIONS))
+
+    def logits(self, crops: Tensor) -> Tensor:
+        """(B, 3, 44, 44) -> (B, 7)."""
+        check_shape("crops", crops, f"B 3 {self.crop} {self.crop}")
+        return self.classifier(self.features(crops).flatten(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        check_shape("image", image, "B 3 H W")
+        grey = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        grey = F.interpolate(grey, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        grey = grey.expand(-1, 3, -1, -1)
+        room, size = self.size - self.crop, self.crop
+        places = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
+        crops = [grey[:, :, y : y + size, x : x + size] for y, x in places]
+        crops += [crop.flip(-1) for crop in crops]
+        return torch.stack([self.logits(crop.contiguous()) for crop in crops]).mean(0).softmax(1)
+
+
+def read_official_vgg_expression(path: str | Path) -> dict[str, Tensor]:
+    """Weights of :class:`VGGExpression` from the released file.
+
+    Raises:
+        AssetError: missing, damaged, or another network; one line.
+    """
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in VGGExpression().state_dict().items() if not n.endswith("tracked")}
+    return float_tensors(read_state(path, "net", "state_dict"), shapes, path, "the VGG-19 of FER2013")
+
+
+@lru_cache(maxsize=1)
+def load_vgg_expression() -> VGGExpression:
+    """The released expression classifier, frozen.
+
+    Raises:
+        AssetError: it was not converted yet; says how.
+    """
+    return load_converted(VGGExpression, assets.locate("expression_vgg19"))
