@@ -170,7 +170,7 @@ def convert_pack(source: str | Path, progress: store.Progress | None = None) -> 
         progress: told what is being done.
 
     Raises:
-        AssetError: no such folder, nothing of the release in it, or the cache cannot be written.
+        AssetError: no such folder, or nothing of the release in it.
     """
     source = Path(source).expanduser()
     progress = progress or store.Progress()
