@@ -226,6 +226,14 @@ OWN: dict[str, OwnAsset] = {
             "trained on CelebAMask-HQ, which is for non-commercial research",
         ),
         _released(
+            "vgg16",
+            "facerecon.perception.convert:vgg16",
+            "tensors of the release's VGG-16; fits take LPIPS from the lpips package",
+            "vgg16.pt",
+            "NVIDIA Source Code License-NC",
+            "non-commercial; trained on ImageNet",
+        ),
+        _released(
             "dpr",
             "facerecon.perception.convert:dpr",
             "light of a portrait (DPR)",

@@ -89,10 +89,9 @@ RELEASED: tuple[ReleasedFile, ...] = (
     ReleasedFile(
         "checkpoints/styleflow_model/expression_direction.pt", ("expression_direction",), _RELEASE, _MIT_FFHQ,
     ),
-    _not_used(
-        "checkpoints/vgg_model/vgg16.pt", "nvlabs-fi-cdn.nvidia.com (stylegan2-ada-pytorch, metrics)",
+    ReleasedFile(
+        "checkpoints/vgg_model/vgg16.pt", ("vgg16",), "nvlabs-fi-cdn.nvidia.com (stylegan2-ada-pytorch, metrics)",
         "NVIDIA Source Code License-NC, non-commercial",
-        "LPIPS is by the lpips package on torchvision's VGG16 (perceptual=lpips_vgg)",
     ),
     _not_used(
         "checkpoints/resnet_model/resnet18-5c106cde.pth", "download.pytorch.org", "BSD-3-Clause (torchvision's)",
@@ -247,10 +246,14 @@ def fetch_pack(progress: store.Progress | None = None) -> PackReport:
             f"fetching {PACK} needs huggingface_hub, which is not installed "
             f"(pip install huggingface_hub, or facerecon[hub]); {by_hand}"
         ) from None
-    names = {one.name for one in RELEASED if one.assets} | {"hair_mask.png", "minor_valid_whole_mask.png"}
+    names = {one.name for one in RELEASED if one.assets}
+
+    def wanted(path: str) -> bool:
+        return Path(path).name in names or path.endswith("_mask.png")
+
     try:
         progress.say(f"asking the Hugging Face hub for the data set {HUB}")
-        listed = [path for path in HfApi().list_repo_files(HUB, repo_type="dataset") if Path(path).name in names]
+        listed = [path for path in HfApi().list_repo_files(HUB, repo_type="dataset") if wanted(path)]
     except Exception as error:  # of its many kinds of network errors
         reason = (" ".join(str(error).split()) or "no reason given")[:120]
         raise AssetError(

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from facerecon.assets.foreign import read_torchscript
+from facerecon.errors import AssetError
 from facerecon.perception.arcface import read_official_arcface
 from facerecon.perception.bisenet import read_official_bisenet
 from facerecon.perception.dpr import read_official_dpr
@@ -35,6 +37,7 @@ __all__ = [
     "identity128",
     "landmarks68",
     "selfie",
+    "vgg16",
 ]
 
 
@@ -146,3 +149,25 @@ def dpr(source: Path, target: Path) -> None:
 def expression_vgg19(source: Path, target: Path) -> None:
     """The expression classifier of the release's editing (``FacialExpRecognition_model.t7``)."""
     _released(read_official_vgg_expression(source), target, "expression_vgg19")
+
+
+_VGG16 = (
+    (64, 3), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256), (256, 256), (512, 256), (512, 512), (512, 512),
+    (512, 512), (512, 512), (512, 512),
+)  # fmt: skip
+
+
+def vgg16(source: Path, target: Path) -> None:
+    """Tensors of the release's VGG-16 (``vgg16.pt``, a TorchScript archive, of which no code is run), by their names.
+
+    No network here takes them: there is no list of their names to hold one against, and the ``lpips`` package has what
+    LPIPS needs.
+
+    Raises:
+        AssetError: not a TorchScript archive, or without VGG-16's thirteen convolutions.
+    """
+    tensors = {name: t for name, t in read_torchscript(source).items() if t.is_floating_point()}
+    kernels = sorted(tuple(t.shape[:2]) for t in tensors.values() if t.dim() == 4 and t.shape[2:] == (3, 3))
+    if kernels != sorted(_VGG16):
+        raise AssetError(f"{source} does not hold VGG-16's thirteen convolutions; get the released file again.")
+    _released(tensors, target, "vgg16")

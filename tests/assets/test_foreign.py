@@ -200,7 +200,7 @@ def test_any_bytes_give_content_or_one_line(tmp_path, protocol) -> None:
     original, path = pickle.dumps(CONTENT, protocol), tmp_path / "a.pkl"
 
     @settings(
-        max_examples=300, derandomize=True, deadline=None, database=None,
+        max_examples=150, derandomize=True, deadline=None, database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )  # fmt: skip
     @given(st.integers(0, len(original) - 1), st.integers(0, 255), st.booleans())

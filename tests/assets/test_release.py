@@ -82,7 +82,7 @@ def folder(tmp_path) -> Path:
 def test_the_whole_folder(home, folder, same, capsys) -> None:
     assert main(["convert", "ffhq_uv", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "4 converted, 0 could not be, 9 missing" in out
+    assert "4 converted, 0 could not be, 10 missing" in out
     assert "missing: checkpoints/parsing_model/79999_iter.pth; from github.com/zllrunning" in out
     assert "licence: weights for non-commercial research only" in out
     assert "not used: checkpoints/lm_model/68lm_detector.pb: a TensorFlow graph, replaced by ours" in out
@@ -124,7 +124,7 @@ def test_bad_files_are_a_line_each_and_the_rest_goes_on(home, folder, tmp_path, 
     assert "was altered: a checksum in it does not fit" in failed["epoch_latest.pth"]
     assert "is damaged or cut off" in failed["texgan_ffhq_uv.pth"]
     assert "which could run code, so it was not opened" in failed["79999_iter.pth"]
-    assert "2 converted, 3 could not be, 8 missing" in lines[-1]
+    assert "2 converted, 3 could not be, 9 missing" in lines[-1]
     assert not mark.exists() and assets.status("ffhq_uv_decoder_cropface").state == "ready"
     assert assets.status("ffhq_uv_decoder").state == "missing"
 
@@ -188,6 +188,7 @@ def test_what_the_hub_has_is_converted(home, folder, monkeypatch, capsys) -> Non
     asked = hub(monkeypatch, files)
     assert main(["fetch", "ffhq_uv"]) == 0
     assert "4 converted" in capsys.readouterr().out
+    assert "topo_assets/nostril_mask.png" in asked
     assert "checkpoints/lm_model/68lm_detector.pb" not in asked  # what is not used is not downloaded
 
 

@@ -4,6 +4,7 @@ forward passes written here, in those names."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,21 @@ def test_the_expression_network_equals_a_plain_forward_pass(reference, home, tmp
     assert len(FER_EXPRESSIONS) == 7 and FER_EXPRESSIONS[3] == "happy"
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     load_vgg_expression.cache_clear()
+
+
+def test_vgg16_is_read_from_its_script_as_tensors(home, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    layers = [torch.nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
+    for count, error in ((13, None), (12, "thirteen convolutions")):
+        net = torch.nn.Sequential(*layers[:count]).eval()
+        path = tmp_path / "vgg16.pt"
+        torch.jit.trace(net, torch.rand(1, 3, 4, 4)).save(str(path))
+        if error:
+            with pytest.raises(AssetError, match=error):
+                assets.convert("vgg16", path)
+            continue
+        found = load_file(assets.convert("vgg16", path))
+        assert set(found) == set(net.state_dict())
+        assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
