@@ -36,12 +36,13 @@ from torch import Tensor
 from benchmarks.accuracy import REFERENCE, ROOT, stage_figures
 from benchmarks.expressiveness import interval
 from configs.compose import compose
+from facerecon import assets
 from facerecon.dataset.sampling import draw_seeds
 from facerecon.errors import FaceReconError, NoFaceError
 from facerecon.evaluation import brightness_symmetry_error
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.perception import load_judge, observe
-from facerecon.stylegan.decoder import is_decoder_file
+from facerecon.stylegan.decoder import SHIPPED, is_decoder_file
 from facerecon.stylegan.mobile import load_generator
 from facerecon.types import Observation
 
@@ -75,8 +76,8 @@ def photos(options: argparse.Namespace) -> Iterator[tuple[str, Tensor | Path]]:
         found += 1
         yield f"seed_{seed}", image
     shared = [REFERENCE / name for name in ("fitting_000007.jpg", "01223_photo.jpg")]
-    for path in [ROOT / "samples" / "astronaut.jpg", *[p for p in shared if p.is_file()], *options.images]:
-        yield path.stem, path
+    given = [ROOT / "samples" / "astronaut.jpg", *[p for p in shared if p.is_file()], *options.images]
+    yield from {path.stem: path for path in given}.items()
 
 
 def settings_of(preset: str, decoder: str, overrides: list[str]) -> tuple[Any, str]:
@@ -88,7 +89,8 @@ def settings_of(preset: str, decoder: str, overrides: list[str]) -> tuple[Any, s
         "reconstruct",
         [f"fitting={preset}", f"decoder={name}", f"decoder_space={space or 'null'}", "img=none", *overrides],
     )
-    content = Path(name).read_bytes() if is_decoder_file(name) and Path(name).is_file() else name.encode()
+    path = Path(name) if is_decoder_file(name) else assets.shipped(SHIPPED[name]) if name in SHIPPED else None
+    content = path.read_bytes() if path is not None and path.is_file() else name.encode()
     plain = json.dumps(OmegaConf.to_container(config, resolve=True), sort_keys=True, default=str).encode()
     return config, hashlib.sha256(plain + content).hexdigest()[:16]
 
