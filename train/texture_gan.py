@@ -108,6 +108,8 @@ class _Job:
         for key, value in (("batch", c.batch), ("warm.batch", c.warm.batch), ("keep", c.keep)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{key} must be a whole number, 1 or more; got {value!r}.")
+        if c.recompute_from is not None and (not isinstance(c.recompute_from, int) or c.recompute_from < 4):
+            raise ConfigError(f"recompute_from must be null or px, 4 or more; got {c.recompute_from!r}.")
         for key in ("warm", "adversarial"):
             if c[key].noise not in NOISE:
                 raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
@@ -274,6 +276,9 @@ class _Job:
         warm = {key: value for key, value in v["warm"].items() if key not in ("kimg", "code_noise")} | {
             "betas": tuple(c.warm.betas)
         }
+        for network in (generator.synthesis, discriminator):
+            if network is not None:
+                network.recompute_from = c.recompute_from
         self.training = TextureTraining(
             generator,
             discriminator,

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from facerecon.errors import ConfigError, ShapeError
 from facerecon.stylegan.generator import GeneratorConfig
@@ -55,6 +56,7 @@ class Discriminator(nn.Module):
 
     Attributes:
         precision: dtype in which the convolutions compute; None: that of the parameters.
+        recompute_from: px from which on blocks are computed again in the backward pass (gradient checkpointing).
 
     Raises:
         ConfigError: a size that is no power of two, or a number below 1.
@@ -67,6 +69,7 @@ class Discriminator(nn.Module):
         config = GeneratorConfig(size=size, channel_base=channel_base, channel_max=channel_max)
         self.size, self.group = size, group
         self.precision: torch.dtype | None = None
+        self.recompute_from: int | None = None
         sizes = [2**k for k in range(int(math.log2(size)), 2, -1)]
         last = config.channels(4)
         self.color = Convolution(3, config.channels(size), kernel=1)
@@ -85,7 +88,8 @@ class Discriminator(nn.Module):
             raise ShapeError(f"images must be (B, 3, {self.size}, {self.size}); got {tuple(images.shape)}.")
         x = images.to(self.precision or images.dtype).contiguous(memory_format=torch.channels_last)
         x = self.color(x)
-        for block in self.blocks:
-            x = block(x)
+        for index, block in enumerate(self.blocks):
+            again = self.recompute_from is not None and self.size // 2**index >= self.recompute_from
+            x = checkpoint(block, x, use_reentrant=False) if again and torch.is_grad_enabled() else block(x)
         x = self.conv(minibatch_deviation(x, self.group)).to(self.logit.weight.dtype)
         return self.logit(self.linear(x.flatten(1)))

@@ -355,6 +355,36 @@ def test_second_derivatives_of_path_length_by_finite_differences(generator):
 # -- losses ----------------------------------------------------------------------------------------------------
 
 
+def test_recomputed_blocks_have_the_same_gradients(generator, discriminator):
+    """Gradient checkpointing: first derivatives, and the second ones of R1 and path length, with random noise."""
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(3)
+        ws = codes(2).requires_grad_(True)
+        images = generator.synthesis(ws, noise="random")
+        lengths = path_length(images, ws, torch.randn_like(images))
+        real = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+        r1 = r1_penalty(discriminator(real), real)
+        loss = generator_loss(discriminator(images[..., ::2, ::2])).mean() + lengths.square().mean() + r1.mean()
+        parameters = [*generator.synthesis.parameters(), *discriminator.parameters()]
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    kept = gradients()
+    calls = []
+    handle = generator.synthesis.blocks[-1].conv.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        generator.synthesis.recompute_from = discriminator.recompute_from = 8
+        again = gradients()
+    finally:
+        generator.synthesis.recompute_from = discriminator.recompute_from = None
+        handle.remove()
+    assert len(calls) > 1  # it was computed again
+    for first, second in zip(kept, again, strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            torch.testing.assert_close(second, first)
+
+
 def test_logistic_losses_literals():
     """At logits of 0 a side costs log 2; f(-2) = log(1 + e^2)."""
     zero, two = torch.zeros(2, 1), torch.full((2, 1), 2.0)
