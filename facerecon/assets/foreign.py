@@ -414,7 +414,7 @@ def _broken(path: Path, error: Exception, kind: str) -> AssetError:
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
-        raise AssetError(f"{path} does not exist.")
+        raise AssetError(f"{path} does not exist; give the path of a released file.")
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -577,7 +577,8 @@ def read_state(path: str | Path, *containers: str) -> dict[str, Tensor]:
             break
     whole = isinstance(content, Mapping) and bool(content)
     if not whole or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in content.items()):
-        raise AssetError(f"{path} holds no state dictionary; expected names and tensors. Get the released file again.")
+        under = "".join(f", nor one under '{key}'" for key in containers)
+        raise AssetError(f"{path} holds no state dictionary of tensors{under}; {_AGAIN}.")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return dict(content)

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
+from facerecon.assets.foreign import read_state
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.storage import all_finite, read_safetensors, safetensors_bytes, write_whole
@@ -490,28 +490,7 @@ def read_official_regressor(path: str | Path) -> Regressor:
     Raises:
         AssetError: missing, not such a file, or one that holds more than tensors (it is not opened then).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AssetError(f"{path} does not exist; expected a released regressor (epoch_latest.pth).")
-    try:
-        with warnings.catch_warnings():  # of odd pickle protocols
-            warnings.simplefilter("ignore")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise AssetError(
-                f"{path} is a pickle with more than tensors in it, which could run code, so it was not opened; "
-                f"{_OFFICIAL_ADVICE}."
-            ) from None
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise AssetError(f"{path} is no readable checkpoint ({reason}); {_OFFICIAL_ADVICE}.") from None
-    if isinstance(content, Mapping) and isinstance(content.get("net_recon"), Mapping):
-        content = content["net_recon"]
-    if not isinstance(content, Mapping) or not content:
-        raise AssetError(f"{path} holds no state dictionary; expected names and tensors. {_OFFICIAL_ADVICE}.")
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        raise AssetError(f"{path} holds no state dictionary under 'net_recon', and is none itself; {_OFFICIAL_ADVICE}.")
-    return from_official(content, path)
+    return from_official(read_state(path, "net_recon"), Path(path))
 
 
 # -- by head model ---------------------------------------------------------------------------------------

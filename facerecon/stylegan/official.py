@@ -13,15 +13,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon.assets.foreign import read_state
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
 from facerecon.imaging.files import read_image
@@ -145,30 +144,7 @@ def read_official(path: str | Path) -> Generator:
     Raises:
         AssetError: missing, not such a file, or one that holds more than tensors (it is not opened then).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AssetError(f"{path} does not exist; expected a released texture decoder (texgan_ffhq_uv.pth).")
-    try:
-        with warnings.catch_warnings():  # of odd pickle protocols
-            warnings.simplefilter("ignore")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise AssetError(
-                f"{path} is a pickle with more than tensors in it, which could run code, so it was not opened; "
-                f"{_ADVICE}."
-            ) from None
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise AssetError(f"{path} is no readable checkpoint ({reason}); {_ADVICE}.") from None
-    for key in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise AssetError(f"{path} holds no state dictionary; expected names and tensors. {_ADVICE}.")
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        raise AssetError(f"{path} holds no state dictionary (its entries are not all tensors); {_ADVICE}.")
-    return from_official(content, path)
+    return from_official(read_state(path, *_CONTAINERS), Path(path))
 
 
 def read_official_decoder(path: str | Path, space: str | None = None, precision: str = "auto") -> StyleGANDecoder:

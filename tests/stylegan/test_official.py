@@ -183,7 +183,7 @@ def test_containers(key, tmp_path) -> None:
         (lambda s: s["synthesis.b8.resample_filter"].fill_(0.25), "filter"),
         (lambda s: s.pop("mapping.w_avg"), "cannot read its sizes"),
         (lambda s: s.clear(), "no state dictionary"),
-        (lambda s: s.update({"synthesis.b4.const": "text"}), "not all tensors"),
+        (lambda s: s.update({"synthesis.b4.const": "text"}), "no state dictionary of tensors"),
     ],
 )
 def test_what_does_not_fit_is_one_line(change, words, tmp_path) -> None:
