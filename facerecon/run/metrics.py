@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,11 @@ from typing import Any
 
 from facerecon.errors import InputError
 from facerecon.storage import output_error, write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["MetricsWriter", "drop_after", "plain", "read_metrics"]
 
@@ -47,7 +53,8 @@ def _numbers(value: Any) -> Any:
 class MetricsWriter:
     """Append objects to a JSON-lines file.
 
-    Each line is one ``write`` in append mode: lines of several processes do not mix on a local disk.
+    Each line is one ``write`` in append mode, under a lock: lines of several processes do not mix on a local disk, and
+    none takes another's for one that was cut short.
     A last line that a crash cut short is ended first, and skipped by :func:`read_metrics`.
 
     Args:
@@ -77,6 +84,9 @@ class MetricsWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             try:
+                if fcntl is not None:
+                    with contextlib.suppress(OSError):  # a file system without locks
+                        fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
                 if not self._started:
                     data = (b"\n" if _torn(handle) else b"") + data
                     self._started = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,19 @@ def test_rows_after_a_step_can_be_dropped(tmp_path):
     assert drop_after(path, 3) == 2
     rows = read_metrics(path)
     assert [row.get("step") for row in rows] == [0, 1, 2, 3, None] and rows[0]["loss"] == math.inf
+
+
+def test_a_line_that_another_process_is_writing_is_not_a_torn_one(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write('{"step": ')
+        other.flush()
+        writer = threading.Thread(target=MetricsWriter(path).write, kwargs={"step": 1})
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()  # it waits for the rest
+        other.write("0}\n")
+    writer.join(10)
+    assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
