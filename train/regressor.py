@@ -102,7 +102,7 @@ class _Job:
         from facerecon.morphable import load_face_model
         from facerecon.perception import load_identity
         from facerecon.perception.regressor import Regressor, RegressorConfig, read_regressor
-        from facerecon.run import item_seed
+        from facerecon.run import choose_training_precision, item_seed
 
         c, v, device = self.config, self.values, self.processes.device
         for key, least in (("batch", 1), ("keep", 1), ("measure", 0), ("grid", 1), ("size", 32)):
@@ -199,7 +199,7 @@ class _Job:
             c.weak.weight,
             settings_of(StepSettings, v["step"], "step"),
             c.kimg * 1000,
-            _precision(c.precision, device),
+            choose_training_precision(c.precision, device),
             self.processes,
         )
         if self.processes.first:
@@ -219,6 +219,7 @@ class _Job:
 
         from facerecon.dataset.crops import observed_faces
         from facerecon.dataset.memory import held_out
+        from facerecon.run import choose_training_precision
         from facerecon.stylegan.mobile import load_generator
 
         c, first, rank, ranks = self.config, self.processes.first, self.processes.rank, self.processes.count
@@ -267,7 +268,7 @@ class _Job:
                 if self.photo_paths is not None:
                     return str(self.photo_paths[number]), self.photo_paths[number]
                 if generator is None:
-                    generator = load_generator(dtype=_precision("auto", torch.device("cpu")))
+                    generator = load_generator(dtype=choose_training_precision("auto", torch.device("cpu")))
                 seed = 1_000_000 * (1 + c.seed) + number
                 with torch.no_grad():
                     face = generator(generator.sample(seed, c.weak.truncation))[0].float()
@@ -299,6 +300,8 @@ class _Job:
         """Train; ``folder`` is None on ranks that do not write."""
         from tqdm import tqdm
 
+        from facerecon.run import is_due
+
         c, t, first = self.config, self.training, folder is not None
         self._resume(folder)
         total = round(c.kimg * 1000)
@@ -321,8 +324,8 @@ class _Job:
                 late = c.max_minutes is not None and time.perf_counter() - started > 60 * c.max_minutes
                 done = t.images >= total
                 over = self.processes.any(late or asked())
-                due = _passed(t.images, c.batch, c.snapshot_kimg) or done or over
-                if _passed(t.images, c.batch, c.log_kimg) or due:
+                due = is_due(t.images, c.batch, c.snapshot_kimg) or done or over
+                if is_due(t.images, c.batch, c.log_kimg) or due:
                     row = self.row({key: value / count for key, value in sums.items()}, marked, total)
                     marked, sums, count = (time.perf_counter(), t.images), {}, 0
                     self.check(row)
@@ -631,22 +634,6 @@ def _imagenet(network: Any) -> str:
     middle = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     network.backbone.bn1.running_mean += (network.backbone.conv1.weight * middle).sum((1, 2, 3))
     return f"from {files[-1].name}"
-
-
-def _passed(images: int, batch: int, kimg: float) -> bool:
-    """Whether the last step crossed a multiple of ``kimg``."""
-    every = max(1, round(kimg * 1000))
-    return images // every > (images - batch) // every
-
-
-def _precision(name: str, device: Any) -> Any:
-    import torch
-
-    from facerecon.run import choose_precision, supports_bfloat16
-
-    if name == "auto":
-        return torch.bfloat16 if supports_bfloat16(device) else torch.float32
-    return choose_precision(name, device)
 
 
 def _numbers_of(row: dict[str, Any]) -> dict[str, float]:

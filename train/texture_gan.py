@@ -102,6 +102,7 @@ class _Job:
     def check_settings(self) -> None:
         """What a setting may be that the library does not look at itself."""
         from facerecon.errors import ConfigError, nearest_name
+        from facerecon.run import choose_training_precision
         from facerecon.stylegan.generator import NOISE
 
         c, device = self.config, self.processes.device
@@ -123,8 +124,8 @@ class _Job:
                 raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
         if c.warm.kimg <= 0 and c.kimg <= 0:
             raise ConfigError("warm.kimg and kimg are both 0: there is nothing to train.")
-        self.precision = _precision(c.precision, device)
-        self.regularizer_precision = _precision(c.regularizer_precision, device)
+        self.precision = choose_training_precision(c.precision, device)
+        self.regularizer_precision = choose_training_precision(c.regularizer_precision, device)
 
     @property
     def codes(self) -> str:
@@ -445,6 +446,8 @@ class _Job:
         """
         from tqdm import tqdm
 
+        from facerecon.run import is_due
+
         c, t, first = self.config, self.training, folder is not None
         unfinished = self._resume(folder)
         warm_images = (
@@ -475,14 +478,14 @@ class _Job:
                 over = self.processes.any(late or asked())  # all ranks end at the same step
                 stopped = over and not done and self.processes.any(asked())
                 last = done or (over and not stopped)
-                if _passed(t.images, t.batch, c.log_kimg) or last:
+                if is_due(t.images, t.batch, c.log_kimg) or last:
                     row = self.row(marked, total)
                     marked = (time.perf_counter(), t.images)
                     if first:
                         folder.metrics.write(row)
                         self.logger(row)
                         report(bar, row)
-                due = _passed(t.images, t.batch, c.snapshot_kimg) or last
+                due = is_due(t.images, t.batch, c.snapshot_kimg) or last
                 if due or stopped:
                     watch.check_weights(t)
                     self.keep(folder, due)
@@ -722,24 +725,8 @@ class _Watch:
         )
 
 
-def _passed(images: int, batch: int, kimg: float) -> bool:
-    """Whether the last step crossed a multiple of ``kimg``."""
-    every = max(1, round(kimg * 1000))
-    return images // every > (images - batch) // every
-
-
 def _parts(rows: list[int], size: int = 64) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _precision(name: str, device: Any) -> Any:
-    import torch
-
-    from facerecon.run import choose_precision, supports_bfloat16
-
-    if name == "auto":
-        return torch.bfloat16 if supports_bfloat16(device) else torch.float32
-    return choose_precision(name, device)
 
 
 def report(bar: Any, row: dict[str, Any]) -> None:

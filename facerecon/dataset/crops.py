@@ -29,7 +29,7 @@ from facerecon.run.lock import FolderLock
 from facerecon.storage import read_safetensors, remove_leftovers, safetensors_bytes, write_whole
 from facerecon.types import Observation
 
-__all__ = ["CropShards", "Wear", "WearSettings", "observed_faces", "photo_sources", "wear"]
+__all__ = ["CropShards", "Wear", "WearSettings", "observed_faces", "photo_batch", "photo_sources"]
 
 
 class CropShards:
@@ -292,8 +292,3 @@ class Wear:
             less = F.interpolate(images[i : i + 1], (small, small), mode="bilinear", antialias=True)
             images[i] = F.interpolate(less, (size, size), mode="bilinear")[0]
         return images
-
-
-def wear(images: Tensor, numbers: Sequence[int], settings: WearSettings | None = None, seed: int = 0) -> Tensor:
-    """:class:`Wear`, once."""
-    return Wear(settings, seed)(images, numbers)

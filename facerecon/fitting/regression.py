@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from facerecon.errors import ConfigError, InputError
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.geometry.camera import project
-from facerecon.geometry.lighting import sh_basis
+from facerecon.geometry.lighting import gamma_to_light, sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.losses import coefficient_loss, identity_loss, landmark_loss, landmark_weights, light_color_loss
 from facerecon.morphable import MorphableModel
@@ -49,6 +49,9 @@ __all__ = [
 
 CROP = 224
 _MM = 100.0  # of the world's unit
+_PIXELS = (101.5, 101.5, 9.0)
+"""px by which a unit of translation moves the face (focal length 1015 px, distance 10) or, in depth, its rim, 90 px off
+the middle."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,7 @@ class CoefficientLosses(nn.Module):
 
     def shading(self, gamma: Tensor) -> Tensor:
         """(B, 27) -> (B, P, 3)."""
-        coefficients = gamma.view(-1, 3, 9).mT
-        return sh_basis(self.normals) @ coefficients + 0.8 * sh_basis(self.normals)[:, :1]
+        return sh_basis(self.normals) @ gamma_to_light(gamma).coefficients
 
     def forward(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> dict[str, Tensor]:
         """Root mean squares over the face, in the units that :class:`SupervisedWeights` names.
@@ -238,7 +240,7 @@ class CoefficientLosses(nn.Module):
         n = self.identities
         shape = torch.cat([found.identity - truth.identity, found.expression - truth.expression], 1)
         gram = self.shape_gram
-        moved = (found.translation - truth.translation) * found.translation.new_tensor([101.5, 101.5, 9.0])
+        moved = (found.translation - truth.translation) * found.translation.new_tensor(_PIXELS)
         light = (found.light - truth.light).view(-1, 9)
         return {
             "shape": _root(_form(shape, gram), 0.1),

@@ -17,6 +17,7 @@ from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.perception.parsing import FaceMasks, near_face
+from facerecon.perception.regressor import BasicBlock
 
 __all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser", "read_official_bisenet"]
 
@@ -44,24 +45,6 @@ class _ConvBN(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class _Basic(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
 class _Backbone(nn.Module):
     """ResNet-18 without its head: features at 1/8, 1/16 and 1/32."""
 
@@ -71,8 +54,8 @@ class _Backbone(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         inputs = 64
         for k, channels in enumerate((64, 128, 256, 512), 1):
-            first = _Basic(inputs, channels, 2 if k > 1 else 1)
-            setattr(self, f"layer{k}", nn.Sequential(first, _Basic(channels, channels, 1)))
+            first = BasicBlock(inputs, channels, 2 if k > 1 else 1)
+            setattr(self, f"layer{k}", nn.Sequential(first, BasicBlock(channels, channels, 1)))
             inputs = channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ from facerecon.types import TensorStruct
 
 __all__ = [
     "BACKBONES",
+    "BasicBlock",
     "Coefficients",
     "Regressor",
     "RegressorConfig",
@@ -75,7 +76,7 @@ class Coefficients(TensorStruct):
 # -- the network -----------------------------------------------------------------------------------------
 
 
-class _Basic(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut (He et al. 2016, Fig. 5 left)."""
 
     expansion = 1
@@ -124,9 +125,9 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 BACKBONES: dict[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
-    "resnet10": (_Basic, (1, 1, 1, 1)),
-    "resnet18": (_Basic, (2, 2, 2, 2)),
-    "resnet34": (_Basic, (3, 4, 6, 3)),
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (_Bottleneck, (3, 4, 6, 3)),
 }
 """Kind of block, and blocks a stage."""
@@ -454,7 +455,7 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
     counts = tuple(
         len([n for n in shapes if re.fullmatch(rf"backbone\.layer{k}\.\d+\.{kernels}\.weight", n)]) for k in range(1, 5)
     )
-    kinds = {"conv3": _Bottleneck, "conv2": _Basic}
+    kinds = {"conv3": _Bottleneck, "conv2": BasicBlock}
     backbone = next((n for n, (block, c) in BACKBONES.items() if c == counts and block is kinds[kernels]), None)
     lacking = [f"{there}.weight" for there in _OFFICIAL_HEADS.values() if f"{there}.weight" not in shapes]
     if backbone is None or lacking or "backbone.conv1.weight" not in shapes:

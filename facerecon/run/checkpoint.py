@@ -15,7 +15,7 @@ from torch import Tensor
 from facerecon.errors import InputError
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
-__all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoints", "is_due", "load_checkpoint", "save_checkpoint"]
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -132,3 +132,9 @@ class Checkpoints:
             except InputError as error:
                 warnings.warn(f"{error} Trying the one before.", stacklevel=2)
         return None
+
+
+def is_due(images: int, batch: int, kimg: float) -> bool:
+    """Whether the last step, of ``batch`` images up to ``images`` in all, crossed a multiple of ``kimg`` thousands."""
+    every = max(1, round(kimg * 1000))
+    return images // every > (images - batch) // every

@@ -23,6 +23,7 @@ __all__ = [
     "available_cores",
     "choose_device",
     "choose_precision",
+    "choose_training_precision",
     "set_threads",
     "supports_bfloat16",
 ]
@@ -107,6 +108,20 @@ def choose_precision(name: str = "auto", device: str | torch.device = "cpu") -> 
     if name == "float16" and device.type == "cpu":
         raise ConfigError("precision=float16 is for GPUs; on a CPU use precision=float32.")
     return getattr(torch, name)
+
+
+def choose_training_precision(name: str = "auto", device: str | torch.device = "cpu") -> torch.dtype:
+    """As :func:`choose_precision`, but "auto" is bfloat16 on every device that has it, a CPU too: a network that learns
+    spends its time in convolutions, and takes the rounding.
+
+    Raises:
+        ConfigError: as :func:`choose_precision`.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if supports_bfloat16(device) else torch.float32
+    return choose_precision(name, device)
 
 
 def autocast(device: str | torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

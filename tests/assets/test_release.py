@@ -101,7 +101,8 @@ def test_the_whole_folder(home, folder, same, capsys) -> None:
     regressor = load_regressor("hifi3dpp")
     assert trained_regressor("hifi3dpp") == assets.locate("ffhq_uv_regressor")
     assert (regressor.config.identity, regressor.config.expression) == (5, 45)
-    released_state = torch.load(folder / "checkpoints" / "deep3d_model" / "epoch_latest.pth")["net_recon"]
+    released = folder / "checkpoints" / "deep3d_model" / "epoch_latest.pth"
+    released_state = torch.load(released, weights_only=True)["net_recon"]
     for ours, theirs in (("backbone.conv1.weight",) * 2, ("heads.light.bias", "final_layers.4.bias")):
         assert torch.equal(regressor.state_dict()[ours], released_state[theirs])
 
