@@ -51,7 +51,7 @@ from benchmarks.recovery import ICT_FILE, SKINS, Subject, clay, make_subject, sk
 from configs.compose import compose
 from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, directional_light
 from facerecon.errors import ConfigError, FaceReconError, InputError
-from facerecon.evaluation import face_regions, region_errors
+from facerecon.evaluation import head_regions, region_errors
 from facerecon.fitting import coefficients_to_params, fit_landmarks, start_from_regressor
 from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
@@ -215,11 +215,11 @@ class Bench:
 
     @cached_property
     def ict_regions(self) -> dict[str, Any]:
-        return regions_of(self.ict)
+        return head_regions(self.ict)
 
     @cached_property
     def own_regions(self) -> dict[str, Any]:
-        return regions_of(self.model)
+        return head_regions(self.model)
 
     @cached_property
     def synthetic(self) -> SyntheticFaces:
@@ -495,15 +495,6 @@ class Bench:
 
 
 # -- figures -----------------------------------------------------------------------------------------------
-
-
-def regions_of(model: MorphableModel) -> dict[str, Any]:
-    """The four regions on a head, eyes left out."""
-    on_skin = torch.zeros(model.num_vertices, dtype=torch.bool)
-    narrow = model.topology.regions["face"] & ~model.topology.regions["eyes"]
-    on_skin[model.topology.faces[narrow].unique()] = True
-    points = model.landmarks3d(model.mean[None])[0]
-    return face_regions(model.mean, model.topology.faces, points, on_skin)
 
 
 def mean_error(errors: dict[str, float]) -> float:

@@ -88,6 +88,7 @@ class _Job:
         from facerecon.dataset.memory import MapMemory
         from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
         from facerecon.errors import ConfigError
+        from facerecon.evaluation import head_region_forms
         from facerecon.fitting import carry_over, decoder_for
         from facerecon.fitting.regression import (
             CoefficientLosses,
@@ -192,7 +193,7 @@ class _Job:
             identity = load_identity()
         self.training = RegressorTraining(
             network,
-            CoefficientLosses(self.model, self.decoder, sizes.texture),
+            CoefficientLosses(self.model, self.decoder, sizes.texture, regions=head_region_forms(self.model)),
             settings_of(SupervisedWeights, v["loss"], "loss"),
             WeakLosses(self.model, self.decoder, c.size, sizes.texture, identity) if self.photos_a_step else None,
             settings_of(WeakWeights, v["weak"]["loss"], "weak.loss"),

@@ -1,7 +1,7 @@
 """Measurements of results; nothing here is ever optimized (Sec. 4.3)."""
 
 from facerecon.evaluation.reconstruction import reconstruction_metrics
-from facerecon.evaluation.regions import face_regions, region_errors
+from facerecon.evaluation.regions import face_regions, head_region_forms, head_regions, region_errors, region_forms
 from facerecon.evaluation.texture import brightness_symmetry_error, identity_std_ratio, observed_share
 
 __all__ = [
@@ -10,5 +10,8 @@ __all__ = [
     "identity_std_ratio",
     "observed_share",
     "reconstruction_metrics",
+    "head_region_forms",
+    "head_regions",
     "region_errors",
+    "region_forms",
 ]

@@ -22,6 +22,7 @@ from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.geometry.surface import Surface, as_array
+from facerecon.morphable import MorphableModel
 from facerecon.render.rasterize import rasterize
 from facerecon.types import Camera
 
@@ -30,7 +31,10 @@ __all__ = [
     "REGION_LANDMARKS",
     "Surface",
     "face_regions",
+    "head_region_forms",
+    "head_regions",
     "region_errors",
+    "region_forms",
     "visible_vertices",
 ]
 
@@ -182,6 +186,80 @@ def region_errors(
     return errors
 
 
+def _motions(points: NDArray) -> NDArray:
+    """(N, 3) -> (N, 3, 7): how points move in shifts along and small turns around the axes, and in a small growth."""
+    turns = np.stack([np.cross(axis, points) for axis in np.eye(3)], -1)
+    return np.concatenate([np.broadcast_to(np.eye(3), (len(points), 3, 3)), turns, points[..., None]], -1)
+
+
+def region_forms(
+    vertices: ArrayLike,
+    faces: ArrayLike,
+    landmarks: ArrayLike,
+    changes: ArrayLike,
+    landmark_changes: ArrayLike,
+    regions: dict[str, ArrayLike],
+) -> dict[str, NDArray]:
+    """:func:`region_errors` of heads that differ little, as quadratic forms of their coefficients.
+
+    Of ``vertices + x @ changes`` against ``vertices``, to the first order: after the similarity of the seven landmarks
+    and the region's own rigid motion, what is left along the normals. ``sqrt(x @ form @ x)`` is its root mean square
+    over the region, which :func:`region_errors`, a mean of distances, is a little below.
+
+    Args:
+        vertices: (V, 3), world units. faces: (F, 3). landmarks: (68, 3).
+        changes: (K, V, 3), of a unit of each coefficient. landmark_changes: (K, 68, 3).
+        regions: {name: (V,) bool}; see :func:`face_regions`.
+
+    Returns:
+        {name: (K, K)}, float64, in square millimeters.
+
+    Raises:
+        ShapeError: arrays do not fit.
+    """
+    points, keys = as_array("vertices", vertices, "V 3"), as_array("landmarks", landmarks, "68 3")
+    faces = as_array("faces", faces, "F 3")
+    moved = np.asarray(changes, dtype=np.float64)
+    keys_moved = np.asarray(landmark_changes, dtype=np.float64)
+    if moved.shape[1:] != points.shape or keys_moved.shape != (len(moved), 68, 3):
+        raise ShapeError(
+            f"changes must be (K, {len(points)}, 3) and landmark_changes (K, 68, 3); got {moved.shape} and "
+            f"{keys_moved.shape}."
+        )
+    middle = keys.mean(0)
+    points, keys = points - middle, keys - middle
+    corners = points[faces]
+    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = np.stack([np.bincount(faces.ravel(), np.repeat(across[:, i], 3), len(points)) for i in range(3)], 1)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+    areas = vertex_areas(points, faces)
+
+    seven = list(ALIGNMENT_LANDMARKS)
+    design = _motions(keys[seven]).reshape(-1, 7)
+    similarity = np.linalg.lstsq(design, keys_moved[:, seven].reshape(len(moved), -1).T, rcond=None)[0]  # (7, K)
+    forms = {}
+    for name, mask in regions.items():
+        mask = np.asarray(mask).astype(bool)
+        if mask.shape != (len(points),):
+            raise ShapeError(f"region '{name}' must be ({len(points)},) bool, one a vertex; got {mask.shape}.")
+        at, held = mask & (areas > 0), list(REGION_LANDMARKS.get(name, ()))
+        root = np.sqrt(areas[at] / areas[at].sum())[:, None]
+        motions = _motions(points[at])
+        left = np.moveaxis(moved[:, at], 0, -1) - motions @ similarity  # (N, 3, K)
+        along = root * np.einsum("nc,nck->nk", normals[at], left)
+        rigid = root * np.einsum("nc,ncm->nm", normals[at], motions[..., :6])
+        rows, goal = rigid, along
+        if held:
+            weight = np.sqrt(KEYPOINT_WEIGHT.get(name, 1.0) / len(held))
+            key_motions = _motions(keys[held])
+            key_left = np.moveaxis(keys_moved[:, held], 0, -1) - key_motions @ similarity
+            rows = np.concatenate([rigid, weight * key_motions[..., :6].reshape(-1, 6)])
+            goal = np.concatenate([along, weight * key_left.reshape(-1, len(moved))])
+        rest = (along - rigid @ np.linalg.lstsq(rows, goal, rcond=None)[0]) * MILLIMETERS
+        forms[name] = rest.T @ rest
+    return forms
+
+
 def _between(value: NDArray, places: ArrayLike, widths: ArrayLike) -> NDArray:
     """Piecewise linear function of ``value``; places need not be sorted."""
     order = np.argsort(places)
@@ -268,3 +346,19 @@ def face_regions(
         if not mask.any():
             raise ConfigError(f"the head has no vertex in region '{name}'; check the order and frame of its landmarks.")
     return regions
+
+
+def head_regions(model: MorphableModel) -> dict[str, NDArray]:
+    """:func:`face_regions` of a head model's mean, on the skin of its face without the eyes; {name: (V,) bool}."""
+    regions = model.topology.regions
+    skin = np.zeros(model.num_vertices, dtype=bool)
+    skin[model.topology.faces[regions["face"] & ~regions["eyes"]].unique().cpu().numpy()] = True
+    return face_regions(model.mean, model.topology.faces, model.landmarks3d(model.mean[None])[0], skin)
+
+
+def head_region_forms(model: MorphableModel) -> dict[str, NDArray]:
+    """:func:`region_forms` of a head model's identity and expression coefficients; {name: (I + E, I + E)}."""
+    changes = torch.cat([model.identity_basis, model.expression_basis])
+    points = model.landmarks3d(model.mean[None])[0]
+    moved = model.landmarks3d(model.mean + changes) - points
+    return region_forms(model.mean, model.topology.faces, points, changes, moved, head_regions(model))

@@ -60,6 +60,7 @@ class SupervisedWeights:
 
     Args:
         shape: mm, of the whole face. identity, expression: mm, of each alone.
+        regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
         landmarks: px of a 224 px crop. angles: degrees. translation: px that it moves or scales the face by.
         texture: gray levels (of 255). light: percent of shading. color: gray levels of albedo times shading.
     """
@@ -67,6 +68,7 @@ class SupervisedWeights:
     shape: float = 1.0
     identity: float = 0.5
     expression: float = 0.5
+    regions: float = 2.0
     landmarks: float = 0.5
     angles: float = 0.3
     translation: float = 0.3
@@ -179,27 +181,37 @@ class CoefficientLosses(nn.Module):
     Args:
         model: head model. decoder: its linear texture. components: T, of the texture.
         texels: px to which the texture is averaged down. points: places of the face at which color is compared.
+        regions: {name: (I + E, I + E)}, square mm, what a difference of coefficients is in each region of the face
+            (:func:`facerecon.evaluation.region_forms`); without them there is no such term.
     """
 
     def __init__(
-        self, model: MorphableModel, decoder: TextureDecoder, components: int, texels: int = 64, points: int = 400
+        self,
+        model: MorphableModel,
+        decoder: TextureDecoder,
+        components: int,
+        texels: int = 64,
+        points: int = 400,
+        regions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         topology = model.topology
-        regions = topology.regions
-        face = regions["face"] if "face" in regions else torch.ones(len(topology.faces), dtype=torch.bool)
-        skin = face & regions["skin"] if "skin" in regions else face
+        parts = topology.regions
+        face = parts["face"] if "face" in parts else torch.ones(len(topology.faces), dtype=torch.bool)
+        skin = face & parts["skin"] if "skin" in parts else face
         ids = torch.unique(topology.faces[skin])
         basis = torch.cat([model.identity_basis, model.expression_basis])[:, ids].flatten(1).double() * _MM
         self.identities = model.num_identity
         self.register_buffer("shape_gram", (basis @ basis.T / len(ids)).float())
+        forms = [torch.as_tensor(form).float() for form in (regions or {}).values()]
+        self.register_buffer("region_grams", torch.stack(forms) if forms else None)
         self.landmarks = landmark_model(model)
         self.model_name, self.num_vertices = model.name, len(ids)
 
         mean, effect = decoder.start_basis()
         effect = effect[:components]
         texels = min(texels, mean.shape[-1])
-        mask = region_texels(topology, "face", texels) if "face" in regions else mean.new_ones(1, 1, texels, texels)
+        mask = region_texels(topology, "face", texels) if "face" in parts else mean.new_ones(1, 1, texels, texels)
         pooled = F.adaptive_avg_pool2d(torch.cat([mean[None], effect]), texels)
         seen = pooled[:, :, mask[0, 0] > 0].flatten(1) * 255  # (1 + T, 3 N)
         self.register_buffer("texture_gram", seen[1:] @ seen[1:].T / max(seen.shape[1], 1))
@@ -242,7 +254,11 @@ class CoefficientLosses(nn.Module):
         gram = self.shape_gram
         moved = (found.translation - truth.translation) * found.translation.new_tensor(_PIXELS)
         light = (found.light - truth.light).view(-1, 9)
-        return {
+        regional = {}
+        if self.region_grams is not None:
+            squares = ((shape @ self.region_grams) * shape).sum(-1)  # (R, B)
+            regional["regions"] = _root(squares, 0.05).mean(0)
+        return regional | {
             "shape": _root(_form(shape, gram), 0.1),
             "identity": _root(_form(shape[:, :n], gram[:n, :n]), 0.1),
             "expression": _root(_form(shape[:, n:], gram[n:, n:]), 0.1),
