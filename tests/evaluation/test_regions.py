@@ -13,6 +13,7 @@ from facerecon.evaluation.regions import (
     Surface,
     face_regions,
     region_errors,
+    region_forms,
     vertex_areas,
     visible_vertices,
 )
@@ -193,3 +194,53 @@ def test_bad_input_is_one_line(heads: dict) -> None:
         region_errors(shape, faces, points, shape, faces, points, {"nose": np.ones(3, bool)})
     with pytest.raises(InputError, match="no vertex"):
         region_errors(shape, faces, points, shape, faces, points, {"nose": np.zeros(len(shape), bool)})
+
+
+# -- quadratic forms -------------------------------------------------------------------------------------
+
+
+def mean_head(heads: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    model = heads["model"]
+    return (
+        model.mean.double().numpy(),
+        model.topology.faces.numpy(),
+        heads["mean_points"].double().numpy(),
+        heads["regions"],
+    )
+
+
+def test_a_similarity_is_no_difference_and_flattening_is(heads: dict) -> None:
+    vertices, faces, points, regions = mean_head(heads)
+    turn, grow, shift, flatten = (
+        lambda x: np.cross([0, 0, 1.0], x),
+        lambda x: x - points.mean(0),
+        lambda x: np.ones_like(x),
+        lambda x: x * [0, 0, 0.1],
+    )
+    changes, moved = (np.stack([f(x) for f in (turn, grow, shift, flatten)]) for x in (vertices, points))
+    for name, form in region_forms(vertices, faces, points, changes, moved, regions).items():
+        assert np.abs(form[:3]).max() < 1e-9, name
+        assert form[3, 3] > 1e-3, name
+
+
+def test_forms_are_the_errors_of_small_changes(heads: dict) -> None:
+    vertices, faces, points, regions = mean_head(heads)
+    rng = np.random.default_rng(0)
+    waves = rng.normal(size=(6, 3)) * 3, rng.uniform(0, 6, 6), rng.normal(size=(6, 3)) * 0.02
+
+    def change(x: np.ndarray) -> np.ndarray:
+        return np.stack([np.sin(x @ w + p)[:, None] * d for w, p, d in zip(*waves, strict=True)])
+
+    forms = region_forms(vertices, faces, points, change(vertices), change(points), regions)
+    for amount in rng.normal(size=(3, 6)):
+        moved, keys = (x + np.einsum("k,kvc->vc", amount, change(x)) for x in (vertices, points))
+        errors = region_errors(vertices, faces, points, moved, faces, keys, regions)
+        for name, form in forms.items():
+            spread = np.sqrt(amount @ form @ amount)
+            assert 0.6 * spread < errors[name] < 1.05 * spread, name  # a mean of distances, a root mean square
+
+
+def test_forms_ask_for_changes_that_fit(heads: dict) -> None:
+    vertices, faces, points, regions = mean_head(heads)
+    with pytest.raises(ShapeError, match="landmark_changes"):
+        region_forms(vertices, faces, points, vertices[None], points[None, :60], regions)

@@ -70,6 +70,17 @@ def batch(head):
     return made.image, params_to_coefficients(made.params, CONFIG, made.texture), made.landmarks68
 
 
+def test_regions_are_root_mean_squares_of_their_forms(head, losses) -> None:
+    form = torch.diag(torch.arange(1.0, 59.0))
+    weighed = CoefficientLosses(*head, 5, regions={"nose": form, "cheek": 4 * form})
+    found, truth = drawn(1), drawn(2)
+    away = torch.cat([found.identity - truth.identity, found.expression - truth.expression], 1)
+    root = (away.square() * torch.arange(1.0, 59.0)).sum(1).sqrt()
+    got = weighed(found, truth, torch.zeros(4, 68, 2))
+    torch.testing.assert_close(got["regions"], 1.5 * root, rtol=0.02, atol=0.06)
+    assert "regions" not in losses(found, truth, torch.zeros(4, 68, 2))
+
+
 def drawn(seed: int, count: int = 4, amount: float = 0.5) -> Coefficients:
     draws = torch.Generator().manual_seed(seed)
     sizes = {"identity": 6, "expression": 52, "texture": 5, "angles": 3, "light": 27, "translation": 3}
