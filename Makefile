@@ -9,7 +9,7 @@ IMG    ?= samples/astronaut.jpg
 OUT    ?= outputs/reconstruct
 ARGS   ?=
 
-.PHONY: help setup assets reconstruct test test-all gltf-validator check format benchmark clean
+.PHONY: help setup assets reconstruct test test-all gltf-validator check format docs benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ check: $(VENV)/.installed ## lint and formatting
 format: $(VENV)/.installed ## format the code in place
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+docs: $(VENV)/.installed ## README, pages and API as web pages in build/docs; a warning is an error
+	@$(PY) tools/build_docs.py $(ARGS)
 
 benchmark: assets ## speed of the renderer against PyTorch3D and plain torch
 	@$(PY) benchmarks/render.py

@@ -1,1 +1,1 @@
-
+"""Pictures as tensors: files, color, masks, pyramids, Poisson editing, warps."""

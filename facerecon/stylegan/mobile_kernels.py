@@ -247,7 +247,7 @@ BAND_BYTES = 1 << 21
 
 
 def synthesize(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence[Window], clamp: bool) -> Tensor:
-    """:meth:`MobileSynthesis.forward` without gradients on a CPU.
+    """:meth:`~facerecon.stylegan.mobile.MobileSynthesis.forward` without gradients on a CPU.
 
     Args:
         model: its weights, float32 or bfloat16; the products run in that type.

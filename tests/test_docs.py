@@ -1,0 +1,191 @@
+"""What the documentation says is so: links lead somewhere, names exist, commands parse, the pages build."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+PAGES = [ROOT / "README.md", ROOT / "samples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("benchmarks", "configs", "docs", "facerecon", "fit", "notebooks", "samples", "tests", "tools", "train")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in a link."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def resolves(name: str) -> bool:
+    """Whether ``facerecon.<name>`` is a module, or something in one."""
+    parts = ["facerecon", *name.split(".")]
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(value, part):
+                return False
+            value = getattr(value, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, place = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if place:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert place in map(anchor, headings), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "NOTICE"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(
+        re.findall(
+            rf"(?<![\w/.-])((?:{'|'.join(ROOMS)})/[\w./*-]*\w\.(?:py|yaml|md|jpg|png|ipynb|safetensors))\b", text
+        )
+    )
+    missing = [name for name in named if not any(ROOT.glob(name))]
+    assert not missing
+
+
+def test_links_are_checked_for_real() -> None:
+    assert anchor("Licence and use") == "licence-and-use"
+    assert resolves("losses.pixel_loss") and resolves("Camera.deep3d") and resolves("dataset.crops")
+    assert not resolves("losses.pixel_los") and not resolves("dataset.nothing") and not resolves("Camera.nothing")
+
+
+def paper_table() -> dict[str, list[str]]:
+    """{left cell: names of the right cell} of the README's table 'Paper to code'."""
+    section = README.split("## Paper to code", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
+    return {left.strip(): re.findall(r"`([^`]+)`", right) for left, right in rows}
+
+
+@pytest.mark.parametrize("row", paper_table().items(), ids=lambda row: row[0][:40])
+def test_each_name_of_the_paper_table_exists(row) -> None:
+    names = [name for name in row[1] if not name.endswith("=")]
+    assert names
+    for name in names:
+        assert (ROOT / name).is_file() if "/" in name else resolves(name), name
+
+
+def test_the_paper_table_speaks_of_every_section() -> None:
+    said = " ".join(paper_table())
+    for part in (
+        "3.1.1",
+        "3.1.2",
+        "3.1.3",
+        "3.2",
+        "4.1",
+        "4.2",
+        "4.3",
+        "Eq. 1",
+        "Eqs. 4, 5",
+        "Eq. 5",
+        "Table 5",
+        "Table 6",
+    ):
+        assert part in said
+    for word in (
+        "stage 1",
+        "stages 2 and 3",
+        "L_lpips",
+        "L_pix",
+        "L_id",
+        "L_reg",
+        "L_lm",
+        "BS Error",
+        "Poisson",
+        "Laplacian",
+    ):
+        assert word in said
+
+
+def commands() -> list[list[str]]:
+    """Commands of the README's shell blocks, as lists of words."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+def test_each_command_of_the_readme_is_one(words) -> None:
+    from configs.compose import compose
+
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+        return
+    script = next((word for word in words if word.endswith(".py")), None)
+    if script is None:
+        assert words[0] in ("git", "pip") or words[:3] == ["python", "-m", "facerecon.assets"]
+        return
+    assert (ROOT / script).is_file()
+    config = ROOT / "configs" / f"{Path(script).stem}.yaml"
+    if script.startswith(("fit/", "train/")):
+        assert config.is_file()
+        compose(config.stem, words[words.index(script) + 1 :])
+
+
+def test_each_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path) -> None:
+    pytest.importorskip("pdoc", reason="pdoc is not installed (pip install -c constraints.txt -e '.[dev]')")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "build_docs.py"), "--out", str(tmp_path / "docs")],
+        capture_output=True, text=True, timeout=600, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 warnings" in done.stdout and done.stderr == ""
+    for page in ("index.html", "modules.html", "docs/consent.html", "facerecon/fitting/fitter.html", "search.js"):
+        assert (tmp_path / "docs" / page).stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_wrong_reference_a_broken_link_and_a_silent_function_are_found(tmp_path) -> None:
+    pytest.importorskip("pdoc", reason="pdoc is not installed (pip install -c constraints.txt -e '.[dev]')")
+    module = tmp_path / "wrong_docs.py"
+    module.write_text(
+        '"""See :func:`~wrong_docs.nothing` and :class:`Here`."""\n\n__all__ = ["Here", "silent"]\n\n\n'
+        'class Here:\n    """A class; :meth:`run`, :attr:`field`."""\n\n    def run(self):\n        self.field = 1\n'
+        "\n\ndef silent():\n    pass\n"
+    )
+    (tmp_path / "page.html").write_text('<a href="gone.html">a</a><a href="#there">b</a><p id="here"></p>')
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'tools')!r}]\n"
+        "import build_docs as b, wrong_docs\nfrom pathlib import Path\n"
+        "print(b.unknown_references(wrong_docs) + b.without_docstring(wrong_docs) "
+        f"+ b.broken_links(Path({str(tmp_path)!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = eval(done.stdout)
+    assert len(found) == 4
+    assert "wrong_docs.nothing" in found[0] and "silent" in found[1]
+    assert "gone.html" in found[2] and "#there" in found[3]
