@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from facerecon.assets import status
-from facerecon.assets.release import not_converted
-from facerecon.errors import AssetError, ConfigError, nearest_name
+from facerecon.assets.release import require
+from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting import (
     CarriedDecoder,
     DetailSettings,
@@ -97,13 +97,7 @@ def check_pack(config: Any) -> None:
         needed["ffhq_uv_regressor"] = "stage1=landmarks"
     if config.decoder == "ffhq_uv_cropface":
         needed["ffhq_uv_topology"] = "decoder=open"
-    missing = not_converted(needed)
-    if missing:
-        raise AssetError(
-            "not converted yet: "
-            + "; ".join(f"{name} ({where}; without it: {needed[name]})" for name, where in missing.items())
-            + ". Run: python -m facerecon.assets convert ffhq_uv DIR, with the folder of the released files."
-        )
+    require(needed)
 
 
 def converted_files(config: Any) -> list[str]:

@@ -28,16 +28,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from configs.compose import Stopped, check_stop, run
 
 SOURCES = ("generator", "photos", "manifest")
-PIPELINE = ("truncation", "precision", "device", "face_model", "size", "editing", "multi_view", "blending", "residual",
-            "check", "search", "inversion", "extract", "complete", "filters")  # fmt: skip
-SEARCH = ("truncation", "precision", "face_model", "editing", "search")
+PARTS = ("generator", "encoder", "editor", "parsing", "pose", "template")
+PIPELINE = ("truncation", "precision", "device", "face_model", "face_model_path", *PARTS, "size", "editing",
+            "multi_view", "blending", "residual", "check", "search", "inversion", "extract", "complete",
+            "filters")  # fmt: skip
+SEARCH = ("truncation", "precision", "face_model", "generator", "editor", "editing", "search")
 HOPELESS = 100  # subjects refused one after another
 
 
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
+    from facerecon.assets.release import require
     from facerecon.dataset import ENGINES, settings_from
+    from facerecon.dataset.parts import check_inversion, needed_assets
     from facerecon.errors import ConfigError, OutputError, nearest_name
     from facerecon.run import RunDirectory, available_cores
 
@@ -49,7 +53,10 @@ def main(config: Any) -> int:
         if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
             raise ConfigError(f"{key} must be a whole number, 1 or more, or null; got {config[key]!r}.")
     values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
-    settings_from(values)  # an error here costs nothing
+    settings = settings_from(values)  # an error here costs nothing
+    if config.source == "photos":
+        check_inversion(settings)
+    require(needed_assets(settings, config.source == "photos"))
     job = _Job(config, values, config.workers or available_cores())
     job.check()
     origin = {"script": "uv_dataset", "source": config.source}
@@ -78,7 +85,7 @@ class _Job:
 
     def __init__(self, config: Any, values: dict[str, Any], workers: int) -> None:
         self.config, self.values, self.workers = config, values, workers
-        keys = (*SEARCH, "inversion", "residual") if config.source == "photos" else SEARCH
+        keys = (*SEARCH, "encoder", "inversion", "residual") if config.source == "photos" else SEARCH
         self.searched = _hash({key: values[key] for key in keys})
         self.settings = _hash({key: value for key, value in values.items() if key != "device"})
 
@@ -111,12 +118,13 @@ class _Job:
         from facerecon import assets
         from facerecon.dataset import Item, Manifest, Search, draw_seeds
         from facerecon.imaging.files import list_images
-        from facerecon.stylegan.mobile import load_generator
+        from facerecon.stylegan.faces import load_face_generator
 
         config = self.config
         if config.source == "generator":
             self.total = None
-            seeds = draw_seeds(load_generator(), config.first_seed, config.truncation, config.dark_share, config.seed)
+            generator = load_face_generator(config.generator)
+            seeds = draw_seeds(generator, config.first_seed, config.truncation, config.dark_share, config.seed)
 
             def draw(i: int) -> Item:  # called with 0, 1, 2, ...
                 seed = next(seeds)
@@ -174,7 +182,8 @@ class _Job:
         """Do what is left; returns the exit status."""
         from tqdm import tqdm
 
-        from facerecon.dataset import make_worker, run_items
+        from facerecon.dataset import make_worker, run_items, settings_from
+        from facerecon.dataset.parts import describe_parts
         from facerecon.errors import InputError
 
         config, started = self.config, time.perf_counter()
@@ -187,10 +196,8 @@ class _Job:
             f"blending {config.blending}; engine {config.engine}, {self.workers} worker(s) of "
             f"{config.threads} thread(s)"
         )
-        if config.source != "manifest" and config.editing:
-            print(
-                "note: light is edited by ridge directions and measured on the fitted head, not by StyleFlow and DPR."
-            )
+        for line in describe_parts(settings_from(self.values)):
+            print(line)
         goal = config.n if self.total is None else self.total
         before = len(self.accepted() if self.total is None else self.done)
         unit = "map" if self.total is None else "subject"

@@ -7,14 +7,24 @@ a folder that holds them, or single files of them) as they are. Files are found 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from facerecon.assets import registry, store
 from facerecon.errors import AssetError, FaceReconError
 
-__all__ = ["HUB", "PACK", "RELEASED", "PackReport", "ReleasedFile", "convert_pack", "fetch_pack", "not_converted"]
+__all__ = [
+    "HUB",
+    "PACK",
+    "RELEASED",
+    "PackReport",
+    "ReleasedFile",
+    "convert_pack",
+    "fetch_pack",
+    "not_converted",
+    "require",
+]
 
 PACK = "ffhq_uv"
 HUB = "csbhr/FFHQ-UV"
@@ -226,6 +236,24 @@ def not_converted(names: Iterable[str]) -> dict[str, str]:
             one = sources.get(name)
             found[name] = f"{one.path} from {one.source}" if one else registry.entry(name).purpose
     return found
+
+
+def require(needed: Mapping[str, str]) -> None:
+    """Say at once all that is missing of the release.
+
+    Args:
+        needed: {asset: the setting that does without it}.
+
+    Raises:
+        AssetError: in one line, what is not in the cache, where it comes from, and how to do without.
+    """
+    missing = not_converted(needed)
+    if missing:
+        raise AssetError(
+            "not converted yet: "
+            + "; ".join(f"{name} ({where}; without it: {needed[name]})" for name, where in missing.items())
+            + f". Run: python -m facerecon.assets convert {PACK} DIR, with the folder of the released files."
+        )
 
 
 def fetch_pack(progress: store.Progress | None = None) -> PackReport:

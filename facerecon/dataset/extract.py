@@ -18,6 +18,7 @@ from torch import Tensor
 
 from facerecon.dataset.layout import SHIPPED, FaceLayout, face_layout, load_template
 from facerecon.errors import ConfigError, InputError, NoFaceError, check_shape
+from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import camera_in_photo, project
@@ -26,8 +27,9 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color, rgb_to_yuv
 from facerecon.imaging.pyramid import laplacian_blend, push_pull
+from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import MorphableModel
-from facerecon.perception import load_facemesh, load_landmarks68
+from facerecon.perception import FaceParser, Regressor, load_facemesh, load_landmarks68
 from facerecon.perception.attributes import load_segmenter
 from facerecon.perception.facemesh import fused_landmarks
 from facerecon.perception.identity import landmark_box
@@ -129,11 +131,12 @@ class Extraction(TensorStruct):
 
 
 @torch.no_grad()
-def measure_views(images: Tensor) -> AlignedViews:
+def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedViews:
     """Landmarks and masks of FFHQ-aligned images; no detector is needed where the face is known to be in the middle.
 
     Args:
         images: (B, 3, S, S) RGB in [0, 1].
+        parser: makes the masks (:func:`~facerecon.perception.load_parser`); None: outlines and colors.
 
     Raises:
         NoFaceError: an image shows no face there.
@@ -154,9 +157,12 @@ def measure_views(images: Tensor) -> AlignedViews:
         number = int(score.argmin())
         raise NoFaceError(f"view {number} shows no face where an FFHQ-aligned image has it; align it first.")
     landmarks = fused_landmarks(landmarks, mesh)
-    person = load_segmenter()(small)
-    parts = zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
-    found = [face_masks(*part) for part in parts]
+    if parser is not None:
+        found = [parser(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
+    else:
+        person = load_segmenter()(small)
+        parts = zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
+        found = [face_masks(*part) for part in parts]
     up = side / small.shape[-1]
     return AlignedViews(
         image=images,
@@ -175,6 +181,9 @@ def extract(
     model: MorphableModel,
     settings: ExtractSettings | None = None,
     albedo: Tensor | None = None,
+    parser: FaceParser | None = None,
+    regressor: Regressor | None = None,
+    layout: FaceLayout | None = None,
 ) -> Extraction:
     """Unwrap the views of one person and join them.
 
@@ -184,6 +193,10 @@ def extract(
         model: head model with regions. settings: of the extraction.
         albedo: (1, 3, s, s), a usual face in even light, which tells light from skin; None: the head's shipped
             template, or plain skin where it has none.
+        parser: as for :func:`measure_views`.
+        regressor: N_enc of that head, which then says shape and pose of each view for itself, as in the paper; None:
+            one head is fitted to the landmarks of all views.
+        layout: of the atlas at that size; None: what :func:`~facerecon.dataset.layout.face_layout` derives.
 
     Returns:
         The texture and where it was seen.
@@ -192,13 +205,13 @@ def extract(
         NoFaceError: a view shows no face.
     """
     settings = settings or ExtractSettings()
-    views = images if isinstance(images, AlignedViews) else measure_views(images)
+    views = images if isinstance(images, AlignedViews) else measure_views(images, parser)
     if not settings.multi_view:
         views = views[:1]
-    layout = face_layout(model, settings.size)
+    layout = face_layout(model, settings.size) if layout is None else layout
     if albedo is None and model.name in SHIPPED:
         albedo = load_template(model, settings.size).texture
-    params, camera = _fit(views, model, settings)
+    params, camera = _fit(views, model, settings, regressor)
     vertices = model(params)
     offset = _residual(views, vertices, camera, model) * settings.follow
     rgb, weight, eyes = _unwrapped(views, vertices, camera, offset, layout, model, settings.size)
@@ -217,9 +230,15 @@ def extract(
     return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, limits)
 
 
-def _fit(views: AlignedViews, model: MorphableModel, settings: ExtractSettings) -> tuple[FaceParams, Camera]:
-    """One head for all views, and its cameras in pixels of the views."""
+def _fit(
+    views: AlignedViews, model: MorphableModel, settings: ExtractSettings, regressor: Regressor | None
+) -> tuple[FaceParams, Camera]:
+    """One head for all views, or N_enc's of each, and its cameras in pixels of the views."""
     to_image = deep3d_crop_transform(views.landmarks68, MEAN_FIVE_POINTS, _FIT)
+    camera = camera_in_photo(Camera.deep3d(_FIT, batch=views.batch), to_image, tuple(views.image.shape[-2:]))
+    if regressor is not None:
+        crops = regressor.sized(crop_affine(views.image, to_image, _FIT))
+        return coefficients_to_params(regressor(crops), model), camera
     linear = torch.linalg.inv(to_image[:, :, :2])
     from_image = torch.cat([linear, -linear @ to_image[:, :, 2:]], -1)
     params = fit_landmarks(
@@ -230,7 +249,6 @@ def _fit(views: AlignedViews, model: MorphableModel, settings: ExtractSettings) 
         shared_identity=True,
         shared_expression=True,
     )
-    camera = camera_in_photo(Camera.deep3d(_FIT, batch=views.batch), to_image, tuple(views.image.shape[-2:]))
     return params, camera
 
 

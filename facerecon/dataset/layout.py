@@ -7,7 +7,7 @@ the front, left and right views). Here they are derived from regions, normals an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,22 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, region_texels, uv_raster
 from facerecon.types import Camera, MeshTopology
 
-__all__ = ["SHIPPED", "FaceLayout", "Template", "face_layout", "landmark_texels", "load_template"]
+__all__ = [
+    "RELEASED_MASKS",
+    "SHIPPED",
+    "FaceLayout",
+    "Template",
+    "face_layout",
+    "landmark_texels",
+    "load_template",
+    "with_masks",
+]
 
 SHIPPED = {"makehuman": "template_makehuman.png"}
 """Template textures that come with the library, by head model."""
+
+RELEASED_MASKS = ("major_valid_front_mask.png", "minor_valid_whole_mask.png", "nosal_base_mask.png", "nostril_mask.png")
+"""Of the release's hand-drawn masks those that take the place of derived ones, in the order of :func:`with_masks`."""
 
 _FRONT_MINOR, _FRONT_MAJOR = 0.45, 0.75  # cosines on the mean head between which the front view takes over
 EYE_RIM, MOUTH_RIM = 0.6, 1.5  # hundredths of the map: width of the rims of eyes and mouth that are corrected
@@ -167,6 +179,35 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
     )
 
 
+def with_masks(layout: FaceLayout, front: Tensor, valid: Tensor, nose_base: Tensor, nostrils: Tensor) -> FaceLayout:
+    """The layout by hand-drawn masks instead, (1, h, w) in [0, 1] each, as the release has them for HiFi3D++.
+
+    Args:
+        layout: as derived. front: where the front view takes over ('major'). valid: what any view may color ('minor' of
+            all). nose_base: where nostrils may show. nostrils: where the template's gradients are kept, too.
+    """
+    size = layout.skin.shape[-1]
+
+    def sized(mask: Tensor) -> Tensor:
+        return F.interpolate(mask[None, :1].float(), (size, size), mode="area" if mask.shape[-1] > size else "bilinear")
+
+    front, valid, nose_base, nostrils = (sized(mask) for mask in (front, valid, nose_base, nostrils))
+    face, plain = layout.face * valid, layout.plain * valid
+    if not bool((plain > 0.5).any()):
+        raise ConfigError("the masks of topo_assets leave nothing of the face; convert the released folder again.")
+    corrected = (torch.maximum(layout.corrected, nostrils) * layout.skin > 0.5).float()
+    return replace(
+        layout,
+        face=face,
+        plain=plain,
+        front=masks.gaussian_blur(front, 2 * round(0.03 * size / 2) + 1),
+        nose_base=nose_base * layout.skin,
+        corrected=corrected,
+        solver=PoissonSolver(corrected),
+        box=_box(face, size),
+    )
+
+
 def _box(face: Tensor, size: int) -> tuple[int, int, int, int]:
     """A frame around a mask, wider by 3 hundredths and aligned to 128ths of the map, mirror symmetric."""
     cell = max(1, size // 128)
@@ -259,11 +300,14 @@ class Template:
     topology: MeshTopology
 
 
-def load_template(model: MorphableModel, size: int = 512, texture: Tensor | None = None) -> Template:
+def load_template(
+    model: MorphableModel, size: int = 512, texture: Tensor | None = None, layout: FaceLayout | None = None
+) -> Template:
     """The template of a head model (Sec. 3.1.3).
 
     Args:
         model: head model with regions. size: S. texture: (1, 3, s, s) in [0, 1], your own; None: the shipped one.
+        layout: of its atlas at that size; None: the derived one.
 
     Raises:
         ConfigError: none is shipped for that head, or the head lacks a region that is needed.
@@ -279,4 +323,4 @@ def load_template(model: MorphableModel, size: int = 512, texture: Tensor | None
         larger = size > texture.shape[-1]
         mode = {"mode": "bicubic", "align_corners": False} if larger else {"mode": "area"}
         texture = F.interpolate(texture, (size, size), **mode).clamp(0, 1)
-    return Template(texture, face_layout(model, size), model.topology)
+    return Template(texture, face_layout(model, size) if layout is None else layout, model.topology)

@@ -25,24 +25,23 @@ from torch import Tensor
 from facerecon.dataset.complete import CompleteSettings, UVMap, complete
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
-from facerecon.dataset.layout import load_template
+from facerecon.dataset.parts import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.dataset.records import Item, Outcome, Refused
 from facerecon.dataset.tone import skin_color, skin_tone
 from facerecon.editing.attributes import AttributeMeter, Attributes
-from facerecon.editing.directions import load_directions
-from facerecon.editing.inversion import InversionSettings, ffhq_crop, invert
-from facerecon.editing.walk import Normalizer, WalkSettings
+from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
+from facerecon.editing.walk import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error
 from facerecon.fitting.initialize import LandmarkStart
 from facerecon.imaging.files import contact_sheet, read_image, to_pil
-from facerecon.morphable import load_face_model
-from facerecon.perception import load_identity, observe
+from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
 from facerecon.render import Renderer
 from facerecon.run import choose_device
 from facerecon.storage import safetensors_bytes
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.e4e import load_e4e
+from facerecon.stylegan.faces import load_face_generator
 from facerecon.types import Camera, FaceParams, SHLight
 
 __all__ = ["PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
@@ -57,15 +56,17 @@ class PipelineSettings:
     """How maps are made.
 
     Args:
-        truncation: of the open generator's samples. precision: of its synthesis, "bfloat16" or "float32".
+        truncation: of the generator's samples. precision: of its synthesis, "bfloat16" or "float32".
         device: where the generator runs; the rest runs on the CPU.
-        face_model: head model. size: texels a side of the maps.
+        face_model: head model. face_model_path: its own file, where it is not in the cache.
+        generator, encoder, editor, parsing, pose, template: parts by name, see :mod:`facerecon.dataset.parts`.
+        size: texels a side of the maps.
         editing: normalize the face in latent space first; off unwraps the source as it is ("w/o editing").
         multi_view: blend three views; off takes the front view alone ("w/o multi-view").
         blending: "poisson" (Poisson editing and Laplacian pyramids) or "naive" ("naive blending").
         search, inversion, extract, complete, filters: of those steps.
-        residual: share of what an inversion adds to w layer by layer that is edited on. All of it is nearest to the
-            photo, but its artefacts grow as the face is turned.
+        residual: share of what an inversion by optimization adds to w layer by layer that is edited on. All of it is
+            nearest to the photo, but its artefacts grow as the face is turned. Of e4e's code all is.
         check: refuse items by the filters; off keeps all of them, with their reasons.
     """
 
@@ -73,6 +74,13 @@ class PipelineSettings:
     precision: str = "bfloat16"
     device: str = "cpu"
     face_model: str = "makehuman"
+    face_model_path: str | None = None
+    generator: str = "mobile_stylegan"
+    encoder: str = "linear"
+    editor: str = "directions"
+    parsing: str = "outlines"
+    pose: str = "landmarks"
+    template: str = "open"
     size: int = 512
     editing: bool = True
     multi_view: bool = True
@@ -88,6 +96,7 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(nearest_name(self.precision, PRECISIONS, "precision"))
+        check_parts(self)
         if not 0 < self.truncation <= 1.5:
             raise ConfigError(f"truncation must be above 0 and at most 1.5; got {self.truncation}.")
         if not 64 <= self.size <= 4096:
@@ -110,7 +119,8 @@ class Search:
     """What a search found: the codes of the source and of its normalized views.
 
     Args:
-        source: (512,) or (23, 512). views: (V, ...), front first; both exact in half precision.
+        source: (512,), or (N, 512) with the rows of the generator's W+. views: (V, ...), front first. Both are exact in
+            half precision.
         figures: measurements. trace: one plain mapping a step.
         images: (V, 3, 1024, 1024) if they are at hand. source_image: (3, H, W) likewise.
         descriptors: {"source", "front"}: (128,) identity embeddings. made: now, not read.
@@ -164,13 +174,13 @@ class UVPipeline:
     def __init__(self, settings: PipelineSettings | None = None, editor: Any = None, encoder: Any = None) -> None:
         self.settings = settings = settings or PipelineSettings()
         self.device = choose_device(settings.device)
-        self.generator = load_generator(self.device, PRECISIONS[settings.precision])
-        self.model = load_face_model(settings.face_model)
+        self.generator = load_face_generator(settings.generator, self.device, PRECISIONS[settings.precision])
+        self.model, carried = load_head(settings)
         self.meter = AttributeMeter()
-        self.normalizer = Normalizer(
-            self._picture, editor if editor is not None else load_directions(), self.meter, settings.search
-        )
-        self.template = load_template(self.model, settings.size)
+        self.normalizer = load_normalizer(settings, self._picture, self.meter, editor)
+        self.template = part_template(settings, self.model, carried)
+        self.parser = load_parser(settings.parsing)
+        self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
 
     def __call__(self, item: Item) -> Outcome:
@@ -218,14 +228,13 @@ class UVPipeline:
         crop = None
         if item.path is not None:
             with _timed(seconds, "observe"):
-                crop = photo_crop(item.path)
+                crop = photo_crop(item.path, self.generator.resolution)
         if saved is not None:  # an inversion that was too poor to be edited, by the filters of then
             code, figures = saved.source, saved.figures
         elif crop is not None:
-            with _timed(seconds, "invert"), torch.enable_grad():
-                inverted = invert(crop, self.generator, self.settings.inversion, encoder=self.encoder)
-            code = _half(torch.lerp(inverted.w, inverted.code, self.settings.residual))
-            figures |= {"inversion": inverted.quality["judge"], "inversion_error": inverted.quality["error"]}
+            with _timed(seconds, "invert"):
+                code, quality = self._inverted(crop)
+            figures |= {"inversion": quality["judge"], "inversion_error": quality["error"]}
         else:
             with _timed(seconds, "generate"):
                 code = _half(self.generator.sample(item.seed, self.settings.truncation)[0].cpu())
@@ -243,6 +252,17 @@ class UVPipeline:
         search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
         figures |= _search_figures(found.source, found.attributes)
         return search
+
+    def _inverted(self, crop: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """A photo's code, rounded, and how well it shows the photo."""
+        settings = self.settings
+        if settings.encoder == "e4e":
+            found = encode(crop, self._picture, load_e4e() if self.encoder is None else self.encoder)
+            return _half(found.code), found.quality
+        check_inversion(settings)
+        with torch.enable_grad():
+            found = invert(crop, self.generator, settings.inversion, encoder=self.encoder)
+        return _half(torch.lerp(found.w, found.code, settings.residual)), found.quality
 
     def _unedited(self, code: Tensor, figures: dict[str, Any], seconds: dict[str, float]) -> Search:
         with _timed(seconds, "generate"):
@@ -266,7 +286,10 @@ class UVPipeline:
         """Extract and complete the map, measure it, and put its files into the outcome."""
         settings = self.settings
         with _timed(seconds, "extract"):
-            extraction = extract(search.images, self.model, settings.extracting, self.template.texture)
+            extraction = extract(
+                search.images, self.model, settings.extracting, self.template.texture,
+                parser=self.parser, regressor=self.regressor, layout=self.template.layout,
+            )  # fmt: skip
         with _timed(seconds, "complete"):
             made = complete(extraction, self.template, settings.completing)
         with _timed(seconds, "measure"):
@@ -316,15 +339,15 @@ class UVPipeline:
         return _jpg(contact_sheet(small, len(small), labels, size=256))
 
 
-def photo_crop(path: str) -> Tensor:
-    """(1, 3, 1024, 1024): the largest face of a photo, aligned as FFHQ is.
+def photo_crop(path: str, size: int = 1024) -> Tensor:
+    """(1, 3, S, S): the largest face of a photo, aligned as FFHQ is.
 
     Raises:
         NoFaceError, InputError: see :func:`facerecon.observe`.
     """
     photo = observe(path)
     points = map_points(photo.fit.to_photo, photo.landmarks68)
-    return ffhq_crop(read_image(path)[None], points)
+    return ffhq_crop(read_image(path)[None], points, size)
 
 
 def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 Alignment as FFHQ was made, a linear encoder for the start, then optimization: first w, under the Gaussian that W is,
 then a small residual for each layer. The steps look at previews of the face at 256 px (what they lack of the true
 picture is measured now and then and added), which makes a step ten times cheaper than one through the whole picture.
+
+:func:`encode` is the paper's way: e4e's code of W+ of StyleGAN2-FFHQ, as it comes.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
     "Inversion",
     "InversionSettings",
     "LinearEncoder",
+    "encode",
     "face_points",
     "ffhq_crop",
     "ffhq_transform",
@@ -226,7 +229,7 @@ class Inversion:
     """A photo in the generator.
 
     Attributes:
-        code: (23, 512), w and its residual. w: (512,), without it.
+        code: (23, 512), w and its residual; of an encoder (18, 512). w: (512,), without it.
         image: (3, 1024, 1024) of the code, RGB in [0, 1].
         quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
             of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
@@ -424,13 +427,36 @@ def _optimize(
     return best[0], best[1]
 
 
+def encode(
+    crop: Tensor, generator: Callable[[Tensor], Tensor], encoder: Callable[[Tensor], Tensor]
+) -> Inversion:  # fmt: skip
+    """The code that an encoder of W+ gives an aligned photo, without optimization (e4e; Sec. 3.1.1, item 1).
+
+    Args:
+        crop: (1, 3, S, S) or (3, S, S) RGB in [0, 1], from :func:`ffhq_crop`.
+        generator: codes (1, N, 512) -> pictures in [0, 1]. encoder: crop -> (1, N, 512).
+
+    Returns:
+        :class:`Inversion`: its code has N rows, its ``w`` is the mean of these; ``residual`` is not measured.
+    """
+    crop = crop[None] if crop.dim() == 3 else crop
+    check_shape("crop", crop, "1 3 S S")
+    with torch.no_grad():
+        code = encoder(crop).float()
+        image = generator(code)
+        objective = _Objective(crop, points := face_points(crop), InversionSettings())
+        quality = _quality(objective, crop, points, image)
+    return Inversion(code[0], code[0].mean(0), image[0], quality)
+
+
 def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor) -> dict[str, float]:
     found = face_points(image)
-    top, bottom, left, right = FACE_WINDOW
+    top, bottom, left, right = (v // 4 for v in FACE_WINDOW)
     with torch.no_grad():
         judge = identity_similarity(load_judge()(image, found), load_judge()(crop, points))
         distance = (load_identity()(image, found) - load_identity()(crop, points)).norm()
-    error = objective.error(_averaged(image[:, :, top:bottom, left:right]))
+    preview = F.interpolate(image, (_PREVIEW, _PREVIEW), mode="area")
+    error = objective.error(preview[:, :, top:bottom, left:right])
     return {"judge": float(judge), "identity": float(distance), "error": error}
 
 

@@ -18,7 +18,7 @@ from facerecon.editing.directions import LIGHT, STEADY, Editor, measured_values
 from facerecon.editing.worn import WORN
 from facerecon.errors import ConfigError, ShapeError
 
-__all__ = ["Normalized", "Normalizer", "WalkSettings"]
+__all__ = ["Normalized", "Normalizer", "WalkSettings", "trace_row", "unmet"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,8 @@ class Normalizer:
         walk = _Walk(self, w)
         front = walk.front()
         codes, images, attributes = walk.sides(front)
-        return Normalized(
-            codes, images, walk.source, attributes, walk.trace, walk.reasons(attributes), walk.source_image
-        )
+        reasons = unmet(self.settings, walk.source, attributes)
+        return Normalized(codes, images, walk.source, attributes, walk.trace, reasons, walk.source_image)
 
 
 class _Walk:
@@ -155,12 +154,9 @@ class _Walk:
         seen = self.n.meter(images)
         start = self.source if hasattr(self, "source") else seen
         for i in range(len(shift)):
-            row = {key: round(float(getattr(seen, key)[i]), 4) for key in
-                   ("yaw", "pitch", "smile", "opening", "happy", "smiling", "evenness", "age", "male")}  # fmt: skip
-            row |= {key: round(float(seen.probability(key)[i]), 4) for key in WORN}
-            row["identity"] = round(float((seen.identity[i] - start.identity[0]).norm()), 4)
+            row = trace_row(name, seen, i, start)
             row["shift"] = round(float(shift[i].norm()), 4)
-            self.trace.append({"step": name} | row)
+            self.trace.append(row)
         return images, seen
 
     def current(self, shift: Tensor, seen: Attributes) -> dict[str, Tensor]:
@@ -255,33 +251,6 @@ class _Walk:
                 break
         return best[1:]
 
-    def reasons(self, seen: Attributes) -> list[str]:
-        """Targets that were not met, as "filter: what is wrong"."""
-        s, views = self.settings, ("front", "left", "right")
-        wanted = (0.0, s.yaw, -s.yaw)
-        found = []
-        for i, view in enumerate(views):
-            limit = s.yaw_tolerance if i else s.front_tolerance
-            if not abs(float(seen.yaw[i]) - wanted[i]) <= limit:
-                found.append(f"yaw: {float(seen.yaw[i]):.1f} degrees in the {view} view, {wanted[i]:g} wanted")
-            if not abs(float(seen.pitch[i])) <= 2 * s.pitch_tolerance:
-                found.append(f"pitch: {float(seen.pitch[i]):.1f} degrees in the {view} view")
-            if not float(seen.smiling[i]) <= s.happy_limit:
-                found.append(f"expression: a smile of {float(seen.smiling[i]):.2f} in the {view} view")
-            if not float(seen.opening[i]) <= s.opening_limit:
-                found.append(f"expression: mouth open by {float(seen.opening[i]):.2f} of its width in the {view} view")
-            if not float(seen.evenness[i]) <= s.evenness_limit:
-                found.append(f"light: bands 1-8 at {float(seen.evenness[i]):.2f} of band 0 in the {view} view")
-        for name, limit in (("glasses", s.class_limit), ("headwear", s.class_limit), ("fringe", s.fringe_limit)):
-            chance = float(seen.probability(name)[0])
-            if not chance <= limit:
-                kind = "glasses" if name == "glasses" else "occlusion"
-                found.append(f"{kind}: {name} with probability {chance:.2f} in the front view")
-        far = float((seen.identity[0] - self.source.identity[0]).norm())
-        if not far <= s.identity_limit:
-            found.append(f"identity: the front view is {far:.2f} from the source, at most {s.identity_limit:g}")
-        return found
-
 
 def next_angle(points: list[tuple[float, float]], target: float) -> float:
     """Angle to ask for so that ``target`` is measured, from (asked, measured) so far; the first is the front view.
@@ -301,3 +270,48 @@ def next_angle(points: list[tuple[float, float]], target: float) -> float:
     rate = (low[1] - first[1]) / (low[0] - first[0]) if low[0] != first[0] else 0.85
     rate = max(rate, 0.5)
     return low[0] + (target - low[1]) / rate
+
+
+def trace_row(name: str, seen: Attributes, index: int, source: Attributes) -> dict[str, Any]:
+    """A plain record of what one picture shows.
+
+    Args:
+        name: of the step. seen: what was measured, of which row ``index`` is meant. source: the unedited face's.
+    """
+    row = {key: round(float(getattr(seen, key)[index]), 4) for key in
+           ("yaw", "pitch", "smile", "opening", "happy", "smiling", "evenness", "age", "male")}  # fmt: skip
+    row |= {key: round(float(seen.probability(key)[index]), 4) for key in WORN}
+    row["identity"] = round(float((seen.identity[index] - source.identity[0]).norm()), 4)
+    return {"step": name} | row
+
+
+def unmet(settings: WalkSettings, source: Attributes, seen: Attributes) -> list[str]:
+    """Targets that the three views do not meet, as "filter: what is wrong".
+
+    Args:
+        settings: targets and limits. source: of the unedited face (B = 1). seen: of front, left and right view (B = 3).
+    """
+    s, views = settings, ("front", "left", "right")
+    wanted = (0.0, s.yaw, -s.yaw)
+    found = []
+    for i, view in enumerate(views):
+        limit = s.yaw_tolerance if i else s.front_tolerance
+        if not abs(float(seen.yaw[i]) - wanted[i]) <= limit:
+            found.append(f"yaw: {float(seen.yaw[i]):.1f} degrees in the {view} view, {wanted[i]:g} wanted")
+        if not abs(float(seen.pitch[i])) <= 2 * s.pitch_tolerance:
+            found.append(f"pitch: {float(seen.pitch[i]):.1f} degrees in the {view} view")
+        if not float(seen.smiling[i]) <= s.happy_limit:
+            found.append(f"expression: a smile of {float(seen.smiling[i]):.2f} in the {view} view")
+        if not float(seen.opening[i]) <= s.opening_limit:
+            found.append(f"expression: mouth open by {float(seen.opening[i]):.2f} of its width in the {view} view")
+        if not float(seen.evenness[i]) <= s.evenness_limit:
+            found.append(f"light: bands 1-8 at {float(seen.evenness[i]):.2f} of band 0 in the {view} view")
+    for name, limit in (("glasses", s.class_limit), ("headwear", s.class_limit), ("fringe", s.fringe_limit)):
+        chance = float(seen.probability(name)[0])
+        if not chance <= limit:
+            kind = "glasses" if name == "glasses" else "occlusion"
+            found.append(f"{kind}: {name} with probability {chance:.2f} in the front view")
+    far = float((seen.identity[0] - source.identity[0]).norm())
+    if not far <= s.identity_limit:
+        found.append(f"identity: the front view is {far:.2f} from the source, at most {s.identity_limit:g}")
+    return found

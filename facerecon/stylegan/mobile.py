@@ -27,6 +27,7 @@ __all__ = [
     "framed",
     "inverse_haar",
     "load_generator",
+    "seeded_latents",
 ]
 
 STYLE_DIM = 512
@@ -339,13 +340,21 @@ class MobileGenerator(nn.Module):
         Returns:
             (B, 512).
         """
-        seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-        if not seeds:
-            raise InputError("sample needs at least one seed; got none.")
-        z = torch.stack([torch.randn(STYLE_DIM, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
         with torch.no_grad():
-            w = self.mapping(z.to(self.mean_w))
+            w = self.mapping(seeded_latents(seeds).to(self.mean_w))
         return torch.lerp(self.mean_w, w, truncation)
+
+
+def seeded_latents(seeds: int | Iterable[int], dim: int = STYLE_DIM) -> Tensor:
+    """z of the given seeds, each drawn by its own generator: (B, dim).
+
+    Raises:
+        InputError: no seeds.
+    """
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not seeds:
+        raise InputError("sample needs at least one seed; got none.")
+    return torch.stack([torch.randn(dim, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
 def load_generator(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> MobileGenerator:

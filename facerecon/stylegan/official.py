@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -187,15 +187,18 @@ def _beside(path: Path, name: str) -> Path:
     raise AssetError(f"{path} makes a crop of the face, which needs the release's topo_assets/{name} beside it.")
 
 
-def kept_pictures() -> list[Tensor]:
-    """:data:`TOPOLOGY_PICTURES` (C, H, W) in [0, 1], from the cache.
+def kept_pictures(names: Sequence[str] = TOPOLOGY_PICTURES) -> list[Tensor]:
+    """Pictures of ``topo_assets`` (C, H, W) in [0, 1], from the cache.
+
+    Args:
+        names: of their files.
 
     Raises:
-        AssetError: they were not converted; says how.
+        AssetError: they were not converted, or one of them is not among them; says how.
     """
     from facerecon import assets
 
-    names = [Path(name).stem for name in TOPOLOGY_PICTURES]
+    names = [Path(name).stem for name in names]
     path = assets.locate("ffhq_uv_topology")
     tensors, _ = read_safetensors(path, "the pictures of topo_assets", "convert them again", names)
     return [tensors[name].float() / 255 for name in names]

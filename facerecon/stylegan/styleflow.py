@@ -21,8 +21,17 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.storage import read_safetensors
 
-__all__ = ["CONDITIONS", "EDITED_ROWS", "ConditionalFlow", "integrate", "load_styleflow", "read_official_styleflow"]
+__all__ = [
+    "CONDITIONS",
+    "EDITED_ROWS",
+    "ConditionalFlow",
+    "integrate",
+    "load_expression_direction",
+    "load_styleflow",
+    "read_official_styleflow",
+]
 
 CONDITIONS: dict[str, slice] = {
     "light": slice(0, 9), "gender": slice(9, 10), "glasses": slice(10, 11), "yaw": slice(11, 12),
@@ -198,3 +207,14 @@ def load_styleflow() -> ConditionalFlow:
         AssetError: it was not converted yet; says how.
     """
     return load_converted(ConditionalFlow, assets.locate("styleflow"))
+
+
+def load_expression_direction() -> Tensor:
+    """The released direction of a smile, rows of W+: (1 or 18, 512).
+
+    Raises:
+        AssetError: it was not converted yet; says how.
+    """
+    path = assets.locate("expression_direction")
+    tensors, _ = read_safetensors(path, "a direction of W+", "convert the released file again", ("direction",))
+    return tensors["direction"].clone()
