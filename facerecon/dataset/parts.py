@@ -114,7 +114,7 @@ def needed_assets(settings: Any, photos: bool = True) -> dict[str, str]:
         names = ("styleflow", "expression_direction", "dpr", "expression_vgg19", "bisenet")
         needed |= dict.fromkeys(names, "editor=directions")
     if settings.parsing == "bisenet":
-        needed.setdefault("bisenet", "parsing=outlines")
+        needed["bisenet"] = " ".join(filter(None, (needed.get("bisenet"), "parsing=outlines")))
     if settings.pose == "regressor" and settings.face_model == "hifi3dpp":
         needed["ffhq_uv_regressor"] = "pose=landmarks"
     if settings.template == "ffhq_uv":

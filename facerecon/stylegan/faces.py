@@ -59,7 +59,7 @@ class FFHQFaces(nn.Module):
         return (self.generator.synthesis(w) * 0.5 + 0.5).clamp(0, 1)
 
     def sample(self, seeds: int | Iterable[int], truncation: float = 0.7) -> Tensor:
-        """w (B, 512) of the given seeds, as the open generator's: a seed is the same face in any batch."""
+        """w (B, 512) of the given seeds, as the open generator's."""
         with torch.no_grad():
             w = self.generator.map(seeded_latents(seeds, self.generator.config.z_dim).to(self.mean_w))
         return torch.lerp(self.mean_w, w, truncation)
