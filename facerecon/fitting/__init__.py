@@ -2,7 +2,7 @@
 
 from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params, params_to_coefficients
-from facerecon.fitting.detail import add_detail
+from facerecon.fitting.detail import add_detail, add_shared_detail
 from facerecon.fitting.fitter import Fitter, StepReport
 from facerecon.fitting.initialize import (
     LandmarkStart,
@@ -24,6 +24,7 @@ from facerecon.fitting.stage import (
     TERMS,
     VARIABLES,
     DetailSettings,
+    SmoothnessSettings,
     Stage,
     default_stages,
     stages_from_config,
@@ -41,11 +42,13 @@ __all__ = [
     "MapFeatures",
     "OcclusionSettings",
     "RegressorStart",
+    "SmoothnessSettings",
     "Stage",
     "StepReport",
     "TextureInversionSettings",
     "Variables",
     "add_detail",
+    "add_shared_detail",
     "carry_over",
     "coefficients_to_latent",
     "coefficients_to_params",

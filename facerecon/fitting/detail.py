@@ -2,10 +2,12 @@
 
 The photo is unwrapped onto the fitted head, divided by the fitted shading, and carried into the texels that it
 shows, joined to the decoder's texture by a Laplacian pyramid: the head is that person, not a smooth cousin.
-Unseen texels may borrow from their mirror image.
+Unseen texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from facerecon.geometry.camera import camera_in_photo
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.masks import erode, gaussian_blur
-from facerecon.imaging.pyramid import laplacian_blend
+from facerecon.imaging.pyramid import laplacian_blend, multiband_blend
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
@@ -24,8 +26,10 @@ from facerecon.types import Camera, MeshTopology, Observation, SHLight
 _LUMA = (0.299, 0.587, 0.114)
 _BLACK = 0.01  # added to intensities before logarithms
 _TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
+_CHOICE = 8  # power of a photo's share in a texel: half as many pixels leave 0.4 %
+_MOST = 16.0  # px of a photo in a texel; over a seam of the atlas neighbors lie far apart
 
-__all__ = ["add_detail", "fit_to_full", "full_crop_camera"]
+__all__ = ["add_detail", "add_shared_detail", "fit_to_full", "full_crop_camera"]
 
 
 def fit_to_full(photo: Observation) -> Tensor:
@@ -117,32 +121,81 @@ def add_detail(
         texture (B, 3, S, S) in [0, 1]; and seen (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
         texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
     """
-    size = settings.size
-    base = F.interpolate(decoded, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
-    crop = photo.full
-    channels = torch.cat([crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid], 1)
-    baked, seen = bake(channels, vertices, topology, full_crop_camera(camera, photo), size)
-    rgb, face, eye, mouth, valid = baked.split([3, 1, 1, 1, 1], 1)
+    base = _sized(decoded, settings.size)
+    shown = _shown(photo, vertices, base, light, camera, topology, settings)
+    if not settings.enabled:
+        return pad_islands(base, topology), shown.seen
+    return _joined_to(base, shown, topology, settings), shown.seen
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What photos show of their heads, in UV.
+
+    Args:
+        albedo: (B, 3, S, S). weight: (B, 1, S, S), how far its skin is taken. inner: (B, 1, S, S), the same of eyeballs
+            and the inside of the mouth. seen: (B, 1, S, S). sharpness: (B, 1, S, S), photo pixels per texel along a
+            side; None where it is not asked for.
+    """
+
+    albedo: Tensor
+    weight: Tensor
+    inner: Tensor
+    seen: Tensor
+    sharpness: Tensor | None = None
+
+
+def _sized(decoded: Tensor, size: int) -> Tensor:
+    return F.interpolate(decoded, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def _parts(topology: MeshTopology, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(1, 1, S, S) texels of eyeballs, of the inside of the mouth, and of the rest."""
+    eyes = region_texels(topology, ("eyes",), size)
+    inside = region_texels(topology, ("mouth", "teeth", "tongue"), size)
+    return eyes, inside, 1 - torch.maximum(eyes, inside)
+
+
+def _shown(
+    photo: Observation,
+    vertices: Tensor,
+    base: Tensor,
+    light: SHLight,
+    camera: Camera,
+    topology: MeshTopology,
+    settings: DetailSettings,
+    sharpness: bool = False,
+) -> _Shown:
+    """Unwrap the photos and divide them by the fitted shading; where detail is off, only what is seen counts."""
+    size, crop = settings.size, photo.full
+    channels = [crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid]
+    if sharpness:
+        side = crop.image.shape[-1]
+        at = (torch.arange(side, device=base.device) + 0.5).expand(side, side)
+        channels.append(torch.stack([at, at.T]).expand(photo.batch, -1, -1, -1))
+    baked, seen = bake(torch.cat(channels, 1), vertices, topology, full_crop_camera(camera, photo), size)
+    rgb, face, eye, mouth, valid, places = baked.split([3, 1, 1, 1, 1, 2 if sharpness else 0], 1)
     # skin shows skin, eyeballs show eyes, teeth show the mouth: nothing is painted on its neighbor
-    eyes, inside = (
-        region_texels(topology, ("eyes",), size),
-        region_texels(topology, ("mouth", "teeth", "tongue"), size),
-    )
-    skin = 1 - torch.maximum(eyes, inside)
+    eyes, inside, skin = _parts(topology, size)
     # the lids and lips leave a slit: what is inside counts as soon as it shows at all
     inner = (eyes * eye + inside * mouth) * (seen > 0.05)
     seen = (seen * skin * face * (1 - eye) * (1 - mouth) + inner) * valid
     if not settings.enabled:
-        return pad_islands(base, topology), seen
-
+        return _Shown(rgb, seen, inner, seen)
     shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
     albedo = _trusted(rgb, base, shading, seen * skin, size)
     k = max(1, round(size / 256))
     outer = seen * skin
     weight = erode((outer > 0.5).to(seen), k) * outer
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer)
-    seen = weight + inner * valid
-    weight = weight * settings.strength
+    inner = inner * valid
+    return _Shown(albedo, weight, inner, weight + inner, _sharpness(places, photo) if sharpness else None)
+
+
+def _joined_to(base: Tensor, shown: _Shown, topology: MeshTopology, settings: DetailSettings) -> Tensor:
+    """(B, 3, S, S): the decoder's texture with what was seen, and, less, what the other side of the face shows."""
+    _, inside, skin = _parts(topology, settings.size)
+    albedo, weight = shown.albedo, shown.weight * settings.strength
     base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
     other, _ = mirrored(torch.cat([albedo, weight], 1), topology)  # of the other side of the face
     borrowed = other[:, 3:] * (1 - weight) * settings.mirror * skin
@@ -151,7 +204,94 @@ def add_detail(
     source = torch.where(weight > 1e-3, source, base)
     texture = laplacian_blend(source, base, weight, settings.levels)
     # islands are blended each on its own: what lies beyond their borders must not bleed in
-    inner = inner * valid * settings.strength
+    inner = shown.inner * settings.strength
     base = _tinted_inside(base, albedo, inner, inside)
     texture = texture * skin + (albedo * inner + base * (1 - inner)) * (1 - skin)
-    return pad_islands(texture.clamp(0, 1), topology), seen
+    return pad_islands(texture.clamp(0, 1), topology)
+
+
+# -- several photos of one person --------------------------------------------------------------------------
+
+
+def add_shared_detail(
+    photo: Observation,
+    vertices: Tensor,
+    decoded: Tensor,
+    light: SHLight,
+    camera: Camera,
+    topology: MeshTopology,
+    settings: DetailSettings,
+) -> tuple[Tensor, Tensor]:
+    """The final texture of one person, each texel from the photos that show it best.
+
+    Photos are brought to one tone where they overlap. Skin is taken from the photo with the most pixels on a texel,
+    which counts distance, resolution and slant alike, over seams as wide as each band of frequencies
+    (:func:`~facerecon.imaging.pyramid.multiband_blend`); both eyeballs from one photo, the inside of the mouth from one
+    photo: eyes that look two ways, or half a smile, are of nobody. The order of the photos does not matter.
+
+    Args:
+        photo: B observed faces of one person. vertices: (B, V, 3), posed. decoded: (1, 3, s, s), the decoder's texture.
+        light: fitted light of each photo. camera: of the fit crop. topology: mesh. settings: of the step.
+
+    Returns:
+        texture (1, 3, S, S) in [0, 1]; and seen (1, 1, S, S) in [0, 1], as of :func:`add_detail`.
+    """
+    base = _sized(decoded, settings.size)
+    each = [
+        _shown(photo[b], vertices[b : b + 1], base, light[b], camera[b], topology, settings, settings.enabled)
+        for b in range(photo.batch)
+    ]
+    seen = torch.stack([shown.seen for shown in each]).amax(0)
+    if not settings.enabled:
+        return pad_islands(base, topology), seen
+    shown = _best_of(each, base, topology, settings)
+    return _joined_to(base, shown, topology, settings), shown.seen
+
+
+def _best_of(each: list[_Shown], base: Tensor, topology: MeshTopology, settings: DetailSettings) -> _Shown:
+    """One of several photos of a person."""
+    eyes, inside, skin = _parts(topology, settings.size)
+    quality = [shown.weight * shown.sharpness for shown in each]
+    best, total = torch.stack(quality).amax(0), sum(quality)
+    mean = sum(shown.albedo * q for shown, q in zip(each, quality, strict=True)) / total.clamp(min=1e-6)
+    # nearly all from the best: a second one counts where it is as good
+    shares = [(q / best.clamp(min=1e-6)) ** _CHOICE for q in quality]
+    whole = sum(shares).clamp(min=1e-6)
+    weight = torch.stack([shown.weight for shown in each]).amax(0)
+    base = base * (_gain(mean, base, weight) * skin + 1 - skin)
+    layers = []
+    for shown in each:
+        even = shown.albedo * _gain(mean, shown.albedo, shown.weight)  # of the tone that the photos have together
+        layers.append(torch.where(shown.weight > 1e-3, even, base))
+    albedo = multiband_blend(layers, [share / whole for share in shares], settings.levels)
+    albedo = torch.where(best > 0, albedo, base)
+    inner = torch.zeros_like(weight)
+    for part in (eyes, inside):
+        chosen = max(each, key=lambda shown: _worth(shown, part))
+        albedo = torch.where(part > 0.5, chosen.albedo, albedo)
+        inner = inner + chosen.inner * part
+    return _Shown(albedo, weight, inner, weight + inner)
+
+
+def _worth(shown: _Shown, part: Tensor) -> float:
+    """How well a photo shows eyes or mouth: how much of them, and less important, how sharp."""
+    amount = shown.inner * part
+    sharp = (amount * shown.sharpness).sum() / amount.sum().clamp(min=1e-6)
+    return float(amount.sum().square() * sharp.sqrt())
+
+
+def _sharpness(places: Tensor, photo: Observation) -> Tensor:
+    """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is seen edge-on.
+
+    Args:
+        places: (B, 2, S, S), where in the full crop each texel is, px. photo: a crop larger than what it was cut from
+            has no more pixels than that.
+    """
+    along, down = places.diff(dim=3)[:, :, :-1], places.diff(dim=2)[..., :-1]
+    area = (along[:, :1] * down[:, 1:] - along[:, 1:] * down[:, :1]).abs()
+    area = F.pad(area, (0, 1, 0, 1), mode="replicate")
+    stretch = torch.linalg.det(photo.full.to_photo[:, :, :2]).abs().clamp(max=1)
+    smooth = gaussian_blur(
+        (area * stretch[:, None, None, None]).clamp(max=_MOST).sqrt(), 2 * (area.shape[-1] // 64) + 1
+    )
+    return smooth

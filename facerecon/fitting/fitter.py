@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import ConfigError, FitError, nearest_name
+from facerecon.errors import ConfigError, FitError, InputError, nearest_name
 from facerecon.fitting.coefficients import coefficients_to_latent
-from facerecon.fitting.detail import add_detail
+from facerecon.fitting.detail import add_detail, add_shared_detail
 from facerecon.fitting.initialize import (
     LandmarkStart,
     RegressorStart,
@@ -24,7 +24,7 @@ from facerecon.fitting.initialize import (
     start_from_regressor,
 )
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
-from facerecon.fitting.stage import DetailSettings, Stage, stages_from_config
+from facerecon.fitting.stage import DetailSettings, SmoothnessSettings, Stage, stages_from_config
 from facerecon.fitting.variables import Variables, chosen_rows
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.morphable import MorphableModel
@@ -59,7 +59,8 @@ class StepReport:
 class Fitter:
     """Photo -> head: stage 1 from landmarks or by N_enc, stage 2 the texture latent, stage 3 everything, then detail.
 
-    Faces of a batch are fitted with independent losses; only the arithmetic is shared.
+    Faces of a batch are fitted with independent losses; only the arithmetic is shared. :meth:`together` fits one person
+    to all of them.
 
     Args:
         model: head model. decoder: texture decoder.
@@ -132,29 +133,39 @@ class Fitter:
         self.failed: dict[int, str] = {}
         self.diverged: dict[int, str] = {}
         self.fallbacks: dict[int, str] = {}
+        self.used: list[int] = []
 
     # -- stage 1 -----------------------------------------------------------------------------------
 
-    def initialize(self, photo: Observation) -> tuple[FaceParams, Latent]:
+    def initialize(self, photo: Observation, one_person: bool = False) -> tuple[FaceParams, Latent]:
         """Stage 1: the start, by N_enc or from landmarks (Sec. 4.2).
 
         ``self.fallbacks`` names the faces that N_enc cannot read, {index: why}; they start from their landmarks.
+        ``one_person``: identity and texture are the same in every row, the best for all photos.
         """
+        one_person = one_person and photo.batch > 1
         camera = self._camera(photo)
         self.fallbacks, said = {}, None
         if self.regressor is None:
-            params = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, self.start)
+            params = fit_landmarks(
+                self.model, photo.landmarks68, camera, photo.mesh468, self.start, shared_identity=one_person
+            )
         else:
             params, said, self.fallbacks = start_from_regressor(
-                self.model, self.regressor, photo, camera, self.start, self.regressor_start
+                self.model, self.regressor, photo, camera, self.start, self.regressor_start, one_person
             )
         view, vertices = self._prepare(params, camera)
-        light, latent = fit_light_and_texture(photo, self.decoder, view, vertices, self.model.topology.faces)
+        light, latent = fit_light_and_texture(
+            photo, self.decoder, view, vertices, self.model.topology.faces, shared_texture=one_person
+        )
         if said is not None and self.regressor_start.appearance == "regressor":
             codes = coefficients_to_latent(said, self.decoder).codes
             gamma = params.light.coefficients
             for i in self.fallbacks:
                 gamma[i], codes[i] = light.coefficients[i], latent.codes[i]
+            if one_person:
+                believed = [i for i in range(photo.batch) if i not in self.fallbacks] or slice(None)
+                codes = codes[believed].mean(0, keepdim=True).expand_as(codes)
             light, latent = SHLight(gamma), Latent(codes, latent.space)
         return params.replace(light=light), latent
 
@@ -196,14 +207,74 @@ class Fitter:
             FitError: no face of the observation can be fitted.
         """
         self.seconds, self.failed, self.diverged = {}, {}, {}
+        return self._fit(self._usable(photo), callback)
+
+    def together(
+        self,
+        photos: Observation | Sequence[Observation],
+        times: Sequence[float] | Tensor | None = None,
+        smoothness: SmoothnessSettings | None = None,
+        callback: Callable[[StepReport], None] | None = None,
+    ) -> ReconstructedFace:
+        """Fit one person to several photos: one identity and one texture, a pose, expression and light for each photo.
+
+        All three stages minimize the mean of the photos' losses, in which the priors of identity and texture count
+        once; each photo's own variables follow its own loss. The detail step takes for each texel the photo that shows
+        it best. One photo gives what ``fitter(photo)`` gives.
+
+        Args:
+            photos: B observed faces of one person, or one observation a photo.
+            times: (B,), increasing, of the frames of a video, any unit; evenly spaced if left out.
+            smoothness: makes the photos frames of a video, in this order: weights of the second differences of
+                expression, pose and light over time. None: photos in any order.
+            callback: called after every step.
+
+        Returns:
+            A face of batch B, whose rows have identity, latent, texture and neutral vertices in common (and in memory).
+            ``face[i]`` is the person as in photo i. What was measured on a photo may be unusable (not finite): then it
+            is left out, with a warning; ``fitter.used`` holds the numbers of those in the result.
+
+        Raises:
+            InputError: no photo, times without smoothness, of another length or not increasing. FitError: no photo can be
+                used, or the fit fails.
+        """
+        photo = photos if isinstance(photos, Observation) else Observation.cat(list(photos)) if photos else None
+        if photo is None or photo.batch == 0:
+            raise InputError("there is no photo to fit; give at least one observation.")
+        if times is not None:
+            if smoothness is None:
+                raise InputError("times belong to a video; give smoothness=SmoothnessSettings() too.")
+            times = torch.as_tensor(times, dtype=torch.float64)
+            if times.shape != (photo.batch,):
+                raise InputError(f"times must be ({photo.batch},), one a frame; got {tuple(times.shape)}.")
+            if not bool((times.diff() > 0).all()):
+                raise InputError("times must increase from frame to frame; sort the frames, each with its own time.")
+        self.seconds, self.failed, self.diverged = {}, {}, {}
+        self._usable(photo)
+        for i, reason in self.failed.items():
+            warnings.warn(f"{_called(photo, i)}: left out, {reason}.", stacklevel=2)
+        self.used = [i for i in range(photo.batch) if i not in self.failed]
+        if self.failed:
+            photo, times = photo[self.used], None if times is None else times[self.used]
+            self.failed = {}
+        track = None if smoothness is None else _Track(smoothness, times)
+        return self._fit(photo, callback, one_person=True, track=track)
+
+    def _fit(
+        self,
+        photo: Observation,
+        callback: Callable[[StepReport], None] | None,
+        one_person: bool = False,
+        track: _Track | None = None,
+    ) -> ReconstructedFace:
+        """The three stages and the detail, of faces or of one person; ``track``: along a video."""
         clock = time.perf_counter()
-        photo = self._usable(photo)
-        params, latent = self.initialize(photo)
+        params, latent = self.initialize(photo, one_person)
         clock = self._lap("start", clock)
         for i, reason in self.fallbacks.items():
             if i not in self.failed:
-                warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=2)
-        variables = Variables(params, latent, self.model.expression_bounds, self.decoder)
+                warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=3)
+        variables = Variables(params, latent, self.model.expression_bounds, self.decoder, one_person)
         for i in (~variables.finite()).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its start from the landmarks and the light is not finite")
         self.stage_params = {"start": (params, latent)}
@@ -211,27 +282,33 @@ class Fitter:
         for stage in self.stages.values():
             if stage.steps == 0:
                 continue
-            records = self.run_stage(stage, self._unoccluded(photo, variables), variables, callback)
+            records = self.run_stage(stage, self._unoccluded(photo, variables), variables, callback, track)
             history |= {f"{stage.name}.{term}": torch.stack(values, 1) for term, values in records.items()}
             self.stage_params[stage.name] = variables.copy()
             clock = self._lap(stage.name, clock)
         self._stand_in(photo, variables)
         self.observed = self._unoccluded(photo, variables)
-        face = self._result(self.observed, variables.current.detach(), variables.code.detach(), history)
+        face = self._result(self.observed, variables.current.detach(), variables.code.detach(), history, one_person)
         self._lap("detail" if self.detail.enabled else "texture map", clock)
         for i in (~_finite_rows(face)).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its texture or shape is not finite")
         for i, reason in self.failed.items():
-            warnings.warn(f"{_called(photo, i)}: could not be fitted, {reason}.", stacklevel=2)
+            warnings.warn(f"{_called(photo, i)}: could not be fitted, {reason}.", stacklevel=3)
         return _emptied(face, list(self.failed))
 
     def run_stage(
-        self, stage: Stage, photo: Observation, variables: Variables, callback: Callable | None = None
+        self,
+        stage: Stage,
+        photo: Observation,
+        variables: Variables,
+        callback: Callable | None = None,
+        track: _Track | None = None,
     ) -> dict[str, list[Tensor]]:
         """One stage: Adam on the variables it names. Returns {term: [(B,) per step]}, with "total".
 
         A face whose loss is not finite, or far above its start, goes back to its best state and stays there until the
-        stage ends; ``self.diverged`` says so. The others do not notice.
+        stage ends; ``self.diverged`` says so. The others do not notice. Photos of one person (``variables.one_person``)
+        do so together, by the mean of their losses; ``track``: they are frames of a video.
         """
         camera = self._camera(photo)
         variables.hold_latent(as_w=False)
@@ -247,6 +324,7 @@ class Fitter:
         moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
         moving[list(self.failed)] = False
         watch = _Watch(moving, variables)
+        weights = stage.weights | (track.settings.weights if track is not None else {})
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate(step) * group["scale"]
@@ -254,10 +332,16 @@ class Fitter:
             before = variables.copy() if callback is not None else None
             size = stage.texture_size(step)
             terms, image = self._evaluate(stage, photo, params, latent, camera, view, fixed, size)
-            total = sum(stage.weights[name] * value for name, value in terms.items())
-            watch.look(step, total.detach(), variables)
+            if track is not None and moving_shape:
+                terms |= track.settings.terms(params, track.times)
+            if variables.one_person:  # one texture, one prior of it
+                terms = {name: value.expand(photo.batch) for name, value in terms.items()}
+            total = sum(weights[name] * value for name, value in terms.items())
+            judged = total.detach()
+            watch.look(step, judged.mean().expand_as(judged) if variables.one_person else judged, variables)
             optimizer.zero_grad(set_to_none=True)
             torch.where(watch.moving, total, torch.zeros_like(total)).sum().backward()
+            variables.average()
             variables.still(watch.moving)
             optimizer.step()
             variables.retract(stage)
@@ -278,17 +362,18 @@ class Fitter:
                     )
                 )
         for i, step, good in watch.close(stage.steps, variables):
-            self._left(i, step, good, stage, photo)
+            self._left(i, step, good, stage, photo, quiet=variables.one_person and i > 0)
         return records
 
-    def _left(self, index: int, step: int, good: bool, stage: Stage, photo: Observation) -> None:
+    def _left(self, index: int, step: int, good: bool, stage: Stage, photo: Observation, quiet: bool = False) -> None:
         """Note, and warn, that a face left its path in a stage; ``good``: it has a state to go back to."""
         if index in self.failed:
             return
         text = f"its loss is not finite or blew up at step {step + 1} of {stage.steps} of stage '{stage.name}'"
         if good or stage.name != next(name for name, other in self.stages.items() if other.steps):
             self.diverged[index] = f"{text}; kept at its best state before"
-            warnings.warn(f"{_called(photo, index)}: {self.diverged[index]}.", stacklevel=4)
+            if not quiet:
+                warnings.warn(f"{_called(photo, index)}: {self.diverged[index]}.", stacklevel=5)
         else:
             self.failed[index] = text
 
@@ -341,7 +426,7 @@ class Fitter:
         if not self.occlusion.enabled:
             return photo
         with torch.no_grad():
-            params, latent = variables.copy()
+            params, latent = variables.current, variables.code
             camera, vertices, texture = self._camera(photo), self.model(params), self.decoder(latent).nan_to_num()
             topology = self.model.topology
             hidden = find_occlusion(photo, vertices, texture, params.light, camera, topology, self.occlusion)
@@ -424,13 +509,26 @@ class Fitter:
         return terms, image
 
     def _result(
-        self, photo: Observation, params: FaceParams, latent: Latent, history: dict[str, Tensor]
+        self,
+        photo: Observation,
+        params: FaceParams,
+        latent: Latent,
+        history: dict[str, Tensor],
+        one_person: bool = False,
     ) -> ReconstructedFace:
         with torch.no_grad():
             posed = self.model(params)
             decoded = self.decoder(latent).clamp(0, 1)
             camera = self._camera(photo)
-            texture, seen = add_detail(photo, posed, decoded, params.light, camera, self.model.topology, self.detail)
+            who = params[:1] if one_person else params
+            neutral = self.model.shape(who.replace(expression=torch.zeros_like(who.expression)))
+            add = add_shared_detail if one_person and photo.batch > 1 else add_detail
+            texture, seen = add(photo, posed, decoded, params.light, camera, self.model.topology, self.detail)
+            if one_person:
+                texture, seen, decoded, codes = (
+                    t.expand(photo.batch, *t.shape[1:]) for t in (texture, seen, decoded, latent.codes)
+                )
+                latent = latent.replace(codes=codes)
             cameras = [
                 camera_in_photo(camera[b], photo.fit.to_photo[b : b + 1], tuple(photo.photo_size[b]))
                 for b in range(photo.batch)
@@ -442,7 +540,7 @@ class Fitter:
                 decoded=decoded,
                 seen=seen,
                 vertices=self.model.shape(params),
-                neutral_vertices=self.model.shape(params.replace(expression=torch.zeros_like(params.expression))),
+                neutral_vertices=neutral.expand(photo.batch, -1, -1),
                 camera=Camera.cat(cameras),
                 topology=self.model.topology,
                 expression_basis=self.model.expression_basis,
@@ -459,6 +557,14 @@ class Fitter:
         return now
 
 
+@dataclass(frozen=True)
+class _Track:
+    """The photos are frames of a video, at these moments (None: evenly spaced)."""
+
+    settings: SmoothnessSettings
+    times: Tensor | None
+
+
 _BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has left its path
 
 
@@ -471,7 +577,7 @@ class _Watch:
 
     def __init__(self, moving: Tensor, variables: Variables) -> None:
         self.moving = moving
-        self.best = variables.snapshot()
+        self.best = variables.snapshot()  # leaves that all photos share have one row
         self.lowest = torch.full(moving.shape, torch.inf, device=moving.device)
         self.first: Tensor | None = None
         self.stopped = torch.full(moving.shape, -1, device=moving.device)
@@ -484,7 +590,7 @@ class _Watch:
         better = self.moving & (total < self.lowest)
         self.lowest = torch.where(better, total, self.lowest)
         for name, tensor in variables.tensors.items():
-            self.best[name] = chosen_rows(better, tensor.detach(), self.best[name])
+            self.best[name] = chosen_rows(better[: len(tensor)], tensor.detach(), self.best[name])
 
     def close(self, steps: int, variables: Variables) -> list[tuple[int, int, bool]]:
         """(face, step at which it stopped, whether it has a good state) of every face that did not finish."""

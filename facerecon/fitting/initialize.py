@@ -339,12 +339,15 @@ def start_from_regressor(
     camera: Camera,
     landmarks: LandmarkStart | None = None,
     settings: RegressorStart | None = None,
+    shared_identity: bool = False,
 ) -> tuple[FaceParams, Coefficients, dict[int, str]]:
     """Pose, identity and expression from N_enc's look at the fit crop, refined on the landmarks.
 
     Args:
         model: head model. regressor: of that model. photo: B observed faces. camera: of the fit crop.
         landmarks: of the refinement, and of the faces that N_enc cannot read. settings: when it is believed.
+        shared_identity: the B photos show one person, whose identity is refined around the mean of what N_enc says of
+            those that it can read; the others start there, with the pose and expression of their landmarks.
 
     Returns:
         Parameters of batch B (light and albedo are N_enc's; ambient and zero for a face that it cannot read), its own
@@ -358,9 +361,23 @@ def start_from_regressor(
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
-        params = fit_landmarks(
-            model, photo.landmarks68, camera, photo.mesh468, landmarks, start=first, start_residual=known
-        )
+        everyone = photo.landmarks68, camera, photo.mesh468
+        if shared_identity and len(reasons) == photo.batch:
+            return fit_landmarks(model, *everyone, landmarks, shared_identity=True), said, reasons
+        if shared_identity:
+            if reasons:
+                good = [i for i in range(photo.batch) if i not in reasons]
+                lost = torch.tensor([i in reasons for i in range(photo.batch)], device=photo.image.device)[:, None]
+                other = fit_landmarks(model, *everyone, landmarks, shared_identity=True)
+                first = first.replace(
+                    identity=torch.where(lost, first.identity[good].mean(0), first.identity),
+                    expression=torch.where(lost, other.expression, first.expression),
+                    rotation=torch.where(lost, other.rotation, first.rotation),
+                    translation=torch.where(lost, other.translation, first.translation),
+                )
+            params = fit_landmarks(model, *everyone, landmarks, shared_identity=True, start=first, start_residual=known)
+            return params, said, reasons
+        params = fit_landmarks(model, *everyone, landmarks, start=first, start_residual=known)
         if reasons:
             device = photo.image.device
             rows = torch.tensor(sorted(reasons), device=device)
@@ -455,6 +472,7 @@ def fit_light_and_texture(
     rounds: int = 3,
     prior: float = 2e-4,
     stride: int = 3,
+    shared_texture: bool = False,
 ) -> tuple[SHLight, Latent]:
     """Light and texture code of each photo in closed form.
 
@@ -466,42 +484,49 @@ def fit_light_and_texture(
         rounds: of alternation between light and texture.
         prior: weight of |z|^2 against the mean squared error of the pixels.
         stride: use every ``stride``-th skin pixel.
+        shared_texture: the B photos show one person: one code for all, in every row of the result, which minimizes the
+            mean of their errors; the prior counts once.
 
     Returns:
         SHLight (B, 9, 3) and Latent codes.
     """
     batch, device = photo.batch, photo.image.device
-    lights, codes = [], []
+    lights = list(SHLight.ambient(batch, device).coefficients)
     with torch.no_grad():
         mean, components = decoder.start_basis()
         stack = torch.cat([mean[None], components]).flatten(0, 1)[None]  # (1, 3 (1 + K), s, s)
         normals_of = F.normalize(view.found.interpolate(vertex_normals(vertices, faces), faces), dim=-1)
         pixels, grids, all_normals = (view.found.split(t) for t in (view.found.pixel, view.look_ups, normals_of))
         area = photo.image.shape[-2] * photo.image.shape[-1]
+        codes = torch.zeros(batch, len(components), device=device)
+        shown = {}
         for b in range(batch):
             at = pixels[b] - b * area
             skin = (photo.skin_mask[b].flatten()[at] > 0.5).nonzero()[::stride, 0]
             if len(skin) < 50:
-                lights.append(SHLight.ambient(1, device).coefficients[0])
-                codes.append(torch.zeros(len(components), device=device))
                 continue
             image = photo.image[b].flatten(1)[:, at[skin]].T
             normals, grid = all_normals[b][skin], grids[b][skin][None, None]
             at_pixels = F.grid_sample(stack, grid, align_corners=False, padding_mode="border")
             at_pixels = at_pixels[0, :, 0].view(1 + len(components), 3, -1).permute(2, 1, 0)  # (P, 3, 1 + K)
-            code = torch.zeros(len(components), device=device)
-            basis = sh_basis(normals)
+            shown[b] = image, normals, sh_basis(normals), at_pixels
+
+        def equations(b: int) -> tuple[Tensor, Tensor]:
+            """The light of a photo under its code, and the normal equations of the code in that light."""
+            image, normals, basis, at_pixels = shown[b]
+            albedo = at_pixels[..., 0] + at_pixels[..., 1:] @ codes[b]
+            lights[b] = fit_light(image, albedo.clamp(0.02, 1), normals)
+            shading = (basis @ lights[b])[..., None]  # (P, 3, 1)
+            design = (at_pixels[..., 1:] * shading).flatten(0, 1)
+            rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
+            weight = 1 / (1 + ((rest - design @ codes[b]) / 0.1).square())
+            return (design * weight[:, None]).T @ design / len(rest), design.T @ (weight * rest) / len(rest)
+
+        ridge = prior * torch.eye(len(components), device=device)
+        for group in [list(shown)] if shared_texture and shown else [[b] for b in shown]:
             for _ in range(rounds):
-                albedo = at_pixels[..., 0] + at_pixels[..., 1:] @ code
-                gamma = fit_light(image, albedo.clamp(0.02, 1), normals)
-                shading = (basis @ gamma)[..., None]  # (P, 3, 1)
-                design = (at_pixels[..., 1:] * shading).flatten(0, 1)
-                rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
-                weight = 1 / (1 + ((rest - design @ code) / 0.1).square())
-                normal = (design * weight[:, None]).T @ design / len(rest)
-                normal += prior * torch.eye(len(code), device=device)
-                code = torch.linalg.solve_ex(normal, design.T @ (weight * rest) / len(rest))[0]
-            lights.append(gamma)
-            codes.append(code)
-        start = decoder.from_start(torch.stack(codes))
+                normal, right = (sum(parts) / len(group) for parts in zip(*map(equations, group), strict=True))
+                code = torch.linalg.solve_ex(normal + ridge, right)[0]
+                codes[slice(None) if shared_texture else group] = code
+        start = decoder.from_start(codes)
     return SHLight(torch.stack(lights)), Latent(start, decoder.space)

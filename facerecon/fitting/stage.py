@@ -8,9 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from facerecon.errors import ConfigError, nearest_name
+from torch import Tensor
 
-__all__ = ["TERMS", "VARIABLES", "DetailSettings", "Stage", "default_stages", "stages_from_config"]
+from facerecon.errors import ConfigError, nearest_name
+from facerecon.losses import smoothness_loss
+from facerecon.types import FaceParams
+
+__all__ = [
+    "TERMS",
+    "VARIABLES",
+    "DetailSettings",
+    "SmoothnessSettings",
+    "Stage",
+    "default_stages",
+    "stages_from_config",
+]
 
 VARIABLES = ("latent", "identity", "expression", "pose", "light")
 """What a stage may optimize; "pose" is rotation and translation."""
@@ -127,6 +139,44 @@ class DetailSettings:
     strength: float = 1.0
     levels: int = 6
     mirror: float = 0.7
+
+
+@dataclass(frozen=True)
+class SmoothnessSettings:
+    """Weights of the squared second differences along a video (:func:`~facerecon.losses.smoothness_loss`), ours.
+
+    Args:
+        expression: on the expression weights. rotation: on Euler angles in radians. translation: on world units.
+        light: on the 27 coefficients of light.
+
+    Raises:
+        ConfigError: a weight that is no number >= 0.
+    """
+
+    expression: float = 1.0
+    rotation: float = 10.0
+    translation: float = 1.0
+    light: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checked("smoothness", self.__dict__, self.__dict__, "weight of smoothness")
+
+    def terms(self, params: FaceParams, times: Tensor | None = None) -> dict[str, Tensor]:
+        """{"smooth_expression", ...: (T,)} of T frames, unweighted; a weight of 0 is not computed."""
+        tracks = {
+            "expression": params.expression,
+            "rotation": params.rotation,
+            "translation": params.translation,
+            "light": params.light.coefficients,
+        }
+        return {
+            f"smooth_{name}": smoothness_loss(track, times) for name, track in tracks.items() if getattr(self, name)
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """{name of a term: its weight}."""
+        return {f"smooth_{name}": value for name, value in self.__dict__.items()}
 
 
 def default_stages() -> dict[str, Stage]:

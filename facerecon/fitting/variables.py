@@ -12,7 +12,10 @@ from facerecon.fitting.stage import Stage
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
 from facerecon.types import FaceParams, Latent, SHLight
 
-__all__ = ["Variables", "chosen_rows"]
+__all__ = ["SHARED", "Variables", "chosen_rows"]
+
+SHARED = ("latent", "identity")
+"""Leaves that photos of one person have in common."""
 
 _TENSORS = {
     "latent": ("latent",),
@@ -31,12 +34,15 @@ class Variables:
         params: start of the coefficients. latent: start of the texture code.
         expression_bounds: (low, high), or None where expressions are free.
         decoder: whose codes they are; needed where a stage moves w itself.
+        one_person: the B rows are photos of one person: identity and latent are one leaf each, of batch 1 (the mean of
+            the rows given), which all photos move.
     """
 
     params: FaceParams
     latent: Latent
     expression_bounds: tuple[float, float] | None = None
     decoder: TextureDecoder | None = None
+    one_person: bool = False
 
     def __post_init__(self) -> None:
         p = self.params
@@ -49,7 +55,15 @@ class Variables:
             "light": p.light.coefficients,
         }
         self.tensors = {name: t.detach().clone() for name, t in self.tensors.items()}
+        if self.one_person and self.photos > 1:
+            for name in SHARED:
+                self.tensors[name] = self.tensors[name].mean(0, keepdim=True)
         self.moves_w = False
+
+    @property
+    def photos(self) -> int:
+        """B."""
+        return len(self.tensors["rotation"])
 
     def groups(self, stage: Stage) -> list[dict]:
         """Adam parameter groups of a stage; marks what it optimizes and nothing else as requiring a gradient."""
@@ -94,7 +108,7 @@ class Variables:
         """The parameters as they stand; gradients flow back to the leaves."""
         t = self.tensors
         return self.params.replace(
-            identity=t["identity"],
+            identity=t["identity"].expand(self.photos, -1),
             expression=t["expression"],
             rotation=t["rotation"],
             translation=t["translation"],
@@ -103,7 +117,7 @@ class Variables:
 
     @property
     def code(self) -> Latent:
-        """The latent as it stands, as a code of the decoder."""
+        """The latent as it stands, as a code of the decoder; of batch 1 for photos of one person."""
         leaf = self.tensors["latent"]
         return self.latent.replace(codes=self.decoder.from_w(leaf) if self.moves_w else leaf)
 
@@ -113,23 +127,36 @@ class Variables:
         def clone(t: Tensor) -> Tensor:
             return t.detach().clone()
 
-        return self.current.map(clone), self.code.map(clone)
+        code = self.code
+        return self.current.map(clone), code.replace(codes=code.codes.expand(self.photos, -1, -1)).map(clone)
 
     def keep(self, moving: Tensor, instead: dict[str, Tensor]) -> None:
         """Give the faces that are not ``moving``, (B,) bool, the values of ``instead``."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
-                tensor.copy_(chosen_rows(moving, tensor, instead[name]))
+                tensor.copy_(chosen_rows(moving[: len(tensor)], tensor, instead[name]))
 
     def still(self, moving: Tensor) -> None:
         """Take away the gradients of the faces that are not ``moving``, (B,) bool."""
         for tensor in self.tensors.values():
             if tensor.grad is not None:
-                tensor.grad = chosen_rows(moving, tensor.grad, torch.zeros_like(tensor.grad))
+                tensor.grad = chosen_rows(moving[: len(tensor)], tensor.grad, torch.zeros_like(tensor.grad))
+
+    def average(self) -> None:
+        """Of a sum of losses over photos of one person: make the gradients of what they share those of the mean.
+
+        What each photo has for itself keeps the gradient of its own loss, as in a fit of that photo alone.
+        """
+        if self.one_person:
+            for name in SHARED:
+                if self.tensors[name].grad is not None:
+                    self.tensors[name].grad /= self.photos
 
     def finite(self) -> Tensor:
-        """(B,) bool: all numbers of a face are finite."""
-        return torch.stack([t.detach().flatten(1).isfinite().all(1) for t in self.tensors.values()]).all(0)
+        """(B,) bool: all numbers of a face are finite; of one person, those of all photos."""
+        rows = [t.detach().flatten(1).isfinite().all(1).expand(self.photos) for t in self.tensors.values()]
+        found = torch.stack(rows).all(0)
+        return found.all().expand(self.photos) if self.one_person else found
 
     def snapshot(self) -> dict[str, Tensor]:
         """Detached copies of every leaf."""

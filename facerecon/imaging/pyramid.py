@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "gaussian_pyramid",
     "laplacian_blend",
     "laplacian_pyramid",
+    "multiband_blend",
     "push_pull",
     "upsample",
 ]
@@ -100,6 +102,31 @@ def laplacian_blend(first: Tensor, second: Tensor, mask: Tensor, levels: int = 5
     bands = laplacian_pyramid(first - second, levels)
     weights = gaussian_pyramid(mask, levels)
     return second + collapse([band * weight for band, weight in zip(bands, weights, strict=True)])
+
+
+def multiband_blend(images: Sequence[Tensor], shares: Sequence[Tensor], levels: int = 5) -> Tensor:
+    """Join any number of images, none before another: :func:`laplacian_blend` of more than two.
+
+    Args:
+        images: N of (B, C, H, W). shares: N of (B, 1, H, W) >= 0 which add up to 1 in each pixel; where they add up to
+            less than that at some scale, they are scaled to it. levels: of the pyramids.
+
+    Returns:
+        (B, C, H, W), not clamped; 0 where no image has a share within reach of the coarsest level.
+
+    Raises:
+        ConfigError: no image, or not one share an image.
+    """
+    if not images or len(images) != len(shares):
+        raise ConfigError(f"each image needs a share; got {len(images)} image(s) and {len(shares)} share(s).")
+    sums: list[Tensor] = []
+    weights: list[Tensor] = []
+    for image, share in zip(images, shares, strict=True):
+        bands, masks = laplacian_pyramid(image, levels), gaussian_pyramid(share, levels)
+        parts = [band * mask for band, mask in zip(bands, masks, strict=True)]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+        weights = [a + b for a, b in zip(weights, masks, strict=True)] if weights else masks
+    return collapse([total / weight.clamp(min=1e-4) for total, weight in zip(sums, weights, strict=True)])
 
 
 def push_pull(image: Tensor, weight: Tensor, finest: int = 128) -> Tensor:

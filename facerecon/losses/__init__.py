@@ -11,7 +11,14 @@ from facerecon.losses.image import (
     silhouette_loss,
 )
 from facerecon.losses.landmark import landmark_loss, landmark_weights, normalized_mean_error
-from facerecon.losses.priors import coefficient_loss, gaussian_loss, geocross_loss, light_color_loss, radius_loss
+from facerecon.losses.priors import (
+    coefficient_loss,
+    gaussian_loss,
+    geocross_loss,
+    light_color_loss,
+    radius_loss,
+    smoothness_loss,
+)
 
 __all__ = [
     "FaceFeatureDistance",
@@ -31,4 +38,5 @@ __all__ = [
     "pixel_loss",
     "radius_loss",
     "silhouette_loss",
+    "smoothness_loss",
 ]

@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from facerecon.errors import check_shape
+from facerecon.errors import InputError, check_shape
 
-__all__ = ["coefficient_loss", "gaussian_loss", "geocross_loss", "light_color_loss", "radius_loss"]
+__all__ = [
+    "coefficient_loss",
+    "gaussian_loss",
+    "geocross_loss",
+    "light_color_loss",
+    "radius_loss",
+    "smoothness_loss",
+]
 
 
 def coefficient_loss(coefficients: Tensor) -> Tensor:
@@ -66,6 +73,37 @@ def geocross_loss(codes: Tensor) -> Tensor:
     total = ((x + y).square().sum(-1) + 1e-9).sqrt()
     angle = 2 * torch.atan2(difference, total)
     return codes.shape[-1] * angle.square().flatten(1).mean(1) / 8
+
+
+def smoothness_loss(values: Tensor, times: Tensor | None = None) -> Tensor:
+    """How much a track bends: its squared second difference at each moment.
+
+    ``|x[t-1] - 2 x[t] + x[t+1]|^2`` where the moments are one step apart; elsewhere the second derivative through three
+    neighbors (divided differences), in the unit of the track's mean step. A track that moves evenly costs nothing.
+
+    Args:
+        values: (T, ...), one row a moment. times: (T,), increasing, any unit; evenly spaced if left out.
+
+    Returns:
+        (T,), 0 at both ends, where nothing bends.
+
+    Raises:
+        InputError: times that do not increase.
+    """
+    count = len(values)
+    if times is None:
+        times = torch.arange(count, device=values.device)
+    check_shape("times", times, f"{count}")
+    bend = values.new_zeros(count)
+    if count < 3:
+        return bend
+    steps = times.to(values).diff()
+    if not bool((steps > 0).all()):
+        raise InputError("times must increase from moment to moment; sort the frames and give each its own time.")
+    steps = (steps / steps.mean()).view(-1, *[1] * (values.dim() - 1))
+    speed = values.diff(dim=0) / steps
+    second = speed.diff(dim=0) / ((steps[1:] + steps[:-1]) / 2)
+    return torch.cat([bend[:1], second.square().flatten(1).sum(1), bend[:1]])
 
 
 def light_color_loss(coefficients: Tensor) -> Tensor:

@@ -75,3 +75,20 @@ def test_push_pull_continues_what_is_known() -> None:
     assert filled.max() <= ramp[..., 47].max() + 1e-5
     assert filled[..., 32, 54] - filled[..., 32, 9] > 0.03  # each side continues its own
     assert pyramid.push_pull(ramp, torch.zeros_like(weight)).abs().max() == 0
+
+
+def test_multiband_of_two_is_the_blend_of_two_and_the_order_does_not_matter() -> None:
+    images = [torch.rand(1, 3, 48, 64, dtype=torch.float64) for _ in range(3)]
+    mask = torch.rand(1, 1, 48, 64, dtype=torch.float64)
+    two = pyramid.multiband_blend(images[:2], [mask, 1 - mask], 4)
+    assert torch.allclose(two, pyramid.laplacian_blend(*images[:2], mask, 4), atol=1e-12)
+    shares = torch.rand(3, 1, 1, 48, 64, dtype=torch.float64).softmax(0)
+    three = pyramid.multiband_blend(images, list(shares), 4)
+    turned = [2, 0, 1]
+    other = pyramid.multiband_blend([images[i] for i in turned], [shares[i] for i in turned], 4)
+    assert torch.allclose(three, other, atol=1e-12)
+    # even shares of everything: the plain mean
+    mean = pyramid.multiband_blend(images, [torch.full_like(mask, 1 / 3)] * 3, 4)
+    assert torch.allclose(mean, sum(images) / 3, atol=1e-12)
+    with pytest.raises(ConfigError, match="2 share"):
+        pyramid.multiband_blend(images, [mask, mask])

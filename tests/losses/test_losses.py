@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facerecon import losses
-from facerecon.errors import ConfigError, ShapeError
+from facerecon.errors import ConfigError, InputError, ShapeError
 
 
 def test_pixel_loss_l1_is_the_release_formula() -> None:
@@ -148,3 +148,25 @@ def test_unknown_perceptual_loss_names_the_nearest() -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ShapeError, match="Add a batch axis"):
         losses.pixel_loss(torch.rand(3, 4, 4), torch.rand(3, 4, 4))
+
+
+def test_smoothness_is_zero_on_an_even_track_and_known_on_a_parabola() -> None:
+    t = torch.arange(6, dtype=torch.float64)
+    even = torch.stack([3 * t - 1, -t], 1)
+    assert losses.smoothness_loss(even).abs().max() < 1e-24
+    bent = torch.stack([0.5 * t**2, 2 * t**2], 1)  # second differences 1 and 4
+    expected = torch.tensor([0.0, 17, 17, 17, 17, 0], dtype=torch.float64)
+    assert torch.allclose(losses.smoothness_loss(bent), expected)
+    assert torch.equal(losses.smoothness_loss(bent[:2]), torch.zeros(2, dtype=torch.float64))
+    # uneven moments: the same second derivative wherever they lie, whatever the unit
+    uneven = torch.tensor([0.0, 1, 3, 4, 4.5, 6], dtype=torch.float64)
+    curve = (0.5 * uneven**2)[:, None, None]
+    step = uneven.diff().mean()
+    for unit in (1.0, 40.0):
+        found = losses.smoothness_loss(curve, uneven * unit)
+        assert torch.allclose(found[1:-1], (step**4).expand(4))
+        assert found[0] == found[-1] == 0
+    with pytest.raises(InputError, match="increase"):
+        losses.smoothness_loss(bent, torch.tensor([0.0, 1, 1, 2, 3, 4]))
+    with pytest.raises(ShapeError):
+        losses.smoothness_loss(bent, t[:3])
