@@ -9,7 +9,7 @@ IMG    ?= samples/astronaut.jpg
 OUT    ?= outputs/reconstruct
 ARGS   ?=
 
-.PHONY: help setup assets reconstruct test test-all gltf-validator check format docs benchmark clean
+.PHONY: help setup assets reconstruct evaluate test test-all gltf-validator check format docs benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ assets: $(VENV)/.installed ## fetch, verify and convert the open models (once; c
 
 reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='fitting=release'
 	@$(PY) fit/reconstruct.py img="$(IMG)" out="$(OUT)" $(ARGS)
+
+evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
+	@$(PY) fit/evaluate.py $(ARGS)
 
 test: assets ## the tests (under 10 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(ARGS)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import FaceReconError
+from facerecon.evaluation import stage_figures
 from facerecon.imaging.files import read_image
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import observe
@@ -84,28 +85,6 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def stage_figures(
-    fitter: Any, photo: Observation, face: Any, judge: Any
-) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
-    """{stage: {figure: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
-
-    Stages before the detail have the decoder's texture.
-    """
-    from facerecon.evaluation import reconstruction_metrics
-
-    stages = {
-        name: (params, fitter.decoder(latent).detach().clamp(0, 1))
-        for name, (params, latent) in fitter.stage_params.items()
-    }
-    if fitter.detail.enabled:
-        stages["detail"] = (face.params, face.texture)
-    figures, images = {}, {}
-    for name, (params, texture) in stages.items():
-        values, images[name] = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
-        figures[name] = {key: value.item() for key, value in values.items()}
-    return figures, images
 
 
 def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, Any]]:

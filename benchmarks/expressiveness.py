@@ -34,24 +34,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon import load_face_model, losses
+from facerecon import load_face_model
 from facerecon.dataset import UVMaps, face_layout
 from facerecon.dataset.memory import held_out, share_of
-from facerecon.errors import AssetError, FaceReconError
+from facerecon.errors import FaceReconError
+from facerecon.evaluation import MapFigures, bootstrap_interval
 from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
 from facerecon.imaging.files import contact_sheet, write_jpg
-from facerecon.perception import load_judge
 from facerecon.run import set_threads
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.stylegan.linear_basis import principal_components
 from facerecon.stylegan.texture import StyleGANDecoder, read_decoder
 from facerecon.types import Latent
-
-BOOTSTRAP = 2000
 
 
 @dataclass
@@ -80,38 +77,6 @@ class Method:
     def file(self) -> str:
         """Of its fitted maps."""
         return self.name.replace(" ", "_").replace(",", "").replace("/", "-") + ".safetensors"
-
-
-# -- what is measured ------------------------------------------------------------------------------------------
-
-
-class Figures:
-    """Figures of pairs of maps."""
-
-    def __init__(self, size: int) -> None:
-        self.features = MapFeatures("face_features")
-        self.face = F.interpolate(face_layout(load_face_model("makehuman"), 512).face, (size, size), mode="area")
-        self.judge = load_judge()
-        self.lpips = None
-        try:
-            self.lpips = losses.load_perceptual("lpips_vgg")
-        except (AssetError, ImportError) as error:
-            print(f"note: no LPIPS, {error}")
-
-    @torch.no_grad()
-    def __call__(self, maps: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """{figure: (B,)} of fitted maps and their targets, (B, 3, S, S) in [0, 1]."""
-        points = self.features.landmarks.expand(len(maps), -1, -1)
-        drawn, truth = self.features.look(maps), self.features.look(targets)
-        found = {
-            "l1": (maps - targets).abs().mean((1, 2, 3)),
-            "l1_face": losses.masked_mean_error(maps, targets, self.face.expand(len(maps), -1, -1, -1)),
-            "features": self.features(maps, self.features.prepare(targets)),
-            "judge": losses.identity_similarity(self.judge(drawn, points), self.judge(truth, points)),
-        }
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(maps, targets)
-        return found
 
 
 # -- methods ---------------------------------------------------------------------------------------------------
@@ -160,13 +125,6 @@ def read_maps(maps: UVMaps, indices: Sequence[int]) -> Tensor:
     return torch.stack([maps[i]["texture"] for i in indices])
 
 
-def interval(values: Tensor) -> tuple[float, float, float]:
-    """Mean, and the bootstrap's interval of 95 %."""
-    draws = torch.randint(len(values), (BOOTSTRAP, len(values)), generator=torch.Generator().manual_seed(0))
-    means = values[draws].mean(1).sort().values
-    return values.mean().item(), means[int(0.025 * BOOTSTRAP)].item(), means[int(0.975 * BOOTSTRAP)].item()
-
-
 def run(options: argparse.Namespace) -> None:
     set_threads(options.threads)
     maps = UVMaps(options.folder, size=options.size)
@@ -174,7 +132,10 @@ def run(options: argparse.Namespace) -> None:
     if options.maps and options.maps < len(unseen):  # spread over the set
         unseen = [unseen[i * len(unseen) // options.maps] for i in range(options.maps)]
     targets = read_maps(maps, unseen)
-    measured, inversion = Figures(options.size), TextureInversionSettings(steps=options.steps)
+    measured = MapFigures(face_layout(load_face_model("makehuman"), 512).face)
+    if measured.missing:
+        print(f"note: no LPIPS, {measured.missing}")
+    inversion = TextureInversionSettings(steps=options.steps)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     journal = out / "expressiveness.json"
@@ -246,7 +207,7 @@ def to_table(results: dict[str, dict[str, Any]]) -> str:
         cells = []
         for key in shown:
             scale, digits = (1, 3) if key in ("judge", "lpips") else (1000, 2)
-            mean, low, high = (scale * v for v in interval(torch.tensor(row["figures"][key])))
+            mean, low, high = (scale * v for v in bootstrap_interval(torch.tensor(row["figures"][key])))
             cells.append(f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
         lines.append(f"| {name} | {row['parameters']} | " + " | ".join(cells) + " |")
     count = len(next(iter(first.values())))

@@ -33,20 +33,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.accuracy import REFERENCE, ROOT, stage_figures
-from benchmarks.expressiveness import interval
+from benchmarks.accuracy import REFERENCE, ROOT
 from configs.compose import compose
 from facerecon import assets
-from facerecon.dataset.sampling import draw_seeds
+from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
 from facerecon.errors import FaceReconError, NoFaceError
-from facerecon.evaluation import brightness_symmetry_error
+from facerecon.evaluation import bootstrap_interval, brightness_symmetry_error, stage_figures
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.perception import load_judge, observe
 from facerecon.stylegan.decoder import SHIPPED, is_decoder_file
-from facerecon.stylegan.mobile import load_generator
 from facerecon.types import Observation
 
-FIRST_SEED = 100_001
 FIGURES = {
     "photometric": ("photometric error x 1000", 1000, 1),
     "identity": ("judge's cosine", 1, 3),
@@ -62,19 +59,8 @@ FIGURES = {
 
 def photos(options: argparse.Namespace) -> Iterator[tuple[str, Tensor | Path]]:
     """(name, image or path) of the generated faces that the detector finds, then of the photos."""
-    generator = load_generator(dtype=torch.bfloat16)
-    found = 0
-    seeds = draw_seeds(generator, options.first_seed, truncation=options.truncation, dark_share=options.dark_share)
-    while found < options.faces:
-        seed = next(seeds)
-        with torch.no_grad():
-            image = generator(generator.sample(seed, options.truncation))[0].float().clamp(0, 1)
-        try:
-            observe(image)
-        except NoFaceError:
-            continue
-        found += 1
-        yield f"seed_{seed}", image
+    faces = held_out_faces(options.faces, options.first_seed, options.truncation, options.dark_share)
+    yield from ((f"seed_{seed}", image) for seed, image in faces)
     shared = [REFERENCE / name for name in ("fitting_000007.jpg", "01223_photo.jpg")]
     given = [ROOT / "samples" / "astronaut.jpg", *[p for p in shared if p.is_file()], *options.images]
     yield from {path.stem: path for path in given}.items()
@@ -216,7 +202,9 @@ def to_markdown(rows: dict[str, dict[str, Any]], keys: list[tuple[str, str]], na
         for preset, decoder in keys:
             cells = []
             for figure, (_, scale, digits) in FIGURES.items():
-                mean, low, high = interval(torch.tensor([rows[f"{preset}/{decoder}/{n}"][figure] for n in group]))
+                mean, low, high = bootstrap_interval(
+                    torch.tensor([rows[f"{preset}/{decoder}/{n}"][figure] for n in group])
+                )
                 text = f"{scale * mean:.{digits}f}"
                 cells.append(
                     text if figure == "seconds" else f"{text} ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
@@ -236,7 +224,7 @@ def to_markdown(rows: dict[str, dict[str, Any]], keys: list[tuple[str, str]], na
                     rows[f"{preset}/{decoder}/{n}"][figure] - rows[f"{preset}/{first[preset]}/{n}"][figure]
                     for n in group
                 ]
-                mean, low, high = (scale * v for v in interval(torch.tensor(apart)))
+                mean, low, high = (scale * v for v in bootstrap_interval(torch.tensor(apart)))
                 cells.append(f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
             lines.append(f"| {preset} | {label_of(decoder)} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -266,7 +254,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--presets", nargs="+", default=["default", "paper", "release"])
     parser.add_argument("--faces", type=int, default=20, help="of the open generator")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--first-seed", type=int, default=FIRST_HELD_OUT)
     parser.add_argument("--truncation", type=float, default=0.7, help="of the generator")
     parser.add_argument("--dark-share", type=float, default=0.15, help="of the generated faces with dark skin")
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="more photos")

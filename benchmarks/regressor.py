@@ -45,20 +45,19 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from benchmarks.accuracy import ROOT
-from benchmarks.expressiveness import interval
 from benchmarks.reconstruction import photos, save
-from benchmarks.recovery import ICT_FILE, SKINS, Subject, clay, make_subject, skin, spoil
+from benchmarks.recovery import ICT_FILE
 from configs.compose import compose
 from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, directional_light
 from facerecon.errors import ConfigError, FaceReconError, InputError
-from facerecon.evaluation import head_regions, region_errors
+from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
+from facerecon.evaluation.heads import Subject, Wardrobe, clay, spoil
 from facerecon.fitting import coefficients_to_params, fit_landmarks, start_from_regressor
 from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.decoder import load_decoder
-from facerecon.stylegan.mobile import load_generator
 from facerecon.types import Camera, FaceParams, Observation, SHLight
 
 PARTS = ("synthetic", "ict", "yaw", "spread", "fits", "speed")
@@ -193,25 +192,12 @@ class Bench:
         return load_face_model("ict", num_identity=None, path=self.options.ict)
 
     @cached_property
-    def generator(self) -> Any:
-        return load_generator(dtype=torch.bfloat16)
-
-    def wardrobe(self, number: int) -> tuple[Tensor, Tensor]:
-        """(texture of the ICT head, picture) of a generated face; the last one is kept."""
-        kept = getattr(self, "_kept", None)
-        if kept is None or kept[0] != number:
-            with torch.no_grad():
-                seed = SKINS[number % len(SKINS)]
-                picture = self.generator(self.generator.sample(seed, truncation=0.75)).float().clamp(0, 1)
-                self._kept = number, skin(observe(picture[0]), self.ict), picture
-        return self._kept[1:]
+    def wardrobe(self) -> Wardrobe:
+        return Wardrobe(self.ict, self.options.seed)
 
     def subject(self, number: int, **given: Any) -> Subject:
         """An ICT head by number; what is not given is drawn from that number alone."""
-        texture, picture = self.wardrobe(number)
-        rng = np.random.default_rng([self.options.seed, number])
-        with torch.no_grad():
-            return make_subject(self.ict, texture, picture.flip(-1).roll(512, -1), rng, **given)
+        return self.wardrobe.subject(number, **given)
 
     @cached_property
     def ict_regions(self) -> dict[str, Any]:
@@ -456,7 +442,7 @@ class Bench:
                 ends.append((a[-1], b[-1]))
                 saved.append(steps_saved(a, b))
             a, b = np.array(ends).T
-            mean, low, high = interval(torch.tensor(b - a))
+            mean, low, high = bootstrap_interval(torch.tensor(b - a))
             lines.append(
                 f"| {stage} | {len(row['losses']['landmarks'][stage])} | {a.mean():.4f} | {b.mean():.4f} | {mean:+.4f} "
                 f"({low:+.4f} to {high:+.4f}) | {np.mean(saved):+.1f} |"
@@ -525,7 +511,7 @@ def region_table(rows: list[dict[str, Any]]) -> list[str]:
                  ("regressor, all stages", "landmarks, all stages")):  # fmt: skip
         if a in of:
             apart = of[a]["mean"] - of[b]["mean"]
-            mean, low, high = interval(torch.tensor(apart))
+            mean, low, high = bootstrap_interval(torch.tensor(apart))
             lines.append(
                 f"* {a} minus {b}: {mean:+.3f} mm ({low:+.3f} to {high:+.3f}), better on "
                 f"{100 * (apart < 0).mean():.0f} % of the heads."

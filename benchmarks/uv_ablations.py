@@ -12,23 +12,30 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from facerecon.dataset.pipeline import ABLATIONS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train" / "uv_dataset.py"
-VARIANTS = {
-    "full": (),
-    "w/o light": ("extract.delight=false",),
-    "w/o editing": ("editing=false",),
-    "w/o editing, w/o light": ("editing=false", "extract.delight=false"),
-    "w/o multi-view": ("multi_view=false",),
-    "naive blending": ("blending=naive",),
-}
 COLUMNS = {
     "BS Error, whole map": "bs_error_map",
     "BS Error, observed": "bs_error",
     "observed": "observed",
     "identity map - front": "identity_map",
 }
+
+
+def overrides_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested settings as train/uv_dataset.py takes them: extract.delight=false."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from overrides_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value) if isinstance(value, bool) else value}"
 
 
 def main() -> None:
@@ -38,11 +45,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/uv_ablations"))
     options = parser.parse_args()
     print("| " + " | ".join(["", *COLUMNS, "subjects"]) + " |\n|" + "---|" * (len(COLUMNS) + 2), flush=True)
-    for name, overrides in VARIANTS.items():
+    for name, settings in ABLATIONS.items():
         folder = options.out / name.replace("/", "").replace(", ", "-").replace(" ", "_")
         command = [
             sys.executable, str(SCRIPT), "source=manifest", f"manifest={options.manifest.resolve()}", f"n={options.n}",
-            "check=false", f"out={folder.resolve()}", *overrides,
+            "check=false", f"out={folder.resolve()}", *overrides_of(settings),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -37,6 +37,17 @@ PATH_KEYS = {
     "maps",
     "resume",
     "init",
+    "ict",
+    "photos",
+    "readme",
+    "realy_dir",
+    "realy_keypoints",
+    "decoders.ours",
+    "decoders.linear",
+    "decoders.front",
+    "decoders.part",
+    "decoders.scratch",
+    "decoders.finetune",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from facerecon.assets import status
+from facerecon.assets import shipped, status
 from facerecon.assets.release import require
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting import (
@@ -28,7 +30,7 @@ from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
-from facerecon.stylegan.decoder import CONVERTED, TextureDecoder, decoder_kind
+from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
 from facerecon.types import SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
@@ -105,6 +107,28 @@ def converted_files(config: Any) -> list[str]:
     names = [CONVERTED.get(config.decoder), config.identity if config.identity == "arcface" else None]
     names += ["bisenet" if config.parsing == "bisenet" else None]
     return [status(name).path.name for name in names if name]
+
+
+def decoder_content(name: str) -> str | None:
+    """Digest of a decoder's file, of one's own or shipped; None for one that its name tells (of the release)."""
+    path = Path(name).expanduser() if is_decoder_file(name) else shipped(SHIPPED[name]) if name in SHIPPED else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+
+
+def fit_digest(config: Any) -> str:
+    """Short hash of everything in a configuration of ``reconstruct`` that changes a fit."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
+        plain.pop(key, None)
+    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "parsing", "perceptual")}
+    plain["converted"] = converted_files(config)
+    plain["decoder_content"] = decoder_content(config.decoder)
+    plain["resolved"]["stage1"] = stage1_of(config)
+    if plain["resolved"]["stage1"] == "regressor":
+        weights = Path(config.regressor).expanduser() if config.regressor else trained_regressor(config.face_model)
+        if weights is not None and weights.is_file():
+            plain["regressor_content"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 STAGE1 = ("auto", "regressor", "landmarks")

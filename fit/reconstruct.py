@@ -15,7 +15,6 @@ was not; with threads=1 they are the same to the last byte (but for the seconds 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -40,6 +39,7 @@ def main(config: Any) -> int:
     from facerecon.imaging.files import list_images
     from facerecon.run import RunDirectory
     from fit.corrections import find_corrections
+    from fit.models import fit_digest
 
     for name in config.export:
         if name not in EXPORTS:
@@ -52,7 +52,7 @@ def main(config: Any) -> int:
     if not isinstance(config.batch, int) or config.batch < 1:
         raise ConfigError(f"batch must be a whole number, 1 or more; got {config.batch!r}.")
     given = find_corrections(config, paths)
-    digest = _digest(config)
+    digest = fit_digest(config)
     settings = {path: given[path].digest(digest) for path in paths}
     names = _names(paths)
     with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
@@ -332,29 +332,6 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
             command=f"python fit/reconstruct.py img={path.name} fitting={config.fitting.preset}",
         )  # fmt: skip
     write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
-
-
-def _digest(config: Any) -> str:
-    """Short hash of everything that changes the result."""
-    from omegaconf import OmegaConf
-
-    from facerecon.perception.regressor import trained_regressor
-    from facerecon.stylegan.decoder import is_decoder_file
-    from fit.models import converted_files, stage1_of
-
-    plain = OmegaConf.to_container(config, resolve=False)
-    for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
-        plain.pop(key, None)
-    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "parsing", "perceptual")}
-    plain["converted"] = converted_files(config)
-    if is_decoder_file(config.decoder) and Path(config.decoder).is_file():
-        plain["decoder_content"] = hashlib.sha256(Path(config.decoder).read_bytes()).hexdigest()
-    plain["resolved"]["stage1"] = stage1_of(config)
-    if plain["resolved"]["stage1"] == "regressor":
-        weights = Path(config.regressor).expanduser() if config.regressor else trained_regressor(config.face_model)
-        if weights is not None and weights.is_file():
-            plain["regressor_content"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _figures_of(row: dict) -> dict[str, float]:

@@ -9,6 +9,7 @@ with other settings, or from a manifest, without it.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import time
@@ -32,23 +33,33 @@ from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
 from facerecon.editing.walk import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
-from facerecon.evaluation.texture import brightness_symmetry_error
+from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.fitting.initialize import LandmarkStart
 from facerecon.imaging.files import contact_sheet, read_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
-from facerecon.render import Renderer
 from facerecon.run import choose_device
 from facerecon.storage import safetensors_bytes
 from facerecon.stylegan.e4e import load_e4e
 from facerecon.stylegan.faces import load_face_generator
-from facerecon.types import Camera, FaceParams, SHLight
+from facerecon.types import FaceParams
 
-__all__ = ["PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
+__all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 WORN = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
 VIEWS = ("front", "left", "right")
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "w/o light": {"extract": {"delight": False}},
+    "w/o editing": {"editing": False},
+    "w/o editing, w/o light": {"editing": False, "extract": {"delight": False}},
+    "w/o multi-view": {"multi_view": False},
+    "naive blending": {"blending": "naive"},
+}
+"""What is changed in the settings of each row of Table 4 (Sec. 3.2), and of ours: 'light' is the division by the
+remaining shading, which FFHQ-UV does not do."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,24 @@ class UVPipeline:
         self.parser = load_parser(settings.parsing)
         self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
+
+    def changed(self, **changes: Any) -> UVPipeline:
+        """One with the same models and other settings of what follows the search.
+
+        Args:
+            changes: fields of :class:`PipelineSettings`, among editing, multi_view, blending, extract, complete,
+                filters and check.
+
+        Raises:
+            ConfigError: another field, which needs models of its own.
+        """
+        free = ("editing", "multi_view", "blending", "extract", "complete", "filters", "check")
+        for name in changes:
+            if name not in free:
+                raise ConfigError(nearest_name(name, free, "setting of a pipeline that is loaded"))
+        other = copy.copy(self)
+        other.settings = replace(self.settings, **changes)
+        return other
 
     def __call__(self, item: Item) -> Outcome:
         """One item; what goes wrong with it is in the outcome, never raised."""
@@ -318,14 +347,8 @@ class UVPipeline:
 
     def _descriptor(self, made: UVMap, front: Tensor | None, figures: dict[str, Any]) -> Tensor:
         """(128,) identity embedding of the map on its fitted head, evenly lit, before plain grey."""
-        params = made.params[:1]
-        params = params.replace(light=SHLight.ambient())
-        camera = Camera.deep3d(224)
-        vertices = self.model(params)
-        drawn = Renderer(224)(vertices, made.texture, self.model.topology, camera, params.light)
-        gain = 0.9 / max(float(drawn.shading[drawn.mask.expand_as(drawn.shading) > 0.5].mean()), 1e-3)
-        image = (drawn.image * gain + 0.5 * (1 - drawn.mask)).clamp(0, 1)
-        embedding = load_identity()(image, drawn.landmarks)[0]
+        image, landmarks = evenly_lit(self.model, made.params[:1], made.texture)
+        embedding = load_identity()(image, landmarks)[0]
         if front is not None:
             figures["identity_map"] = float((embedding - front).norm())
         return embedding

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from facerecon import assets
-from facerecon.errors import ConfigError
+from facerecon.errors import ConfigError, NoFaceError
+from facerecon.perception import observe
 from facerecon.run.seeds import item_generator
 from facerecon.storage import read_safetensors
 
 if TYPE_CHECKING:
     from facerecon.stylegan.mobile import MobileGenerator
 
-__all__ = ["dark_skin_score", "draw_seeds"]
+__all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
 
 _CHUNK = 256
+FIRST_HELD_OUT = 100_001
+"""Seeds from here on are in no set, and nothing that is shipped has learnt from their faces."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,3 +73,31 @@ def draw_seeds(
             if score > 0 or torch.rand((), generator=item_generator(number + seed * 1_000_003, "keep")).item() < keep:
                 yield number
         first += _CHUNK
+
+
+def held_out_faces(
+    count: int, first: int = FIRST_HELD_OUT, truncation: float = 0.7, dark_share: float | None = 0.15
+) -> Iterator[tuple[int, Tensor]]:
+    """Faces of the open generator whose seeds lie beyond those of any set, and in which a face is found.
+
+    Args:
+        count: how many. first, truncation, dark_share: see :func:`draw_seeds`.
+
+    Yields:
+        (seed, (3, 1024, 1024) in [0, 1]); the first ones are the same whatever ``count`` is.
+    """
+    from facerecon.stylegan.mobile import load_generator
+
+    generator = load_generator(dtype=torch.bfloat16)
+    seeds = draw_seeds(generator, first, truncation=truncation, dark_share=dark_share)
+    found = 0
+    while found < count:
+        seed = next(seeds)
+        with torch.no_grad():
+            image = generator(generator.sample(seed, truncation))[0].float().clamp(0, 1)
+        try:
+            observe(image)
+        except NoFaceError:
+            continue
+        found += 1
+        yield seed, image

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import losses
+from facerecon.fitting import Fitter
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.render import Renderer
-from facerecon.types import Camera, FaceParams, Observation
+from facerecon.types import Camera, FaceParams, Observation, ReconstructedFace
 
-__all__ = ["reconstruction_metrics"]
+__all__ = ["reconstruction_metrics", "stage_figures"]
 
 
 @torch.no_grad()
@@ -51,3 +52,27 @@ def reconstruction_metrics(
     if judge is not None:
         figures["identity"] = losses.identity_similarity(judge(image, photo.landmarks68), photo.judge)
     return figures, image
+
+
+def stage_figures(
+    fitter: Fitter, photo: Observation, face: ReconstructedFace, judge: nn.Module | None = None
+) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
+    """{stage: {figure: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
+
+    Stages before the detail have the decoder's texture. Figures are those of :func:`reconstruction_metrics`.
+
+    Args:
+        fitter: right after the fit. photo: of one face. face: what the fit returned. judge: its cosine is left out
+            without it.
+    """
+    stages = {
+        name: (params, fitter.decoder(latent).detach().clamp(0, 1))
+        for name, (params, latent) in fitter.stage_params.items()
+    }
+    if fitter.detail.enabled:
+        stages["detail"] = (face.params, face.texture)
+    figures, images = {}, {}
+    for name, (params, texture) in stages.items():
+        values, images[name] = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
+        figures[name] = {key: value.item() for key, value in values.items()}
+    return figures, images

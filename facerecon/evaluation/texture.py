@@ -8,8 +8,11 @@ from torch import Tensor
 from facerecon.errors import ConfigError, InputError, check_shape
 from facerecon.imaging.color import rgb_to_yuv
 from facerecon.imaging.masks import default_sigma, gaussian_blur
+from facerecon.morphable import MorphableModel
+from facerecon.render import Renderer
+from facerecon.types import Camera, FaceParams, SHLight
 
-__all__ = ["brightness_symmetry_error", "identity_std_ratio", "observed_share"]
+__all__ = ["brightness_symmetry_error", "evenly_lit", "identity_std_ratio", "observed_share"]
 
 _KERNEL, _AT = 55, 1024  # texels of the blur, at the size of the released maps
 _LEAST = 0.05  # weight of a neighborhood below which its mean says nothing
@@ -85,3 +88,22 @@ def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:
     if min(len(rendered), len(source)) < 2:
         raise InputError(f"a deviation needs at least 2 faces; got {len(rendered)} and {len(source)}.")
     return rendered.std(0).mean() / source.std(0).mean().clamp(min=1e-12)
+
+
+@torch.no_grad()
+def evenly_lit(model: MorphableModel, params: FaceParams, texture: Tensor, size: int = 224) -> tuple[Tensor, Tensor]:
+    """Heads with a texture, under even light before plain gray: what identity networks are shown of a map (Table 2).
+
+    Args:
+        model: head model. params: of B heads; their light is left out. texture: (B, 3, S, S) in [0, 1]. size: px.
+
+    Returns:
+        (B, 3, size, size) in [0, 1], and landmarks (B, 68, 2) px in it.
+    """
+    camera = Camera.deep3d(size, texture.shape[0], texture.device)
+    light = SHLight.ambient(texture.shape[0], device=texture.device)
+    drawn = Renderer(size)(model(params), texture, model.topology, camera, light)
+    inside = (drawn.mask > 0.5).expand_as(drawn.shading)
+    gains = [0.9 / max(float(shade[where].mean()), 1e-3) for shade, where in zip(drawn.shading, inside, strict=True)]
+    gain = drawn.image.new_tensor(gains).view(-1, 1, 1, 1)
+    return (drawn.image * gain + 0.5 * (1 - drawn.mask)).clamp(0, 1), drawn.landmarks

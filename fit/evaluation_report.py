@@ -1,0 +1,432 @@
+"""The tables, charts and pages of fit/evaluate.py, of whatever its sweep has measured."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facerecon.errors import ConfigError, InputError
+from facerecon.evaluation import Figure, Row, Summary, Table, bootstrap_interval, identity_std_ratio, summarize
+from facerecon.evaluation.published import PUBLISHED
+from facerecon.evaluation.tables import LEAST, write_csv
+from facerecon.export.chart import Bar, bar_chart
+from facerecon.export.report import library_version
+from facerecon.imaging.files import read_image, write_bytes, write_png
+
+REGIONS = ("nose", "mouth", "forehead", "cheek")
+MARKS = ("<!-- evaluate -->", "<!-- /evaluate -->")
+
+DECODERS = {
+    "ours": "ours",
+    "linear": "PCA tex basis",
+    "front": "w/o multi-view",
+    "part": "part of the maps",
+    "scratch": "w/ another set (scratch)",
+    "finetune": "w/ another set (finetune)",
+}
+"""Rows of Tables 5 and 6, by key of decoders=."""
+
+STARTS = {
+    "mean face": "mean face",
+    "landmarks": "start from landmarks",
+    "regressor": "N_enc only",
+    "refined": "N_enc, refined on landmarks",
+}
+
+SHAPE = [
+    *[Figure(region, f"{region}, mm", spread=True, interval=False) for region in REGIONS],
+    Figure("mean", "mean, mm", spread=True),
+]
+RECONSTRUCTION = [
+    Figure("photometric", "photometric x 1000", 1000, 1),
+    Figure("identity", "judge's cosine", 1, 3),
+    Figure("nme", "landmarks, %", 100, 2),
+    Figure("photometric_final", "final: photometric x 1000", 1000, 1),
+    Figure("identity_final", "final: judge", 1, 3),
+]
+TEXTURE = [
+    Figure("bs", "BS Error", 1, 2),
+    Figure("bs_final", "final: BS Error", 1, 2),
+    Figure("identity_std", "identity std, % of the photos'", 100, 0),
+]
+MAPS = [
+    Figure("bs_error_map", "BS Error", 1, 2),
+    Figure("bs_error", "BS Error, observed texels", 1, 2),
+    Figure("observed", "observed, %", 100, 0),
+    Figure("identity_map", "identity: map to front view", 1, 3),
+    Figure("identity_std", "identity std, % of the sources'", 100, 0),
+]
+EXPRESSIVENESS = [
+    Figure("lpips", "LPIPS", 1, 3),
+    Figure("l1", "L1 x 1000", 1000, 1),
+    Figure("l1_face", "L1 of the face x 1000", 1000, 1),
+    Figure("features", "face features x 1000", 1000, 1),
+    Figure("judge", "judge's cosine", 1, 3),
+]
+GROUPED = [
+    Figure("photometric", "photometric x 1000", 1000, 1),
+    Figure("identity", "judge's cosine", 1, 3),
+    Figure("nme", "landmarks, %", 100, 2),
+    Figure("mean", "shape, mm", 1, 2),
+]
+
+TONES = ((55, "very light (ITA above 55)"), (41, "light (41 to 55)"), (28, "intermediate (28 to 41)"),
+         (10, "tan (10 to 28)"), (-30, "brown (-30 to 10)"), (-1e9, "dark (below -30)"))  # fmt: skip
+AGES = ((50, "50 and older"), (30, "30 to 49"), (-1e9, "younger than 30"))
+
+
+# -- rows ------------------------------------------------------------------------------------------------------
+
+
+def _row(label: str, items: Sequence[Mapping[str, float]], figures: Iterable[Figure]) -> Row | None:
+    """Means over items that have the figures; None where there are no items."""
+    cells = {}
+    for figure in figures:
+        values = [item[figure.key] for item in items if item.get(figure.key) == item.get(figure.key, 0)]
+        values = [v for v in values if v is not None]
+        if values:
+            cells[figure.key] = summarize(values)
+    return Row(label, cells) if cells else None
+
+
+def _named(sweep: Any, pattern: str) -> list[tuple[re.Match, dict[str, Any]]]:
+    """Finished items whose names match, in order."""
+    found = [(re.fullmatch(pattern, name), facts) for name, facts in sweep.done.items()]
+    return [(match, facts) for match, facts in found if match and "skipped" not in facts and "refused" not in facts]
+
+
+def _not_run(sweep: Any, key: str) -> Row:
+    return Row(DECODERS.get(key, key), note=f"give decoders.{key}=FILE")
+
+
+def _label(sweep: Any, key: str) -> str:
+    """Of a decoder: its row in the paper, and its file."""
+    name = sweep.decoders[key]
+    shown = Path(name).stem if "/" in name or Path(name).suffix else name
+    return f"{DECODERS.get(key, key)} (decoder {shown})"
+
+
+def _errors(facts: Mapping[str, float]) -> dict[str, float]:
+    return {**facts, "mean": sum(facts[region] for region in REGIONS) / len(REGIONS)}
+
+
+def _keys(sweep: Any) -> list[str]:
+    """All decoders of the configuration, given or not, in its order."""
+    return [str(key) for key in sweep.config.decoders]
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+
+def shape_tables(sweep: Any) -> list[Table]:
+    """Table 5, for every kind of head that was measured."""
+    titles = {
+        "shape/synthetic": "Shape, held-out synthetic heads of the fit's own model",
+        "shape/ict": "Shape, heads of ICT-FaceKit (another model, another camera)",
+        "realy": "Shape, REALY",
+    }
+    tables = []
+    for place, title in titles.items():
+        starts = [facts["errors"] for _, facts in _named(sweep, f"{place}/[^/]+/starts")]
+        if not starts:
+            continue
+        name = place.removeprefix("shape/")
+        table = Table(f"shape_{name}", title, SHAPE, first="REALY's protocol")
+        for key, label in STARTS.items():
+            row = _row(label, [_errors(errors[key]) for errors in starts if key in errors], SHAPE)
+            if row is not None:
+                table.rows.append(row)
+            elif key == "regressor":
+                table.rows.append(Row(label, note="no trained weights for this head model"))
+        for key in _keys(sweep):
+            if key not in sweep.decoders:
+                table.rows.append(_not_run(sweep, key))
+                continue
+            items = [_errors(facts["errors"]) for _, facts in _named(sweep, f"{place}/[^/]+/{re.escape(key)}")]
+            row = _row(f"full fit: {_label(sweep, key)}", items, SHAPE)
+            table.rows += [row] if row is not None else []
+        fallen = sum("stage1" in facts and facts["stage1"] != "regressor"
+                     for _, facts in _named(sweep, f"{place}/[^/]+/starts"))  # fmt: skip
+        table.notes = ["Mean ± standard deviation over heads (95 % interval of the mean)."]
+        if fallen:
+            table.notes.append(f"{fallen} of {len(starts)} heads are out of N_enc's depth and start from landmarks.")
+        tables.append(table)
+    if tables:
+        tables[-1].rows += PUBLISHED["shape"]
+    return tables
+
+
+def reconstruction_tables(sweep: Any) -> list[Table]:
+    """Reconstruction by preset and decoder, and what the decoders' textures are like."""
+    found = _named(sweep, "reconstruction/([^/]+)/([^/]+)/([^/]+)")
+    if not found:
+        return []
+    table = Table("reconstruction", "Reconstruction of photos and held-out generated faces", RECONSTRUCTION,
+                  first="preset, decoder")  # fmt: skip
+    texture = Table("texture", "Textures of those fits", TEXTURE, first="preset, decoder")
+    columns = list(dict.fromkeys((match[2], match[3]) for match, _ in found))
+    for preset, key in columns:
+        facts = [facts for match, facts in found if (match[2], match[3]) == (preset, key)]
+        label = f"{preset}, {_label(sweep, key)}"
+        figures = [one["figures"] for one in facts]
+        row = _row(label, figures, RECONSTRUCTION)
+        table.rows += [row] if row is not None else []
+        row = _row(label, figures, TEXTURE)
+        if row is not None:
+            ratio = _diversity([(one["vectors"]["render"], one["vectors"]["photo"]) for one in facts])
+            texture.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
+    photos = len({match[1] for match, _ in found if match[1].startswith("photo_")})
+    faces = len({match[1] for match, _ in found}) - photos
+    table.notes = [
+        f"{photos} photo(s) and {faces} held-out generated face(s). Photometric error: mean RGB difference over the "
+        "face in [0, 1]; the judge is a 1024-d descriptor that is never optimized; landmarks: of the distance between "
+        "the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail)."
+    ]
+    texture.notes = [
+        "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its). Identity std: "
+        "of renders with that texture under even light, 128-d, over that of the photos."
+    ]
+    return [table, texture]
+
+
+def _diversity(pairs: Sequence[tuple[list[float], list[float]]]) -> Summary | None:
+    """Ratio of identity deviations, the people resampled."""
+    if len(pairs) < LEAST:
+        return None
+    values = torch.tensor(pairs, dtype=torch.float64)  # (N, 2, D)
+
+    def ratio(some: torch.Tensor) -> torch.Tensor:
+        return identity_std_ratio(some[:, 0], some[:, 1])
+
+    value, low, high = bootstrap_interval(values, ratio)
+    return Summary(value, len(pairs), low, high)
+
+
+def map_tables(sweep: Any) -> list[Table]:
+    """Tables 2 and 4."""
+    full = _named(sweep, "maps/([^/]+)/full")
+    if not full:
+        return []
+    table = Table("maps", "UV maps of held-out subjects, and with one thing changed", MAPS, first="maps")
+    row = _row("full", [facts["figures"] for _, facts in full], MAPS)
+    ratio = _diversity([(facts["vectors"]["map"], facts["vectors"]["source"]) for _, facts in full])
+    table.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
+    changed: dict[str, list[dict]] = {}
+    for match, facts in _named(sweep, "maps/([^/]+)/(.+)"):
+        if match[2] != "full":
+            changed.setdefault(match[2], []).append(facts["figures"])
+    rows = [_row(name, items, MAPS) for name, items in changed.items()]
+    table.rows += [row for row in rows if row is not None]
+    table.rows += PUBLISHED["maps"]
+    refused = sum("refused" in facts for name, facts in sweep.done.items() if name.startswith("maps/"))
+    table.notes = [
+        f"Seeds that are in no set; {refused} subject(s) were refused by the filters. 'Light' is the division by the "
+        "remaining shading, which FFHQ-UV does not do. Hidden texels are mirrored or the template's, so whole maps "
+        "look more even than what was observed. Identity: 128-d, Euclidean."
+    ]
+    return [table]
+
+
+def expressiveness_tables(sweep: Any) -> list[Table]:
+    """Table 6."""
+    found = _named(sweep, "expressiveness/([^/]+)/([^/]+)")
+    if not found:
+        return []
+    table = Table("expressiveness", "Unseen maps, as decoders express them", EXPRESSIVENESS, first="decoder")
+    for key in _keys(sweep):
+        if key not in sweep.decoders:
+            table.rows.append(_not_run(sweep, key))
+            continue
+        facts = [facts for match, facts in found if match[2] == key]
+        row = _row("", [one["figures"] for one in facts], EXPRESSIVENESS)
+        if row is not None:
+            table.rows.append(replace(row, label=f"{_label(sweep, key)}, {facts[0]['numbers']:,} numbers"))
+    lacks = [] if any("lpips" in row.cells for row in table.rows) else ["LPIPS' weights could not be had."]
+    table.notes = [
+        *lacks,
+        f"{sweep.config.inversion_steps} steps of Adam on L1 and face features (not LPIPS), in W+ or all components.",
+    ]
+    return [table]
+
+
+def group_tables(sweep: Any) -> list[Table]:
+    """Our fits with the first preset, by what the faces look like."""
+    photos = [facts for _, facts in _named(sweep, f"reconstruction/[^/]+/{re.escape(sweep.preset)}/ours")]
+    heads = [facts for _, facts in _named(sweep, "(?:shape/[^/]+|realy)/[^/]+/ours")]
+    people = [
+        (facts["about"], {k: facts["figures"][k] for k in ("photometric", "identity", "nme")}) for facts in photos
+    ]
+    people += [(facts["about"], {"mean": _errors(facts["errors"])["mean"]}) for facts in heads]
+    if not people:
+        return []
+
+    def banded(name: str, bands: Sequence[tuple[float, str]]) -> Callable[[dict], str | None]:
+        return lambda about: next((label for low, label in bands if about.get(name, -2e9) >= low), None)
+
+    groupings = {
+        "skin tone": ([label for _, label in TONES], banded("tone", TONES)),
+        "age": ([label for _, label in reversed(AGES)], banded("age", AGES)),
+        "gender": (["taken for a man", "taken for a woman"],
+                   lambda about: "taken for a man" if about.get("male", 0.5) >= 0.5 else "taken for a woman"),
+    }  # fmt: skip
+    table = Table("groups", f"By skin tone, age and gender (preset {sweep.preset}, {_label(sweep, 'ours')})", [
+        *GROUPED, Figure("photos", "photos", 1, 0, interval=False), Figure("heads", "heads", 1, 0, interval=False),
+    ], first="group")  # fmt: skip
+    for what, (labels, of) in groupings.items():
+        for label in labels:
+            inside = [figures for about, figures in people if of(about) == label]
+            row = _row(f"{what}: {label}", inside, GROUPED)
+            if row is not None:
+                counts = {
+                    "photos": sum("identity" in one for one in inside),
+                    "heads": sum("mean" in one for one in inside),
+                }
+                cells = dict(row.cells) | {key: Summary(value, len(inside)) for key, value in counts.items() if value}
+                table.rows.append(replace(row, cells=cells))
+    table.notes = [
+        "Skin tone: individual typology angle of the fitted texture's plain skin. Age and gender: as a network takes "
+        "the photo; both are rough, and no statement on a person. Few faces in a group say little: intervals from 3 on."
+    ]
+    return [table]
+
+
+# -- pages -----------------------------------------------------------------------------------------------------
+
+
+def write_report(sweep: Any) -> int:
+    """Everything that is written at the end; the exit status."""
+    folder = sweep.folder.path
+    tables = [
+        *shape_tables(sweep), *reconstruction_tables(sweep), *map_tables(sweep), *expressiveness_tables(sweep),
+        *group_tables(sweep),
+    ]  # fmt: skip
+    sweep.folder.tidy(sweep.done)
+    if not tables:
+        why = next(iter(sweep.failed.values()), "nothing was asked for; see parts=")
+        raise InputError(f"nothing could be measured: {why}")
+    write_bytes(folder / "results.csv", write_csv(tables))
+    write_bytes(folder / "items.csv", _items(sweep))
+    charts = _charts(folder, tables)
+    body = [_introduction(sweep)]
+    body += [table.to_markdown(3) for table in tables]
+    body += [_not_measured(sweep)]
+    text = "\n".join(part for part in body if part)
+    pictures = "\n".join(f"![{title}]({name})\n" for name, title in charts.items())
+    write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode())
+    if sweep.config.readme:
+        _into(Path(sweep.config.readme), text)
+    failed = f", {len(sweep.failed)} failed (see the report)" if sweep.failed else ""
+    print(f"{len(sweep.done)} item(s){failed}; {folder / 'evaluate.md'}")
+    return 1 if sweep.failed else 0
+
+
+def _introduction(sweep: Any) -> str:
+    """Date, command, sizes."""
+    config = sweep.config
+    command = shlex.join(["python", "fit/evaluate.py", *_arguments(sys.argv[1:])])
+    minutes = sum(facts.get("seconds", 0) for facts in sweep.done.values()) / 60
+    sizes = [f"{sweep.heads} heads of each kind", f"{sweep.faces} generated faces", f"{sweep.people} held-out subjects"]
+    fits = sweep.fit_config(*sweep.main)[0]
+    return (
+        f"{datetime.date.today().isoformat()}, facerecon {library_version()}, `{command}`: up to {', '.join(sizes)}; "
+        f"face model {fits.face_model}, decoder {config.decoders.ours}, preset {sweep.preset}; {minutes:.0f} minutes "
+        "of CPU. Intervals: bootstrap, 95 %; none where fewer than 3. Published rows are other people's numbers on "
+        "other data, printed for orientation: nothing here can be compared with them.\n"
+    )
+
+
+def _arguments(given: Sequence[str]) -> list[str]:
+    """What of a command line changes the numbers; of paths the last part."""
+    kept = [a for a in given if not a.startswith(("out=", "readme=", "resume=", "threads=", "device="))]
+    pairs = [a.partition("=") for a in kept]
+    return [
+        f"{key}={Path(value).name}" if value.startswith(("/", "~")) else key + sign + value
+        for key, sign, value in pairs
+    ]
+
+
+def _not_measured(sweep: Any) -> str:
+    lines = [f"- {text}" for text in sweep.skipped]
+    lines += [f"- failed: {name}: {why[:200]}" for name, why in list(sweep.failed.items())[:20]]
+    more = len(sweep.failed) - 20
+    lines += [f"- and {more} more failures (failures.jsonl)"] if more > 0 else []
+    return "\n".join(["### Not measured", "", *lines, ""]) if lines else ""
+
+
+def _items(sweep: Any) -> bytes:
+    """Every measurement of every item: item, group, figure, value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["item", "group", "figure", "value"])
+    for name in sorted(sweep.done):
+        facts = sweep.done[name]
+        for group in ("figures", "about"):
+            for key, value in facts.get(group, {}).items():
+                writer.writerow([name, group, key, value])
+        errors = facts.get("errors", {})
+        nested = errors if any(isinstance(v, dict) for v in errors.values()) else {"": errors}
+        for row, of in nested.items():
+            for region, value in of.items():
+                writer.writerow([name, f"mm {row}".strip(), region, value])
+    return text.getvalue().encode()
+
+
+def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
+    """{file: title} of the bar charts: shape, reconstruction, and even light of maps."""
+    by_name = {table.name: table for table in tables}
+    charts = {}
+
+    def bars(table: Table, key: str, scale: float = 1.0, digits: int = 2) -> list[Bar]:
+        found = []
+        for row in table.rows:
+            cell = row.cells.get(key)
+            if cell is None or row.source:
+                continue
+            low, high = (None if v is None else scale * v for v in (cell.low, cell.high))
+            found.append(Bar(row.label, scale * cell.value, low, high, text=f"{scale * cell.value:.{digits}f}"))
+        return found
+
+    def draw(name: str, title: str, groups: list[tuple[str, list[Bar]]], axis: str) -> None:
+        groups = [(heading, some) for heading, some in groups if some]
+        if groups:
+            write_png(folder / name, read_image(bar_chart(title, groups, axis)))
+            charts[name] = title
+
+    kinds = {"shape_synthetic": "synthetic heads", "shape_ict": "ICT heads", "shape_realy": "REALY"}
+    groups = [(kind, bars(by_name[name], "mean")) for name, kind in kinds.items() if name in by_name]
+    draw("shape.png", "Shape error", groups, "mm, mean of four regions, and its 95 % interval: less is better")
+    if "reconstruction" in by_name:
+        groups = [("", bars(by_name["reconstruction"], "photometric", 1000, 1))]
+        draw(
+            "reconstruction.png",
+            "Photometric error",
+            groups,
+            "RGB difference x 1000, and its 95 % interval: less is better",
+        )
+    if "maps" in by_name:
+        groups = [("", bars(by_name["maps"], "bs_error"))]
+        draw("maps.png", "BS Error over observed texels", groups, "of 255, and its 95 % interval: less is better")
+    return charts
+
+
+def _into(path: Path, text: str) -> None:
+    """Replace what is between the marks of a Markdown file.
+
+    Raises:
+        ConfigError: the marks are not there.
+    """
+    content = path.read_text(encoding="utf-8")
+    first, last = content.find(MARKS[0]), content.find(MARKS[1])
+    if first < 0 or last < first:
+        raise ConfigError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}; add them where the tables shall stand.")
+    write_bytes(path, f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}".encode())
