@@ -64,6 +64,7 @@ __all__ = [
     "render",
     "run",
     "stylegan",
+    "transfer",
     "types",
 ]
 
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         render,
         run,
         stylegan,
+        transfer,
         types,
     )
     from facerecon.errors import FaceReconError

@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "errors", "storage", "assets", "data"},
     {"geometry", "imaging", "run"},
     {"morphable", "render", "stylegan", "perception"},
-    {"losses", "export"},
+    {"losses", "export", "transfer"},
     {"fitting"},
     {"editing", "evaluation"},
     {"dataset"},

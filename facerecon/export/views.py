@@ -228,6 +228,33 @@ def turned_view(face: ReconstructedFace, yaw: float, size: int, pitch: float = 0
     return shoot(turned, face.texture, face.topology, camera, size, backend)
 
 
+def head_views(
+    vertices: Tensor,
+    texture: Tensor,
+    topology: MeshTopology,
+    yaws: Sequence[float] = (-35.0, 0.0, 35.0),
+    size: int = 420,
+    light: SHLight | None = None,
+) -> Tensor:
+    """An unposed head from several sides, in one row.
+
+    Args:
+        vertices: (1, V, 3). texture: (1, 3, S, S). topology: of both. yaws: degrees, positive to the viewer's right.
+        size: of a view in pixels. light: the studio's if left out.
+
+    Returns:
+        (1, 3, size, N * size) in [0, 1].
+    """
+    camera, pivot = portrait_camera(vertices, topology=topology)
+    pictures = []
+    for yaw in yaws:
+        turn = euler_to_matrix(vertices.new_tensor([[0.0, math.radians(yaw), 0.0]]))
+        shot = shoot((vertices - pivot) @ turn.mT, texture, topology, camera, 2 * size)
+        lit = _on_backdrop(textured(shot, studio_light() if light is None else light), shot.mask)
+        pictures.append(functional.avg_pool2d(lit, 2).clamp(0, 1))
+    return torch.cat(pictures, 3)
+
+
 # -- over the photo --------------------------------------------------------------------------------------
 
 

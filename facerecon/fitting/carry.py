@@ -15,7 +15,6 @@ The table of places is kept in the cache.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +27,12 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
-from facerecon.geometry.mesh import vertex_normals
-from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, load_face_model
-from facerecon.morphable.correspondence import carry_points, register, skin_surface
+from facerecon.morphable.correspondence import carry_points, register
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
 from facerecon.storage import read_safetensors
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
+from facerecon.transfer import digest, eye_places, ramp_down, skin_places, texel_points
 
 __all__ = ["CarriedDecoder", "CarriedOver", "albedo_decoder", "carry_over", "decoder_for"]
 
@@ -48,7 +46,7 @@ FAR, TOO_FAR = 0.15, 0.6
 FILLS = ("neck", "teeth", "tongue", "sockets", "mouth", "eyes")
 """Regions of the source whose mean color fills texels without a partner."""
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,7 @@ def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
 
 def _digest(source: MorphableModel, target: MorphableModel) -> str:
     """Of everything that the table depends on."""
-    state = hashlib.sha256(f"{_VERSION} {SIZE}".encode())
-    for model in (source, target):
-        topology = model.topology
-        tensors = (model.mean, topology.faces, topology.uvs, topology.uv_faces, topology.landmark_faces)
-        for tensor in (*tensors, topology.landmark_barycentric, *topology.regions.values()):
-            state.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    return state.hexdigest()[:16]
+    return digest(source, target, f"{_VERSION} {SIZE}")
 
 
 def carry_over(model: MorphableModel, source: MorphableModel | None = None) -> CarriedOver:
@@ -153,17 +145,7 @@ def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
 def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """The table of :class:`CarriedOver`: uv (S, S, 2), share (S, S), fill (S, S)."""
     topology = target.topology
-    raster = uv_raster(topology, SIZE)
-    index = raster.face_index[0].cpu().numpy()
-    covered = index >= 0
-    face = index[covered]
-    weights = raster.barycentric[0].cpu().double().numpy()[covered][..., None]
-    corners = topology.faces.cpu().numpy()[face]
-    mean = target.mean.detach().cpu().double().numpy()
-    points = (mean[corners] * weights).sum(1)
-    normals = vertex_normals(target.mean[None].double(), topology.faces)[0].detach().cpu().numpy()
-    normals = (normals[corners] * weights).sum(1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    inside, face, points, normals = texel_points(target, target.mean.detach().cpu().double().numpy(), SIZE)
 
     def within(name: str) -> NDArray:
         rows = topology.regions.get(name)
@@ -179,75 +161,17 @@ def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tu
 
     uv, share = np.zeros((len(face), 2)), np.zeros(len(face))
     skin = ~eyes & ~inner
-    surface, rows = skin_surface(source, bent)
-    found, barycentric, distance, _ = surface.locate(points[skin], normals[skin], candidates=16)
-    uv[skin] = _uv_at(source, rows[found], barycentric)
-    ramp = np.clip((distance - FAR) / (TOO_FAR - FAR), 0, 1)
-    share[skin] = 1 - ramp * ramp * (3 - 2 * ramp)
+    uv[skin], distance, _ = skin_places(source, bent, points[skin], normals[skin])
+    share[skin] = ramp_down(distance, FAR, TOO_FAR)
     if eyes.any():
-        uv[eyes], share[eyes] = _eye_places(source, target, points[eyes])
+        uv[eyes], share[eyes] = eye_places(source, target, points[eyes])
 
     def spread(values: NDArray) -> NDArray:
-        out = np.zeros((*covered.shape, *values.shape[1:]), values.dtype)
-        out[covered] = values
+        out = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
+        out[inside.numpy()] = values
         return out
 
     return spread(uv), spread(share), spread(fill)
-
-
-def _uv_at(model: MorphableModel, faces: NDArray, barycentric: NDArray) -> NDArray:
-    corners = model.topology.uvs.cpu().double().numpy()[model.topology.uv_faces.cpu().numpy()[faces]]
-    return (corners * barycentric[..., None]).sum(1)
-
-
-def _eyes(model: MorphableModel) -> list[tuple[NDArray, NDArray]]:
-    """(rows of faces, their vertices) of the eye at x < 0 and of the one at x > 0."""
-    rows = model.topology.regions["eyes"].nonzero()[:, 0].cpu().numpy()
-    faces = model.topology.faces.cpu().numpy()[rows]
-    mean = model.mean.detach().cpu().double().numpy()
-    side = mean[faces].mean(1)[:, 0] > 0
-    return [(rows[side == left], np.unique(faces[side == left])) for left in (False, True)]
-
-
-def _sphere(points: NDArray) -> tuple[NDArray, float]:
-    """Center and radius of the least-squares sphere."""
-    system = np.concatenate([2 * points, np.ones((len(points), 1))], 1)
-    solution = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
-    center = solution[:3]
-    return center, float(np.sqrt(solution[3] + center @ center))
-
-
-def _eye_places(source: MorphableModel, target: MorphableModel, points: NDArray) -> tuple[NDArray, NDArray]:
-    """UV and share of points on the target's eyes, each taken to the source's eyeball on its side."""
-    means = [model.mean.detach().cpu().double().numpy() for model in (source, target)]
-    landmarks = [model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy() for model in (source, target)]
-    uv, share = np.zeros((len(points), 2)), np.ones(len(points))
-    side = points[:, 0] > 0
-    for left, (here, there) in enumerate(zip(_eyes(source), _eyes(target))):
-        some = side == bool(left)
-        if not some.any():
-            continue
-        center, radius = _sphere(means[0][here[1]])
-        corners = means[1][target.topology.faces.cpu().numpy()[there[0]]]
-        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        middle, size = _sphere(means[1][there[1]])
-        bulges = (normal * (corners.mean(1) - means[1][there[1]].mean(0))).sum() > 0
-        if bulges:  # an eyeball: the same direction from its center
-            goal = center + (points[some] - middle) * (radius / size)
-        else:  # a socket: what lies at the same place between the lids, seen from in front
-            lids = slice(42, 48) if left else slice(36, 42)
-            opening, other = (of[lids, :2].mean(0) for of in landmarks)
-            widths = [np.ptp(of[lids, 0]) for of in landmarks]
-            place = opening + (points[some, :2] - other) * (widths[0] / widths[1])
-            offset = place - center[:2]
-            reach = np.linalg.norm(offset, axis=1, keepdims=True)
-            offset *= np.minimum(1, 0.99 * radius / np.maximum(reach, 1e-9))
-            ahead = np.sqrt(np.maximum(radius**2 - (offset**2).sum(1, keepdims=True), 0))
-            goal = center + np.concatenate([offset, ahead], 1)
-        eyeball = Surface(means[0], source.topology.faces.cpu().numpy()[here[0]])
-        found, barycentric, _, _ = eyeball.locate(goal)
-        uv[some] = _uv_at(source, here[0][found], barycentric)
-    return uv, share
 
 
 # -- decoders ----------------------------------------------------------------------------------------------

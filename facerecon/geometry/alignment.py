@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from facerecon.errors import ShapeError, check_shape
 
-__all__ = ["apply_similarity", "deep3d_crop_transform", "five_points", "similarity_transform", "umeyama"]
+__all__ = [
+    "apply_similarity",
+    "deep3d_crop_transform",
+    "fit_sphere",
+    "five_points",
+    "similarity_transform",
+    "umeyama",
+]
 
 
 def umeyama(
@@ -119,3 +128,15 @@ def deep3d_crop_transform(
     transform[:, 0, 0] = transform[:, 1, 1] = photo_per_crop
     transform[:, :, 2] = solution[:, :, 3] - photo_per_crop[:, None] * (size / 2)
     return transform.to(landmarks68.dtype)
+
+
+def fit_sphere(points: NDArray) -> tuple[NDArray, float]:
+    """Center (3,) and radius of the sphere through points, in the (algebraic) least-squares sense.
+
+    Args:
+        points: (N, 3), N >= 4, not in one plane.
+    """
+    system = np.concatenate([2 * points, np.ones((len(points), 1))], 1)
+    solution = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
+    center = solution[:3]
+    return center, float(np.sqrt(solution[3] + center @ center))

@@ -62,6 +62,28 @@ def _rim(faces: NDArray) -> NDArray:
     return np.unique(unique[count == 1])
 
 
+def _ear_points(model: MorphableModel) -> NDArray:
+    """Middle, top, bottom, back and outermost point of the ear at x < 0 and of that at x > 0, (10, 3); (0, 3) where the
+    model does not tell its ears.
+
+    Landmarks end at the jaw, and ears differ too much in size and place for nearest points to find their partner.
+    """
+    if "ears" not in model.topology.regions:
+        return np.zeros((0, 3))
+    mean, faces = model.mean.detach().cpu().double().numpy(), model.topology.faces.cpu().numpy()
+    vertices = mean[np.unique(faces[model.topology.regions["ears"].cpu().numpy()])]
+    points = []
+    for side in (-1, 1):
+        ear = vertices[vertices[:, 0] * side > 0]
+        if not len(ear):
+            return np.zeros((0, 3))
+        outer = ear[ear[:, 0] * side > np.median(ear[:, 0] * side)]  # the auricle, without the skin around it
+        points.append(outer.mean(0))
+        for along in (outer[:, 1], -outer[:, 1], -outer[:, 2], outer[:, 0] * side):
+            points.append(outer[along >= np.quantile(along, 0.98)].mean(0))
+    return np.array(points)
+
+
 def skin_surface(model: MorphableModel, vertices: NDArray | None = None) -> tuple[Surface, NDArray]:
     """The skin of a model as a searchable surface.
 
@@ -98,8 +120,13 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
     one, other = torch.from_numpy(source_points)[None], torch.from_numpy(target_points)[None]
     transform = similarity_transform(one, other, weights)
     bent = apply_similarity(transform, torch.from_numpy(start)[None])[0].numpy()
-    points = apply_similarity(transform, one)[0].numpy()
-    warp = RBFInterpolator(points, target_points - points, kernel="linear", degree=0, smoothing=0.01)
+    ears, target_ears = _ear_points(source), _ear_points(target)
+    if len(ears) == len(target_ears) > 0:
+        guides, goals = np.concatenate([source_points, ears]), np.concatenate([target_points, target_ears])
+    else:
+        guides, goals = source_points, target_points
+    guides = apply_similarity(transform, torch.from_numpy(guides)[None])[0].numpy()
+    warp = RBFInterpolator(guides, goals - guides, kernel="linear", degree=0, smoothing=0.01)
     bent = bent + warp(bent)
 
     used = np.unique(faces)
