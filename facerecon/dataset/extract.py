@@ -10,7 +10,7 @@ model can bend to, so that features meet between views and between people; what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
