@@ -84,29 +84,3 @@ def test_export_room_is_lazy_too():
         assert getattr(export, name).__doc__
     with pytest.raises(AttributeError, match="save_fbx"):
         export.save_fbx  # noqa: B018
-
-
-def test_quickstart_notebook_is_clean_and_uses_names_that_exist():
-    notebook = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())
-    assert notebook["nbformat"] == 4
-    ids = [cell["id"] for cell in notebook["cells"]]
-    assert len(set(ids)) == len(ids)
-    chains = set()
-    for cell in notebook["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        assert cell["outputs"] == [] and cell["execution_count"] is None
-        for node in ast.walk(ast.parse("".join(cell["source"]))):
-            names = []
-            while isinstance(node, ast.Attribute):
-                names.insert(0, node.attr)
-                node = node.value
-            if names and isinstance(node, ast.Name) and node.id == "fr":
-                chains.add(tuple(names))
-    assert ("export", "save_glb") in chains and ("Fitter",) in chains
-    for first, *rest in chains:
-        assert first in dir(facerecon), first
-        if first in ("export", "losses", "render"):
-            value = getattr(facerecon, first)
-            for name in rest:
-                value = getattr(value, name)
