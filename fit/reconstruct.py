@@ -4,10 +4,16 @@
     python fit/reconstruct.py img=folder/ out=heads fitting=fast
     python fit/reconstruct.py img='photos/*.jpg' face=all batch=8
     python fit/reconstruct.py img=face.jpg landmarks=points.csv mask=face.png
+    python fit/reconstruct.py img=folder/ person=true
+    python fit/reconstruct.py img=clip.mp4 frames=24
 
 Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, png), head.glb, params.safetensors,
 report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
 fast, smoke.
+
+person=true makes one head from all the photos: a folder with that head, neutral, and photos/NAME/ with panel.png and
+params.safetensors of each. A video (a film, or video=true and a folder of frames) is fitted so too, smoothly over time:
+track.safetensors holds the parameters of every frame, overlay.mp4 (or .gif) shows them, head.glb plays them.
 
 A run that was stopped, by Ctrl-C or in any other way, goes on with the same command and ends with the files of one that
 was not; with threads=1 they are the same to the last byte (but for the seconds in metrics.jsonl).
@@ -40,12 +46,15 @@ def main(config: Any) -> int:
     from facerecon.run import RunDirectory
     from fit.corrections import find_corrections
     from fit.models import fit_digest
+    from fit.person import is_video, reconstruct_person
 
     for name in config.export:
         if name not in EXPORTS:
             raise ConfigError(nearest_name(name, EXPORTS, "export"))
     if OmegaConf.is_missing(config, "img"):
         raise ConfigError("img is not set; for example: python fit/reconstruct.py img=face.jpg")
+    if config.person or is_video(config):
+        return reconstruct_person(config, fit_digest(config))
     paths = list_images(config.img)
     face = config.face if isinstance(config.face, int) else str(config.face)
     face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
@@ -292,8 +301,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     from facerecon.export.report import Subject, write_report
     from facerecon.export.views import panel
     from facerecon.imaging.files import read_image, write_bytes, write_png
-    from facerecon.stylegan.decoder import is_decoder_file
-    from facerecon.types import SavedFace
+    from fit.models import saved_face
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -304,12 +312,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     for key in ("out", "resume", "logger"):  # what does not change the result
         settings.pop(key)
     path = Path(row["path"])
-    decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
-    SavedFace(
-        params=face.params, latent=face.latent, camera=face.camera, face_model=config.face_model,
-        decoder=decoder, num_identity=fitter.model.num_identity, path=(path.name,),
-        face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
-    ).save(folder / "params.safetensors")  # fmt: skip
+    saved_face(face, [path.name], fitter, config).save(folder / "params.safetensors")
     if "texture" in config.export:
         write_png(folder / "texture.png", face.texture)
         write_png(folder / "seen.png", face.seen)

@@ -16,6 +16,7 @@ from facerecon.fitting import (  # noqa: E402
     LandmarkStart,
     OcclusionSettings,
     RegressorStart,
+    SmoothnessSettings,
     TextureInversionSettings,
     default_stages,
     stages_from_config,
@@ -45,6 +46,7 @@ def test_default_preset_equals_the_constructor_defaults() -> None:
     assert RegressorStart(**config.fitting.regressor) == RegressorStart()
     assert DetailSettings(**config.fitting.detail) == DetailSettings()
     assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
+    assert SmoothnessSettings(**config.fitting.smoothness) == SmoothnessSettings()
     assert TextureInversionSettings(**compose("invert_texture", ["maps=x"]).inversion) == TextureInversionSettings()
     assert config.fitting.renderer == {"filter": "bilinear", "shading": "pixel", "antialias": True, "texture_level": 0}
 

@@ -357,3 +357,58 @@ def test_directions_are_built_again_from_what_is_measured(tmp_path, models, asse
     assert "n must be" in one_line(script("train/edit_directions.py", *keys[1:], "n=0"))
     few = one_line(script("train/edit_directions.py", "n=5", "folds=2", f"out={tmp_path / 'few'}"))
     assert "each side needs" in few or "samples" in few
+
+
+def test_one_person_from_a_folder(tmp_path, models) -> None:
+    from facerecon.types import SavedFace
+
+    folder = tmp_path / "ada"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / "1.jpg")
+    Image.open(SAMPLE).convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "2.png")
+    Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(folder / "blank.jpg")
+    out = tmp_path / "out"
+    command = (f"img={folder}", "person=true", "fitting=smoke", "decoder=linear", f"out={out}")
+    run = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,panel,report]")
+    assert run.returncode == 1, run.stderr  # one photo of three shows nobody
+    lines = [line for line in run.stderr.splitlines() if line.startswith("left out: blank.jpg")]
+    assert len(lines) == 1
+    assert "no face found" in lines[0]
+    assert "one head from 2 photos" in run.stdout
+    head = out / "ada"
+    made = {str(path.relative_to(head)) for path in head.rglob("*") if path.is_file()}
+    assert made == {
+        "head.glb", "head.mtl", "head.obj", "head.png", "metrics.json", "panel.png", "params.safetensors",
+        "photos/1/panel.png", "photos/1/params.safetensors", "photos/2/panel.png", "photos/2/params.safetensors",
+        "report.html", "seen.png", "texture.png",
+    }  # fmt: skip
+    one, two, person = (SavedFace.load(head / f"{at}params.safetensors") for at in ("photos/1/", "photos/2/", ""))
+    for face in (two, person):
+        assert (face.params.identity == one.params.identity).all()
+        assert (face.latent.codes == one.latent.codes).all()
+    assert (one.params.rotation != two.params.rotation).any()
+    assert not person.params.expression.any()
+    assert list(json.loads((head / "metrics.json").read_text())["photos"]) == ["1", "2"]
+    report = (head / "report.html").read_text()
+    assert "Left out: blank.jpg" in report
+    again = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,panel,report]")
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["person=true", "face=all"], "face=all"),
+        (["video=true", "frames=2"], "frames=3 or more"),
+        (["video=true", "mask=face_mask.png"], "leave them out for a video"),
+        (["img=nowhere.mp4"], "nowhere.mp4 does not exist"),
+    ],
+)
+def test_wrong_words_about_a_person_are_refused(overrides, expected, tmp_path) -> None:
+    from configs.compose import compose
+    from facerecon.errors import FaceReconError
+    from fit.person import reconstruct_person
+
+    config = compose("reconstruct", [f"img={SAMPLE}", f"out={tmp_path / 'o'}", *overrides])
+    with pytest.raises(FaceReconError, match=expected):
+        reconstruct_person(config, "")

@@ -270,9 +270,12 @@ class SyntheticFaces:
         bright = (sh_basis(_FACE_NORMALS) @ light).mean((1, 2))
         return SHLight(light * (1.15 / bright.clamp(min=1.15))[:, None, None])
 
-    def truth(self, numbers: Sequence[int]) -> tuple[FaceParams, Tensor, Tensor, _Draws]:
+    def truth(
+        self, numbers: Sequence[int], persons: Sequence[int] | None = None
+    ) -> tuple[FaceParams, Tensor, Tensor, _Draws]:
         """Coefficients of faces by number: parameters, texture codes, textures, and what goes on drawing."""
         s, model = self.settings, self.model
+        who = None if persons is None else self.truth(persons)
         draws = _Draws(self.seed, numbers)
         params = model.neutral(len(draws.generators))
         turn = draws.normal(3) * torch.tensor([s.pitch, s.yaw, s.roll])
@@ -285,6 +288,8 @@ class SyntheticFaces:
             rotation=torch.deg2rad(turn.clamp(-limits, limits)),
             light=self.lights(draws),
         )
+        if who is not None:
+            params = params.replace(identity=who[0].identity)
         scale, shift = (draws.normal() * s.scale).exp(), draws.normal(2) * s.shift
         params = params.replace(translation=self.place(params, scale, shift))
         codes = draws.normal(len(self.basis)) * s.texture
@@ -301,6 +306,8 @@ class SyntheticFaces:
             if change.shape[-1] != texture.shape[-1]:
                 change = F.interpolate(change, texture.shape[-2:], mode="bilinear")
             texture, codes = texture + change, codes + self.codes[rows]
+        if who is not None:
+            codes, texture = who[1:3]
         return params, codes, texture.clamp(0, 1), draws
 
     def place(self, params: FaceParams, scale: Tensor, shift: Tensor, rounds: int = 6) -> Tensor:
@@ -332,14 +339,21 @@ class SyntheticFaces:
 
     # -- pictures --------------------------------------------------------------------------------------------
 
-    def __call__(self, numbers: Sequence[int]) -> SyntheticBatch:
+    def __call__(self, numbers: Sequence[int], persons: Sequence[int] | None = None) -> SyntheticBatch:
         """Faces by number; each is the same in any batch.
 
         Args:
             numbers: from 0 on.
+            persons: as many numbers; picture i shows identity and texture of that face, in the pose, expression, light
+                and surroundings of face ``numbers[i]``. None: each its own.
+
+        Raises:
+            ShapeError: not one person a picture.
         """
+        if persons is not None and len(persons) != len(numbers):
+            raise ShapeError(f"persons must be one a picture, {len(numbers)}; got {len(persons)}.")
         with torch.no_grad():
-            params, codes, texture, draws = self.truth(numbers)
+            params, codes, texture, draws = self.truth(numbers, persons)
             camera = Camera.deep3d(CROP, len(codes))
             vertices = self.model(params)
             landmarks3d = self.model.landmarks3d(vertices, camera)

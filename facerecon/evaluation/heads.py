@@ -223,14 +223,16 @@ def make_subject(
     expression: dict[str, float] | None = None,
     yaw: float | None = None,
     light: SHLight | None = None,
+    identity: Tensor | None = None,
 ) -> Subject:
     """A random head with a given skin, photographed before a given picture (1, 3, H, W).
 
-    Expression (weights by name), yaw (degrees) and light are random too where they are not given; what else is drawn
-    does not depend on whether they are.
+    Expression (weights by name), yaw (degrees), light and identity (1, I) are random too where they are not given; what
+    else is drawn does not depend on whether they are.
     """
     params = ict.neutral(1)
-    identity = torch.from_numpy(rng.normal(size=(1, ict.num_identity)).astype(np.float32))
+    drawn_identity = torch.from_numpy(rng.normal(size=(1, ict.num_identity)).astype(np.float32))
+    identity = drawn_identity if identity is None else identity
     weights: dict[str, float] = {}
     for names, most in EXPRESSIONS:
         if rng.random() < 0.35:

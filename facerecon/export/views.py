@@ -38,7 +38,9 @@ __all__ = [
     "landmark_view",
     "live_panel",
     "overlay",
+    "overlays",
     "panel",
+    "person_panel",
     "portrait_camera",
     "posed_vertices",
     "relit_strip",
@@ -445,6 +447,77 @@ def panel(
     note = "   ".join(f"{key} {_short(value)}" for key, value in (facts or {}).items()) or None
     columns = 4 if observation is not None else 3
     return contact_sheet([c[1] for c in cells], [c[0] for c in cells], columns, title, note, tile)
+
+
+@torch.no_grad()
+def person_panel(
+    face: ReconstructedFace,
+    observation: Observation,
+    renderer: Any = None,
+    *,
+    captions: Sequence[str] | None = None,
+    most: int = 8,
+    tile: int = 320,
+    title: str | None = None,
+) -> Image.Image:
+    """One person from several photos in one picture: the neutral head, its texture, and every photo with its overlay.
+
+    Args:
+        face: of batch B, whose rows share shape and texture (``Fitter.together``). observation: of the same B photos.
+        renderer: only its choice of rasterizer backend is used.
+        captions: B names of the photos. most: photos to show, evenly spread. tile, title: as of :func:`panel`.
+    """
+    backend, big, count = _backend(renderer), tile * _OVERSAMPLING, len(face.vertices)
+    person = face[0].replace(vertices=face.neutral_vertices[:1])
+    studio = studio_light()
+    turned = {yaw: turned_view(person, yaw, big, backend=backend) for yaw in (-40.0, 0.0, 40.0)}
+    front = turned[0.0]
+    cells = [("shape, neutral", _finished(_on_backdrop(clay(front), front.mask), tile))]
+    for yaw, view in turned.items():
+        name = "front, studio light" if yaw == 0 else f"turned {_degrees(yaw)}"
+        cells.append((name, _finished(_on_backdrop(textured(view, studio), view.mask), tile)))
+    cells.append(("texture (albedo in UV)", _finished(_resized(person.texture, big), tile)))
+    cells.append(("texels seen in a photo", _finished(_seen_texture(person, big), tile)))
+    for name, light in list(_relights().items())[:2]:
+        cells.append((name, _finished(_on_backdrop(textured(front, light), front.mask), tile)))
+    shown = sorted({round(i * (count - 1) / max(1, min(most, count) - 1)) for i in range(min(most, count))})
+    for i in shown:
+        photo, over = _photo_and_overlay(face[i], observation[i], big, backend)
+        name = captions[i] if captions is not None else f"photo {i}"
+        cells += [(name, _finished(photo, tile)), ("overlay", _finished(over, tile))]
+    return contact_sheet([c[1] for c in cells], [c[0] for c in cells], 4, title, None, tile)
+
+
+def _photo_and_overlay(
+    face: ReconstructedFace, observation: Observation, size: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """(1, 3, size, size) twice: the full crop of one photo, and the fitted face on it."""
+    photo = _photo(observation, size)
+    shot = shoot(posed_vertices(face), face.texture, face.topology, _crop_camera(face, observation), size, backend)
+    return photo, overlay(photo, shot, face.params.light)
+
+
+@torch.no_grad()
+def overlays(
+    face: ReconstructedFace, observation: Observation, renderer: Any = None, size: int = 320
+) -> list[Image.Image]:
+    """Frames of a film of a fitted video: frame, overlay and shape side by side, the face always in the middle.
+
+    Args:
+        face: of batch T. observation: of the same T frames. renderer: only its choice of rasterizer backend is used.
+        size: px, side of each of the three pictures.
+    """
+    backend, big, pictures = _backend(renderer), size * _OVERSAMPLING, []
+    for i in range(len(face.vertices)):
+        one, seen = face[i], observation[i]
+        shot = shoot(posed_vertices(one), one.texture, one.topology, _crop_camera(one, seen), big, backend)
+        photo = _photo(seen, big)
+        parts = (photo, overlay(photo, shot, one.params.light), _on_backdrop(clay(shot), shot.mask))
+        sheet = Image.new("RGB", (3 * size, size), _PAGE)
+        for k, part in enumerate(parts):
+            sheet.paste(_finished(part, size), (k * size, 0))
+        pictures.append(sheet)
+    return pictures
 
 
 @torch.no_grad()

@@ -235,8 +235,8 @@ class Fitter:
             is left out, with a warning; ``fitter.used`` holds the numbers of those in the result.
 
         Raises:
-            InputError: no photo, times without smoothness, of another length or not increasing. FitError: no photo can be
-                used, or the fit fails.
+            InputError: no photo; times without smoothness, of another length or not increasing. FitError: no photo can
+            be used, or the fit fails.
         """
         photo = photos if isinstance(photos, Observation) else Observation.cat(list(photos)) if photos else None
         if photo is None or photo.batch == 0:

@@ -74,6 +74,20 @@ def test_a_face_is_the_same_in_any_batch(faces, head) -> None:
     assert not torch.allclose(one.params.identity, other.params.identity)
 
 
+def test_a_person_in_several_pictures(faces) -> None:
+    """Identity and texture are the person's, all else is the picture's."""
+    of_person, plain = faces([4, 5, 9], persons=[4, 4, 4]), faces([4, 5, 9])
+    assert torch.equal(of_person.image[0], plain.image[0])
+    assert torch.equal(of_person.params.identity, plain.params.identity[:1].expand(3, -1))
+    assert torch.equal(of_person.texture, plain.texture[:1].expand(3, -1))
+    assert torch.equal(of_person.params.expression, plain.params.expression)
+    assert torch.equal(of_person.params.rotation, plain.params.rotation)
+    assert torch.equal(of_person.params.light.coefficients, plain.params.light.coefficients)
+    assert not torch.equal(of_person.params.translation[1], plain.params.translation[1])  # where the crop is found anew
+    with pytest.raises(ShapeError, match="one a picture"):
+        faces([1, 2], persons=[1])
+
+
 def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
     """Without errors of landmarks the alignment of the truth changes nothing; with them it errs as asked."""
     exact = SyntheticFaces(*head, SyntheticSettings(scale=0.0, shift=0.0), size=32)

@@ -1,0 +1,283 @@
+"""Several photos of one person, or the frames of a video, in one fit: what `person=true` and `video=true` do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.compose import Stopped, check_stop, row_logger
+from facerecon.errors import ConfigError, FaceReconError, FitError, InputError, OutputError
+from facerecon.export.mesh import save_glb, save_obj
+from facerecon.export.report import Subject, write_report
+from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
+from facerecon.fitting import SmoothnessSettings
+from facerecon.imaging.files import list_images, read_image, write_bytes, write_png
+from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
+from facerecon.perception import load_judge, load_parser, observe
+from facerecon.run import RunDirectory
+from facerecon.types import Observation, ReconstructedFace, SavedTrack
+from fit.corrections import Corrections, find_corrections
+from fit.models import build_fitter, prepare, saved_face, settings_of
+
+
+def is_video(config: Any) -> bool:
+    """Whether ``img`` is taken for the frames of a video: ``video=true``, or null and a film file."""
+    return is_film(config.img) if config.video is None else bool(config.video)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One photo or frame: what to observe, what to call it, when it was taken (s), and its corrections."""
+
+    image: Any
+    name: str
+    time: float
+    number: int
+    given: Corrections
+
+
+def reconstruct_person(config: Any, digest: str) -> int:
+    """One head from all photos of ``config.img``; returns the exit status.
+
+    Args:
+        config: of fit/reconstruct.py. digest: of everything that changes a result.
+
+    Raises:
+        ConfigError: settings that do not go together. InputError: no photo or frame shows a face.
+    """
+    video = is_video(config)
+    if str(config.face) == "all":
+        raise ConfigError("one person has one face in each photo; got face=all. Use face=largest or an index.")
+    if video and not (config.landmarks is None and config.mask is None):
+        raise ConfigError("landmarks= and mask= belong to photos; leave them out for a video.")
+    if video and (not isinstance(config.frames, int) or config.frames < 3):
+        raise ConfigError(f"a video needs frames=3 or more, to be smooth along; got {config.frames}.")
+    if video:
+        read_frames(config.img, config.frames)  # says at once what is missing
+    paths = [] if video else list_images(config.img)
+    given = {} if video else find_corrections(config, paths)
+    name = _name(config, paths)
+    content = hashlib.sha256(digest.encode())
+    for path in paths:
+        content.update(f"{Path(path).name} {given[path].digest(digest)}".encode())
+    if video:
+        content.update(f"{Path(config.img).name} {config.frames}".encode())
+    settings = content.hexdigest()[:12]
+    with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
+        if config.resume and folder.completed().get(name, {}).get("settings") == settings:
+            print(f"nothing to do: {name} is finished in {folder.path}; resume=false does it again.")
+            return 0
+        folder.forget_failures([*folder.failures()])
+        try:
+            return _Person(config, folder, name, settings).run(_sources(config, paths, given))
+        except (KeyboardInterrupt, Stopped) as stop:
+            raise type(stop)(f"nothing of {name} is kept") from None
+        except OutputError as error:
+            raise OutputError(
+                f"{error} Nothing of {name} is marked as finished; the same command starts anew."
+            ) from None
+
+
+def _name(config: Any, paths: list) -> str:
+    """What the person's folder is called: as the folder or film, else "person"."""
+    path = Path(str(config.img)).expanduser()
+    if path.is_dir():
+        return path.resolve().name or "person"
+    return path.stem if len(paths) <= 1 and path.is_file() else "person"
+
+
+def _sources(config: Any, paths: list, given: dict) -> Iterator[_Source]:
+    if is_video(config):
+        for frame in read_frames(config.img, config.frames):
+            yield _Source(frame.image, frame.name, frame.time, frame.number, Corrections())
+    else:
+        for number, path in enumerate(paths):
+            yield _Source(path, Path(path).name, float(number), number, given[path])
+
+
+class _Person:
+    """The one job of such a run."""
+
+    def __init__(self, config: Any, folder: Any, name: str, settings: str) -> None:
+        self.config, self.folder, self.name, self.settings = config, folder, name, settings
+        self.video = is_video(config)
+        self.failed: dict[str, str] = {}
+
+    def run(self, sources: Iterator[_Source]) -> int:
+        """Observe, fit, write; returns the exit status."""
+        config, started = self.config, time.perf_counter()
+        device = prepare(config)
+        fitter = build_fitter(config, device)
+        judge, parser = load_judge().to(device), load_parser(config.parsing)
+        logger = row_logger(config, lambda row: {f"final/{k}": v for k, v in row["metrics"].items()})
+        kind = "frame" if self.video else "photo"
+        print(
+            f"one person, face model {config.face_model}, decoder {config.decoder} (space {fitter.decoder.space}), "
+            f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}"
+        )
+        clock = time.perf_counter()
+        used, photos = self._observe(sources, parser)
+        if not used:
+            where = self.folder.path / "failures.jsonl"
+            raise InputError(f"no {kind} of the {len(self.failed)} could be used; see {where}.")
+        seconds = {"observe": time.perf_counter() - clock}
+        smoothness = None
+        if self.video:
+            values = dict(config.fitting.smoothness)
+            smoothness = settings_of(SmoothnessSettings, values, "fitting.smoothness")
+
+        def show(report: Any) -> None:
+            check_stop()
+            if report.step % 10 == 0 or report.step == report.steps - 1:
+                loss = float(report.total.mean())
+                print(f"{report.stage} {report.step + 1}/{report.steps}, loss {loss:.3f}", file=sys.stderr)
+
+        photo = Observation.cat(photos).to(device)
+        times = torch.tensor([source.time for source in used]) if self.video else None
+        face = fitter.together(photo, times, smoothness, callback=show)
+        for i in set(range(len(used))) - set(fitter.used):
+            self._fail(used[i].name, FitError("what was measured on it is not finite"))
+        used, photo = [used[i] for i in fitter.used], photo[fitter.used]
+        clock = time.perf_counter()
+        row = self._write(face, photo, used, fitter, judge)
+        seconds |= fitter.seconds | {"export": time.perf_counter() - clock}
+        row["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        logger(row)
+        self.folder.metrics.write_rows([row])
+        self.folder.complete(self.name, settings=self.settings, path=str(config.img))
+        self.folder.tidy([self.name, *self.failed])
+        for name, message in self.failed.items():
+            print(f"left out: {name}: {message}", file=sys.stderr)
+        print(
+            f"{self.name}: one head from {len(used)} {kind}s written to {self.folder.path / self.name}, "
+            f"{len(self.failed)} left out, {time.perf_counter() - started:.1f} s"
+        )
+        if fitter.diverged:
+            print("the fit diverged and is kept at an earlier state: 'diverged' in metrics.jsonl")
+        return 1 if self.failed or fitter.diverged else 0
+
+    def _observe(self, sources: Iterator[_Source], parser: Any) -> tuple[list[_Source], list[Observation]]:
+        """Those that show a face, and what was measured on them; the others are noted."""
+        used, photos = [], []
+        index = int(self.config.face) if str(self.config.face).lstrip("-").isdigit() else str(self.config.face)
+        for source in sources:
+            check_stop()
+            try:
+                found = observe(
+                    source.image, index, landmarks=source.given.landmarks, mask=source.given.mask, parser=parser
+                )
+            except FaceReconError as error:
+                self._fail(source.name, error)
+                continue
+            photos.append(found.replace(path=(source.name,)))
+            used.append(source)
+        return used, photos
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.failed[name] = str(error)
+        self.folder.fail(name, error)
+
+    def _write(
+        self, face: ReconstructedFace, photo: Observation, used: list[_Source], fitter: Any, judge: Any
+    ) -> dict[str, Any]:
+        """All files of the person; returns the row of metrics.jsonl."""
+        from omegaconf import OmegaConf
+
+        from facerecon.evaluation import reconstruction_metrics
+
+        config, folder = self.config, self.folder.path / self.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
+        values, _ = reconstruction_metrics(
+            fitter.observed, face.params, face.texture, fitter.model, fitter.renderer, judge
+        )
+        each = [{key: round(float(value[i]), 5) for key, value in values.items()} for i in range(len(used))]
+        mean = {key: round(float(value.mean()), 5) for key, value in values.items()}
+        names = _folders([source.name for source in used])
+        result = {"metrics": mean, "photos": dict(zip(names, each, strict=True)), "left_out": self.failed}
+        if fitter.diverged:
+            result["diverged"] = fitter.diverged[0]
+
+        if self.video:
+            track = SavedTrack(
+                face=saved_face(face, [source.name for source in used], fitter, config),
+                times=torch.tensor([source.time for source in used], dtype=torch.float64),
+                frames=torch.tensor([source.number for source in used]),
+            )
+            track.save(folder / "track.safetensors")
+        for i, name in enumerate(names) if not self.video else ():
+            place = folder / "photos" / name
+            place.mkdir(parents=True, exist_ok=True)
+            saved_face(face[i], [used[i].name], fitter, config).save(place / "params.safetensors")
+            if "panel" in config.export:
+                picture = panel(face[i], photo[i], fitter.renderer, fitter.model)
+                write_png(place / "panel.png", read_image(picture))
+        person = face[0].replace(vertices=face.neutral_vertices[:1])
+        person = person.replace(params=person.params.replace(expression=torch.zeros_like(person.params.expression)))
+        saved_face(person, [self.name], fitter, config).save(folder / "params.safetensors")
+        if "texture" in config.export:
+            write_png(folder / "texture.png", face.texture[:1])
+            write_png(folder / "seen.png", face.seen[:1])
+        picture = None
+        if {"panel", "report"} & set(config.export):
+            picture = person_panel(face, photo, fitter.renderer, captions=[source.name for source in used])
+            write_png(folder / "panel.png", read_image(picture))
+        if "obj" in config.export:
+            save_obj(person, folder)
+        if "glb" in config.export:
+            save_glb(person, folder / "head.glb")
+        if self.video and "panel" in config.export:
+            self._film(face, photo, used, fitter, folder)
+        if "report" in config.export:
+            left = [f"Left out: {name}: {message}" for name, message in self.failed.items()]
+            notes = [f"The fit diverged: {result['diverged']}."] if "diverged" in result else []
+            subject = Subject(
+                name=self.name,
+                pictures={"": picture, "one lamp, walking from left to right": relit_strip(person)},
+                history={key: value.mean(0).cpu() for key, value in face.history.items()},
+                metrics={"mean over photos": mean} | dict(zip(names, each, strict=True)),
+                notes=[*notes, *left],
+            )
+            plain = OmegaConf.to_container(config, resolve=True)
+            plain["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
+            for key in ("out", "resume", "logger"):
+                plain.pop(key)
+            flag = "video" if self.video else "person"
+            write_report(
+                folder / "report.html", subject, config=plain,
+                command=f"python fit/reconstruct.py img={Path(str(config.img)).name} {flag}=true "
+                f"fitting={config.fitting.preset}",
+            )  # fmt: skip
+        write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
+        return {"item": self.name, "path": str(config.img), "settings": self.settings, **result}
+
+    def _film(
+        self, face: ReconstructedFace, photo: Observation, used: list[_Source], fitter: Any, folder: Path
+    ) -> None:
+        """The overlay along the video: overlay.mp4 with PyAV, overlay.gif without."""
+        pictures = overlays(face, photo, fitter.renderer)
+        lasts = (used[-1].time - used[0].time) / max(1, len(used) - 1)
+        rate = min(25.0, 1 / lasts) if lasts > 0 else 10.0
+        try:
+            film_reader()
+        except InputError:
+            print("note: overlay.gif instead of overlay.mp4: PyAV is not installed (pip install 'facerecon[video]').")
+            save_animation(folder / "overlay.gif", pictures, rate)
+        else:
+            write_film(folder / "overlay.mp4", pictures, rate)
+
+
+def _folders(names: list[str]) -> list[str]:
+    """A folder's name for each photo: its stem, with the extension where two stems are equal."""
+    stems = [Path(name).stem if "." in Path(name).name else name for name in names]
+    return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)]
