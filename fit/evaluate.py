@@ -450,14 +450,22 @@ class Sweep:
     def photos(self) -> Iterator[tuple[str, Any, str]]:
         """(name, path or image, what it is) of the photos, then of held-out faces."""
         from facerecon.dataset.sampling import held_out_faces
+        from facerecon.errors import InputError
         from facerecon.imaging.files import list_images
 
         if self.config.photos:
-            folder = Path(str(self.config.photos)).expanduser()
-            if not folder.is_absolute() and not folder.exists():
-                folder = Path(__file__).resolve().parents[1] / folder
-            for path in list_images(folder):
-                yield f"photo_{path.stem}", path, hashlib.sha256(path.read_bytes()).hexdigest()
+            source = Path(str(self.config.photos)).expanduser()
+            if not source.is_absolute() and not source.exists():
+                source = Path(__file__).resolve().parents[1] / source
+            try:
+                paths = list_images(source)
+            except InputError as error:
+                self._fail("photos", error)
+                paths = []
+            stems = [path.stem for path in paths]
+            for path in paths:
+                name = path.stem if stems.count(path.stem) == 1 else path.name
+                yield f"photo_{name}", path, hashlib.sha256(path.read_bytes()).hexdigest()
         if self.faces:
             for seed, image in held_out_faces(self.faces):
                 yield f"seed_{seed}", image, f"seed {seed}"
@@ -485,27 +493,49 @@ class Sweep:
     # -- UV maps -----------------------------------------------------------------------------------------
 
     @cached_property
-    def pipeline(self) -> Any:
-        from facerecon.dataset import PipelineSettings, UVPipeline
+    def map_settings(self) -> Any:
+        """How maps are made: as train/uv_dataset.py makes them with this pack."""
+        from dataclasses import fields
 
-        return UVPipeline(PipelineSettings())
+        from omegaconf import OmegaConf
+
+        from facerecon.dataset import PipelineSettings, settings_from
+
+        values = OmegaConf.to_container(compose("uv_dataset", [f"pack={self.config.pack.name}"]), resolve=True)
+        known = [field.name for field in fields(PipelineSettings)]
+        return settings_from({name: values[name] for name in known if name in values})
+
+    @cached_property
+    def pipeline(self) -> Any:
+        from facerecon.dataset import UVPipeline
+
+        return UVPipeline(self.map_settings)
 
     def subjects(self) -> Iterator[str]:
         """Seeds of held-out subjects whose maps the filters accept, as text; made when they are not there yet."""
-        from facerecon.dataset import PipelineSettings, draw_seeds
+        from facerecon.dataset import draw_seeds
         from facerecon.dataset.sampling import FIRST_HELD_OUT
-        from facerecon.stylegan.mobile import load_generator
+        from facerecon.stylegan.faces import load_face_generator
 
-        digest = _hash(str(PipelineSettings()))
-        seeds = draw_seeds(load_generator(), FIRST_HELD_OUT, PipelineSettings().truncation, dark_share=0.15)
+        settings = self.map_settings
+        digest = _hash(str(settings))
+        generator = load_face_generator(settings.generator)
+        seeds = draw_seeds(generator, FIRST_HELD_OUT, settings.truncation, dark_share=0.15)
         found = tried = 0
         while found < self.people and tried < 3 * self.people + 10:
             seed = next(seeds)
             tried += 1
+            files = [self._map_file(seed, kind) for kind in ("png", "safetensors")]
+            if "refused" not in self.kept.get(f"maps/{seed}/full", {}) and not all(path.is_file() for path in files):
+                self.kept.pop(f"maps/{seed}/full", None)  # removed by hand
             facts = self.item(f"maps/{seed}/full", digest, lambda seed=seed: self._make_map(seed))
             if facts is not None and "refused" not in facts:
                 found += 1
                 yield str(seed)
+
+    def _map_file(self, seed: int | str, kind: str) -> Path:
+        """A subject's map (png), or its search (safetensors)."""
+        return self.folder.path / "maps" / f"{int(seed):06d}.{kind}"
 
     def _make_map(self, seed: int) -> dict[str, Any]:
         """A subject through the whole pipeline of Sec. 3.1; its map and its search are kept as files."""
@@ -521,9 +551,8 @@ class Sweep:
         if not outcome.accepted:
             return {"refused": "; ".join(outcome.reasons), "figures": _rounded(_numbers(outcome.figures))}
         name = f"{seed:06d}"
-        where = self.folder.path / "maps"
-        write_bytes(where / f"{name}.png", outcome.files[f"uv-maps/{name}.png"])
-        write_bytes(where / f"{name}.safetensors", outcome.files[f"search/{name}.safetensors"])
+        write_bytes(self._map_file(seed, "png"), outcome.files[f"uv-maps/{name}.png"])
+        write_bytes(self._map_file(seed, "safetensors"), outcome.files[f"search/{name}.safetensors"])
         fit = load(outcome.files[f"fit/{name}.safetensors"])
         figures = _numbers(outcome.figures)
         return {
@@ -539,11 +568,11 @@ class Sweep:
         """Maps of held-out subjects, and the same with one thing changed (Table 4)."""
         from dataclasses import replace
 
-        from facerecon.dataset import Item, PipelineSettings
+        from facerecon.dataset import Item
         from facerecon.dataset.pipeline import ABLATIONS
         from facerecon.errors import InputError
 
-        plain = PipelineSettings()
+        plain = self.map_settings
         for seed in self.subjects():
             for name, row in ABLATIONS.items():
                 if not row:
@@ -551,7 +580,7 @@ class Sweep:
                 changes = {k: replace(getattr(plain, k), **v) if isinstance(v, dict) else v for k, v in row.items()}
 
                 def made(seed: str = seed, changes: dict = changes) -> dict[str, Any]:
-                    search = (self.folder.path / "maps" / f"{int(seed):06d}.safetensors").read_bytes()
+                    search = self._map_file(seed, "safetensors").read_bytes()
                     pipeline = self.pipeline.changed(check=False, **changes)
                     outcome = pipeline(Item(int(seed), seed=int(seed), search=search))
                     if outcome.error:
@@ -564,15 +593,15 @@ class Sweep:
         """The maps of those subjects, as each decoder expresses them (Table 6)."""
         import torch
 
-        from facerecon.dataset import face_layout
+        from facerecon.errors import ConfigError
         from facerecon.evaluation import MapFigures
         from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
         from facerecon.imaging.files import read_image
-        from facerecon.morphable import load_face_model
         from facerecon.stylegan.decoder import load_decoder
         from fit.models import decoder_content
 
         settings = TextureInversionSettings(steps=self.config.inversion_steps)
+        atlas = self.map_settings.face_model
         tools: dict[str, Any] = {}
 
         def tool(name: str, build: Callable[[], Any]) -> Any:
@@ -584,17 +613,12 @@ class Sweep:
             for key, decoder in self.decoders.items():
 
                 def express(seed: str = seed, decoder: str = decoder) -> dict[str, Any]:
-                    target = read_image(self.folder.path / "maps" / f"{int(seed):06d}.png")[None]
                     net = tool(decoder, lambda: load_decoder(decoder))
-                    features = tool("features", lambda: MapFeatures("face_features"))
-                    layout = tool("layout", lambda: face_layout(load_face_model("makehuman"), 512))
-                    measure = tool("measure", lambda: MapFigures(layout.face))
-                    if net.atlas != "makehuman":
-                        from facerecon.errors import ConfigError
-
-                        raise ConfigError(
-                            f"decoder {decoder} makes maps of {net.atlas}, the held-out maps are makehuman's."
-                        )
+                    if net.atlas != atlas:
+                        raise ConfigError(f"decoder {decoder} makes maps of {net.atlas}, not of {atlas} as these are.")
+                    target = read_image(self._map_file(seed, "png"))[None]
+                    features = tool("features", lambda: MapFeatures("face_features", atlas))
+                    measure = tool("measure", lambda: MapFigures(self.pipeline.template.layout.face, atlas))
                     found = invert_texture(target, net, features, settings, lambda *_: check_stop())
                     side = (target.shape[-1],) * 2
                     fitted = torch.nn.functional.interpolate(found.texture, side, mode="bilinear").clamp(0, 1)

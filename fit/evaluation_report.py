@@ -46,6 +46,7 @@ STARTS = {
 SHAPE = [
     *[Figure(region, f"{region}, mm", spread=True, interval=False) for region in REGIONS],
     Figure("mean", "mean, mm", spread=True),
+    Figure("apart", "minus ours, mm", signed=True),
 ]
 RECONSTRUCTION = [
     Figure("photometric", "photometric x 1000", 1000, 1),
@@ -53,6 +54,7 @@ RECONSTRUCTION = [
     Figure("nme", "landmarks, %", 100, 2),
     Figure("photometric_final", "final: photometric x 1000", 1000, 1),
     Figure("identity_final", "final: judge", 1, 3),
+    Figure("apart", "minus ours: photometric x 1000", 1000, 1, signed=True),
 ]
 TEXTURE = [
     Figure("bs", "BS Error", 1, 2),
@@ -125,6 +127,12 @@ def _keys(sweep: Any) -> list[str]:
     return [str(key) for key in sweep.config.decoders]
 
 
+def _apart(row: Row, items: Mapping[str, float], ours: Mapping[str, float]) -> Row:
+    """A row with its paired difference to ours, over what both have measured."""
+    pairs = [value - ours[name] for name, value in items.items() if name in ours]
+    return replace(row, cells=dict(row.cells) | {"apart": summarize(pairs)}) if pairs else row
+
+
 # -- tables ----------------------------------------------------------------------------------------------------
 
 
@@ -137,29 +145,40 @@ def shape_tables(sweep: Any) -> list[Table]:
     }
     tables = []
     for place, title in titles.items():
-        starts = [facts["errors"] for _, facts in _named(sweep, f"{place}/[^/]+/starts")]
-        if not starts:
+        found = _named(sweep, f"{place}/([^/]+)/starts")
+        if not found:
             continue
-        name = place.removeprefix("shape/")
-        table = Table(f"shape_{name}", title, SHAPE, first="REALY's protocol")
+        items: dict[str, dict[str, dict[str, float]]] = {}  # row, head, region
+        for match, facts in found:
+            for key, errors in facts["errors"].items():
+                items.setdefault(key, {})[match[1]] = _errors(errors)
+        for match, facts in _named(sweep, f"{place}/([^/]+)/([^/]+)"):
+            if match[2] != "starts":
+                items.setdefault(f"fit {match[2]}", {})[match[1]] = _errors(facts["errors"])
+        ours = {head: errors["mean"] for head, errors in items.get("fit ours", {}).items()}
+        table = Table(f"shape_{place.removeprefix('shape/')}", title, SHAPE, first="REALY's protocol")
+
+        def add(key: str, label: str, items: dict = items, ours: dict = ours, table: Table = table) -> bool:
+            row = _row(label, list(items.get(key, {}).values()), SHAPE)
+            if row is not None and key != "fit ours":
+                row = _apart(row, {head: errors["mean"] for head, errors in items[key].items()}, ours)
+            table.rows += [row] if row is not None else []
+            return row is not None
+
         for key, label in STARTS.items():
-            row = _row(label, [_errors(errors[key]) for errors in starts if key in errors], SHAPE)
-            if row is not None:
-                table.rows.append(row)
-            elif key == "regressor":
+            if not add(key, label) and key == "regressor":
                 table.rows.append(Row(label, note="no trained weights for this head model"))
         for key in _keys(sweep):
-            if key not in sweep.decoders:
+            if key in sweep.decoders:
+                add(f"fit {key}", f"full fit: {_label(sweep, key)}")
+            else:
                 table.rows.append(_not_run(sweep, key))
-                continue
-            items = [_errors(facts["errors"]) for _, facts in _named(sweep, f"{place}/[^/]+/{re.escape(key)}")]
-            row = _row(f"full fit: {_label(sweep, key)}", items, SHAPE)
-            table.rows += [row] if row is not None else []
-        fallen = sum("stage1" in facts and facts["stage1"] != "regressor"
-                     for _, facts in _named(sweep, f"{place}/[^/]+/starts"))  # fmt: skip
-        table.notes = ["Mean ± standard deviation over heads (95 % interval of the mean)."]
+        fallen = sum(facts.get("stage1", "regressor") != "regressor" for _, facts in found)
+        table.notes = [
+            "Mean ± standard deviation over heads (95 % interval of the mean); differences on the same heads."
+        ]
         if fallen:
-            table.notes.append(f"{fallen} of {len(starts)} heads are out of N_enc's depth and start from landmarks.")
+            table.notes.append(f"{fallen} of {len(found)} heads are out of N_enc's depth and start from landmarks.")
         tables.append(table)
     if tables:
         tables[-1].rows += PUBLISHED["shape"]
@@ -174,23 +193,28 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
     table = Table("reconstruction", "Reconstruction of photos and held-out generated faces", RECONSTRUCTION,
                   first="preset, decoder")  # fmt: skip
     texture = Table("texture", "Textures of those fits", TEXTURE, first="preset, decoder")
-    columns = list(dict.fromkeys((match[2], match[3]) for match, _ in found))
-    for preset, key in columns:
-        facts = [facts for match, facts in found if (match[2], match[3]) == (preset, key)]
+    items: dict[tuple[str, str], dict[str, dict]] = {}  # column, photo
+    for match, facts in found:
+        items.setdefault((match[2], match[3]), {})[match[1]] = facts
+    ours = {name: facts["figures"]["photometric"] for name, facts in items.get((sweep.preset, "ours"), {}).items()}
+    for (preset, key), of in items.items():
         label = f"{preset}, {_label(sweep, key)}"
-        figures = [one["figures"] for one in facts]
+        figures = [facts["figures"] for facts in of.values()]
         row = _row(label, figures, RECONSTRUCTION)
+        if row is not None and (preset, key) != (sweep.preset, "ours"):
+            row = _apart(row, {name: facts["figures"]["photometric"] for name, facts in of.items()}, ours)
         table.rows += [row] if row is not None else []
         row = _row(label, figures, TEXTURE)
         if row is not None:
-            ratio = _diversity([(one["vectors"]["render"], one["vectors"]["photo"]) for one in facts])
+            ratio = _diversity([(facts["vectors"]["render"], facts["vectors"]["photo"]) for facts in of.values()])
             texture.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
     photos = len({match[1] for match, _ in found if match[1].startswith("photo_")})
     faces = len({match[1] for match, _ in found}) - photos
     table.notes = [
         f"{photos} photo(s) and {faces} held-out generated face(s). Photometric error: mean RGB difference over the "
         "face in [0, 1]; the judge is a 1024-d descriptor that is never optimized; landmarks: of the distance between "
-        "the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail)."
+        "the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail, where the "
+        "preset has it)."
     ]
     texture.notes = [
         "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its). Identity std: "
@@ -324,7 +348,7 @@ def write_report(sweep: Any) -> int:
     pictures = "\n".join(f"![{title}]({name})\n" for name, title in charts.items())
     write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode())
     if sweep.config.readme:
-        _into(Path(sweep.config.readme), text)
+        _into(Path(sweep.config.readme), text, folder, {k: v for k, v in charts.items() if k == "shape.png"})
     failed = f", {len(sweep.failed)} failed (see the report)" if sweep.failed else ""
     print(f"{len(sweep.done)} item(s){failed}; {folder / 'evaluate.md'}")
     return 1 if sweep.failed else 0
@@ -419,8 +443,8 @@ def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
     return charts
 
 
-def _into(path: Path, text: str) -> None:
-    """Replace what is between the marks of a Markdown file.
+def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> None:
+    """Replace what is between the marks of a Markdown file; charts go to docs/ beside it.
 
     Raises:
         ConfigError: the marks are not there.
@@ -429,4 +453,8 @@ def _into(path: Path, text: str) -> None:
     first, last = content.find(MARKS[0]), content.find(MARKS[1])
     if first < 0 or last < first:
         raise ConfigError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}; add them where the tables shall stand.")
+    for name, title in charts.items():
+        picture = Path("docs", f"evaluate_{name}")
+        write_bytes(path.parent / picture, (folder / name).read_bytes())
+        text = f"{text.rstrip()}\n\n![{title}]({picture.as_posix()})\n"
     write_bytes(path, f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}".encode())

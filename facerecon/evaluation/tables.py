@@ -88,7 +88,7 @@ class Figure:
 
     Args:
         key: in the rows' cells and in the CSV. title: its heading. scale: factor of what is shown. digits: after the
-            point. spread: show the standard deviation. interval: show the interval.
+            point. spread: show the standard deviation. interval: show the interval. signed: show the sign.
     """
 
     key: str
@@ -97,6 +97,7 @@ class Figure:
     digits: int = 2
     spread: bool = False
     interval: bool = True
+    signed: bool = False
 
     def text(self, cell: Summary | None) -> str:
         """A cell as Markdown."""
@@ -104,7 +105,7 @@ class Figure:
             return ""
 
         def number(value: float) -> str:
-            return f"{self.scale * value:.{self.digits}f}"
+            return f"{self.scale * value:{'+' if self.signed else ''}.{self.digits}f}"
 
         text = number(cell.value)
         if self.spread and cell.spread is not None:

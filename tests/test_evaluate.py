@@ -1,0 +1,301 @@
+"""fit/evaluate.py: what is kept, what fails, what is written; and, slowly, a sweep that is killed and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs.compose import compose, run  # noqa: E402
+from facerecon.errors import InputError, NoFaceError  # noqa: E402
+from facerecon.run import RunDirectory  # noqa: E402
+from fit.evaluate import Sweep, main  # noqa: E402
+from fit.evaluation_report import MARKS, write_report  # noqa: E402
+
+
+class Bar:
+    """A progress bar that says nothing."""
+
+    def update(self, count: int) -> None: ...
+    def set_postfix_str(self, text: str) -> None: ...
+    def write(self, text: str, file: Any = None) -> None: ...
+
+
+def sweep(folder: Path, *overrides: str) -> Sweep:
+    made = Sweep(
+        compose("evaluate", [f"out={folder}", *overrides]), RunDirectory(folder, {"script": "evaluate"}, resume=True)
+    )
+    made.bar = Bar()
+    return made
+
+
+def errors(value: float) -> dict[str, float]:
+    return {"nose": value, "mouth": value + 0.2, "forehead": value - 0.2, "cheek": value}
+
+
+# -- items -----------------------------------------------------------------------------------------------------
+
+
+def test_an_item_is_measured_once_and_again_when_its_settings_change(tmp_path) -> None:
+    calls = []
+
+    def work() -> dict:
+        calls.append(1)
+        return {"figures": {"a": 1.5}}
+
+    first = sweep(tmp_path).item("x/1", ["s"], work)
+    again = sweep(tmp_path)
+    assert again.item("x/1", ["s"], work) == first and len(calls) == 1
+    assert again.done["x/1"]["figures"] == {"a": 1.5}
+    assert sweep(tmp_path).item("x/1", ["other"], work)["figures"] == {"a": 1.5} and len(calls) == 2
+    assert sweep(tmp_path, "resume=false").item("x/1", ["other"], work) and len(calls) == 3
+
+
+def test_a_failed_item_is_a_line_and_the_rest_goes_on(tmp_path) -> None:
+    def fail(error: Exception) -> dict:
+        raise error
+
+    one = sweep(tmp_path)
+    assert one.item("x/1", 0, lambda: fail(NoFaceError("no face\nhere"))) is None
+    assert one.item("x/2", 0, lambda: fail(ZeroDivisionError("by zero"))) is None
+    assert one.item("x/3", 0, lambda: {"figures": {}}) is not None
+    assert one.failed == {"x/1": "no face here", "x/2": "ZeroDivisionError: by zero"}
+    assert set(one.folder.failures()) == {"x/1", "x/2"}
+    again = sweep(tmp_path)  # what failed is tried again
+    assert again.item("x/1", 0, lambda: {"figures": {}}) is not None and again.failed == {}
+    with pytest.raises(KeyboardInterrupt):
+        again.item("x/4", 0, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+
+
+def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> None:
+    one = sweep(tmp_path, "parts=[shape,maps]")
+    monkeypatch.setattr(Sweep, "measure_shape", lambda self: (_ for _ in ()).throw(InputError("no heads")))
+    monkeypatch.setattr(Sweep, "measure_maps", lambda self: self.item("maps/1/full", 0, lambda: {"figures": {}}))
+    one.run()
+    assert one.failed == {"shape": "no heads"} and list(one.done) == ["maps/1/full"]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["parts=[shap]"], "did you mean 'shape'"),
+        (["heads=-1"], "heads must be a whole number"),
+        (["heads=two"], "heads must be a number"),
+        (["decoders.ours=null"], "decoders.ours is not set"),
+        (["presets=[]"], "presets is empty"),
+        (["readme=nowhere.md"], "does not exist"),
+        (["parts=[]"], "nothing could be measured: nothing was asked for"),
+        (["parts=[]", "realy_dir=nowhere"], "has no REALY_HIFI3D_keypoints"),
+        (["decoder.part=x"], "unknown config key 'decoder.part'"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(overrides, message, tmp_path, capsys) -> None:
+    assert run(main, "evaluate", "doc", [f"out={tmp_path / 'o'}", *overrides]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0], lines
+
+
+# -- report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path) -> Sweep:
+    """A sweep with numbers of our own making."""
+    one = sweep(tmp_path / "o", "heads=4", "decoders.part=small/part.safetensors", f"readme={tmp_path / 'README.md'}")
+    (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\n## Next\n")
+    draw = np.random.default_rng(0)
+    about = {"tone": 30.0, "age": 25.0, "male": 0.9}
+    figures = {"photometric": 0.03, "identity": 0.9, "nme": 0.015, "photometric_final": 0.01, "identity_final": 0.98,
+               "nme_final": 0.015, "bs": 1.0, "bs_final": 2.0}  # fmt: skip
+    for i in range(4):
+        one.done[f"shape/ict/{i}/starts"] = {"errors": {"mean face": errors(2.0 + i), "landmarks": errors(1.5)}}
+        one.done[f"shape/ict/{i}/ours"] = {"errors": errors(1.0 + i), "figures": figures, "about": about}
+        one.done[f"shape/ict/{i}/linear"] = {"errors": errors(1.1 + i), "figures": figures, "about": about}
+        vectors = {"photo": draw.normal(size=8).tolist()}
+        vectors["render"] = [0.5 * v for v in vectors["photo"]]
+        person = about | {"tone": -40.0 if i == 0 else 60.0}
+        for preset, key, extra in (("default", "ours", 0.0), ("default", "linear", 0.004), ("paper", "ours", 0.01)):
+            made = figures | {"photometric": 0.03 + 0.001 * i + extra}
+            one.done[f"reconstruction/seed_{i}/{preset}/{key}"] = {"figures": made, "about": person, "vectors": vectors}
+        one.done[f"maps/{i}/full"] = {
+            "figures": {"bs_error": 3.0, "bs_error_map": 1.5, "observed": 0.8, "identity_map": 0.5},
+            "vectors": {"map": vectors["render"], "source": vectors["photo"]},
+        }
+        one.done[f"maps/{i}/w/o editing"] = {"figures": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
+        one.done[f"expressiveness/{i}/ours"] = {"figures": {"l1": 0.01, "judge": 0.9}, "numbers": 1792}
+    one.done["maps/9/full"] = {"refused": "expression: a smile", "figures": {}}
+    one.failed["shape/ict/4/ours"] = "no face was found"
+    return one
+
+
+def test_the_report_says_what_was_measured(measured, capsys) -> None:
+    assert write_report(measured) == 1  # something failed
+    folder = measured.folder.path
+    text = (folder / "evaluate.md").read_text()
+    for line in (
+        "| mean face | 3.50 ± 1.29 | 3.70 ± 1.29 | 3.30 ± 1.29 | 3.50 ± 1.29 | 3.50 ± 1.29 (2.50 to 4.50) | +1.00 (",
+        "| full fit: PCA tex basis (decoder linear) | 2.60 ± 1.29 ",
+        "+0.10 (+0.10 to +0.10) | 4 |",
+        "| *published: 3DDFA-v2* |",
+        "| default, ours (decoder open) | 31.5 (30.5 to 32.5) | 0.900 ",
+        "| +10.0 (+10.0 to +10.0) | 4 |",
+        "| full | 1.50 (1.50 to 1.50) | 3.00 (3.00 to 3.00) | 80 (80 to 80) | 0.500 (0.500 to 0.500) | 50 (50 to 50) |",
+        "| w/o editing | 2.30 ",
+        "1 subject(s) were refused",
+        "| ours (decoder open), 1,792 numbers | 10.0 (10.0 to 10.0) |",
+        "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
+        "N_enc only (no trained weights for this head model)",
+        "w/o multi-view (give decoders.front=FILE)",
+        "- failed: shape/ict/4/ours: no face was found",
+        "up to 4 heads of each kind",
+    ):  # fmt: skip
+        assert line in text, f"{line}\n\n{text}"
+    assert "part (give" not in text  # it was given
+    assert str(measured.folder.path) not in text
+
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    cell = next(r for r in rows if (r["table"], r["row"], r["figure"]) == ("shape_ict", "start from landmarks", "mean"))
+    assert (float(cell["value"]), cell["n"], cell["published"]) == (1.5, "4", "")
+    assert any(r["published"] and r["row"] == "FFHQ-UV" and float(r["value"]) == 7.293 for r in rows)
+    items = list(csv.DictReader((folder / "items.csv").open()))
+    assert {"item": "shape/ict/1/starts", "group": "mm mean face", "figure": "nose", "value": "3.0"} in items
+    for name in ("shape.png", "reconstruction.png", "maps.png"):
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
+    write_report(measured)
+    path = Path(measured.config.readme)
+    text = path.read_text()
+    assert text.startswith(f"# Title\n\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\n\n## Next\n")
+    assert "old" not in text and "### Shape, heads of ICT-FaceKit" in text
+    assert "![Shape error](docs/evaluate_shape.png)" in text and (path.parent / "docs" / "evaluate_shape.png").is_file()
+    write_report(measured)
+    assert path.read_text() == text
+    path.write_text("# Title\n")
+    with pytest.raises(Exception, match="has no lines"):
+        write_report(measured)
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------
+
+
+def start(out: Path, *overrides: str) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        str(ROOT / "fit" / "evaluate.py"),
+        f"out={out}",
+        "presets=[smoke]",
+        "threads=1",
+        *overrides,
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env, start_new_session=True
+    )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=1500)
+    return process.returncode, text
+
+
+@pytest.fixture
+def models(asset) -> None:
+    for name in (
+        "makehuman",
+        "face_detector",
+        "landmarks68",
+        "facemesh468",
+        "identity128",
+        "faceres1024",
+        "age_gender",
+    ):
+        asset(name)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_ends_alike(tmp_path, models) -> None:
+    small = ("parts=[shape,reconstruction]", "heads=1", "faces=0", f"photos={ROOT / 'samples' / 'astronaut.jpg'}",
+             "ict=nowhere")  # fmt: skip
+    status, text = ended(start(tmp_path / "a", *small))
+    assert status == 0, text
+    out = tmp_path / "b"
+    for count in (1, 3):
+        process = start(out, *small)
+        stop = time.monotonic() + 600
+        while process.poll() is None and time.monotonic() < stop:
+            record = out / "completed.jsonl"
+            if record.is_file() and record.read_text().count("\n") >= count:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+        assert process.wait() == -signal.SIGKILL
+    status, text = ended(start(out, *small))
+    assert status == 0, text
+    for name in ("results.csv", "items.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    report = (out / "evaluate.md").read_text()
+    assert "Shape on ict heads was not measured: " in report and "nowhere" in report
+
+
+@pytest.mark.slow
+def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
+    """A head of our own as REALY's subject 1: photo, 85 keypoints, regions of a scan in units of 9 mm."""
+    from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
+    from facerecon.evaluation import head_regions, realy, scan_of_head
+    from facerecon.imaging.files import write_png
+    from facerecon.morphable import load_face_model
+    from facerecon.stylegan.decoder import load_decoder
+
+    model = load_face_model("makehuman")
+    plain = SyntheticSettings(glasses=0, occluded=0, hair=0, wide=0, yaw=3)
+    batch = SyntheticFaces(model, load_decoder("linear"), plain, seed=5, size=448)([0])
+    shape, faces = model.shape(batch.params)[0].double().numpy(), model.topology.faces.numpy()
+    rng = np.random.default_rng(0)
+    rows = [
+        [int(f), *map(float, w)] for f, w in zip(rng.integers(0, len(faces), 85), rng.dirichlet([1, 1, 1], 85)[:, :2])
+    ]
+    points = model.landmarks3d(torch.from_numpy(shape).float()[None])[0].double().numpy()
+    for k in range(68):  # the first 68 places are the landmarks', on the vertex next to each
+        vertex = int(np.abs(shape - points[k]).sum(1).argmin())
+        face = int(np.flatnonzero((faces == vertex).any(1))[0])
+        rows[k] = [face, *np.eye(3)[np.flatnonzero(faces[face] == vertex)[0]][:2].tolist()]
+    (tmp_path / "HEAD.txt").write_text(json.dumps(rows))
+    keys = realy.keypoints_of(shape, faces, realy.read_keypoint_places(tmp_path / "HEAD.txt"))
+    unit = 100 / 9
+    folder = tmp_path / "REALY"
+    realy.write_mesh(folder / "REALY_HIFI3D_keypoints" / "1.obj", unit * keys, np.zeros((0, 3), int))
+    for name, (v, f) in scan_of_head(shape, faces, points, head_regions(model)).regions.items():
+        realy.write_mesh(folder / "REALY_scan_region" / "1" / f"{name}.obj", unit * v, f)
+    (folder / "metrical_scale.txt").write_text("9.0\n")
+    write_png(folder / "REALY_image" / "1.png", batch.image)
+    out = tmp_path / "out"
+    status, text = ended(start(out, "parts=[]", f"realy_dir={folder}", f"realy_keypoints={tmp_path / 'HEAD.txt'}"))
+    assert status == 0, text
+    facts = {json.loads(line)["item"]: json.loads(line) for line in (out / "completed.jsonl").read_text().splitlines()}
+    assert set(facts) == {"realy/1/starts", "realy/1/ours", "realy/1/linear"}
+    name, _, *numbers = (out / "realy" / "ours" / "REALY_error.txt").read_text().rstrip("\n").split("\t")
+    assert name == "1" and [float(n) for n in numbers] == pytest.approx(
+        [facts["realy/1/ours"]["errors"][region] for region in realy.REGIONS], abs=1e-4
+    )
+    assert all(0 < float(n) < 6 for n in numbers)
+    predicted = realy._read_mesh(out / "realy" / "ours" / "prediction" / "1.obj")
+    assert predicted[0].shape == shape.shape and np.array_equal(predicted[1], faces)
+    aligned = out / "realy" / "ours" / "region_align_save" / "1"
+    assert {p.name for p in aligned.iterdir()} == {"at_global.obj", *(f"at_{r}.obj" for r in realy.REGIONS)}
+    near = realy._read_mesh(aligned / "at_nose.obj")[0]
+    assert np.linalg.norm(near - unit * shape, axis=1).mean() < 2  # units of 9 mm: it lies on the scan
+    assert "### Shape, REALY" in (out / "evaluate.md").read_text()
