@@ -236,7 +236,7 @@ OWN: dict[str, OwnAsset] = {
         _released(
             "dpr",
             "facerecon.perception.convert:dpr",
-            "light of a portrait (DPR)",
+            "light of a portrait (DPR); its other half, which relights a photo, is not used and left out",
             "trained_model_03.t7",
             "none is stated",
             "its repository states no licence for the weights",

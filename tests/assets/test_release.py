@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -118,14 +119,19 @@ def test_bad_files_are_a_line_each_and_the_rest_goes_on(home, folder, tmp_path, 
     (models / "parsing_model").mkdir()
     mark = tmp_path / "ran"
     torch.save({"a": Harmful(mark)}, models / "parsing_model" / "79999_iter.pth")
+    (models / "stylegan_model").mkdir()  # the one file of the release that is a plain pickle
+    (models / "stylegan_model" / "stylegan2-ffhq-config-f.pkl").write_bytes(pickle.dumps((0, 0, Harmful(mark)), 4))
     assert main(["convert", "ffhq_uv", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in lines if line.startswith("not converted: ")}
-    assert set(failed) == {"epoch_latest.pth", "texgan_ffhq_uv.pth", "79999_iter.pth"}
+    names = {"epoch_latest.pth", "texgan_ffhq_uv.pth", "79999_iter.pth", "stylegan2-ffhq-config-f.pkl"}
+    assert set(failed) == names and sum(line.startswith("not converted: ") for line in lines) == len(names)
     assert "was altered: a checksum in it does not fit" in failed["epoch_latest.pth"]
     assert "is damaged or cut off" in failed["texgan_ffhq_uv.pth"]
     assert "which could run code, so it was not opened" in failed["79999_iter.pth"]
-    assert "2 converted, 3 could not be, 9 missing" in lines[-1]
+    refused = failed["stylegan2-ffhq-config-f.pkl"]
+    assert "system' in it, which could run code" in refused and "reading ended there" in refused
+    assert "2 converted, 4 could not be, 8 missing" in lines[-1]
     assert not mark.exists() and assets.status("ffhq_uv_decoder_cropface").state == "ready"
     assert assets.status("ffhq_uv_decoder").state == "missing"
 

@@ -3,6 +3,7 @@ containers, held against plain forward passes in those names."""
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import itertools
 import math
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
 from facerecon.stylegan.e4e import E4E, load_e4e
+from facerecon.stylegan.faces import load_face_generator
 from facerecon.stylegan.ffhq import (
     from_e4e_layout,
     from_tensorflow,
@@ -251,6 +253,76 @@ def test_the_pickled_generator_equals_a_plain_forward_pass(pickled, home) -> Non
         weight, bias = (torch.from_numpy(mapping[f"Dense{i}/{kind}"]) for kind in ("weight", "bias"))
         x = F.leaky_relu(x @ weight * 0.01 / math.sqrt(6) + 0.01 * bias, 0.2) * math.sqrt(2)
     torch.testing.assert_close(generator.mapping(z), x, atol=1e-4, rtol=1e-4)
+
+
+def persistent(module: str, of: str, state: dict) -> object:
+    """An object as NVIDIA's PyTorch networks are pickled: source code, a class name, and the module's attributes."""
+
+    class Persistent:
+        def __reduce__(self):
+            meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": of, "state": state}
+            return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
+
+    return Persistent()
+
+
+def as_modules(state: dict[str, torch.Tensor], buffers: tuple[str, ...]) -> object:
+    """A state dictionary as the nested modules that it is of."""
+    inner: dict[str, dict] = {}
+    own: dict[str, dict] = {"_parameters": {}, "_buffers": {}}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        elif head in buffers:
+            own["_buffers"][head] = value
+        else:
+            own["_parameters"][head] = torch.nn.Parameter(value)
+    modules = {name: as_modules(part, buffers) for name, part in inner.items()}
+    attributes = {
+        "training": False, "_non_persistent_buffers_set": set(), "_backward_hooks": collections.OrderedDict(),
+        "_init_args": (), "_init_kwargs": {"w_dim": 24}, "weight_gain": np.float64(0.25), "use_noise": True,
+        "_modules": collections.OrderedDict(modules), **own,
+    }  # fmt: skip
+    return persistent("training.networks", "Module", attributes)
+
+
+def test_a_pickle_of_pytorch_networks_equals_a_plain_forward_pass(tmp_path, home, monkeypatch) -> None:
+    """{"G": ..., "D": ..., "G_ema": ...} as stylegan2-ada-pytorch pickles them."""
+    for name in ("torch_utils", "torch_utils.persistence"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    def _reconstruct_persistent_obj(meta):
+        raise SystemExit
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    buffers = ("resample_filter", "noise_const", "w_avg")
+    first, state = (slow.random_state(slow.SMALL, seed) for seed in (1, 2))
+    content = {
+        "G": as_modules(first, buffers),
+        "D": as_modules({"b8.fromrgb.weight": torch.ones(2)}, buffers),
+        "G_ema": as_modules(state, buffers),
+        "training_set_kwargs": {"path": "ffhq"},
+        "augment_pipe": None,
+    }
+    path = tmp_path / "stylegan2-ffhq-config-f.pkl"
+    path.write_bytes(pickle.dumps(content, 4))
+    assets.convert("stylegan2_ffhq", path)
+    generator = load_ffhq_generator()
+    assert (generator.size, generator.rows, generator.config.mapping_layers) == (32, 8, 3)
+    ws, z = torch.randn(2, 8, 24), torch.randn(2, 24)
+    expected = torch.stack([slow.reference_synthesis(state, of, 32) for of in ws])
+    torch.testing.assert_close(generator.synthesis(ws), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(generator.mapping(z), slow.reference_mapping(state, z), atol=1e-4, rtol=1e-4)
+    # and the frozen source of faces that the data set takes
+    faces = load_face_generator("stylegan2_ffhq")
+    torch.testing.assert_close(faces(ws), (expected / 2 + 0.5).clamp(0, 1), atol=2e-4, rtol=1e-4)
+    del content["G_ema"]
+    path.write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(AssetError, match="holds no StyleGAN2 networks"):
+        read_ffhq_pickle(path)
 
 
 def test_what_is_no_such_pickle_is_one_line(tmp_path) -> None:
