@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,14 +49,44 @@ def asset() -> Callable[[str], Path]:
     return find
 
 
+def _module(name: str) -> types.ModuleType:
+    """A module of this folder, which is no package."""
+    path = Path(__file__).parent / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def hifi3dpp_mat(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `.mat` file laid out as HiFi3D++'s, of full size (250 MB), with the mesh of the shared head."""
-    path = Path(__file__).with_name("hifi3dpp_file.py")
-    spec = importlib.util.spec_from_file_location("hifi3dpp_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.write_hifi3dpp(reference, tmp_path_factory.mktemp("hifi3dpp") / "hifi3dpp_model_info.mat")
+    folder = tmp_path_factory.mktemp("hifi3dpp")
+    return _module("hifi3dpp_file.py").write_hifi3dpp(reference, folder / "hifi3dpp_model_info.mat")
+
+
+@pytest.fixture(scope="session")
+def release(reference: Path, hifi3dpp_mat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every file of the FFHQ-UV release that is converted, of random tensors (2 GB; for slow tests)."""
+    small = _module("stylegan/test_official.py")
+    folder = tmp_path_factory.mktemp("release") / "FFHQ-UV"
+    state = small.random_state(small.SMALL)
+    return _module("released_files.py").write_release(folder, reference, hifi3dpp_mat, state)
+
+
+@pytest.fixture(scope="session")
+def release_home(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which that release is converted beside the open pack."""
+    from facerecon.assets.__main__ import main
+
+    home = tmp_path_factory.mktemp("home")
+    if (assets.home() / "assets").is_dir():
+        ignore = shutil.ignore_patterns(".*")
+        shutil.copytree(assets.home() / "assets", home / "assets", ignore=ignore, copy_function=os.symlink)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACERECON_HOME", str(home))
+        assert main(["convert", "ffhq_uv", str(release)]) == 0
+    return home
 
 
 @pytest.fixture

@@ -266,31 +266,13 @@ def plain_dpr_light(state, lightness):
     return conv(state, f"{at}.predict_FC2", x)[:, :, 0, 0]
 
 
-def nested(state):
-    """Modules that the file names several times hold the same tensors, as they do there."""
-    shared = dict(state)
-    for k in (1, 2, 3):
-        for name in state:
-            if name.startswith(f"HG{k}.middle."):
-                inner = f"HG{k - 1}." + name.removeprefix(f"HG{k}.middle.")
-                shared[name] = shared[inner]
-    for name in state:
-        if name.startswith("light."):
-            shared["HG0.middle." + name.removeprefix("light.")] = state[name]
-    for k in (1, 2, 3):
-        for name in state:
-            if name.startswith(f"HG{k}.middle."):
-                shared[name] = shared[f"HG{k - 1}." + name.removeprefix(f"HG{k}.middle.")]
-    return shared
-
-
 def test_dprs_light_equals_a_plain_forward_pass(reference, home, tmp_path) -> None:
     from skimage.color import rgb2lab
 
     from facerecon.perception.dpr import load_portrait_light, read_official_dpr
 
     load_portrait_light.cache_clear()
-    state = nested(released.random_state(released.official_shapes(reference, "dpr_512")))
+    state = released.nested(released.random_state(released.official_shapes(reference, "dpr_512")))
     assets.convert("dpr", released.save(state, tmp_path / "trained_model_03.t7", _use_new_zipfile_serialization=False))
     image = torch.rand(1, 3, 512, 512)
     light = torch.from_numpy(rgb2lab(image[0].permute(1, 2, 0).numpy())[..., 0] / 100).float()[None, None]

@@ -43,7 +43,7 @@ def _module(path: Path):
 
 released = _module(TESTS / "released_files.py")
 slow = _module(TESTS / "stylegan" / "test_official.py")
-TAPS = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 16
+TAPS = released.TAPS
 
 
 @pytest.fixture
@@ -57,40 +57,6 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 # -- e4e's decoder ---------------------------------------------------------------------------------------
-
-
-def e4e_decoder(size: int, w_dim: int, channels: dict[int, int], layers: int) -> dict[str, torch.Tensor]:
-    """A small decoder under e4e's names."""
-    generator = torch.Generator().manual_seed(1)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    state = {"input.input": random(1, channels[4], 4, 4)}
-    for i in range(1, layers + 1):
-        state |= {f"style.{i}.weight": 100 * random(w_dim, w_dim), f"style.{i}.bias": random(w_dim)}
-
-    def styled(name: str, inputs: int, outputs: int, kernel: int) -> None:
-        state[f"{name}.conv.weight"] = random(1, outputs, inputs, kernel, kernel)
-        state[f"{name}.conv.modulation.weight"] = random(inputs, w_dim)
-        state[f"{name}.conv.modulation.bias"] = 1 + 0.1 * random(inputs)
-        if kernel == 3:
-            state[f"{name}.noise.weight"], state[f"{name}.activate.bias"] = random(1), 0.1 * random(outputs)
-        else:
-            state[f"{name}.bias"] = 0.1 * random(1, 3, 1, 1)
-
-    styled("conv1", channels[4], channels[4], 3)
-    styled("to_rgb1", channels[4], 3, 1)
-    state["noises.noise_0"] = random(1, 1, 4, 4)
-    side, k = 8, 0
-    while side <= size:
-        styled(f"convs.{2 * k}", channels[side // 2], channels[side], 3)
-        styled(f"convs.{2 * k + 1}", channels[side], channels[side], 3)
-        styled(f"to_rgbs.{k}", channels[side], 3, 1)
-        state |= {f"convs.{2 * k}.conv.blur.kernel": TAPS, f"to_rgbs.{k}.upsample.kernel": TAPS}
-        state |= {f"noises.noise_{2 * k + i}": random(1, 1, side, side) for i in (1, 2)}
-        side, k = side * 2, k + 1
-    return state
 
 
 def plain_e4e_decoder(state, ws: torch.Tensor) -> torch.Tensor:
@@ -133,7 +99,7 @@ def plain_e4e_decoder(state, ws: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_generator_in_e4es_file_equals_a_plain_forward_pass(tmp_path) -> None:
-    state = e4e_decoder(32, 24, {4: 20, 8: 20, 16: 20, 32: 10}, 3)
+    state = released.e4e_decoder(32, 24, {4: 20, 8: 20, 16: 20, 32: 10}, 3)
     average = torch.randn(8, 24)
     content = {"state_dict": {f"decoder.{n}": t for n, t in state.items()}, "latent_avg": average, "opts": {"a": 1}}
     generator = read_e4e_generator(released.save(content, tmp_path / "e4e_ffhq_encode.pt"))
@@ -213,27 +179,9 @@ def plain_tensorflow(v: dict[str, torch.Tensor], ws: torch.Tensor) -> torch.Tens
 
 
 @pytest.fixture
-def pickled(tmp_path, monkeypatch) -> tuple[Path, dict, dict]:
-    """(G, D, Gs) as NVIDIA pickles them."""
-
-    class Network:
-        def __init__(self, **state: object) -> None:
-            self.__dict__ = state
-
-    Network.__module__, Network.__qualname__ = "dnnlib.tflib.network", "Network"
-    for name in ("dnnlib", "dnnlib.tflib", "dnnlib.tflib.network"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["dnnlib.tflib.network"].Network = Network
+def pickled(tmp_path) -> tuple[Path, dict, dict]:
     mapping, synthesis = tensorflow_variables()
-
-    def network(name: str, variables: dict, components: dict) -> Network:
-        return Network(version=4, name=name, static_kwargs={}, components=components, build_func_name="build",
-                       build_module_src="raise SystemExit", variables=list(variables.items()))  # fmt: skip
-
-    parts = {"mapping": network("M", mapping, {}), "synthesis": network("S", synthesis, {})}
-    own = {"dlatent_avg": np.arange(6, dtype=np.float32), "lod": np.float32(0)}
-    path = tmp_path / "stylegan2-ffhq-config-f.pkl"
-    path.write_bytes(pickle.dumps((network("G", {}, {}), network("D", {}, {}), network("Gs", own, parts)), 4))
+    path = released.tensorflow_pickle(tmp_path / "stylegan2-ffhq-config-f.pkl", mapping, synthesis, np.arange(6.0))
     return path, mapping, synthesis
 
 
@@ -384,17 +332,6 @@ def plain_e4e(s: dict[str, torch.Tensor], image: torch.Tensor, average: torch.Te
     return torch.stack(rows, 1) + average
 
 
-def encoder_state(reference: Path) -> dict[str, torch.Tensor]:
-    shapes = released.official_shapes(reference, "e4e_encoder")
-    state = released.random_state({n: shape for n, shape in shapes.items() if ".convs." not in n})
-    for n, shape in shapes.items():  # most of its 270 M weights are in these: one random tensor serves them all
-        if ".convs." in n:
-            key = "weight" if len(shape) == 4 else "bias"
-            state.setdefault(key, released.random_state({key: shape}, seed=3)[key])
-            state[n] = state[key].roll(int(n.split(".")[1]), 0)
-    return {n: state[n] for n in shapes}
-
-
 def test_every_official_key_of_the_encoder_is_a_parameter(reference) -> None:
     with torch.device("meta"):
         found = {name: tuple(t.shape) for name, t in E4E().state_dict().items()}
@@ -404,7 +341,7 @@ def test_every_official_key_of_the_encoder_is_a_parameter(reference) -> None:
 
 @pytest.mark.slow
 def test_the_encoder_equals_a_plain_forward_pass(reference, home, tmp_path) -> None:
-    state, average = encoder_state(reference), torch.randn(512)
+    state, average = released.encoder_state(reference), torch.randn(512)
     content = {"state_dict": {f"encoder.{n}": t for n, t in state.items()}, "latent_avg": average}
     assets.convert("e4e", released.save(content, tmp_path / "e4e_ffhq_encode.pt"))
     image = torch.rand(1, 3, 256, 256)
@@ -415,19 +352,6 @@ def test_the_encoder_equals_a_plain_forward_pass(reference, home, tmp_path) -> N
 
 
 # -- StyleFlow -------------------------------------------------------------------------------------------
-
-
-def flow_state(reference: Path) -> dict[str, torch.Tensor]:
-    shapes = released.official_shapes(reference, "styleflow_cnf")
-    state = released.random_state(shapes)
-    for name in state:
-        if name.endswith("num_evals") or name.endswith("step"):
-            state[name] = torch.full(shapes[name], 5.0)
-        elif name.endswith("sqrt_end_time"):
-            state[name] = torch.tensor(0.8)
-        elif name.startswith(("chain.0.weight", "chain.2.weight")):
-            state[name] = 0.1 * torch.randn(shapes[name])
-    return state
 
 
 def plain_flow(s: dict[str, torch.Tensor], w: torch.Tensor, condition: torch.Tensor, steps: int) -> torch.Tensor:
@@ -455,7 +379,7 @@ def plain_flow(s: dict[str, torch.Tensor], w: torch.Tensor, condition: torch.Ten
 
 
 def test_the_flow_equals_small_plain_steps_and_comes_back(reference, home, tmp_path) -> None:
-    state = flow_state(reference)
+    state = released.flow_state(reference)
     assets.convert("styleflow", released.save(state, tmp_path / "modellarge10k.pt"))
     flow = load_styleflow()
     w, condition = torch.randn(1, 6, 512), torch.randn(1, 17)
