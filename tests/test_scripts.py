@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 from PIL import Image
 
 from facerecon import assets
-from facerecon.assets.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "samples" / "astronaut.jpg"
@@ -135,9 +133,6 @@ def test_one_bad_photo_alone_fails(tmp_path, models) -> None:
 
 
 def test_an_altered_asset_is_named(tmp_path, asset, models) -> None:
-    import shutil
-
-    from facerecon import assets
 
     home = tmp_path / "home"
     shutil.copytree(assets.home(), home, copy_function=os.link)
@@ -162,35 +157,6 @@ def test_the_pack_of_the_release_says_all_that_is_missing(tmp_path) -> None:
     line = one_line(script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={tmp_path}", *parts,
                            FACERECON_HOME=str(tmp_path)))  # fmt: skip
     assert "arcface" not in line and "cropface630" in line and "template_base_uv.png" in line
-
-
-@pytest.mark.slow
-def test_the_pack_of_the_release_fits_a_photo(tmp_path, hifi3dpp_mat, reference, models, monkeypatch) -> None:
-    """Random tensors under the official names, HiFi3D++ of the shared head: every part of the pack is in use."""
-    released = _module(ROOT / "tests" / "released_files.py")
-    small = _module(ROOT / "tests" / "stylegan" / "test_official.py")
-    home, folder = tmp_path / "home", tmp_path / "release"
-    shutil.copytree(
-        assets.home() / "assets", home / "assets", ignore=shutil.ignore_patterns(".*"), copy_function=os.symlink
-    )
-    (folder / "topo_assets").mkdir(parents=True)
-    (folder / "topo_assets" / hifi3dpp_mat.name).symlink_to(hifi3dpp_mat)
-    files = {"ms1mv3_arcface_r50_fp16_backbone.pth": "arcface_iresnet50", "79999_iter.pth": "bisenet_parsing19"}
-    for name, keys in files.items():
-        state = released.random_state(released.official_shapes(reference, keys))
-        if "conv_out.conv_out.weight" in state:
-            state["conv_out.conv_out.weight"].zero_()  # all classes alike everywhere
-        released.save(state, folder / "checkpoints" / name)
-    released.save(small.random_state(small.SMALL), folder / "checkpoints" / "texgan_ffhq_uv.pth")
-    monkeypatch.setenv("FACERECON_HOME", str(home))
-    assert main(["convert", "ffhq_uv", str(folder)]) == 0
-    out = tmp_path / "out"
-    run = script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={out}", "fitting=smoke",
-                 "perceptual=face_features", "export=[texture]", FACERECON_HOME=str(home))  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert "face model hifi3dpp, decoder ffhq_uv (space w+)" in run.stdout and "texture: its own decoder" in run.stdout
-    metrics = json.loads((out / "astronaut" / "metrics.json").read_text())["metrics"]
-    assert metrics and all(math.isfinite(v) for row in metrics.values() for v in row.values())
 
 
 def test_a_folder_finishes_around_its_bad_file_and_resumes(tmp_path, models) -> None:

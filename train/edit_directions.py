@@ -29,10 +29,12 @@ WHOLE = ("n", "folds", "block", "batch", "mistakes")
 
 
 def main(config: Any) -> int:
-    from facerecon.assets import shipped
+    from facerecon.assets import shipped, status
+    from facerecon.assets.release import require
     from facerecon.editing.directions import read_labels
     from facerecon.errors import ConfigError, OutputError, nearest_name
     from facerecon.run import RunDirectory
+    from facerecon.stylegan.faces import FACE_GENERATORS
 
     for key in WHOLE:
         if not isinstance(config[key], int) or config[key] < 1:
@@ -44,6 +46,10 @@ def main(config: Any) -> int:
     labels = read_labels(config.labels or shipped("attribute_labels.csv"))
     keys = ("first_seed", "truncation", "block", "precision")  # what the measured files depend on
     settings = {"script": "edit_directions"} | {key: config[key] for key in keys}
+    if config.generator != FACE_GENERATORS[0]:
+        settings["generator"] = config.generator
+        if config.generator == "stylegan2_ffhq" and status("e4e_generator").state != "ready":
+            require({"stylegan2_ffhq": f"generator={FACE_GENERATORS[0]}"})
     config_there = (Path(config.out) / "config.json").exists()
     again = {"resume": True} if config.resume and config_there else {"overwrite": config_there}
     with RunDirectory(config.out, settings, **again).alone() as folder:
@@ -67,13 +73,13 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     from facerecon.errors import InputError, nearest_name
     from facerecon.run import choose_device, set_threads
     from facerecon.storage import write_whole
-    from facerecon.stylegan.mobile import load_generator
+    from facerecon.stylegan.faces import load_face_generator
 
     for name in labels:
         if name not in WORN:
             raise InputError(nearest_name(name, WORN, "class of the labels"))
     set_threads(config.threads)
-    generator = load_generator(choose_device(config.device), getattr(torch, config.precision))
+    generator = load_face_generator(config.generator, choose_device(config.device), getattr(torch, config.precision))
     started = time.perf_counter()
     samples, features = measure(config, out, generator)
     seeds = torch.arange(config.first_seed, config.first_seed + config.n)

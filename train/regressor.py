@@ -62,11 +62,38 @@ def main(config: Any) -> int:
             return job.run(None)
         settings = {"script": "regressor"} | {key: job.values[key] for key in STRUCTURE}
         settings["weak"] = {key: job.values["weak"][key] for key in ("share", "data", "count", "truncation")}
+        settings["weak"] |= _unlike_open(config, *OPEN)
         again = {"resume": True} if config.resume else {"overwrite": True}
         run_directory = RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again)
         with run_directory.alone() as folder, names_checkpoint(folder):
             job.prepare()
             return job.run(folder)
+
+
+OPEN = {"generator": "mobile_stylegan", "identity": "identity128", "parsing": "outlines"}
+"""Parts of the open pack; caches of faces without truth name only what differs from them."""
+
+
+def _unlike_open(config: Any, *names: str) -> dict[str, str]:
+    return {name: config.weak[name] for name in names if config.weak[name] != OPEN[name]}
+
+
+def _needed(config: Any) -> dict[str, str]:
+    """What of the FFHQ-UV release a run needs: {asset: the setting that does without it}."""
+    needed = {}
+    if config.face_model == "hifi3dpp" and not config.face_model_path:
+        needed["hifi3dpp"] = "face_model=makehuman decoder=linear"
+    if config.weak.share > 0:
+        if config.weak.identity == "arcface":
+            needed["arcface"] = "weak.identity=identity128"
+        if config.weak.parsing == "bisenet":
+            needed["bisenet"] = "weak.parsing=outlines"
+        if config.weak.data == "open" and config.weak.generator == "stylegan2_ffhq":
+            from facerecon.assets import status
+
+            if status("e4e_generator").state != "ready":
+                needed["stylegan2_ffhq"] = "weak.generator=mobile_stylegan"
+    return needed
 
 
 class _Job:
@@ -84,6 +111,7 @@ class _Job:
         """Head model, sampler, sources and network; nothing is made yet."""
         import torch
 
+        from facerecon.assets.release import require
         from facerecon.dataset.crops import CropShards, Wear, WearSettings, photo_sources
         from facerecon.dataset.memory import MapMemory
         from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
@@ -121,10 +149,12 @@ class _Job:
         for count in (self.photos_a_step, self.faces_a_step):
             self.processes.part(count, wear.group if self.processes.count > 1 else 1)
 
+        require(_needed(c))
         model = load_face_model(c.face_model, c.num_identity, c.face_model_path)
         carried = None if model.name == "makehuman" else carry_over(model)
         self.model = model if carried is None else carried.model
-        self.decoder = decoder_for(self.model, c.decoder, carried=carried)
+        components = c.texture if c.decoder == "albedo" else None
+        self.decoder = decoder_for(self.model, c.decoder, components, carried)
         chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         maps = backgrounds = None
         self.sources: dict[str, Any] = {}
@@ -157,9 +187,11 @@ class _Job:
             if c.weak.data == "open":
                 self.photo_paths, count = None, c.weak.count
                 source = {"data": "open", "truncation": c.weak.truncation, "seed": c.seed}
+                source |= _unlike_open(c, "generator")
             else:
                 self.photo_paths, source = photo_sources(c.weak.data)
                 count = len(self.photo_paths)
+            source |= _unlike_open(c, "identity", "parsing")
             self.photo_shards = CropShards(self.cache / "photos", count, facts | source, each=32)
 
         low, high = self.model.expression_bounds or (None, None)
@@ -190,7 +222,7 @@ class _Job:
             about = _imagenet(network)
         identity = None
         if self.photos_a_step and c.weak.loss.features > 0:
-            identity = load_identity()
+            identity = load_identity(c.weak.identity)
         self.training = RegressorTraining(
             network,
             CoefficientLosses(self.model, self.decoder, sizes.texture, regions=head_region_forms(self.model)),
@@ -220,8 +252,9 @@ class _Job:
 
         from facerecon.dataset.crops import observed_faces
         from facerecon.dataset.memory import held_out
+        from facerecon.perception import load_identity, load_parser
         from facerecon.run import choose_training_precision
-        from facerecon.stylegan.mobile import load_generator
+        from facerecon.stylegan.faces import load_face_generator
 
         c, first, rank, ranks = self.config, self.processes.first, self.processes.rank, self.processes.count
         self.rows = self.photos = None
@@ -269,13 +302,19 @@ class _Job:
                 if self.photo_paths is not None:
                     return str(self.photo_paths[number]), self.photo_paths[number]
                 if generator is None:
-                    generator = load_generator(dtype=choose_training_precision("auto", torch.device("cpu")))
+                    precision = choose_training_precision("auto", torch.device("cpu"))
+                    generator = load_face_generator(c.weak.generator, dtype=precision)
                 seed = 1_000_000 * (1 + c.seed) + number
                 with torch.no_grad():
                     face = generator(generator.sample(seed, c.weak.truncation))[0].float()
                 return f"generated face {seed}", face
 
-            made = build(self.photo_shards, lambda numbers: observed_faces(numbers, picture, c.size), "photos")
+            identity, parser = load_identity(c.weak.identity), load_parser(c.weak.parsing)
+
+            def observed(numbers: Any) -> dict[str, torch.Tensor]:
+                return observed_faces(numbers, picture, c.size, identity, parser)
+
+            made = build(self.photo_shards, observed, "photos")
             self.photos = made
             count = len(made["image"])
             self.unseen_photos = held_out(count)

@@ -102,6 +102,7 @@ class _Job:
     def check_settings(self) -> None:
         """What a setting may be that the library does not look at itself."""
         from facerecon.errors import ConfigError, nearest_name
+        from facerecon.morphable import FACE_MODELS
         from facerecon.run import choose_training_precision
         from facerecon.stylegan.generator import NOISE
 
@@ -115,6 +116,7 @@ class _Job:
             if c[key].noise not in NOISE:
                 raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
         for key, names in (
+            ("atlas", tuple(FACE_MODELS)),
             ("mapping", ("auto", "open", "own")),
             ("train_mapping", ("auto", True, False)),
             ("base", ("none", "mean", "linear")),
@@ -194,7 +196,9 @@ class _Job:
         """The generator as it starts, and a word on how."""
         import torch
 
+        from facerecon.assets import locate
         from facerecon.run import item_seed
+        from facerecon.stylegan.decoder import CONVERTED
         from facerecon.stylegan.generator import Generator, GeneratorConfig
         from facerecon.stylegan.training import initialize_from, open_mapping, start_gently, start_without_color
         from facerecon.stylegan.weights import read_generator
@@ -224,7 +228,7 @@ class _Job:
             start_without_color(generator)
         if c.base == "linear":
             start_gently(generator)
-        initial = read_generator(c.init)[0] if c.init else None
+        initial = read_generator(locate(CONVERTED[c.init]) if c.init in CONVERTED else c.init)[0] if c.init else None
         self.set_base(generator, fit=initial is None)
         if initial is not None:
             return generator, initialize_from(generator, initial)
@@ -587,6 +591,7 @@ class _Job:
         t, c = self.training, self.config
         about = {
             "trained": "train/texture_gan.py",
+            "atlas": c.atlas,
             "maps": len(self.training_maps),
             "warm_kimg": t.warm_images / 1000,
             "kimg": (t.images - t.warm_images) / 1000,

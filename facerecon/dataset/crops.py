@@ -23,6 +23,8 @@ from torch import Tensor
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.fitting.regression import PhotoBatch
 from facerecon.imaging.files import list_images
+from facerecon.perception.bisenet import FaceParser
+from facerecon.perception.identity import IdentityNet
 from facerecon.perception.observe import observe
 from facerecon.run import item_seed
 from facerecon.run.lock import FolderLock
@@ -153,12 +155,19 @@ def photo_sources(folder: str | Path) -> tuple[list[Path], dict[str, Any]]:
     return paths, {"photos": len(paths), "names": names}
 
 
-def observed_faces(numbers: Sequence[int], picture: Callable[[int], tuple[str, Any]], size: int) -> dict[str, Tensor]:
+def observed_faces(
+    numbers: Sequence[int],
+    picture: Callable[[int], tuple[str, Any]],
+    size: int,
+    identity: IdentityNet | None = None,
+    parser: FaceParser | None = None,
+) -> dict[str, Tensor]:
     """Observe faces for training: the rows of :class:`~facerecon.fitting.regression.PhotoBatch`, as bytes.
 
     Args:
         numbers: of the faces. picture: number -> its name and what :func:`~facerecon.perception.observe` takes.
         size: px of the crops.
+        identity: whose embeddings are kept; None: the one that ``observe`` has. parser: as for ``observe``.
 
     Returns:
         image (N, 3, S, S) and skin (N, 1, S, S) uint8, landmarks68, embedding, number; pictures that cannot be used
@@ -168,7 +177,7 @@ def observed_faces(numbers: Sequence[int], picture: Callable[[int], tuple[str, A
     for number in numbers:
         name, source = picture(number)
         try:
-            rows.append(_crop_of(observe(source), size))
+            rows.append(_crop_of(observe(source, parser=parser), size, identity))
             used.append(number)
         except (InputError, NoFaceError) as error:
             warnings.warn(f"{name} is left out ({' '.join(str(error).split())[:160]}).", stacklevel=2)
@@ -178,13 +187,15 @@ def observed_faces(numbers: Sequence[int], picture: Callable[[int], tuple[str, A
     return {key: torch.cat([row[key] for row in rows]) for key in rows[0]} | {"number": torch.tensor(used)}
 
 
-def _crop_of(photo: Observation, size: int) -> dict[str, Tensor]:
+def _crop_of(photo: Observation, size: int, identity: IdentityNet | None) -> dict[str, Tensor]:
     image, skin = photo.image, photo.skin_mask
+    with torch.no_grad():
+        embedding = photo.identity if identity is None else identity(image, photo.landmarks68)
     if image.shape[-1] != size:
         image, skin = (F.interpolate(t, (size, size), mode="bilinear", antialias=True) for t in (image, skin))
     to_bytes = (t.clamp(0, 1).mul(255).round().to(torch.uint8) for t in (image, skin))
     crop = dict(zip(("image", "skin"), to_bytes, strict=True))
-    return crop | {"landmarks68": photo.landmarks68, "embedding": photo.identity}
+    return crop | {"landmarks68": photo.landmarks68, "embedding": embedding}
 
 
 def photo_batch(rows: Mapping[str, Tensor], chosen: Sequence[int]) -> PhotoBatch:

@@ -190,6 +190,9 @@ class UVPipeline:
         self.meter = AttributeMeter()
         self.normalizer = load_normalizer(settings, self._picture, self.meter, editor)
         self.template = part_template(settings, self.model, carried)
+        self.completing = settings.completing
+        if self.model.name == "hifi3dpp":  # sockets, no eyeballs: the template's stay
+            self.completing = replace(self.completing, eyes=False)
         self.parser = load_parser(settings.parsing)
         self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
@@ -320,7 +323,7 @@ class UVPipeline:
                 parser=self.parser, regressor=self.regressor, layout=self.template.layout,
             )  # fmt: skip
         with _timed(seconds, "complete"):
-            made = complete(extraction, self.template, settings.completing)
+            made = complete(extraction, self.template, self.completing)
         with _timed(seconds, "measure"):
             layout = self.template.layout
             figures = {
