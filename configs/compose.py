@@ -134,8 +134,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     options = groups()
-    overrides = [_quoted(item) for item in overrides]
     known = list(_defaults(name))
+    numbers = {key for key, value in _defaults(name).items() if type(value) in (int, float)}
+    overrides = [item if item.partition("=")[0] in numbers else _quoted(item) for item in overrides]
     for item in overrides:
         match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
         if not match or (not match[3] and match[1] != "~"):

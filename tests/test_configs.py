@@ -105,6 +105,11 @@ def test_what_is_unknown_names_the_nearest(override, message) -> None:
         compose("reconstruct", [override])
 
 
+def test_a_number_stays_one_where_another_script_has_a_path() -> None:
+    assert compose("regressor", ["texture=3"]).texture == 3
+    assert compose("transfer", ["texture=3", "target=ict"]).texture == "3"
+
+
 def test_paths_need_no_quoting() -> None:
     assert compose("reconstruct", ["img=a b (1), c=d.jpg"]).img == "a b (1), c=d.jpg"
     assert compose("reconstruct", ["img=photos/*.jpg"]).img == "photos/*.jpg"
