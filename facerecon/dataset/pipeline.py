@@ -121,8 +121,9 @@ class PipelineSettings:
 
     @property
     def completing(self) -> CompleteSettings:
-        """``complete`` with what is shared."""
-        return replace(self.complete, blending=self.blending)
+        """``complete`` with what is shared; HiFi3D++ has sockets, no eyeballs, so the template's stay."""
+        eyes = self.complete.eyes and self.face_model != "hifi3dpp"
+        return replace(self.complete, blending=self.blending, eyes=eyes)
 
 
 @dataclass
@@ -178,8 +179,8 @@ class UVPipeline:
 
     Args:
         settings: how.
-        editor: what proposes steps in latent space; the shipped directions if left out (StyleFlow plugs in here).
-        encoder: photo to start code, see :mod:`facerecon.editing.inversion`; the linear one if left out.
+        editor: what proposes steps in latent space, in the place of the shipped directions.
+        encoder: photo to start code, see :mod:`facerecon.editing.inversion`, in the place of the one by name.
     """
 
     def __init__(self, settings: PipelineSettings | None = None, editor: Any = None, encoder: Any = None) -> None:
@@ -190,9 +191,6 @@ class UVPipeline:
         self.meter = AttributeMeter()
         self.normalizer = load_normalizer(settings, self._picture, self.meter, editor)
         self.template = part_template(settings, self.model, carried)
-        self.completing = settings.completing
-        if self.model.name == "hifi3dpp":  # sockets, no eyeballs: the template's stay
-            self.completing = replace(self.completing, eyes=False)
         self.parser = load_parser(settings.parsing)
         self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
@@ -323,7 +321,7 @@ class UVPipeline:
                 parser=self.parser, regressor=self.regressor, layout=self.template.layout,
             )  # fmt: skip
         with _timed(seconds, "complete"):
-            made = complete(extraction, self.template, self.completing)
+            made = complete(extraction, self.template, settings.completing)
         with _timed(seconds, "measure"):
             layout = self.template.layout
             figures = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facerecon import assets
-from facerecon.dataset import ExtractSettings, PipelineSettings, extract, face_layout
+from facerecon.dataset import CompleteSettings, ExtractSettings, PipelineSettings, extract, face_layout
 from facerecon.dataset.extract import measure_views
 from facerecon.dataset.layout import with_masks
 from facerecon.dataset.parts import check_inversion, describe_parts, load_head, needed_assets, part_template
@@ -36,6 +36,11 @@ SIZE = 128
 def test_parts_that_do_not_fit_are_named(settings, words) -> None:
     with pytest.raises(ConfigError, match=words):
         PipelineSettings(**settings)
+
+
+def test_sockets_keep_the_templates_eyes() -> None:
+    assert PipelineSettings(blending="naive").completing == CompleteSettings(blending="naive", eyes=True)
+    assert not PipelineSettings(face_model="hifi3dpp").completing.eyes
 
 
 def test_photos_need_an_encoder_of_the_generator() -> None:
