@@ -2,11 +2,13 @@
 
     python benchmarks/contact_sheet.py --out sheet
     python benchmarks/contact_sheet.py --out sheet_before --script ../before/fit/reconstruct.py   # another checkout
+    python benchmarks/contact_sheet.py --out few --seeds 60000 60012 60020 60021 60024 60030  # docs/generated_heads.jpg
 
 Writes OUT/photos, OUT/faces (as fit/reconstruct.py does) and OUT/sheet_*.jpg, the panels. Sources: seeds of the open
 face generator, chosen by eye out of 40000 to 40119 at truncation 0.85; the sample photo; the released photos, where
 the folder shared/reference stands beside the repository; and heads fitted here, seen from 45 and 60 degrees in strong
-side light, since the generator hardly turns beyond 40.
+side light, since the generator hardly turns beyond 40. With --seeds these faces of the generator instead, at truncation
+0.75, and OUT/rows.jpg: a row each of photo, overlay, shape, texture and three views.
 """
 
 from __future__ import annotations
@@ -67,12 +69,19 @@ TURNED = ((20031, 45, 0.0), (20063, 60, 0.0), (20015, -60, 0.0))
 """Seed, yaw in degrees, and pitch of the heads that are rendered."""
 
 
-def generated(folder: Path) -> None:
+def generated(folder: Path, seeds: dict[int, str], truncation: float) -> None:
     generator = load_generator()
-    for seed, note in SEEDS.items():
-        path = folder / f"{seed}_{note.replace(', ', '_').replace(' ', '-')}.png"
+    for seed, note in seeds.items():
+        path = folder / f"{seed}_{note.replace(', ', '_').replace(' ', '-')}".rstrip("_")
+        path = path.with_name(f"{path.name}.png")
         if not path.exists():
-            write_png(path, generator(generator.sample(seed, 0.85))[0])
+            write_png(path, generator(generator.sample(seed, truncation))[0])
+
+
+def row_of(panel: Tensor) -> Tensor:
+    """First and last row of a panel (3, H, W) side by side, without the tile that says what was seen."""
+    height, width = panel.shape[1] // 3, panel.shape[2]
+    return torch.cat([panel[:, :height], panel[:, -height:, : round(width * 0.75)]], 2)
 
 
 def side_light(yaw: float) -> SHLight:
@@ -113,17 +122,25 @@ def turned(folder: Path, size: int = 512) -> None:
 def run(arguments: argparse.Namespace) -> int:
     photos, faces = arguments.out / "photos", arguments.out / "faces"
     photos.mkdir(parents=True, exist_ok=True)
-    generated(photos)
-    turned(photos)
-    shutil.copy(ROOT / "samples" / "astronaut.jpg", photos)
-    for name in RELEASED:
-        if (REFERENCE / name).is_file():
-            shutil.copy(REFERENCE / name, photos)
+    if arguments.seeds:
+        generated(photos, dict.fromkeys(arguments.seeds, ""), 0.75)
+    else:
+        generated(photos, SEEDS, 0.85)
+        turned(photos)
+        shutil.copy(ROOT / "samples" / "astronaut.jpg", photos)
+        for name in RELEASED:
+            if (REFERENCE / name).is_file():
+                shutil.copy(REFERENCE / name, photos)
     script = arguments.script.resolve()
     command = [sys.executable, str(script), f"img={photos.resolve()}", f"out={faces.resolve()}", "export=[panel]"]
     environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
     status = subprocess.run([*command, *arguments.set], env=environment, cwd=script.parents[1], check=False).returncode
     panels = sorted(faces.glob("*/panel.png"))
+    if arguments.seeds:
+        rows = torch.cat([row_of(read_image(path)) for path in panels], 1)[None]
+        size = [round(side * 1500 / rows.shape[3]) for side in rows.shape[2:]]
+        write_jpg(arguments.out / "rows.jpg", F.interpolate(rows, size, mode="area")[0], quality=82)
+        panels = []
     for number, start in enumerate(range(0, len(panels), 8), 1):
         chunk = panels[start : start + 8]
         sheet = contact_sheet([read_image(p) for p in chunk], 4, [p.parent.name for p in chunk], size=700)
@@ -141,6 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--script", type=Path, default=ROOT / "fit" / "reconstruct.py", help="which fit to run")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="of the generator, instead of the hard faces")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of fit/reconstruct.py")
     try:
         return run(parser.parse_args())

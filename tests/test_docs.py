@@ -154,6 +154,12 @@ def test_each_make_target_of_the_readme_exists() -> None:
     assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
 
 
+def test_the_readme_names_every_extra() -> None:
+    block = (ROOT / "setup.py").read_text(encoding="utf-8").split("extras_require={", 1)[1].split("}", 1)[0]
+    named = README.split("Extras:", 1)[1].split("\n\n", 1)[0]
+    assert [name for name in re.findall(r'^ +"(\w+)":', block, re.MULTILINE) if f"`{name}`" not in named] == []
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path) -> None:
     pytest.importorskip("pdoc", reason="pdoc is not installed (pip install -c constraints.txt -e '.[dev]')")
