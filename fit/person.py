@@ -235,7 +235,8 @@ class _Person:
         if "obj" in config.export:
             save_obj(person, folder)
         if "glb" in config.export:
-            save_glb(person, folder / "head.glb")
+            times = [source.time for source in used]
+            save_glb(person, folder / "head.glb", **({"track": face.params, "times": times} if self.video else {}))
         if self.video and "panel" in config.export:
             self._film(face, photo, used, fitter, folder)
         if "report" in config.export:

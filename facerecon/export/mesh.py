@@ -11,15 +11,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, ShapeError, nearest_name
 from facerecon.geometry.mesh import vertex_normals
+from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
-from facerecon.types import ReconstructedFace
+from facerecon.types import FaceParams, ReconstructedFace
+
+if TYPE_CHECKING:
+    from facerecon.export.gltf import GlbBuilder
 
 __all__ = ["METERS_PER_UNIT", "SplitMesh", "encode_texture", "save_glb", "save_obj", "split_seams"]
 
@@ -170,6 +176,8 @@ def save_glb(
     texture_size: int | None = None,
     roughness: float = 0.55,
     scale: float = METERS_PER_UNIT,
+    track: FaceParams | None = None,
+    times: Sequence[float] | Tensor | None = None,
 ) -> Path:
     """Write one GLB: neutral head, embedded texture, and named morph targets set to the fitted expression.
 
@@ -187,12 +195,14 @@ def save_glb(
         texture_size: side of the embedded texture in pixels; as it is by default.
         roughness: of the PBR material (metallic is 0).
         scale: meters per world unit.
+        track: parameters of T frames of a video: the file then plays their expressions and rotations.
+        times: (T,) seconds of those frames, increasing.
 
     Returns:
         The path.
 
     Raises:
-        InputError: the batch holds several subjects and ``index`` is not given.
+        InputError: the batch holds several subjects and ``index`` is not given, or times do not fit the track.
         ConfigError: an unknown target name or texture format.
     """
     import pygltflib as gl
@@ -263,11 +273,47 @@ def save_glb(
         mesh.extras = {"targetNames": names}
     model.meshes.append(mesh)
     model.nodes.append(gl.Node(name="head", mesh=0))
+    if track is not None:
+        _animate(build, track, times, chosen, clamp)
     model.scenes.append(gl.Scene(name="facerecon", nodes=[0]))
     model.scene = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, build.to_bytes())
     return path
+
+
+def _animate(
+    build: GlbBuilder,
+    track: FaceParams,
+    times: Sequence[float] | Tensor | None,
+    chosen: Sequence[int],
+    clamp: tuple[float, float] | None,
+) -> None:
+    """Play a track on node 0: its rotations, and the weights of the ``chosen`` morph targets.
+
+    Raises:
+        InputError: no times, of another number than the frames, negative or not increasing.
+    """
+    import pygltflib as gl
+
+    moments = np.asarray([] if times is None else torch.as_tensor(times, dtype=torch.float64).cpu(), dtype=np.float32)
+    if moments.shape != (track.batch,) or not (np.diff(moments) > 0).all() or (moments < 0).any():
+        raise InputError(f"times must be {track.batch} increasing seconds, one a frame of the track; got {times}.")
+    clock = build.accessor(moments, bounds=True, name="seconds")
+    turns = Rotation.from_matrix(euler_to_matrix(track.rotation.detach().cpu().double()).numpy()).as_quat()
+    for i in range(1, len(turns)):  # the same turn has two quaternions; players go straight from one to the next
+        turns[i] *= 1.0 if turns[i] @ turns[i - 1] >= 0 else -1.0
+    weights = track.expression.detach().cpu().float()[:, chosen]
+    weights = weights if clamp is None else weights.clamp(*clamp)
+    played = {"rotation": turns.astype(np.float32), "weights": _array(weights).reshape(-1)}
+    animation = gl.Animation(name="video")
+    for path, values in played.items():
+        if values.size:
+            output = build.accessor(values, name=f"{path} along the video")
+            animation.samplers.append(gl.AnimationSampler(input=clock, output=output, interpolation="LINEAR"))
+            target = gl.AnimationChannelTarget(node=0, path=path)
+            animation.channels.append(gl.AnimationChannel(sampler=len(animation.samplers) - 1, target=target))
+    build.gltf.animations.append(animation)
 
 
 def _one_subject(face: ReconstructedFace, index: int | None) -> ReconstructedFace:

@@ -148,7 +148,13 @@ class Fitter:
         self.fallbacks, said = {}, None
         if self.regressor is None:
             params = fit_landmarks(
-                self.model, photo.landmarks68, camera, photo.mesh468, self.start, shared_identity=one_person
+                self.model,
+                photo.landmarks68,
+                camera,
+                photo.mesh468,
+                self.start,
+                shared_identity=one_person,
+                averaged=True,
             )
         else:
             params, said, self.fallbacks = start_from_regressor(

@@ -17,6 +17,8 @@ from facerecon.errors import ConfigError, InputError, OutputError
 from facerecon.export.gltf import GlbBuilder
 from facerecon.export.mesh import METERS_PER_UNIT, encode_texture, save_glb, save_obj, split_seams
 from facerecon.geometry.mesh import vertex_normals
+from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.types import FaceParams, SHLight
 
 COMPONENT = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 WIDTH = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
@@ -295,3 +297,40 @@ def test_trimesh_reads_what_we_write(sphere_face, tmp_path):
     split = split_seams(sphere_face.topology.faces, sphere_face.topology.uv_faces)
     assert mesh.faces.shape == sphere_face.topology.faces.shape
     assert len(mesh.vertices) == len(split.vertex)
+
+
+# -- animation -------------------------------------------------------------------------------------------------
+
+
+def test_a_track_is_played(sphere_face, tmp_path):
+    face, count = sphere_face, 4
+    units = len(face.expression_names)
+    expression = torch.linspace(0, 1.5, count)[:, None] * torch.linspace(0.2, 1, units)
+    turns = torch.tensor([[0.1, 3.0, 0.0], [0.1, 3.1, 0.0], [0.1, 3.2, 0.0], [0.1, 3.3, 0.0]])
+    one = face.params
+    track = FaceParams(
+        identity=one.identity.expand(count, -1), expression=expression, albedo=one.albedo.expand(count, -1),
+        rotation=turns, translation=torch.zeros(count, 3), light=SHLight.ambient(count),
+    )  # fmt: skip
+    path = save_glb(face, tmp_path / "head.glb", track=track, times=[0.0, 0.1, 0.3, 0.4])
+    check_structure(path)
+    document, blob = read_glb(path)
+    (animation,) = document["animations"]
+    played = {channel["target"]["path"]: animation["samplers"][channel["sampler"]] for channel in animation["channels"]}
+    assert set(played) == {"rotation", "weights"}
+    clock = document["accessors"][played["weights"]["input"]]
+    assert (clock["min"], clock["max"]) == ([0.0], pytest.approx([0.4]))
+    seconds = read_accessor(document, blob, played["weights"]["input"])
+    assert np.allclose(seconds[:, 0], [0, 0.1, 0.3, 0.4])
+    weights = read_accessor(document, blob, played["weights"]["output"]).reshape(count, units)
+    assert np.allclose(weights, expression.clamp(0, 1).numpy(), atol=1e-6)
+    quaternions = read_accessor(document, blob, played["rotation"]["output"])
+    x, y, z, w = quaternions.T.astype(np.float64)
+    column = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)], 1)
+    expected = euler_to_matrix(turns.double())[:, :, 0].numpy()
+    assert np.allclose(column, expected, atol=1e-6)
+    assert ((quaternions[1:] * quaternions[:-1]).sum(1) > 0.9).all()  # past half a turn without a leap
+    for times in (None, [0, 1, 2], [0, 2, 1, 3], [-1, 0, 1, 2]):
+        with pytest.raises(InputError, match="increasing seconds"):
+            save_glb(face, tmp_path / "bad.glb", track=track, times=times)
+    assert not read_glb(save_glb(face, tmp_path / "still.glb"))[0].get("animations")

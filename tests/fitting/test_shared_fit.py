@@ -90,3 +90,14 @@ def test_copies_of_one_photo_weigh_the_prior_less(model) -> None:
     )
     alone = fit_landmarks(model, same[:1], mesh_points=dense[:1], settings=third)
     assert (model(together)[:1] - model(alone)).abs().max() < 2e-2
+
+
+def test_averaged_errors_weigh_the_prior_as_one_photo_does(model) -> None:
+    """The same photo three times is one photo; summed, three times the evidence."""
+    _, points, dense = views(model, noise=1.0)
+    points, dense = points[1:2], dense[1:2]
+    thrice = {"landmarks": points.expand(3, -1, -1), "mesh_points": dense.expand(3, -1, -1), "shared_identity": True}
+    one = fit_landmarks(model, points, mesh_points=dense)
+    mean, total = fit_landmarks(model, **thrice, averaged=True), fit_landmarks(model, **thrice)
+    assert (model(mean) - model(one)).abs().max() < 1e-2  # 1 mm: two ways to the same optimum
+    assert total.identity[0].norm() > 1.05 * mean.identity[0].norm()
