@@ -258,6 +258,7 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     from facerecon.evaluation import head_regions, realy, scan_of_head
     from facerecon.imaging.files import write_png
     from facerecon.morphable import load_face_model
+    from facerecon.morphable.obj import read_obj
     from facerecon.stylegan.decoder import load_decoder
 
     model = load_face_model("makehuman")
@@ -292,10 +293,10 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
         [facts["realy/1/ours"]["errors"][region] for region in realy.REGIONS], abs=1e-4
     )
     assert all(0 < float(n) < 6 for n in numbers)
-    predicted = realy._read_mesh(out / "realy" / "ours" / "prediction" / "1.obj")
-    assert predicted[0].shape == shape.shape and np.array_equal(predicted[1], faces)
+    predicted = read_obj(out / "realy" / "ours" / "prediction" / "1.obj", textured=False)
+    assert predicted.vertices.shape == shape.shape and np.array_equal(predicted.faces, faces)
     aligned = out / "realy" / "ours" / "region_align_save" / "1"
     assert {p.name for p in aligned.iterdir()} == {"at_global.obj", *(f"at_{r}.obj" for r in realy.REGIONS)}
-    near = realy._read_mesh(aligned / "at_nose.obj")[0]
+    near = read_obj(aligned / "at_nose.obj", textured=False).vertices
     assert np.linalg.norm(near - unit * shape, axis=1).mean() < 2  # units of 9 mm: it lies on the scan
     assert "### Shape, REALY" in (out / "evaluate.md").read_text()

@@ -47,6 +47,7 @@ from facerecon.evaluation.regions import (
 )
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
+from facerecon.morphable.obj import read_obj
 
 __all__ = [
     "BENDING_KEYPOINTS",
@@ -307,32 +308,6 @@ def scan_of_head(vertices: ArrayLike, faces: ArrayLike, landmarks: ArrayLike, re
 # -- the benchmark's files -------------------------------------------------------------------------------------
 
 
-def _read_mesh(path: Path) -> tuple[NDArray, NDArray]:
-    """Vertices (V, 3) and triangles (F, 3), from 0, of an OBJ file, which may have no faces, and no UVs."""
-    vertices: list[list[float]] = []
-    faces: list[list[int]] = []
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                kind, *fields = line.split() or [""]
-                if kind == "v":
-                    vertices.append([float(x) for x in fields[:3]])
-                elif kind == "f":
-                    ids = [int(field.partition("/")[0]) for field in fields]
-                    ids = [i - 1 if i > 0 else len(vertices) + i for i in ids]
-                    faces += [[ids[0], ids[k], ids[k + 1]] for k in range(1, len(ids) - 1)]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected an OBJ file of REALY.") from None
-    except ValueError:
-        raise InputError(f"{path}: '{line.strip()[:60]}' is not of an OBJ file; download the data again.") from None
-    if not vertices or any(len(v) != 3 for v in vertices):
-        raise InputError(f"{path} has no vertices, or some without x, y and z; expected an OBJ file of REALY.")
-    triangles = np.array(faces, dtype=np.int64).reshape(-1, 3)
-    if triangles.size and not 0 <= triangles.min() <= triangles.max() < len(vertices):
-        raise InputError(f"{path}: a face names a vertex that is not there; it has {len(vertices)}.")
-    return np.array(vertices), triangles
-
-
 def write_mesh(path: str | os.PathLike, vertices: ArrayLike, faces: ArrayLike) -> Path:
     """Vertices and triangles as an OBJ file, as REALY's predictions are: one topology, one vertex order."""
     lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in np.asarray(vertices, dtype=np.float64).tolist()]
@@ -435,13 +410,17 @@ class RealyFolder:
             InputError: a file is missing or unreadable.
         """
         subject = name.split("_")[0]
-        keypoints, _ = _read_mesh(self._keypoints / f"{subject}.obj")
+        keypoints = read_obj(self._keypoints / f"{subject}.obj", textured=False).vertices
         if len(keypoints) != KEYPOINTS:
             where = self._keypoints / f"{subject}.obj"
             raise InputError(f"{where} must hold {KEYPOINTS} vertices, the keypoints; it has {len(keypoints)}.")
         if not 1 <= int(subject) <= len(self._scales):
             raise InputError(f"metrical_scale.txt has {len(self._scales)} lines; there is none for subject {subject}.")
-        regions = {region: _read_mesh(self._scans / subject / f"{region}.obj") for region in REGIONS}
+        meshes = {name: read_obj(self._scans / subject / f"{name}.obj", textured=False) for name in REGIONS}
+        for name, mesh in meshes.items():
+            if len(mesh.faces) == 0:
+                raise InputError(f"{mesh.path} holds no faces; expected region '{name}' of a scan.")
+        regions = {name: (mesh.vertices, mesh.faces) for name, mesh in meshes.items()}
         return Scan(keypoints, regions, self._scales[int(subject) - 1])
 
 

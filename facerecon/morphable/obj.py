@@ -48,11 +48,15 @@ class ObjMesh:
     path: Path
 
 
-def read_obj(path: str | os.PathLike) -> ObjMesh:
+def read_obj(path: str | os.PathLike, textured: bool = True) -> ObjMesh:
     """Read vertices, UVs and faces of an OBJ file; everything else in it is left out.
 
+    Args:
+        path: of the file. textured: False reads scans and points: UVs are not looked at, and there may be no faces.
+
     Raises:
-        InputError: no such file, no OBJ, no UVs, UVs outside the unit square, an index that leads nowhere.
+        InputError: no such file, no OBJ, an index that leads nowhere; of a textured head, no UVs or faces, or UVs
+            outside the unit square.
     """
     path = Path(path)
     rows: dict[str, list] = {"v": [], "vt": []}
@@ -66,7 +70,7 @@ def read_obj(path: str | os.PathLike) -> ObjMesh:
                 elif kind == "f":
                     polygon = []
                     for field in fields:
-                        ids = field.split("/")
+                        ids = field.split("/") if textured else [field.partition("/")[0], "1"]
                         if len(ids) < 2 or not ids[1]:
                             raise InputError(f"{path}: line {number} has a face without UVs; export the head with UVs.")
                         count = len(rows["v"]), len(rows["vt"])
@@ -77,7 +81,7 @@ def read_obj(path: str | os.PathLike) -> ObjMesh:
         raise InputError(f"{path} cannot be read ({error.strerror}); expected an OBJ file. Check the path.") from None
     except (ValueError, IndexError):
         raise InputError(f"{path}: line {number} is not of an OBJ file: {line.strip()[:60]!r}.") from None
-    if not corners:
+    if not corners and textured:
         raise InputError(f"{path} holds no faces; expected an OBJ file of a head with UVs.")
     try:
         vertices, uvs = (
@@ -86,13 +90,15 @@ def read_obj(path: str | os.PathLike) -> ObjMesh:
     except ValueError:
         raise InputError(f"{path} holds vertices of different lengths; expected 'v x y z' and 'vt u v'.") from None
     both = np.array(corners, dtype=np.int64).reshape(-1, 3, 2)
+    if not textured:
+        uvs, both[..., 1] = np.zeros((1, 2)), 0
     for index, count, what in ((both[..., 0], len(vertices), "vertex"), (both[..., 1], len(uvs), "UV")):
-        if index.min() < 0 or index.max() >= count:
+        if len(index) and (index.min() < 0 or index.max() >= count):
             raise InputError(f"{path}: a face names a {what} that is not there; it has {count}. Export the head again.")
     if not (np.isfinite(vertices).all() and np.isfinite(uvs).all()):
         raise InputError(f"{path} holds NaN or infinite numbers; export the head again.")
     used = uvs[both[..., 1]]
-    if used.min() < -1e-3 or used.max() > 1 + 1e-3:
+    if textured and (used.min() < -1e-3 or used.max() > 1 + 1e-3):
         raise InputError(
             f"{path}: UVs must lie in [0, 1] (one texture); got {used.min():.3g} to {used.max():.3g}. "
             "UV tiles (UDIM) need to be packed into one square; for ICT-FaceKit use the name 'ict'."

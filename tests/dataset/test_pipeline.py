@@ -12,7 +12,7 @@ import torch
 
 from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps, settings_from
 from facerecon.dataset.filters import STEPS
-from facerecon.dataset.pipeline import InversionSettings, WalkSettings
+from facerecon.dataset.pipeline import ABLATIONS, InversionSettings, PipelineSettings, UVPipeline, WalkSettings
 from facerecon.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,3 +145,28 @@ def test_unknown_settings_are_named():
         settings_from({"extract": {"deligth": True}})
     with pytest.raises(ConfigError, match="filters"):
         settings_from({"filter": {}})
+
+
+def test_a_loaded_pipeline_changes_what_follows_the_search_only():
+    loaded = UVPipeline.__new__(UVPipeline)
+    loaded.settings, loaded.model = PipelineSettings(), object()
+    other = loaded.changed(blending="naive", check=False)
+    assert other.model is loaded.model and loaded.settings == PipelineSettings()
+    assert (other.settings.blending, other.settings.completing.blending, other.settings.check) == (
+        "naive",
+        "naive",
+        False,
+    )
+    for changes in ({"size": 256}, {"face_model": "ict"}, {"search": WalkSettings(yaw=20.0)}):
+        with pytest.raises(ConfigError, match="unknown setting of a pipeline that is loaded"):
+            loaded.changed(**changes)
+
+
+def test_rows_of_table_4_are_settings():
+    made = {name: settings_from(changes) for name, changes in ABLATIONS.items()}
+    assert made["full"] == PipelineSettings() and len(set(map(str, made.values()))) == len(made)
+    assert (
+        not made["w/o editing"].editing
+        and not made["w/o multi-view"].multi_view
+        and not made["w/o light"].extract.delight
+    )

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from facerecon.dataset import dark_skin_score, draw_seeds
-from facerecon.errors import ConfigError
+from facerecon.dataset import sampling as module
+from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
+from facerecon.errors import ConfigError, NoFaceError
 from facerecon.stylegan.mobile import load_generator
 
 
@@ -50,3 +52,25 @@ def test_rare_faces_are_rare(generator):
     assert torch.equal(dark_skin_score(w[:3]), dark_skin_score(w)[:3]) or torch.allclose(
         dark_skin_score(w[:3]), dark_skin_score(w)[:3], atol=1e-4
     )
+
+
+def test_held_out_faces_are_those_in_which_a_face_is_found(monkeypatch):
+    class Numbers:
+        """A picture of a seed is that number."""
+
+        def sample(self, seed, truncation):
+            return torch.tensor([[seed - FIRST_HELD_OUT]])
+
+        def __call__(self, w):
+            return w.view(1, 1, 1, 1).expand(1, 3, 4, 4) / 10
+
+    def look(image):
+        if round(float(image[0, 0, 0]) * 10) % 2:
+            raise NoFaceError("none")
+
+    monkeypatch.setattr("facerecon.stylegan.mobile.load_generator", lambda **_: Numbers())
+    monkeypatch.setattr(module, "observe", look)
+    found = list(held_out_faces(3, dark_share=None))
+    assert [seed - FIRST_HELD_OUT for seed, _ in found] == [0, 2, 4]
+    assert [round(float(image[0, 0, 0]) * 10) for _, image in found] == [0, 2, 4]
+    assert [seed for seed, _ in held_out_faces(2, dark_share=None)] == [seed for seed, _ in found[:2]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation.texture import brightness_symmetry_error, identity_std_ratio, observed_share
+from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, identity_std_ratio, observed_share
 from facerecon.imaging.color import yuv_to_rgb
 from facerecon.imaging.files import read_image
 
@@ -78,3 +78,24 @@ def test_bad_input_is_named() -> None:
         brightness_symmetry_error(torch.rand(2, 3, 32, 32), torch.rand(3, 1, 32, 32))
     with pytest.raises(InputError, match="2 faces"):
         identity_std_ratio(torch.rand(1, 4), torch.rand(5, 4))
+
+
+def test_evenly_lit_heads_show_the_texture_s_own_gray(asset) -> None:
+    from facerecon.geometry.camera import project
+    from facerecon.morphable import load_face_model
+    from facerecon.types import Camera
+
+    asset("makehuman")
+    model = load_face_model("makehuman")
+    params = model.neutral(2)
+    params = params.replace(identity=torch.randn(params.identity.shape))
+    gray = torch.tensor([1.0, 0.4]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    image, landmarks = evenly_lit(model, params, gray)
+    assert image.shape == (2, 3, 224, 224) and torch.allclose(image[:, :, :3, :3], torch.tensor(0.5))  # around them
+    inside = (image - 0.5).abs().amax(1) > 0.02
+    assert inside.float().mean() > 0.2
+    for one, where, level in zip(image, inside, (0.9, 0.36), strict=True):  # on average 0.9 of the texture
+        assert one[:, where].mean().item() == pytest.approx(level, abs=0.01)
+    camera = Camera.deep3d(224, 2)
+    expected = project(camera, model.landmarks3d(model(params), camera))[..., :2]
+    assert torch.allclose(landmarks[:, 17:], expected[:, 17:], atol=0.05)  # the jaw slides with the pose
