@@ -163,6 +163,17 @@ def test_regressor_and_texture_gan(tmp_path, release_home, models) -> None:
 
 
 @pytest.mark.slow
+def test_evaluate(tmp_path, release_home, models) -> None:
+    run = script(
+        "fit/evaluate.py", release_home, f"out={tmp_path}", "parts=[reconstruction]", "faces=0", f"photos={SAMPLE}",
+        "presets=[smoke]", "decoders.linear=null", 'set=["perceptual=face_features"]', "device=cpu", "threads=1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    text = (tmp_path / "evaluate.md").read_text()
+    assert "face model hifi3dpp, decoder ffhq_uv, preset smoke" in text and "smoke, ours (decoder ffhq_uv)" in text
+
+
+@pytest.mark.slow
 def test_edit_directions(tmp_path, release_home, models) -> None:
     """One face, so that no plane can be fitted: the run ends with that line, its faces measured."""
     run = script("train/edit_directions.py", release_home, f"out={tmp_path}", "n=1", "block=1", "threads=1")

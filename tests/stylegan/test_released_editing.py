@@ -126,6 +126,27 @@ def test_all_official_keys_of_e4es_generator_have_a_place(reference) -> None:
     assert from_official(made).size == 1024
 
 
+def test_e4es_generator_of_full_size_equals_a_plain_forward_pass(reference, tmp_path) -> None:
+    """All 171 official keys in the file; what both compute ends at 32 px."""
+    shapes = released.official_shapes(reference, "e4e_stylegan2_decoder")
+    draws = torch.Generator().manual_seed(3)
+    state = {n: TAPS if n.endswith("kernel") else torch.randn(shape, generator=draws) for n, shape in shapes.items()}
+    for name in state:
+        if name.endswith("modulation.bias"):
+            state[name] = 1 + 0.1 * state[name]
+    average = torch.randn(18, 512, generator=draws)
+    content = {"state_dict": {f"decoder.{n}": t for n, t in state.items()}, "latent_avg": average}
+    generator = read_e4e_generator(released.save(content, tmp_path / "e4e_ffhq_encode.pt"))
+    assert (generator.size, generator.rows, generator.config.mapping_layers) == (1024, 18, 8)
+    ws = torch.randn(1, 18, 512, generator=draws)
+    above = tuple(f"convs.{k}." for k in range(6, 16))
+    expected = plain_e4e_decoder({n: t for n, t in state.items() if not n.startswith(above)}, ws[0])
+    with torch.no_grad():
+        found = generator.synthesis(ws, size=32)[0]
+    assert expected.shape == (3, 32, 32)
+    torch.testing.assert_close(found, expected, atol=1e-3 * expected.std().item(), rtol=1e-4)
+
+
 # -- the pickle ------------------------------------------------------------------------------------------
 
 
