@@ -13,8 +13,8 @@ found in 3D, on the surface that looks the same way: no seam of either atlas sho
 and kept in the cache.
 
 * Skin: the nearest place of the other head's skin that looks the same way.
-* Eyes: the same direction from the eyeball's center; a socket without an eyeball shows, and gives, what a viewer in
-  front would see.
+* Eyes: the same direction from the eyeball's center; a socket shows what a viewer in front would see of an eyeball. An
+  eyeball whose source has sockets only is drawn (:mod:`facerecon.morphable.eyes`).
 * What has no counterpart (shoulders, the inside of the mouth, sockets) is filled, and is 0 in ``known``: skin goes on
   smoothly (a harmonic function on the mesh); teeth, tongue and the inside of the mouth take the mean color of the
   source's.
@@ -48,12 +48,13 @@ from facerecon.errors import (
     check_shape,
     nearest_name,
 )
-from facerecon.geometry.alignment import apply_similarity, fit_sphere, similarity_transform
+from facerecon.geometry.alignment import apply_similarity, similarity_transform
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.correspondence import register, skin_surface
+from facerecon.morphable.eyes import IRISES, Eye, eye_color, find_eyes, landmark_points
 from facerecon.morphable.model import FACE_MODELS
 from facerecon.morphable.obj import ObjMesh, head_from_obj, known_landmarks, read_obj
 from facerecon.perception import observe
@@ -159,34 +160,8 @@ def skin_places(
     return uv_at(source, rows[found], barycentric), distance, fits
 
 
-@dataclass(frozen=True)
-class _Eye:
-    """One eye of a head: rows of its faces, center, radius, whether it bulges, and its lids' opening in x and y."""
-
-    rows: NDArray
-    center: NDArray
-    radius: float
-    bulges: bool
-    opening: NDArray
-    width: float
-
-
-def _eye(model: MorphableModel, left: bool) -> _Eye | None:
-    """The eye at x > 0 (the person's left) or x < 0."""
-    faces = model.topology.faces.cpu().numpy()
-    mean = _mean(model)
-    points = model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy()
-    rows = np.flatnonzero(_flags(model, "eyes"))
-    rows = rows[(mean[faces[rows]].mean(1)[:, 0] > points[27:31, 0].mean()) == left]
-    if not len(rows):
-        return None
-    vertices = np.unique(faces[rows])
-    corners = mean[faces[rows]]
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    center, radius = fit_sphere(mean[vertices])
-    bulges = bool((normal * (corners.mean(1) - mean[vertices].mean(0))).sum() > 0)
-    lids = points[slice(42, 48) if left else slice(36, 42)]
-    return _Eye(rows, center, radius, bulges, lids[:, :2].mean(0), float(np.ptp(lids[:, 0])))
+def _eyes(model: MorphableModel) -> list[Eye]:
+    return find_eyes(_mean(model), model.topology)
 
 
 def eye_places(source: MorphableModel, target: MorphableModel, points: NDArray) -> tuple[NDArray, NDArray]:
@@ -196,39 +171,34 @@ def eye_places(source: MorphableModel, target: MorphableModel, points: NDArray) 
         points: (N, 3) on the eyes of the target's mean shape.
 
     Returns:
-        uv (N, 2), share (N,): 0 where the source shows nothing of the eye (behind the rim of a socket).
+        uv (N, 2), share (N,): 0 where the source shows no eye: the target has eyeballs, the source has sockets.
     """
     mean, faces = _mean(source), source.topology.faces.cpu().numpy()
-    nose = target.landmarks3d(target.mean[None])[0, 27:31, 0].mean().item()
+    here_of, there_of = ({eye.left: eye for eye in _eyes(model)} for model in (source, target))
+    nose = landmark_points(_mean(target), target.topology)[27:31, 0].mean()
     uv, share = np.zeros((len(points), 2)), np.zeros(len(points))
     for left in (False, True):
-        here, there = _eye(source, left), _eye(target, left)
         some = (points[:, 0] > nose) == left
-        if here is None or there is None or not some.any():
+        if left not in here_of or left not in there_of or not some.any():
             continue
-        taken, seen = points[some], np.ones(int(some.sum()))
-        corners = mean[faces[here.rows]]
+        here, there = here_of[left], there_of[left]
+        if there.bulges and not here.bulges:
+            continue
+        taken = points[some]
         if here.bulges and there.bulges:  # the same direction from the center
             goal = here.center + (taken - there.center) * (here.radius / there.radius)
-            surface = Surface(mean, faces[here.rows])
+        elif not here.bulges and not there.bulges:  # two sockets: the same place between the lids
+            scale = here.width / there.width
+            goal = here.lids.mean(0) + (taken - there.lids.mean(0)) * scale
         else:  # what lies at the same place between the lids, seen from in front
             place = here.opening + (taken[:, :2] - there.opening) * (here.width / there.width)
-            if here.bulges:
-                offset = place - here.center[:2]
-                reach = np.linalg.norm(offset, axis=1, keepdims=True)
-                offset *= np.minimum(1, 0.99 * here.radius / np.maximum(reach, 1e-9))
-                ahead = np.sqrt(np.maximum(here.radius**2 - (offset**2).sum(1, keepdims=True), 0))
-                goal = here.center + np.concatenate([offset, ahead], 1)
-                surface = Surface(mean, faces[here.rows])
-            else:
-                flat = corners * [1.0, 1.0, 0.0]
-                surface = Surface(flat.reshape(-1, 3), np.arange(3 * len(flat)).reshape(-1, 3))
-                goal = np.column_stack([place, np.zeros(len(place))])
-        found, barycentric, distance, _ = surface.locate(goal)
-        if not here.bulges:
-            behind = there.bulges & (taken[:, 2] < there.center[2])
-            seen = ramp_down(distance, 0.01, 0.05) * ~behind
-        uv[some], share[some] = uv_at(source, here.rows[found], barycentric), seen
+            offset = place - here.center[:2]
+            reach = np.linalg.norm(offset, axis=1, keepdims=True)
+            offset *= np.minimum(1, 0.99 * here.radius / np.maximum(reach, 1e-9))
+            ahead = np.sqrt(np.maximum(here.radius**2 - (offset**2).sum(1, keepdims=True), 0))
+            goal = here.center + np.concatenate([offset, ahead], 1)
+        found, barycentric, _, _ = Surface(mean, faces[here.rows]).locate(goal)
+        uv[some], share[some] = uv_at(source, here.rows[found], barycentric), 1.0
     return uv, share
 
 
@@ -373,7 +343,24 @@ class Link:
         corners = faces[index[inside].numpy()]
         weights = raster.barycentric[0].cpu()[inside].double().numpy()
         values = np.einsum("pkc,pk->cp", smooth[corners], weights)
+        if batch[1] == 3:
+            self._draw_eyes(values.reshape(*batch, -1), index[inside].numpy(), weights)
         return torch.from_numpy(values).to(padded).unflatten(0, batch)
+
+    def _draw_eyes(self, values: NDArray, face: NDArray, weights: NDArray) -> None:
+        """Put eyes into the fill (B, 3, P) of a target's eyeballs where the source has none, in place."""
+        if any(eye.bulges for eye in _eyes(self.source)):
+            return
+        mean, faces = _mean(self.target), self.target.topology.faces.cpu().numpy()
+        for eye in _eyes(self.target):
+            some = np.isin(face, eye.rows)
+            if not eye.bulges or not some.any():
+                continue
+            offset = np.einsum("pkc,pk->pc", mean[faces[face[some]]], weights[some]) - eye.center
+            across = np.linalg.norm(offset[:, :2], axis=1)
+            angle = np.arctan2(across, offset[:, 2])
+            place = offset[:, :2] * (angle / np.maximum(across, 1e-12))[:, None]
+            values[:, :, some] = eye_color(place, eye.iris_angle, IRISES["brown"]).T
 
     # -- points, regions, values ---------------------------------------------------------------------------
 

@@ -233,10 +233,11 @@ class _Person:
             picture = person_panel(face, photo, fitter.renderer, captions=[source.name for source in used])
             write_png(folder / "panel.png", read_image(picture))
         if "obj" in config.export:
-            save_obj(person, folder)
+            save_obj(person, folder, eyes=config.eyes)
         if "glb" in config.export:
             times = [source.time for source in used]
-            save_glb(person, folder / "head.glb", **({"track": face.params, "times": times} if self.video else {}))
+            track = {"track": face.params, "times": times} if self.video else {}
+            save_glb(person, folder / "head.glb", eyes=config.eyes, **track)
         if self.video and "panel" in config.export:
             self._film(face, photo, used, fitter, folder)
         if "report" in config.export:

@@ -7,7 +7,7 @@
     python fit/reconstruct.py img=folder/ person=true
     python fit/reconstruct.py img=clip.mp4 frames=24
 
-Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, png), head.glb, params.safetensors,
+Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, pngs), head.glb, params.safetensors,
 report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
 fast, smoke.
 
@@ -321,9 +321,9 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
         picture = panel(face, photo, fitter.renderer, fitter.model)
         write_png(folder / "panel.png", read_image(picture))
     if "obj" in config.export:
-        save_obj(face, folder)
+        save_obj(face, folder, eyes=config.eyes)
     if "glb" in config.export:
-        save_glb(face, folder / "head.glb")
+        save_glb(face, folder / "head.glb", eyes=config.eyes)
     result = {key: row[key] for key in ("metrics", "stage1", "diverged") if key in row}
     if "report" in config.export:
         notes = [f"The fit diverged: {row['diverged']}."] if "diverged" in row else []

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from facerecon.errors import ConfigError, InputError, ShapeError, nearest_name
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
+from facerecon.morphable.eyes import Eyeball, eye_map, eye_uvs, eyeball, find_eyes, iris_color
 from facerecon.types import FaceParams, ReconstructedFace
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ __all__ = ["METERS_PER_UNIT", "SplitMesh", "encode_texture", "save_glb", "save_o
 
 METERS_PER_UNIT = 0.1
 """One world unit of every head model is a decimetre; files are in meters."""
+
+SKIN_ROUGHNESS, SKIN_F0 = 0.5, 0.028
+"""Skin under studio light: roughness, and the share of straight light that it reflects (index of refraction 1.4)."""
+
+EYE_ROUGHNESS, EYE_F0 = 0.08, 0.025
+"""The wet cornea (index of refraction 1.376)."""
 
 _GENERATOR = "facerecon"
 
@@ -91,6 +98,68 @@ def encode_texture(texture: Tensor, image_format: str = "png", quality: int = 92
     return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class _Eyes:
+    """The eyeballs of an export, apart from the skin.
+
+    Args:
+        rows: (F,) bool, faces of the head that the eyeballs replace or are.
+        vertices: (N, 3) in world units; the head's own, or spheres in its sockets. source: (N,) their vertices of the
+            head, -1 for those of a sphere. faces: (M, 3). uvs: (N, 2) on the map. map: (1, 3, S, S).
+        balls: spheres, with the first row of each in ``vertices``.
+    """
+
+    rows: np.ndarray
+    vertices: np.ndarray
+    source: np.ndarray
+    faces: np.ndarray
+    uvs: np.ndarray
+    map: Tensor
+    balls: tuple[tuple[int, Eyeball], ...]
+
+    def moved(self, displacements: np.ndarray, unit: str) -> np.ndarray:
+        """(N, 3) what a unit of the expression does to them, from that (V, 3) of the head."""
+        moved = np.where(self.source[:, None] >= 0, displacements[self.source], 0.0).astype(np.float32)
+        for first, ball in self.balls:
+            moved[first : first + len(ball.vertices)] = ball.turned(unit)
+        return moved
+
+
+def _eyeballs(face: ReconstructedFace) -> _Eyes | None:
+    """The eyeballs of one subject's neutral head, None where the topology names no region "eyes"."""
+    neutral = face.neutral_vertices[0].detach().cpu().double().numpy()
+    topology = face.topology
+    found = find_eyes(neutral, topology)
+    if not found:
+        return None
+    faces = topology.faces.cpu().numpy()
+    vertices, source, triangles, uvs, angles, balls, count = [], [], [], [], [], [], 0
+    for eye in found:
+        if eye.bulges:
+            used, local = np.unique(faces[eye.rows], return_inverse=True)
+            places, corners, shown = neutral[used], local.reshape(-1, 3), eye
+        else:
+            ball = eyeball(neutral, topology, eye)
+            balls.append((count, ball))
+            used, places, corners, shown = np.full(len(ball.vertices), -1), ball.vertices, ball.faces, ball.eye
+        vertices.append(places)
+        source.append(used)
+        triangles.append(corners + count)
+        uvs.append(eye_uvs(places, shown.center))
+        angles.append(shown.iris_angle)
+        count += len(places)
+    drawn = eye_map(float(np.mean(angles)), iris_color(face.texture[:1], neutral, topology, found))
+    return _Eyes(
+        rows=np.isin(np.arange(len(faces)), np.concatenate([eye.rows for eye in found])),
+        vertices=np.concatenate(vertices),
+        source=np.concatenate(source),
+        faces=np.concatenate(triangles),
+        uvs=np.concatenate(uvs),
+        map=drawn,
+        balls=tuple(balls),
+    )
+
+
 def save_obj(
     face: ReconstructedFace,
     folder: str | os.PathLike,
@@ -99,9 +168,10 @@ def save_obj(
     index: int | None = None,
     neutral: bool = False,
     groups: bool = False,
+    eyes: bool = True,
     scale: float = METERS_PER_UNIT,
 ) -> Path:
-    """Write ``name.obj``, ``name.mtl`` and ``name.png``, which refer to each other by relative names.
+    """Write ``name.obj``, ``name.mtl``, ``name.png`` and ``name_eyes.png``, which refer to each other by name.
 
     Vertices and UVs keep the topology's own numbering (seams are not split), so that files of one head model
     correspond vertex by vertex.
@@ -109,10 +179,13 @@ def save_obj(
     Args:
         face: the fit, unposed.
         folder: where to write; created if missing.
-        name: of the three files, without spaces or slashes.
+        name: of the files, without spaces or slashes.
         index: which subject of a batch.
         neutral: leave the fitted expression out.
         groups: write OBJ groups from the topology's regions (a face in several regions names them all).
+        eyes: give the eyeballs a material of their own, with a drawn iris in the color of the texture's, in
+            ``name_eyes.png``; a head with empty sockets (HiFi3D++) gets eyeballs, whose vertices follow its own. False
+            leaves the eyes to the texture.
         scale: meters per world unit.
 
     Returns:
@@ -128,6 +201,7 @@ def save_obj(
     vertices = face.neutral_vertices if neutral else face.vertices
     normals = vertex_normals(vertices, face.topology.faces)
     topology = face.topology
+    apart = _eyeballs(face) if eyes else None
 
     lines = [
         f"# {_GENERATOR}: unposed head, meters, y up, facing +z; topology {topology.name or 'unnamed'}",
@@ -142,10 +216,14 @@ def save_obj(
     corners = torch.stack([topology.faces, topology.uv_faces], dim=2).reshape(-1, 6).cpu() + 1
     current = None
     for i, (a, ta, b, tb, c, tc) in enumerate(corners.tolist()):
+        if apart is not None and apart.rows[i]:
+            continue
         if labels is not None and labels[i] != current:
             current = labels[i]
             lines.append(f"g {current}")
         lines.append(f"f {a}/{ta}/{a} {b}/{tb}/{b} {c}/{tc}/{c}")
+    if apart is not None:
+        lines += _eye_lines(apart, vertices.shape[1], len(topology.uvs), scale, groups)
 
     material = [
         f"# {_GENERATOR}",
@@ -158,11 +236,31 @@ def save_obj(
         "illum 2",
         f"map_Kd {name}.png",
     ]
+    if apart is not None:
+        material += ["newmtl eyes", "Ka 1 1 1", "Kd 1 1 1", "Ks 0.5 0.5 0.5", "Ns 600", "d 1", "illum 2"]
+        material += [f"map_Kd {name}_eyes.png"]
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{name}.png", encode_texture(face.texture))
+    if apart is not None:
+        write_bytes(folder / f"{name}_eyes.png", encode_texture(apart.map))
     write_bytes(folder / f"{name}.mtl", ("\n".join(material) + "\n").encode())
     write_bytes(folder / f"{name}.obj", ("\n".join(lines) + "\n").encode())
     return folder / f"{name}.obj"
+
+
+def _eye_lines(eyes: _Eyes, vertices: int, uvs: int, scale: float, groups: bool) -> list[str]:
+    """The eyeballs' part of an OBJ: vertices of spheres, their UVs, and the faces of both."""
+    new = eyes.source < 0
+    number = np.where(new, vertices + np.cumsum(new), eyes.source + 1)
+    lines = [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in (eyes.vertices[new] * scale).tolist()]
+    for first, ball in eyes.balls:
+        outward = (eyes.vertices[first : first + len(ball.vertices)] - ball.eye.center) / ball.eye.radius
+        lines += [f"vn {x:.6g} {y:.6g} {z:.6g}" for x, y, z in outward.tolist()]
+    lines += [f"vt {u:.8g} {v:.8g}" for u, v in eyes.uvs.tolist()]
+    lines += (["g eyes"] if groups else []) + ["usemtl eyes"]
+    for corners in eyes.faces.tolist():
+        lines.append("f " + " ".join(f"{number[c]}/{uvs + c + 1}/{number[c]}" for c in corners))
+    return lines
 
 
 def save_glb(
@@ -174,7 +272,8 @@ def save_glb(
     clamp: tuple[float, float] | None = (0.0, 1.0),
     image_format: str = "png",
     texture_size: int | None = None,
-    roughness: float = 0.55,
+    roughness: float = SKIN_ROUGHNESS,
+    eyes: bool = True,
     scale: float = METERS_PER_UNIT,
     track: FaceParams | None = None,
     times: Sequence[float] | Tensor | None = None,
@@ -193,7 +292,10 @@ def save_glb(
         clamp: bounds of the default weights; None keeps them as fitted.
         image_format: "png", or "jpeg" for a smaller file.
         texture_size: side of the embedded texture in pixels; as it is by default.
-        roughness: of the PBR material (metallic is 0).
+        roughness: of the skin (metallic is 0; it reflects 2.8 % of what falls on it straight, KHR_materials_specular).
+        eyes: draw the eyeballs as a glossy primitive of their own, with an iris in the color of the texture's; a head
+            with empty sockets (HiFi3D++) gets eyeballs. They follow the units eyeLook... False leaves the eyes to the
+            texture.
         scale: meters per world unit.
         track: parameters of T frames of a video: the file then plays their expressions and rotations.
         times: (T,) seconds of those frames, increasing.
@@ -211,7 +313,10 @@ def save_glb(
 
     face = _one_subject(face, index)
     path = Path(path)
-    split = split_seams(face.topology.faces, face.topology.uv_faces)
+    apart = _eyeballs(face) if eyes else None
+    head = face.topology
+    kept = torch.ones(len(head.faces), dtype=torch.bool) if apart is None else torch.from_numpy(~apart.rows)
+    split = split_seams(head.faces.cpu()[kept], head.uv_faces.cpu()[kept])
     neutral = face.neutral_vertices.float()
     normals = _unit_normals(neutral, face.topology.faces)
 
@@ -228,7 +333,7 @@ def save_glb(
 
     chosen = _chosen_targets(face, targets)
     names = [face.expression_names[i] for i in chosen]
-    morphs = []
+    morphs, eye_morphs = [], []
     for start in range(0, len(chosen), 16):  # a few at a time bounds the memory
         basis = face.expression_basis[chosen[start : start + 16]].float()
         bent = _unit_normals(neutral + basis, face.topology.faces) - normals
@@ -242,6 +347,17 @@ def save_glb(
                     "NORMAL": build.delta_accessor(normal, 1e-3, name=f"{label}.normals"),
                 }
             )
+            if apart is not None:
+                moved = apart.moved(_array(basis[k]), label)
+                turned = _eye_normals(apart, apart.vertices + moved) - _eye_normals(apart, apart.vertices)
+                eye_morphs.append(
+                    {
+                        "POSITION": build.delta_accessor(
+                            np.float32(moved * scale), 1e-8, bounds=True, name=f"{label}.eyes.positions"
+                        ),
+                        "NORMAL": build.delta_accessor(np.float32(turned), 1e-3, name=f"{label}.eyes.normals"),
+                    }
+                )
     weights = face.params.expression[0].detach().cpu().float()[chosen]
     weights = (weights if clamp is None else weights.clamp(*clamp)).tolist()
 
@@ -252,22 +368,22 @@ def save_glb(
         )
     picture = build.texture(encode_texture(texture, image_format), f"image/{image_format}", "albedo")
     model = build.gltf
-    model.materials.append(
-        gl.Material(
-            name="skin",
-            pbrMetallicRoughness=gl.PbrMetallicRoughness(
-                baseColorTexture=gl.TextureInfo(index=picture),
-                baseColorFactor=[1.0, 1.0, 1.0, 1.0],
-                metallicFactor=0.0,
-                roughnessFactor=roughness,
-            ),
-            alphaMode="OPAQUE",
-            alphaCutoff=None,
-            doubleSided=False,
+    model.materials.append(_material("skin", picture, roughness, SKIN_F0))
+    primitives = [gl.Primitive(attributes=attributes, indices=indices, material=0, targets=morphs)]
+    if apart is not None:
+        uvs = np.float32(apart.uvs * [1, -1] + [0, 1])
+        attributes = gl.Attributes(
+            POSITION=build.accessor(np.float32(apart.vertices * scale), gl.ARRAY_BUFFER, True, "eyes.positions"),
+            NORMAL=build.accessor(_eye_normals(apart, apart.vertices), gl.ARRAY_BUFFER, name="eyes.normals"),
+            TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name="eyes.uvs"),
         )
-    )
-    primitive = gl.Primitive(attributes=attributes, indices=indices, material=0, targets=morphs)
-    mesh = gl.Mesh(name="head", primitives=[primitive])
+        triangles = apart.faces.reshape(-1).astype(smallest_index_type(len(apart.vertices) - 1))
+        indices = build.accessor(triangles, gl.ELEMENT_ARRAY_BUFFER, name="eyes.triangles")
+        drawn = build.texture(encode_texture(apart.map), "image/png", "eyes")
+        model.materials.append(_material("eyes", drawn, EYE_ROUGHNESS, EYE_F0))
+        primitives.append(gl.Primitive(attributes=attributes, indices=indices, material=1, targets=eye_morphs))
+    model.extensionsUsed = ["KHR_materials_specular"]
+    mesh = gl.Mesh(name="head", primitives=primitives)
     if morphs:
         mesh.weights = weights
         mesh.extras = {"targetNames": names}
@@ -314,6 +430,31 @@ def _animate(
             target = gl.AnimationChannelTarget(node=0, path=path)
             animation.channels.append(gl.AnimationChannel(sampler=len(animation.samplers) - 1, target=target))
     build.gltf.animations.append(animation)
+
+
+def _material(name: str, texture: int, roughness: float, f0: float) -> Any:
+    """A dielectric of a base color texture; ``f0`` is what it reflects of light that falls on it straight."""
+    import pygltflib as gl
+
+    return gl.Material(
+        name=name,
+        pbrMetallicRoughness=gl.PbrMetallicRoughness(
+            baseColorTexture=gl.TextureInfo(index=texture),
+            baseColorFactor=[1.0, 1.0, 1.0, 1.0],
+            metallicFactor=0.0,
+            roughnessFactor=roughness,
+        ),
+        alphaMode="OPAQUE",
+        alphaCutoff=None,
+        doubleSided=False,
+        extensions={"KHR_materials_specular": {"specularColorFactor": [f0 / 0.04] * 3}},
+    )
+
+
+def _eye_normals(eyes: _Eyes, vertices: np.ndarray) -> np.ndarray:
+    """(N, 3) unit normals of the eyeballs."""
+    placed, faces = torch.from_numpy(vertices).float()[None], torch.from_numpy(eyes.faces)
+    return _array(_unit_normals(placed, faces)[0])
 
 
 def _one_subject(face: ReconstructedFace, index: int | None) -> ReconstructedFace:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape
+from facerecon.morphable.eyes import socket_sphere
 from facerecon.morphable.model import MorphableModel, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
 from facerecon.types import FaceParams, MeshTopology, SHLight
@@ -393,15 +394,12 @@ def fill_sockets(model: MorphableModel) -> MorphableModel:
     on_skin[faces[~eyes]] = True
     inside = np.unique(faces[eyes])
     for lids in (points[36:42], points[42:48]):
-        middle, width = lids.mean(0), np.ptp(lids[:, 0])
-        radius = 0.48 * width
-        rows = inside[np.abs(mean[inside, 0] - middle[0]) < 2 * radius]
-        reach = np.linalg.norm(mean[rows, :2] - middle[:2], axis=1)
-        front = np.sqrt(np.maximum(radius**2 - reach**2, 0))
-        rim = on_skin[rows] & (reach < 0.9 * radius)
-        depth = (mean[rows, 2] - front)[rim].min() - 0.005 if rim.any() else middle[2] - radius
+        rows = inside[np.abs(mean[inside, 0] - lids[:, 0].mean()) < 0.96 * np.ptp(lids[:, 0])]
+        center, radius = socket_sphere(mean[rows], on_skin[rows], lids)
+        reach = np.linalg.norm(mean[rows, :2] - center[:2], axis=1)
         covered = (reach < radius) & ~on_skin[rows]
-        mean[rows[covered], 2] = np.maximum(mean[rows[covered], 2], (depth + front)[covered])
+        front = center[2] + np.sqrt(np.maximum(radius**2 - reach**2, 0))
+        mean[rows[covered], 2] = np.maximum(mean[rows[covered], 2], front[covered])
     return model.with_mean(torch.from_numpy(mean).to(model.mean))
 
 

@@ -1,4 +1,4 @@
-"""Heads to export: a synthetic sphere that always exists, and the HiFi3D++ sample where it is at hand."""
+"""Heads to export: a synthetic sphere that always exists; makehuman and the HiFi3D++ sample where they are at hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.morphable.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.types import Camera, FaceParams, Latent, MeshTopology, ReconstructedFace, SHLight
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "ffhq_uv"
@@ -156,3 +158,42 @@ def hifi_face() -> ReconstructedFace:
     falloff = falloff * (falloff > 1e-3)
     basis = torch.stack([falloff * torch.tensor([0.0, -0.1, 0.0]), falloff * points.sign() * 0.05])
     return build_face(points, topology, texture, basis, ("jawOpen", "mouthSmileLeft"), [0.3, 0.2])
+
+
+def face_of(model: MorphableModel, identity: float = 0.0) -> ReconstructedFace:
+    """A fit of nobody with a head model."""
+    params = model.neutral()
+    params = params.replace(identity=params.identity + identity)
+    if model.num_expression:
+        expression = torch.zeros_like(params.expression)
+        expression[0, model.expression_names.index("eyeLookInLeft")] = 0.5
+        params = params.replace(expression=expression)
+    texture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return ReconstructedFace(
+        params=params,
+        latent=Latent(torch.zeros(1, 1, 4)),
+        texture=texture,
+        decoded=texture,
+        seen=texture[:, :1],
+        vertices=model.shape(params),
+        neutral_vertices=model.neutral_shape(params),
+        camera=Camera.deep3d(),
+        topology=model.topology,
+        expression_basis=model.expression_basis,
+        expression_names=model.expression_names,
+        path=("photo.jpg",),
+    )
+
+
+@pytest.fixture(scope="module")
+def person(asset) -> ReconstructedFace:
+    """A makehuman head, which has eyeballs."""
+    asset("makehuman")
+    return face_of(load_face_model("makehuman", num_identity=6), 1.2)
+
+
+@pytest.fixture(scope="module")
+def socketed(reference: Path) -> ReconstructedFace:
+    """The shared HiFi3D++ head, which has sockets."""
+    mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")
+    return face_of(head_from_obj(mesh, known_landmarks(mesh)))

@@ -160,7 +160,9 @@ def test_glb_equals_the_source(which, request, tmp_path):
     material = document["materials"][0]
     assert material.get("doubleSided", False) is False
     assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
-    assert material["pbrMetallicRoughness"]["roughnessFactor"] == pytest.approx(0.55)
+    assert material["pbrMetallicRoughness"]["roughnessFactor"] == pytest.approx(0.5)
+    specular = material["extensions"]["KHR_materials_specular"]["specularColorFactor"]
+    assert specular == pytest.approx([0.7] * 3) and document["extensionsUsed"] == ["KHR_materials_specular"]
 
 
 def test_zero_targets_keep_their_name_and_store_nothing(sphere_face, tmp_path):
