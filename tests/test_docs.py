@@ -154,6 +154,15 @@ def test_each_make_target_of_the_readme_exists() -> None:
     assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
 
 
+def test_names_in_the_python_of_the_readme_exist() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    chains = set(re.findall(r"\bfr\.([A-Za-z_][\w.]*)", "\n".join(blocks)))
+    assert len(chains) > 8
+    assert [chain for chain in chains if not resolves(chain)] == []
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
 def test_the_readme_names_every_extra() -> None:
     block = (ROOT / "setup.py").read_text(encoding="utf-8").split("extras_require={", 1)[1].split("}", 1)[0]
     named = README.split("Extras:", 1)[1].split("\n\n", 1)[0]

@@ -46,7 +46,9 @@ def pages() -> dict[Path, Path]:
 
 
 def title(text: str, path: Path) -> str:
-    """The first heading of a Markdown text, or the file's name."""
+    """The first heading of a Markdown text, or the file's name; README.md is called so."""
+    if path == Path("README.md"):
+        return "README"
     found = re.match(r"#\s+(.+)", text)
     return found[1].strip() if found else path.name
 
