@@ -131,7 +131,7 @@ def test_refinement_minimizes_landmarks_with_priors_around_the_start(model) -> N
 
     def objective(params: FaceParams, center: FaceParams) -> float:
         points = landmarks_of(model.double(), params.to(dtype=torch.float64))
-        value = ((points - target.double())[:, 17:] / settings.sigma).square().sum()
+        value = ((points - target.double())[:, 17:] / (settings.refine_noise * settings.sigma)).square().sum()
         value += ((params.identity - center.identity).double() / settings.refine_identity).square().sum()
         value += ((params.expression - center.expression).double() / settings.refine_expression).square().sum()
         return value.item()
