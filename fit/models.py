@@ -178,7 +178,7 @@ def build_regressor(config: Any, model: MorphableModel, settings: dict) -> Regre
             f"fitting.regressor.appearance=regressor needs decoder={regressor.config.decoder}, which the regressor was "
             f"trained with; got decoder={config.decoder}."
         )
-    source = Path(config.regressor).name if config.regressor else "shipped weights"
+    source = Path(config.regressor).name if config.regressor else regressor.about.get("source", "the weights at hand")
     print(
         f"note: stage 1 is the regressor ({source}, {regressor.config.backbone}) and {config.fitting.start.refine} "
         "Gauss-Newton steps on landmarks."

@@ -20,6 +20,7 @@ from facerecon.run.seeds import item_generator
 from facerecon.storage import read_safetensors
 
 if TYPE_CHECKING:
+    from facerecon.stylegan.faces import FFHQFaces
     from facerecon.stylegan.mobile import MobileGenerator
 
 __all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
@@ -44,7 +45,7 @@ def dark_skin_score(w: Tensor) -> Tensor:
 
 
 def draw_seeds(
-    generator: MobileGenerator,
+    generator: MobileGenerator | FFHQFaces,
     first: int = 0,
     truncation: float = 0.7,
     dark_share: float | None = None,
