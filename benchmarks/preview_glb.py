@@ -132,17 +132,23 @@ def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: f
     return light
 
 
-def picture(path: Path, yaw: float, size: int, weights: dict[str, float] | None = None, close: bool = False) -> Tensor:
-    """(1, 3, size, size) of the head turned by ``yaw`` degrees; ``close`` frames the eyes."""
+def picture(
+    path: Path,
+    yaw: float,
+    size: int,
+    weights: dict[str, float] | None = None,
+    close: bool = False,
+    head: bool = False,
+) -> Tensor:
+    """(1, 3, size, size) of the head turned by ``yaw`` degrees; ``close`` frames the eyes, ``head`` the head alone."""
     parts = Glb(path).primitives(weights)
     everything = torch.cat([part["position"] for part in parts], 1) * 10
     camera, pivot = portrait_camera(everything)
-    if close and len(parts) > 1:
+    if (close or head) and len(parts) > 1:
         low, high = (getattr(parts[1]["position"][0] * 10, name)(0) for name in ("amin", "amax"))
-        pivot = (low + high) / 2
-        camera = camera.replace(focal=12.0 / ((high - low)[:1] * 1.25))
-    elif not close:
-        camera = camera.replace(focal=camera.focal * 1.15)
+        width = (high - low)[:1]
+        pivot = (low + high) / 2 - (0 if close else torch.tensor([0.0, 0.08, 0.7]) * width)
+        camera = camera.replace(focal=12.0 / (width * (1.25 if close else 2.75)))
     turn = euler_to_matrix(torch.tensor([[0.0, math.radians(yaw), 0.0]]))
     side = 3 * size
     light, nearest = torch.full((side * side, 3), 0.55), torch.full((side * side,), torch.inf)
