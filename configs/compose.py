@@ -47,6 +47,7 @@ PATH_KEYS = {
     "readme",
     "realy_dir",
     "realy_keypoints",
+    "set",
     "decoders.ours",
     "decoders.linear",
     "decoders.front",

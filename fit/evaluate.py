@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -57,12 +58,17 @@ def main(config: Any) -> int:
             raise ConfigError(f"{key} must be a whole number, 0 or more; got {config[key]!r}.")
     if not config.decoders.get("ours"):
         raise ConfigError("decoders.ours is not set; it is the decoder that everything is measured with.")
+    try:
+        shlex.split(config.set or "")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"set={config.set!r} is not a list of keys ({error}); e.g. set='face_model=ict'.") from None
     if not config.presets:
         raise ConfigError("presets is empty; name at least one, e.g. presets=[default].")
     if config.readme and not Path(config.readme).is_file():
         raise ConfigError(f"readme={config.readme} does not exist; give a Markdown file with the two marks, or null.")
     with RunDirectory(config.out, {"script": "evaluate"}, resume=True).alone() as folder:
         sweep = Sweep(config, folder)
+        sweep.check()
         try:
             sweep.run()
         except (KeyboardInterrupt, Stopped, OutputError) as stop:
@@ -95,6 +101,23 @@ class Sweep:
         self.skipped: list[str] = []
         self._fits: dict[tuple[str, str], Any] = {}
         self._fitters: dict[tuple[str, str], Any] = {}
+
+    def check(self) -> None:
+        """Whether all that is asked for has a meaning, before anything is measured.
+
+        Raises:
+            ConfigError: an unknown preset, decoder, or key of set=. AssetError: a decoder's file is missing.
+        """
+        from facerecon.errors import AssetError, ConfigError, nearest_name
+        from facerecon.stylegan.decoder import CONVERTED, SHIPPED, is_decoder_file
+
+        for key, name in self.decoders.items():
+            if is_decoder_file(name) and not Path(name).expanduser().is_file():
+                raise AssetError(f"decoders.{key}={name} does not exist; give a file of train/texture_gan.py, or null.")
+            if not is_decoder_file(name) and name not in (*SHIPPED, *CONVERTED, "albedo"):
+                raise ConfigError(nearest_name(name, (*SHIPPED, *CONVERTED), f"decoder of decoders.{key}"))
+        for preset in self.config.presets:
+            self.fit_config(str(preset), self.decoders["ours"])
 
     # -- the loop ----------------------------------------------------------------------------------------
 
@@ -169,7 +192,7 @@ class Sweep:
         if key not in self._fits:
             config = self.config
             overrides = [f"pack={config.pack.name}", f"fitting={preset}", f"decoder={decoder}", "img=none"]
-            overrides += [f"seed={config.seed}", f"device={config.device}", *map(str, config.set)]
+            overrides += [f"seed={config.seed}", f"device={config.device}", *shlex.split(config.set or "")]
             made = compose("reconstruct", overrides)
             self._fits[key] = made, fit_digest(made)
         return self._fits[key]
