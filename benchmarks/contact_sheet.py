@@ -80,8 +80,10 @@ def generated(folder: Path, seeds: dict[int, str], truncation: float) -> None:
 
 def row_of(panel: Tensor) -> Tensor:
     """First and last row of a panel (3, H, W) side by side, without the tile that says what was seen."""
-    height, width = panel.shape[1] // 3, panel.shape[2]
-    return torch.cat([panel[:, :height], panel[:, -height:, : round(width * 0.75)]], 2)
+    width = panel.shape[2]
+    gap = round(width / (4 * 32 + 5))  # of a sheet of four tiles, each 32 gaps wide
+    height = (panel.shape[1] - gap) // 3
+    return torch.cat([panel[:, :height], panel[:, 2 * height : 3 * height, gap : round(width * 0.75)]], 2)
 
 
 def side_light(yaw: float) -> SHLight:
@@ -119,6 +121,13 @@ def turned(folder: Path, size: int = 512) -> None:
         write_png(folder / f"turned_{seed}_{yaw}.png", gaussian_blur(picture[None].clamp(0, 1), 3)[0])
 
 
+def write_rows(path: Path, panels: list[Path]) -> None:
+    """One picture, 1300 px wide, of a row for each panel."""
+    rows = torch.cat([row_of(read_image(panel)) for panel in panels], 1)[None]
+    size = [round(side * 1300 / rows.shape[3]) for side in rows.shape[2:]]
+    write_jpg(path, F.interpolate(rows, size, mode="area")[0], quality=74)
+
+
 def run(arguments: argparse.Namespace) -> int:
     photos, faces = arguments.out / "photos", arguments.out / "faces"
     photos.mkdir(parents=True, exist_ok=True)
@@ -137,9 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     status = subprocess.run([*command, *arguments.set], env=environment, cwd=script.parents[1], check=False).returncode
     panels = sorted(faces.glob("*/panel.png"))
     if arguments.seeds:
-        rows = torch.cat([row_of(read_image(path)) for path in panels], 1)[None]
-        size = [round(side * 1500 / rows.shape[3]) for side in rows.shape[2:]]
-        write_jpg(arguments.out / "rows.jpg", F.interpolate(rows, size, mode="area")[0], quality=82)
+        write_rows(arguments.out / "rows.jpg", panels)
         panels = []
     for number, start in enumerate(range(0, len(panels), 8), 1):
         chunk = panels[start : start + 8]
