@@ -4,7 +4,8 @@
     python benchmarks/preview_glb.py head.glb --weights eyeLookInLeft=1,eyeLookOutRight=1 --close
 
 Reads the file alone, draws each primitive with this library's rasterizer, and shades with the metallic-roughness model
-(Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps and a sky.
+(Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps with
+shadows and a sky.
 """
 
 from __future__ import annotations
@@ -110,8 +111,35 @@ def encoded(light: Tensor) -> Tensor:
     )
 
 
-def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: float) -> Tensor:
-    """glTF's metallic-roughness model of a dielectric, (N, 3) linear light."""
+def lit(points: Tensor, parts: list[tuple[Tensor, Tensor]], direction: tuple, size: int = 1024) -> Tensor:
+    """(N, 1) in [0, 1], how much of a far lamp's light reaches points: a shadow map with soft borders.
+
+    Args:
+        points: (N, 3). parts: vertices (1, V, 3) and faces of all that casts a shadow. direction: towards the lamp.
+    """
+    ahead = F.normalize(torch.tensor(direction), dim=0)
+    right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), ahead), dim=0)
+    frame = torch.stack([right, torch.linalg.cross(ahead, right), ahead])
+    reach = max(float(vertices.norm(dim=-1).max()) for vertices, _ in parts)
+    nearest = torch.full((size, size), -torch.inf)
+    for vertices, faces in parts:
+        seen = vertices @ frame.T / reach
+        clip = torch.cat([seen[..., :2], -0.9 * seen[..., 2:], torch.ones_like(seen[..., :1])], -1)
+        found = fragments(clip, faces, (size, size))
+        height = interpolate(found, seen[..., 2:], faces)[0, ..., 0]
+        nearest = torch.where((found.face_index[0] >= 0) & (height > nearest), height, nearest)
+    place = points @ frame.T / reach
+    free = torch.zeros(len(points))
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            column = ((place[:, 0] + 1) * (size / 2) + 2 * dx).long().clamp(0, size - 1)
+            row = ((1 - place[:, 1]) * (size / 2) + 2 * dy).long().clamp(0, size - 1)
+            free += (place[:, 2] > nearest[row, column] - 0.02).float() / 25
+    return free[:, None]
+
+
+def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: float, free: list[Tensor]) -> Tensor:
+    """glTF's metallic-roughness model of a dielectric, (N, 3) linear light; ``free``: of each lamp's shadows."""
     alpha = roughness**2
     facing = (normal * view).sum(-1, keepdim=True).clamp(min=1e-3)
     up = 0.5 + 0.5 * normal[:, 1:2]
@@ -120,7 +148,9 @@ def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: f
     sky = GROUND + (SKY - GROUND) * torch.sigmoid(mirrored[:, 1:2] * (3 / max(roughness, 0.1)))
     edge = f0 + (max(1 - roughness, f0) - f0) * (1 - facing) ** 5
     light = light + edge * sky * (1 - 0.5 * roughness)
-    for direction, power in LAMPS:
+    open_sky = 0.35 + 0.65 * (sum(free) / len(free))
+    light = light * open_sky
+    for (direction, power), reaches in zip(LAMPS, free, strict=True):
         lamp = F.normalize(torch.tensor(direction), dim=0)
         half = F.normalize(view + lamp, dim=-1)
         n_l, n_h = ((normal * x).sum(-1, keepdim=True).clamp(min=0) for x in (lamp, half))
@@ -128,7 +158,7 @@ def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: f
         spread = alpha**2 / (math.pi * ((n_h**2) * (alpha**2 - 1) + 1) ** 2)
         mask = 0.5 / (n_l * (facing**2 * (1 - alpha**2) + alpha**2).sqrt()
                       + facing * (n_l**2 * (1 - alpha**2) + alpha**2).sqrt()).clamp(min=1e-4)  # fmt: skip
-        light = light + power * n_l * ((1 - fresnel) * albedo * 0.5 + fresnel * (spread * mask).clamp(max=60))
+        light = light + reaches * power * n_l * ((1 - fresnel) * albedo * 0.5 + fresnel * (spread * mask).clamp(max=60))
     return light
 
 
@@ -152,8 +182,8 @@ def picture(
     turn = euler_to_matrix(torch.tensor([[0.0, math.radians(yaw), 0.0]]))
     side = 3 * size
     light, nearest = torch.full((side * side, 3), 0.55), torch.full((side * side,), torch.inf)
-    for part in parts:
-        placed = (part["position"] * 10 - pivot) @ turn.mT
+    solids = [((part["position"] * 10 - pivot) @ turn.mT, part["faces"]) for part in parts]
+    for part, (placed, _) in zip(parts, solids, strict=True):
         found = fragments(clip_coordinates(camera, placed), part["faces"], (side, side))
         normal = F.normalize(interpolate(found, part["normal"] @ turn.mT, part["faces"]), dim=-1).reshape(-1, 3)
         uv, point = (interpolate(found, x, part["faces"]) for x in (part["uv"], placed))
@@ -163,7 +193,9 @@ def picture(
         view = F.normalize(eye - point.reshape(-1, 3), dim=-1)
         depth = found.depth[0].flatten()
         front = (found.face_index[0].flatten() >= 0) & (depth < nearest)
-        light[front] = shaded(color[front], normal[front], view[front], part["roughness"], part["f0"])
+        places = point.reshape(-1, 3)[front]
+        free = [lit(places, solids, direction) for direction, _ in LAMPS]
+        light[front] = shaded(color[front], normal[front], view[front], part["roughness"], part["f0"], free)
         nearest[front] = depth[front]
     image = encoded(light).view(1, side, side, 3).permute(0, 3, 1, 2)
     return F.avg_pool2d(image, 3)

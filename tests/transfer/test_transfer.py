@@ -353,7 +353,12 @@ def test_the_shared_head_gives_its_texture_to_makehuman(reference, makehuman) ->
     assert mean["scalp"].mean() < 0.5 * mean["cheek"].mean() < 0.6 * mean["forehead"].mean()
     redness = {name: color[0] - color[1] for name, color in mean.items()}
     assert redness["lips"] > redness["cheek"] + 0.05
-    assert moved.texture.min() > 0.01
+    skin = transfer.skin_texels(makehuman, 192)[0, 0] > 0
+    assert moved.texture[0][:, skin].min() > 0.01
+    eyes = region_texels(makehuman.topology, "eyes", 192)[0, 0] > 0  # drawn: the map shows the flesh of the sockets
+    assert moved.known[0, 0][eyes].max() == 0
+    bright = moved.texture[0][:, eyes].mean(0)
+    assert bright.min() < 0.15 < 0.5 < bright.max()
 
 
 # -- script ------------------------------------------------------------------------------------------------
