@@ -359,7 +359,9 @@ def _introduction(sweep: Any) -> str:
     config = sweep.config
     command = shlex.join(["python", "fit/evaluate.py", *_arguments(sys.argv[1:])])
     minutes = sum(facts.get("seconds", 0) for facts in sweep.done.values()) / 60
-    sizes = [f"{sweep.heads} heads of each kind", f"{sweep.faces} generated faces", f"{sweep.people} held-out subjects"]
+    counts = {"shape": f"{sweep.heads} heads of each kind", "reconstruction": f"{sweep.faces} generated faces",
+              "maps": f"{sweep.people} held-out subjects"}  # fmt: skip
+    sizes = [text for part, text in counts.items() if part in config.parts] or ["what realy_dir holds"]
     fits = sweep.fit_config(*sweep.main)[0]
     return (
         f"{datetime.date.today().isoformat()}, facerecon {library_version()}, `{command}`: up to {', '.join(sizes)}; "
@@ -371,12 +373,14 @@ def _introduction(sweep: Any) -> str:
 
 def _arguments(given: Sequence[str]) -> list[str]:
     """What of a command line changes the numbers; of paths the last part."""
-    kept = [a for a in given if not a.startswith(("out=", "readme=", "resume=", "threads=", "device="))]
-    pairs = [a.partition("=") for a in kept]
-    return [
-        f"{key}={Path(value).name}" if value.startswith(("/", "~")) else key + sign + value
-        for key, sign, value in pairs
-    ]
+
+    def short(text: str) -> str:
+        key, sign, value = text.partition("=")
+        if key == "set":
+            value = " ".join(short(part) for part in value.split())
+        return f"{key}={Path(value).name}" if value.startswith(("/", "~")) else key + sign + value
+
+    return [short(a) for a in given if not a.startswith(("out=", "readme=", "resume=", "threads=", "device="))]
 
 
 def _not_measured(sweep: Any) -> str:

@@ -23,7 +23,7 @@ from configs.compose import compose, run  # noqa: E402
 from facerecon.errors import InputError, NoFaceError  # noqa: E402
 from facerecon.run import RunDirectory  # noqa: E402
 from fit.evaluate import Sweep, main  # noqa: E402
-from fit.evaluation_report import MARKS, write_report  # noqa: E402
+from fit.evaluation_report import MARKS, _arguments, write_report  # noqa: E402
 
 
 class Bar:
@@ -179,6 +179,11 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
     assert {"item": "shape/ict/1/starts", "group": "mm mean face", "figure": "nose", "value": "3.0"} in items
     for name in ("shape.png", "reconstruction.png", "maps.png"):
         assert (folder / name).stat().st_size > 1000
+
+
+def test_the_command_names_no_folders_of_a_machine() -> None:
+    given = ["ict=/data/ict.npz", "set=regressor=/data/r.safetensors seed=1", "heads=2", "out=/data/o", "parts=[shape]"]
+    assert _arguments(given) == ["ict=ict.npz", "set=regressor=r.safetensors seed=1", "heads=2", "parts=[shape]"]
 
 
 def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
