@@ -217,9 +217,8 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
         "preset has it)."
     ]
     texture.notes = [
-        "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its; 0 where all maps of a "
-        "basis are mirror-symmetric, as those of decoder=linear are). Identity std: "
-        "of renders with that texture under even light, 128-d, over that of the photos."
+        "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its; 0 where a basis "
+        "holds mirror-symmetric maps only, as decoder=linear does). Identity std: of renders with that texture under even light, 128-d, over that of the photos."
     ]
     return [table, texture]
 
