@@ -218,7 +218,8 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
     ]
     texture.notes = [
         "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its; 0 where a basis "
-        "holds mirror-symmetric maps only, as decoder=linear does). Identity std: of renders with that texture under even light, 128-d, over that of the photos."
+        "holds mirror-symmetric maps only, as decoder=linear does). Identity std: of "
+        "renders with that texture under even light, 128-d, over that of the photos."
     ]
     return [table, texture]
 
