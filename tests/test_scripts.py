@@ -378,3 +378,39 @@ def test_wrong_words_about_a_person_are_refused(overrides, expected, tmp_path) -
     config = compose("reconstruct", [f"img={SAMPLE}", f"out={tmp_path / 'o'}", *overrides])
     with pytest.raises(FaceReconError, match=expected):
         reconstruct_person(config, "")
+
+
+@pytest.mark.slow
+def test_a_video_of_frames(tmp_path, models) -> None:
+    import torch
+
+    from facerecon.types import SavedTrack
+
+    clip, out = tmp_path / "nod.gif", tmp_path / "out"
+    with Image.open(SAMPLE) as picture:
+        photo = picture.convert("RGB").resize((256, 256))
+    frames = [photo.rotate(3 * i, fillcolor=(90, 90, 90)) for i in (-1, 0, 1, 0, -1)]
+    frames[0].save(clip, save_all=True, append_images=frames[1:], duration=[100, 100, 200, 100, 100])
+    run = script(
+        "fit/reconstruct.py", f"img={clip}", "video=true", "frames=4", "fitting=smoke", "decoder=linear", f"out={out}"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "one head from 4 frames" in run.stdout
+    track = SavedTrack.load(out / "nod" / "track.safetensors")
+    assert track.frames.tolist() == [0, 1, 3, 4]
+    assert torch.allclose(track.times, torch.tensor([0.0, 0.1, 0.4, 0.5], dtype=torch.float64))
+    params = track.face.params
+    assert params.rotation.shape == (4, 3)
+    assert torch.equal(params.identity, params.identity[:1].expand(4, -1))
+    roll = torch.rad2deg(params.rotation[:, 2])
+    assert torch.allclose((roll - roll[1])[[0, 3]].abs(), torch.tensor([3.0, 3.0]), atol=1.5)
+    data = (out / "nod" / "head.glb").read_bytes()
+    length = int.from_bytes(data[12:16], "little")
+    (animation,) = json.loads(data[20 : 20 + length])["animations"]
+    assert {channel["target"]["path"] for channel in animation["channels"]} == {"rotation", "weights"}
+    film = [path for path in (out / "nod").iterdir() if path.stem == "overlay"]
+    assert len(film) == 1
+    if film[0].suffix == ".gif":  # without PyAV, which is said
+        assert "PyAV is not installed" in run.stdout
+        with Image.open(film[0]) as picture:
+            assert picture.n_frames == 4
