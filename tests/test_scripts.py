@@ -344,7 +344,8 @@ def test_one_person_from_a_folder(tmp_path, models) -> None:
     head = out / "ada"
     made = {str(path.relative_to(head)) for path in head.rglob("*") if path.is_file()}
     assert made == {
-        "head.glb", "head.mtl", "head.obj", "head.png", "metrics.json", "panel.png", "params.safetensors",
+        "head.glb", "head.mtl", "head.obj", "head.png", "head_eyes.png", "metrics.json", "panel.png",
+        "params.safetensors",
         "photos/1/panel.png", "photos/1/params.safetensors", "photos/2/panel.png", "photos/2/params.safetensors",
         "report.html", "seen.png", "texture.png",
     }  # fmt: skip

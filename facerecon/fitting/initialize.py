@@ -390,6 +390,8 @@ def start_from_regressor(
                     expression=torch.where(lost, other.expression, first.expression),
                     rotation=torch.where(lost, other.rotation, first.rotation),
                     translation=torch.where(lost, other.translation, first.translation),
+                    albedo=torch.where(lost, other.albedo, first.albedo),
+                    light=SHLight(torch.where(lost[..., None], other.light.coefficients, first.light.coefficients)),
                 )
             params = fit_landmarks(
                 model, *everyone, landmarks, shared_identity=True, averaged=True, start=first, start_residual=known

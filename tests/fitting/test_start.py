@@ -229,6 +229,31 @@ def test_what_it_says_is_where_the_fit_starts(model) -> None:
     assert (refined.rotation - true.rotation).abs().max() < 0.01
 
 
+def test_a_person_starts_where_the_photos_that_can_be_read_agree(model) -> None:
+    true = heads(model, [0.0, 25.0, 65.0, -20.0])
+    true = true.replace(identity=true.identity[:1].expand(4, -1))
+    photo, camera = observed(model, true), Camera.deep3d(batch=4)
+    said = moved(true, 0.3)
+    said.identity[2] = torch.nan
+    params, _, reasons = start_from_regressor(model, oracle(said), photo, camera, shared_identity=True)
+    assert sorted(reasons) == [2]
+    assert torch.equal(params.identity, params.identity[:1].expand(4, -1))
+    assert params.light.coefficients.isfinite().all()
+    single = [start_from_regressor(model, oracle(said[[i]]), photo[i], camera[i])[0] for i in (0, 1, 3)]
+    alone = torch.stack([(of.identity - true.identity[:1]).norm() for of in single])
+    assert (params.identity - true.identity)[0].norm() < alone.mean()  # three words instead of one
+    assert (params.rotation - true.rotation).abs().max() < 0.05  # of the photo that cannot be read, too
+    # nothing of it can be read: the landmarks of all
+    nothing = said.replace(identity=said.identity * torch.nan)
+    params, _, reasons = start_from_regressor(model, oracle(nothing), photo, camera, shared_identity=True)
+    assert len(reasons) == 4
+    expected = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, shared_identity=True, averaged=True)
+    assert torch.equal(params.identity, expected.identity)
+    # one photo of a person is a photo
+    one, _, _ = start_from_regressor(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
+    assert (model(one) - model(single[1])).abs().max() < 1e-2  # 1 mm: two ways to the same optimum
+
+
 def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None:
     true = heads(model, [0.0, 65.0, 0.0, 0.0, 0.0, 20.0])
     photo, camera = observed(model, true), Camera.deep3d(batch=6)
