@@ -244,6 +244,11 @@ class SHLight(TensorStruct):
         coefficients[:, 0] = cls.AMBIENT
         return cls(coefficients)
 
+    def mirrored(self) -> SHLight:
+        """The light with left and right exchanged: the basis functions x, xy and xz change their sign."""
+        signs = self.coefficients.new_tensor([1, 1, 1, -1, -1, 1, 1, -1, 1])
+        return SHLight(self.coefficients * signs[:, None])
+
 
 @_struct
 class FaceParams(TensorStruct):

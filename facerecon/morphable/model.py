@@ -84,6 +84,7 @@ class MorphableModel(nn.Module):
         for key in _TOPOLOGY:
             self.register_buffer(f"_{key}", getattr(topology, key), persistent=False)
         self._region_names = tuple(topology.regions)
+        self._mirror_maps: tuple[Tensor, Tensor] | None = None
         for key, rows in topology.regions.items():
             self.register_buffer(f"_region_{key}", rows, persistent=False)
         self.register_buffer("_jaw_outward", mean.new_tensor(JAW_OUTWARD), persistent=False)
@@ -178,6 +179,47 @@ class MorphableModel(nn.Module):
             return torch.randn(like.shape, generator=generator).to(like)
 
         return params.replace(identity=normal(params.identity), albedo=normal(params.albedo))
+
+    def mirrored(self, params: FaceParams) -> FaceParams:
+        """Parameters of the mirror image (left and right exchanged in a picture whose camera looks at its middle).
+
+        Expressions by the Left and Right of their names, where each has its other side. Otherwise, and for identity,
+        the nearest coefficients: exact where the basis holds every component's mirror image, as the makehuman head's
+        does. Albedo stays.
+        """
+        if self._mirror_maps is None:
+            expression = self._exchanged_sides()
+            if expression is None:
+                expression = self._mirror_map(self.expression_basis)
+            self._mirror_maps = self._mirror_map(self.identity_basis), expression
+        identity, expression = self._mirror_maps
+        turn = params.rotation.new_tensor([1.0, -1.0, -1.0])
+        return params.replace(
+            identity=params.identity @ identity.to(params.identity),
+            expression=params.expression @ expression.to(params.expression),
+            rotation=params.rotation * turn,
+            translation=params.translation * params.translation.new_tensor([-1.0, 1.0, 1.0]),
+            light=params.light.mirrored(),
+        )
+
+    def _mirror_map(self, basis: Tensor) -> Tensor:
+        """(K, K): row k holds the coefficients of component k's mirror image, by least squares."""
+        flat = basis.flatten(1).double()
+        swapped = (basis[:, self._mirror] * basis.new_tensor([-1.0, 1.0, 1.0])).flatten(1).double()
+        return (swapped @ flat.mT @ torch.linalg.pinv(flat @ flat.mT, hermitian=True)).to(basis)
+
+    def _exchanged_sides(self) -> Tensor | None:
+        """(E, E) permutation of expressions by name; None where a side has no other."""
+        other = {"Left": "Right", "Right": "Left"}
+        place = {name: i for i, name in enumerate(self.expression_names)}
+        wanted = [
+            next((name.removesuffix(a) + b for a, b in other.items() if name.endswith(a)), name)
+            for name in self.expression_names
+        ]
+        if len(place) != self.num_expression or not all(name in place for name in wanted):
+            return None
+        eye = torch.eye(self.num_expression, dtype=self.mean.dtype, device=self.mean.device)
+        return eye[[place[name] for name in wanted]]
 
     def bound_expression(self, expression: Tensor) -> Tensor:
         """Clamp (B, E) coefficients to the model's bounds; unchanged where it has none."""

@@ -39,11 +39,11 @@ def model(asset):
 
 
 class Oracle(nn.Module):
-    """Says what it was told, whatever it sees."""
+    """Says what it was told, whatever it sees; of the mirror image of what it saw last, what ``other`` is."""
 
-    def __init__(self, said: Coefficients) -> None:
+    def __init__(self, said: Coefficients, other: Coefficients) -> None:
         super().__init__()
-        self.said, self.known = said, {}
+        self.said, self.other, self.known, self.seen = said, other, {}, None
         sizes = {name: getattr(said, name).shape[1] for name in ("identity", "expression", "texture")}
         self.config = RegressorConfig(expression_high=1.0, **sizes)
 
@@ -55,7 +55,9 @@ class Oracle(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Coefficients:
         assert images.shape == (len(self.said.angles), 3, 224, 224)
-        return self.said
+        again = self.seen is not None and torch.equal(images, self.seen.flip(-1))
+        self.seen = None if again else images
+        return self.other if again else self.said
 
 
 def heads(model, yaws: list[float]) -> FaceParams:
@@ -93,6 +95,7 @@ def observed(model, params: FaceParams) -> Observation:
     """What would be measured on photos of heads; the photos are grey."""
     batch, camera = len(params.rotation), Camera.deep3d(batch=len(params.rotation))
     grey, ones = torch.full((batch, 3, 224, 224), 0.5), torch.ones(batch, 1, 224, 224)
+    grey[..., 0, 0] = 0.6  # a mirror image is another one
     crop = Crop(grey, torch.eye(2, 3).expand(batch, 2, 3), *[ones] * 6)
     mesh = torch.zeros(batch, 468, 3)
     points = project(camera, model.mesh_points3d(model(params)))[..., :2]
@@ -106,8 +109,11 @@ def observed(model, params: FaceParams) -> Observation:
     )  # fmt: skip
 
 
-def oracle(params: FaceParams) -> Oracle:
-    return Oracle(params_to_coefficients(params, RegressorConfig(identity=IDENTITY, texture=0)))
+def oracle(params: FaceParams, other: FaceParams | None = None) -> Oracle:
+    """Of the mirror image it says ``other``; without, the mirror image of the same."""
+    other = load_face_model("makehuman", num_identity=IDENTITY).mirrored(params) if other is None else other
+    sizes = RegressorConfig(identity=IDENTITY, texture=0)
+    return Oracle(params_to_coefficients(params, sizes), params_to_coefficients(other, sizes))
 
 
 # -- Gauss-Newton from a start -----------------------------------------------------------------------------
@@ -357,3 +363,43 @@ def test_a_network_of_another_head_is_refused(model) -> None:
         build(model, regressor=Regressor(dataclasses.replace(config, expression=45)))
     with pytest.raises(ConfigError, match="regressor"):
         RegressorStart(appearance="regresor")
+
+
+# -- mirror images ---------------------------------------------------------------------------------------
+
+
+def test_mirrored_parameters_render_the_mirror_image(asset) -> None:
+    """A rendering of the mirrored parameters is the mirror image of the rendering, lit from the other side."""
+    asset("makehuman")
+    head = load_face_model(num_identity=30)
+    params = head.sample(torch.Generator().manual_seed(1), 1)
+    names = list(head.expression_names)
+    params.expression[:, names.index("mouthSmileLeft")] = 0.8
+    params = params.replace(rotation=torch.tensor([[0.1, 0.4, 0.15]]), translation=torch.tensor([[0.2, 0.1, 0.3]]))
+    params.light.coefficients[:] += 0.2 * torch.randn(1, 9, 3, generator=torch.Generator().manual_seed(2))
+    other = head.mirrored(params)
+    assert torch.allclose(other.expression[:, names.index("mouthSmileRight")], torch.tensor([0.8]), atol=1e-3)
+    texture = torch.full((1, 3, 16, 16), 0.6)
+    renderer = Renderer(112)
+    a, b = (renderer(head(p), texture, head.topology, Camera.deep3d(), p.light).image for p in (params, other))
+    away = (a - b.flip(-1)).abs().mean(1)
+    assert (away > 0.05).float().mean() < 0.01  # single pixels of the outline
+    assert (a - a.flip(-1)).abs().mean(1).gt(0.05).float().mean() > 0.1
+    again = head.mirrored(other)
+    for name in ("identity", "expression", "rotation", "translation"):
+        assert torch.allclose(getattr(again, name), getattr(params, name), atol=1e-4), name
+
+
+def test_what_the_regressor_says_of_both_images_is_averaged(model) -> None:
+    true = heads(model, [10.0])
+    photo, camera = observed(model, true), Camera.deep3d(batch=1)
+    said, of_mirror = moved(true), moved(true)
+    start = LandmarkStart(refine=0)
+    both, _, _ = start_from_regressor(model, oracle(said, model.mirrored(of_mirror)), photo, camera, start)
+    alone, _, _ = start_from_regressor(
+        model, oracle(said, model.mirrored(of_mirror)), photo, camera, start, RegressorStart(mirrored=False)
+    )
+    assert torch.allclose(alone.identity, said.identity)
+    for name in ("identity", "translation", "rotation"):
+        middle = (getattr(said, name) + getattr(of_mirror, name)) / 2
+        assert torch.allclose(getattr(both, name), middle, atol=1e-4), name
