@@ -31,6 +31,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -164,14 +165,15 @@ class Bench:
     # -- starts ------------------------------------------------------------------------------------
 
     def starts(self, photo: Observation) -> tuple[dict[str, FaceParams], str | None]:
-        """Each of :data:`STARTS` for one face, and why N_enc cannot read it, if so; refined is then the landmarks'."""
+        """Each of :data:`STARTS` for one face, and why N_enc cannot read it, if so; the others are then the landmarks'."""
         camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
         f = self.fitter
         points = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start)
-        refined, said, reasons = start_from_regressor(
-            self.model, self.network, photo, camera, f.start, f.regressor_start
+        said, refined = (
+            start_from_regressor(self.model, self.network, photo, camera, start, f.regressor_start)
+            for start in (replace(f.start, refine=0), f.start)
         )
-        return dict(zip(STARTS, (points, coefficients_to_params(said, self.model), refined))), reasons.get(0)
+        return dict(zip(STARTS, (points, said[0], refined[0]))), refined[2].get(0)
 
     def fits(self, photo: Observation) -> dict[str, tuple[FaceParams, dict[str, Tensor]]]:
         """{start: (parameters after the last stage, history)} of full fits."""

@@ -28,6 +28,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -335,7 +336,7 @@ class Sweep:
 
     def _starts(self, photo: Any, scan: Any, landmarks: Any = None) -> dict[str, Any]:
         """Errors of the mean face and of every start: from landmarks, by N_enc as it is, and refined."""
-        from facerecon.fitting import coefficients_to_params, fit_landmarks, start_from_regressor
+        from facerecon.fitting import fit_landmarks, start_from_regressor
         from facerecon.types import Camera
 
         fitter = self.fitter(*self.main)
@@ -346,10 +347,11 @@ class Sweep:
         }
         facts: dict[str, Any] = {}
         if fitter.regressor is not None:
-            refined, said, reasons = start_from_regressor(
-                fitter.model, fitter.regressor, photo, camera, fitter.start, fitter.regressor_start
+            (said, _, reasons), (refined, _, _) = (
+                start_from_regressor(fitter.model, fitter.regressor, photo, camera, start, fitter.regressor_start)
+                for start in (replace(fitter.start, refine=0), fitter.start)
             )
-            heads |= {"regressor": coefficients_to_params(said, fitter.model), "refined": refined}
+            heads |= {"regressor": said, "refined": refined}
             if reasons:
                 facts["stage1"] = f"landmarks: {reasons[0]}"
         facts["errors"] = {name: self._errors(params, scan, landmarks) for name, params in heads.items()}
