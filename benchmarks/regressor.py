@@ -165,7 +165,7 @@ class Bench:
     # -- starts ------------------------------------------------------------------------------------
 
     def starts(self, photo: Observation) -> tuple[dict[str, FaceParams], str | None]:
-        """Each of :data:`STARTS` for one face, and why N_enc cannot read it, if so; the others are then the landmarks'."""
+        """Each of :data:`STARTS` for one face, and why N_enc cannot read it, if so; all are the landmarks' then."""
         camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
         f = self.fitter
         points = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start)
