@@ -28,6 +28,7 @@ _BLACK = 0.01  # added to intensities before logarithms
 _TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
 _CHOICE = 8  # power of a photo's share in a texel: half as many pixels leave 0.4 %
 _MOST = 16.0  # px of a photo in a texel; over a seam of the atlas neighbors lie far apart
+_GAZE = 24  # power of looking into the camera, for eyes: 25 degrees off leave a tenth
 
 __all__ = ["add_detail", "add_shared_detail", "fit_to_full", "full_crop_camera"]
 
@@ -226,8 +227,9 @@ def add_shared_detail(
 
     Photos are brought to one tone where they overlap. Skin is taken from the photo with the most pixels on a texel,
     which counts distance, resolution and slant alike, over seams as wide as each band of frequencies
-    (:func:`~facerecon.imaging.pyramid.multiband_blend`); both eyeballs from one photo, the inside of the mouth from one
-    photo: eyes that look two ways, or half a smile, are of nobody. The order of the photos does not matter.
+    (:func:`~facerecon.imaging.pyramid.multiband_blend`); both eyeballs from one photo, best one from in front (who
+    looks into a camera beside looks sideways on the head); the inside of the mouth from one photo:
+    eyes that look two ways, or half a smile, are of nobody. The order of the photos does not matter.
 
     Args:
         photo: B observed faces of one person. vertices: (B, V, 3), posed. decoded: (1, 3, s, s), the decoder's texture.
@@ -244,11 +246,21 @@ def add_shared_detail(
     seen = torch.stack([shown.seen for shown in each]).amax(0)
     if not settings.enabled:
         return pad_islands(base, topology), seen
-    shown = _best_of(each, base, topology, settings)
+    shown = _best_of(each, _frontal(vertices, topology, camera), base, topology, settings)
     return _joined_to(base, shown, topology, settings), shown.seen
 
 
-def _best_of(each: list[_Shown], base: Tensor, topology: MeshTopology, settings: DetailSettings) -> _Shown:
+def _frontal(vertices: Tensor, topology: MeshTopology, camera: Camera) -> list[float]:
+    """How much each head looks into its camera: 1 into it, 0 past it at a right angle or more."""
+    normals = vertex_normals(vertices, topology.faces)[:, topology.faces[topology.regions["eyes"]].unique()]
+    towards = -camera.rotation[:, 2]  # the camera looks along its z
+    ahead = F.normalize(normals.mean(1), dim=1)
+    return (ahead * towards.to(ahead)).sum(1).clamp(min=0).tolist()
+
+
+def _best_of(
+    each: list[_Shown], frontal: list[float], base: Tensor, topology: MeshTopology, settings: DetailSettings
+) -> _Shown:
     """One of several photos of a person."""
     eyes, inside, skin = _parts(topology, settings.size)
     quality = [shown.weight * shown.sharpness for shown in each]
@@ -266,8 +278,9 @@ def _best_of(each: list[_Shown], base: Tensor, topology: MeshTopology, settings:
     albedo = multiband_blend(layers, [share / whole for share in shares], settings.levels)
     albedo = torch.where(best > 0, albedo, base)
     inner = torch.zeros_like(weight)
-    for part in (eyes, inside):
-        chosen = max(each, key=lambda shown: _worth(shown, part))
+    for part, power in ((eyes, _GAZE), (inside, 0)):
+        values = [_worth(shown, part) * ahead**power for shown, ahead in zip(each, frontal, strict=True)]
+        chosen = each[values.index(max(values))]
         albedo = torch.where(part > 0.5, chosen.albedo, albedo)
         inner = inner + chosen.inner * part
     return _Shown(albedo, weight, inner, weight + inner)

@@ -1,6 +1,7 @@
 """Several photos of one person: the shared fit against fits of single photos, sums of gradients, and permutations."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,15 @@ def test_each_texel_comes_from_the_photo_that_shows_it_best(fitter, photos, toge
         both, posed.expand(2, -1, -1), together.decoded[:1], twice, Camera.deep3d(batch=2), model.topology, without
     )
     assert torch.equal(plain, add_detail(hidden, posed, together.decoded[:1], *common[:-1], without)[0])
+
+
+def test_eyes_look_ahead_where_the_head_does(fitter) -> None:
+    """By the cosine of the turn; which of two photos gives the eyes depends on it."""
+    from facerecon.fitting.detail import _frontal
+
+    model = fitter.model
+    params = model.neutral(3).replace(rotation=torch.tensor([[0.0, 0, 0], [0, 0.5, 0], [0, -2.0, 0]]))
+    ahead = _frontal(model(params), model.topology, Camera.deep3d(batch=3))
+    assert ahead[0] > 0.8
+    assert ahead[1] == pytest.approx(ahead[0] * math.cos(0.5), abs=0.03)
+    assert ahead[2] == 0
