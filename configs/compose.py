@@ -331,3 +331,5 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
         kept = str(stop) or "what was finished is kept"
         print(f"interrupted; {kept}; run the same command again to go on.", file=sys.stderr)
         return stop_status(stop)
+    finally:
+        _asked.clear()  # answered: whoever called this goes on

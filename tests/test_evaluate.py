@@ -120,7 +120,7 @@ def test_what_a_user_can_mend_is_one_line(overrides, message, tmp_path, capsys) 
 def measured(tmp_path) -> Sweep:
     """A sweep with numbers of our own making."""
     one = sweep(tmp_path / "o", "heads=4", "decoders.part=small/part.safetensors", f"readme={tmp_path / 'README.md'}")
-    (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\n## Next\n")
+    (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nof the last time\n{MARKS[1]}\n\n## Next\n")
     draw = np.random.default_rng(0)
     about = {"tone": 30.0, "age": 25.0, "male": 0.9}
     figures = {"photometric": 0.03, "identity": 0.9, "nme": 0.015, "photometric_final": 0.01, "identity_final": 0.98,
@@ -191,7 +191,7 @@ def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
     path = Path(measured.config.readme)
     text = path.read_text()
     assert text.startswith(f"# Title\n\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\n\n## Next\n")
-    assert "old" not in text and "### Shape, heads of ICT-FaceKit" in text
+    assert "of the last time" not in text and "### Shape, heads of ICT-FaceKit" in text
     assert "![Shape error](docs/evaluate_shape.png)" in text and (path.parent / "docs" / "evaluate_shape.png").is_file()
     write_report(measured)
     assert path.read_text() == text
