@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -108,3 +108,23 @@ def same():
             assert a == b, path
 
     return same
+
+
+@pytest.fixture(scope="session")
+def _tables_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("derived")
+
+
+@pytest.fixture(scope="module")
+def own_tables(_tables_home: Path) -> Iterator[Path]:
+    """Derived tables (correspondences and their like) come from a folder of this run, not from the user's cache."""
+    original = assets.derived
+
+    def derived(name, key, build):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setenv("FACERECON_HOME", str(_tables_home))
+            return original(name, key, build)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "derived", derived)
+        yield _tables_home

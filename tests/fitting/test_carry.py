@@ -24,19 +24,8 @@ def source(asset) -> MorphableModel:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory) -> None:
-    """Tables are made anew in a folder of the tests."""
-    folder = tmp_path_factory.mktemp("derived")
-    with pytest.MonkeyPatch.context() as patch:
-        original = assets.derived
-
-        def derived(name, key, build):
-            with pytest.MonkeyPatch.context() as inner:
-                inner.setenv("FACERECON_HOME", str(folder))
-                return original(name, key, build)
-
-        patch.setattr(assets, "derived", derived)
-        yield
+def _tables(own_tables) -> None:
+    """Correspondences are made anew in a folder of the tests."""
 
 
 @pytest.fixture(scope="module")

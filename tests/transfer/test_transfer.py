@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import facerecon as fr
-from facerecon import assets, transfer
+from facerecon import transfer
 from facerecon.errors import ConfigError, InputError, NoFaceError, ShapeError
 from facerecon.geometry.alignment import fit_sphere
 from facerecon.morphable import MorphableModel, load_face_model
@@ -19,19 +19,8 @@ from facerecon.render.uv import pad_islands, region_texels, sample_texture, uv_r
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory) -> None:
-    """Tables are made anew in a folder of the tests."""
-    folder = tmp_path_factory.mktemp("derived")
-    with pytest.MonkeyPatch.context() as patch:
-        original = assets.derived
-
-        def derived(name, key, build):
-            with pytest.MonkeyPatch.context() as inner:
-                inner.setenv("FACERECON_HOME", str(folder))
-                return original(name, key, build)
-
-        patch.setattr(assets, "derived", derived)
-        yield
+def _tables(own_tables) -> None:
+    """Correspondences are made anew in a folder of the tests."""
 
 
 @pytest.fixture(scope="module")
