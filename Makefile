@@ -32,7 +32,7 @@ reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='
 evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
 	@$(PY) fit/evaluate.py $(ARGS)
 
-test: assets ## the tests (under 10 minutes on 2 cores)
+test: assets ## the tests (about 10 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(ARGS)
 
 test-all: assets gltf-validator ## the tests, slow ones and the Khronos glTF validator included
