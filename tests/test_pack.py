@@ -166,7 +166,7 @@ def test_regressor_and_texture_gan(tmp_path, release_home, models) -> None:
 def test_evaluate(tmp_path, release_home, models) -> None:
     run = script(
         "fit/evaluate.py", release_home, f"out={tmp_path}", "parts=[reconstruction]", "faces=0", f"photos={SAMPLE}",
-        "presets=[smoke]", "decoders.linear=null", 'set=["perceptual=face_features"]', "device=cpu", "threads=1",
+        "presets=[smoke]", "decoders.linear=null", "set=perceptual=face_features", "device=cpu", "threads=1",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     text = (tmp_path / "evaluate.md").read_text()
