@@ -216,8 +216,10 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
         "the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail, where the "
         "preset has it)."
     ]
+    other = sweep.fit_config(*sweep.main)[0].face_model != "hifi3dpp"
+    atlas = "another atlas than the paper's: not comparable with its; " if other else ""
     texture.notes = [
-        "BS Error of the decoder's texture (another atlas than the paper's: not comparable with its; 0 where a basis "
+        f"BS Error of the decoder's texture ({atlas}0 where a basis "
         "holds mirror-symmetric maps only, as decoder=linear does). Identity std: of "
         "renders with that texture under even light, 128-d, over that of the photos."
     ]

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.geometry.camera import clip_coordinates
+from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.morphable import MorphableModel
@@ -228,9 +229,7 @@ def region_forms(
         )
     middle = keys.mean(0)
     points, keys = points - middle, keys - middle
-    corners = points[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.stack([np.bincount(faces.ravel(), np.repeat(across[:, i], 3), len(points)) for i in range(3)], 1)
+    normals = vertex_normals(torch.from_numpy(points)[None], torch.from_numpy(faces))[0].numpy()
     normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
     areas = vertex_areas(points, faces)
 

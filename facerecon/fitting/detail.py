@@ -228,8 +228,8 @@ def add_shared_detail(
     Photos are brought to one tone where they overlap. Skin is taken from the photo with the most pixels on a texel,
     which counts distance, resolution and slant alike, over seams as wide as each band of frequencies
     (:func:`~facerecon.imaging.pyramid.multiband_blend`); both eyeballs from one photo, best one from in front (who
-    looks into a camera beside looks sideways on the head); the inside of the mouth from one photo:
-    eyes that look two ways, or half a smile, are of nobody. The order of the photos does not matter.
+    looks into a camera beside looks sideways on the head); the inside of the mouth from one photo: eyes that look two
+    ways, or half a smile, are of nobody. The order of the photos does not matter.
 
     Args:
         photo: B observed faces of one person. vertices: (B, V, 3), posed. decoded: (1, 3, s, s), the decoder's texture.
@@ -251,8 +251,11 @@ def add_shared_detail(
 
 
 def _frontal(vertices: Tensor, topology: MeshTopology, camera: Camera) -> list[float]:
-    """How much each head looks into its camera: 1 into it, 0 past it at a right angle or more."""
-    normals = vertex_normals(vertices, topology.faces)[:, topology.faces[topology.regions["eyes"]].unique()]
+    """How much each head looks into its camera: 1 into it, 0 past it at a right angle or more; 1 without eyes."""
+    eyes = topology.regions.get("eyes")
+    if eyes is None or not eyes.any():
+        return [1.0] * len(vertices)
+    normals = vertex_normals(vertices, topology.faces)[:, topology.faces[eyes].unique()]
     towards = -camera.rotation[:, 2]  # the camera looks along its z
     ahead = F.normalize(normals.mean(1), dim=1)
     return (ahead * towards.to(ahead)).sum(1).clamp(min=0).tolist()
