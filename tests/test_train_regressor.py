@@ -110,6 +110,18 @@ def test_rendered_on_the_fly(tmp_path, same) -> None:
     assert not (tmp_path / "a" / "cache").exists()
 
 
+def test_persons_in_several_pictures(tmp_path, capsys) -> None:
+    keys = ["synthetic.pictures=2", "synthetic.relief=2", "synthetic.slip=0.01", "loss.spread=2", "kimg=0.016"]
+    assert train(*keys, f"out={tmp_path / 'o'}") == 0
+    rows = read_metrics(tmp_path / "o" / "metrics.jsonl")
+    assert rows[0]["spread"] >= 0 and rows[-1]["held_out_identity_spread"] > 0
+    order = regressor._order(12, 0, "faces", list(range(24)), 2)
+    assert sorted(order[:12]) == sorted(order[12:]) == list(range(12)) and order[:12] != order[12:]
+    assert all(a % 2 == 0 and b == a + 1 for a, b in zip(order[::2], order[1::2], strict=True))
+    assert "synthetic.cached=13 is not a multiple" in refused(capsys, *keys, "synthetic.cached=13")
+    assert "in groups of 2" in refused(capsys, *keys, "batch=7")
+
+
 def test_photos_without_truth(tmp_path, cache, capsys, asset) -> None:
     for name in ("face_detector", "landmarks68", "facemesh468", "identity128", "selfie", "faceres1024"):
         asset(name)

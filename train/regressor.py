@@ -144,10 +144,17 @@ class _Job:
         if c.kimg <= 0:
             raise ConfigError(f"kimg must be above 0; got {c.kimg!r}.")
         wear = WearSettings(**v["wear"])
+        chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         self.photos_a_step = round(c.batch * c.weak.share)
         self.faces_a_step = c.batch - self.photos_a_step
-        for count in (self.photos_a_step, self.faces_a_step):
-            self.processes.part(count, wear.group if self.processes.count > 1 else 1)
+        self.pictures = SyntheticSettings(**chosen).pictures
+        for count, several in ((self.photos_a_step, 1), (self.faces_a_step, self.pictures)):
+            group = math.lcm(wear.group, several) if self.processes.count > 1 else several
+            self.processes.part(count, group)
+        if c.synthetic.cached % self.pictures:
+            raise ConfigError(
+                f"synthetic.cached={c.synthetic.cached} is not a multiple of synthetic.pictures={self.pictures}."
+            )
 
         require(_needed(c))
         model = load_face_model(c.face_model, c.num_identity, c.face_model_path)
@@ -155,7 +162,6 @@ class _Job:
         self.model = model if carried is None else carried.model
         components = c.texture if c.decoder == "albedo" else None
         self.decoder = decoder_for(self.model, c.decoder, components, carried)
-        chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         maps = backgrounds = None
         self.sources: dict[str, Any] = {}
         if c.synthetic.maps:
@@ -225,7 +231,13 @@ class _Job:
             identity = load_identity(c.weak.identity)
         self.training = RegressorTraining(
             network,
-            CoefficientLosses(self.model, self.decoder, sizes.texture, regions=head_region_forms(self.model)),
+            CoefficientLosses(
+                self.model,
+                self.decoder,
+                sizes.texture,
+                regions=head_region_forms(self.model),
+                pictures=self.pictures,
+            ),
             settings_of(SupervisedWeights, v["loss"], "loss"),
             WeakLosses(self.model, self.decoder, c.size, sizes.texture, identity) if self.photos_a_step else None,
             settings_of(WeakWeights, v["weak"]["loss"], "weak.loss"),
@@ -406,7 +418,7 @@ class _Job:
                 rows = _rows_of(self.faces(numbers))
                 chosen = list(range(len(numbers)))
             else:
-                rows, chosen = self.rows, _order(len(self.rows["image"]), c.seed, "faces", numbers)
+                rows, chosen = self.rows, _order(len(self.rows["image"]), c.seed, "faces", numbers, self.pictures)
             images, truth, landmarks = _batch_of(rows, chosen, t.network.config)
             parts[:3] = self.wear(images, numbers), truth, landmarks
         if self.photos_a_step:
@@ -479,6 +491,7 @@ class _Job:
             return {}
         sums: dict[str, Any] = {}
         squares: dict[str, Any] = {"identity": 0.0, "expression": 0.0}
+        identities = []
         for start in range(0, c.measure, 64):
             numbers = range(start, min(start + 64, c.measure))
             images, truth, landmarks = _batch_of(
@@ -487,6 +500,7 @@ class _Job:
             images, truth, landmarks = (x.to(t.device) for x in (self.wear(images, numbers), truth, landmarks))
             with torch.no_grad():
                 found = t.predict(images, average=True)
+                identities.append(found.identity.cpu())
                 zero = truth.map(torch.zeros_like)
                 for prefix, values in (("", found), ("mean_face_", zero)):
                     for key, value in t.losses(values, truth, landmarks).items():
@@ -499,6 +513,8 @@ class _Job:
             name: [round(max(v, 1e-3), 4) for v in (total / c.measure).sqrt().tolist()]
             for name, total in squares.items()
         }
+        if self.pictures > 1:
+            sums["held_out_identity_spread"] = _spread(torch.cat(identities), self.pictures) * c.measure
         figures = {key: round(value / c.measure, 5) for key, value in sums.items()}
         chosen, weak = self.unseen_photos[: c.measure], {}
         for start in range(0, len(chosen), 32):
@@ -590,8 +606,9 @@ def _batch_of(rows: dict[str, Any], chosen: list[int], sizes: Any) -> tuple[Any,
     return row["image"].float() / 255, params_to_coefficients(params, sizes, row["texture"]), row["landmarks68"]
 
 
-def _order(count: int, seed: int, what: str, numbers: list[int]) -> list[int]:
-    """Which row the n-th sample of a run shows: every epoch all of them, in an order of its own."""
+def _order(count: int, seed: int, what: str, numbers: list[int], together: int = 1) -> list[int]:
+    """Which row the n-th sample of a run shows: every epoch all of them, in an order of its own; rows ``together`` stay
+    side by side."""
     import torch
 
     from facerecon.run import item_generator
@@ -600,9 +617,17 @@ def _order(count: int, seed: int, what: str, numbers: list[int]) -> list[int]:
     for number in numbers:
         epoch, place = divmod(number, count)
         if epoch not in orders:
-            orders[epoch] = torch.randperm(count, generator=item_generator(seed, what, epoch)).tolist()
-        chosen.append(orders[epoch][place])
+            orders[epoch] = torch.randperm(count // together, generator=item_generator(seed, what, epoch)).tolist()
+        chosen.append(orders[epoch][place // together] * together + place % together)
     return chosen
+
+
+def _spread(identity: Any, pictures: int) -> float:
+    """Standard deviation of a person's identity coefficients over its pictures, against that of people's means."""
+    several = identity[: len(identity) // pictures * pictures].unflatten(0, (-1, pictures))
+    if len(several) < 2:
+        return 0.0
+    return float((several.var(1).mean() / several.mean(1).var(0).mean().clamp(min=1e-12)).sqrt())
 
 
 def _power_below(folder: str, most: int) -> int:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon.dataset.relief import Relief
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
@@ -69,6 +71,10 @@ class SyntheticSettings:
         directional: share of faces under lamps, the others are lit like fitted photos. exposure: standard deviation of
             the log of the brightness.
         hair, shoulders, glasses, occluded: shares of faces that have them, or something before them.
+        relief: mm, root mean square over the face and the people of shapes that the model lacks
+            (:class:`~facerecon.dataset.relief.Relief`); the truth is the nearest head of the model.
+        slip: standard deviation by which the texture lies off its place, smoothly over the atlas, in its sides.
+        pictures: of each person; as many numbers one after the other show one person.
     """
 
     identity: float = 1.0
@@ -91,11 +97,16 @@ class SyntheticSettings:
     shoulders: float = 0.7
     glasses: float = 0.15
     occluded: float = 0.3
+    relief: float = 0.0
+    slip: float = 0.0
+    pictures: int = 1
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
             share = name in ("smile", "activity", "wide", "directional", "hair", "shoulders", "glasses", "occluded")
             number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+            if name == "pictures" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"synthetic.pictures must be a whole number, 1 or more; got {value!r}.")
             if not number or (share and value > 1):
                 raise ConfigError(f"synthetic.{name} must be {'0 to 1' if share else '0 or more'}; got {value!r}.")
         if self.yaw_limit > 85 or self.pitch_limit > 60:
@@ -107,8 +118,9 @@ class SyntheticBatch(TensorStruct):
     """Rendered faces and their truth.
 
     Args:
-        image: (B, 3, S, S) in [0, 1]. params: of ``Camera.deep3d``, without albedo. texture: (B, T) code.
-        landmarks68: (B, 68, 2), pixels of the 224 px crop whatever S is; the jaw is where its outline is.
+        image: (B, 3, S, S) in [0, 1]. params: of ``Camera.deep3d``, without albedo; where heads have a relief, of the
+            model's nearest ones. texture: (B, T) code. landmarks68: (B, 68, 2), pixels of the 224 px crop whatever S
+            is; the jaw is where its outline is, of the head with its relief.
     """
 
     image: Tensor
@@ -140,8 +152,8 @@ def directional_light(direction: Tensor, color: Tensor) -> Tensor:
 class _Draws:
     """Random numbers of several faces: each takes its own, in the order of the calls."""
 
-    def __init__(self, seed: int, numbers: Sequence[int]) -> None:
-        self.generators = [item_generator(seed, "synthetic face", int(number)) for number in numbers]
+    def __init__(self, seed: int, numbers: Sequence[int], what: str = "synthetic face") -> None:
+        self.generators = [item_generator(seed, what, int(number)) for number in numbers]
 
     def normal(self, *shape: int) -> Tensor:
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
@@ -156,6 +168,18 @@ class _Draws:
     def field(self, channels: int, cells: tuple[int, int], size: int) -> Tensor:
         """(B, C, size, size) smooth noise in [0, 1] of so many cells."""
         return F.interpolate(self.uniform(channels, *cells), (size, size), mode="bilinear")
+
+
+class _Truth(NamedTuple):
+    """What faces are: parameters, texture codes (B, T) and textures (B, 3, s, s); where there is a relief, by how much
+    the vertices lie elsewhere, (B, V, 3); how the crop errs, scale (B,) and shift (B, 2); and what goes on drawing."""
+
+    params: FaceParams
+    codes: Tensor
+    textures: Tensor
+    moved: Tensor | None
+    framing: tuple[Tensor, Tensor]
+    draws: _Draws
 
 
 class SyntheticFaces:
@@ -196,6 +220,7 @@ class SyntheticFaces:
         self.mean, self.basis = mean, basis[:components]
         self.maps, self.backgrounds = maps, backgrounds
         self.codes = None if maps is None else self._codes_of(maps)
+        self.relief = Relief(model) if self.settings.relief else None
         self.side = 2 * size if size <= CROP // 2 else size
         self.renderer = Renderer(self.side, antialias=self.side == size)
         topology = model.topology
@@ -270,12 +295,21 @@ class SyntheticFaces:
         bright = (sh_basis(_FACE_NORMALS) @ light).mean((1, 2))
         return SHLight(light * (1.15 / bright.clamp(min=1.15))[:, None, None])
 
-    def truth(
-        self, numbers: Sequence[int], persons: Sequence[int] | None = None
-    ) -> tuple[FaceParams, Tensor, Tensor, _Draws]:
-        """Coefficients of faces by number: parameters, texture codes, textures, and what goes on drawing."""
+    def truth(self, numbers: Sequence[int], persons: Sequence[int] | None = None) -> _Truth:
+        """What faces are by number; ``persons`` as in a call."""
+        if persons is None and self.settings.pictures > 1:
+            persons = [int(number) - int(number) % self.settings.pictures for number in numbers]
+        drawn = self._drawn(numbers)
+        if persons is not None and list(persons) != list(numbers):
+            who = self._drawn(persons)
+            params = drawn.params.replace(identity=who.params.identity)
+            drawn = drawn._replace(params=params, codes=who.codes, textures=who.textures, moved=who.moved)
+        translation = self.place(drawn.params, *drawn.framing, moved=drawn.moved)
+        return drawn._replace(params=drawn.params.replace(translation=translation))
+
+    def _drawn(self, numbers: Sequence[int]) -> _Truth:
+        """What is drawn of each number by itself; where the heads lie is found later."""
         s, model = self.settings, self.model
-        who = None if persons is None else self.truth(persons)
         draws = _Draws(self.seed, numbers)
         params = model.neutral(len(draws.generators))
         turn = draws.normal(3) * torch.tensor([s.pitch, s.yaw, s.roll])
@@ -288,10 +322,7 @@ class SyntheticFaces:
             rotation=torch.deg2rad(turn.clamp(-limits, limits)),
             light=self.lights(draws),
         )
-        if who is not None:
-            params = params.replace(identity=who[0].identity)
-        scale, shift = (draws.normal() * s.scale).exp(), draws.normal(2) * s.shift
-        params = params.replace(translation=self.place(params, scale, shift))
+        framing = (draws.normal() * s.scale).exp(), draws.normal(2) * s.shift
         codes = draws.normal(len(self.basis)) * s.texture
         chosen, flipped = draws.uniform(), draws.chance(0.5)
         if self.maps is None:
@@ -306,15 +337,22 @@ class SyntheticFaces:
             if change.shape[-1] != texture.shape[-1]:
                 change = F.interpolate(change, texture.shape[-2:], mode="bilinear")
             texture, codes = texture + change, codes + self.codes[rows]
-        if who is not None:
-            codes, texture = who[1:3]
-        return params, codes, texture.clamp(0, 1), draws
+        more, moved = _Draws(self.seed, numbers, "relief and slip"), None
+        if self.relief is not None:
+            strength = s.relief * more.uniform(1, high=math.sqrt(3))  # a root mean square of relief
+            identity, moved = self.relief(more.normal(len(self.relief.fields)) * strength, model)
+            params = params.replace(identity=params.identity + identity)
+        if s.slip:
+            texture = _slipped(texture, more.normal(2, 7, 7) * s.slip)
+        return _Truth(params, codes, texture.clamp(0, 1), moved, framing, draws)
 
-    def place(self, params: FaceParams, scale: Tensor, shift: Tensor, rounds: int = 6) -> Tensor:
+    def place(
+        self, params: FaceParams, scale: Tensor, shift: Tensor, rounds: int = 6, moved: Tensor | None = None
+    ) -> Tensor:
         """Translations with which the released alignment finds its crop ``scale`` larger, ``shift`` away.
 
         Args:
-            params: poses without translation. scale: (B,). shift: (B, 2) px.
+            params: poses without translation. scale: (B,). shift: (B, 2) px. moved: (B, V, 3) besides, or None.
 
         Returns:
             (B, 3): ``deep3d_crop_transform`` of the landmarks maps the crop's center to itself plus ``shift``.
@@ -322,7 +360,8 @@ class SyntheticFaces:
         model = self.model
         translation = torch.zeros_like(params.translation)
         camera = Camera.deep3d(CROP, len(scale))
-        points = model.landmarks3d(model.shape(params))  # only those that do not slide are used
+        shape = model.shape(params) if moved is None else model.shape(params) + moved
+        points = model.landmarks3d(shape)  # only those that do not slide are used
         turned = points @ euler_to_matrix(params.rotation).mT
         focal, middle = float(camera.focal[0]), CROP / 2
         for _ in range(rounds):
@@ -345,7 +384,7 @@ class SyntheticFaces:
         Args:
             numbers: from 0 on.
             persons: as many numbers; picture i shows identity and texture of that face, in the pose, expression, light
-                and surroundings of face ``numbers[i]``. None: each its own.
+                and surroundings of face ``numbers[i]``. None: as ``settings.pictures`` has it.
 
         Raises:
             ShapeError: not one person a picture.
@@ -353,9 +392,10 @@ class SyntheticFaces:
         if persons is not None and len(persons) != len(numbers):
             raise ShapeError(f"persons must be one a picture, {len(numbers)}; got {len(persons)}.")
         with torch.no_grad():
-            params, codes, texture, draws = self.truth(numbers, persons)
+            params, codes, texture, moved, _, draws = self.truth(numbers, persons)
             camera = Camera.deep3d(CROP, len(codes))
-            vertices = self.model(params)
+            shape = self.model.shape(params)
+            vertices = self.model.pose(shape if moved is None else shape + moved, params)
             landmarks3d = self.model.landmarks3d(vertices, camera)
             drawn = self.renderer(vertices, texture, self.model.topology, camera, params.light, landmarks3d=landmarks3d)
             landmarks = drawn.landmarks * (CROP / self.side)
@@ -457,6 +497,15 @@ class SyntheticFaces:
         bridge = _ellipse(grid, (left + right) / 2, torch.stack([apart * 0.2, 0.03 * apart], 1), turn=turn)
         image = _over(image, dark, lenses * tint[:, None, None, None], wears)
         return _over(image, dark, torch.maximum(rims, bridge), wears)
+
+
+def _slipped(texture: Tensor, by: Tensor) -> Tensor:
+    """(B, C, s, s) maps, each place of which shows what lies ``by`` (B, 2, n, n), in sides of the map, away."""
+    size = texture.shape[-1]
+    axis = (torch.arange(size) + 0.5) * (2 / size) - 1
+    grid = torch.stack([axis.expand(size, size), axis[:, None].expand(size, size)], -1)
+    away = F.interpolate(by, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1) * 2
+    return F.grid_sample(texture, grid + away, padding_mode="border", align_corners=False)
 
 
 def _distance(grid: Tensor, center: Tensor, radii: Tensor, turn: Tensor | None = None) -> Tensor:

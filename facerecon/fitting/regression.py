@@ -61,6 +61,8 @@ class SupervisedWeights:
     Args:
         shape: mm, of the whole face. identity, expression: mm, of each alone.
         regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
+        spread: mm, by which the identity found in one of a person's pictures is away from the mean over them: of the
+            face and, as ``regions``, of its parts.
         landmarks: px of a 224 px crop. angles: degrees. translation: px that it moves or scales the face by.
         texture: gray levels (of 255). light: percent of shading. color: gray levels of albedo times shading.
     """
@@ -69,6 +71,7 @@ class SupervisedWeights:
     identity: float = 0.5
     expression: float = 0.5
     regions: float = 2.0
+    spread: float = 0.0
     landmarks: float = 0.5
     angles: float = 0.3
     translation: float = 0.3
@@ -183,6 +186,7 @@ class CoefficientLosses(nn.Module):
         texels: px to which the texture is averaged down. points: places of the face at which color is compared.
         regions: {name: (I + E, I + E)}, square mm, what a difference of coefficients is in each region of the face
             (:func:`facerecon.evaluation.region_forms`); without them there is no such term.
+        pictures: of each person, one after the other in a batch; with more than one there is the term ``spread``.
     """
 
     def __init__(
@@ -193,8 +197,10 @@ class CoefficientLosses(nn.Module):
         texels: int = 64,
         points: int = 400,
         regions: Mapping[str, Tensor] | None = None,
+        pictures: int = 1,
     ) -> None:
         super().__init__()
+        self.pictures = pictures
         topology = model.topology
         parts = topology.regions
         face = parts["face"] if "face" in parts else torch.ones(len(topology.faces), dtype=torch.bool)
@@ -243,6 +249,20 @@ class CoefficientLosses(nn.Module):
         """(B, 27) -> (B, P, 3)."""
         return sh_basis(self.normals) @ gamma_to_light(gamma).coefficients
 
+    def spread(self, identity: Tensor) -> Tensor:
+        """(B,) mm: how far what is found in a picture is from the mean over the pictures of that person.
+
+        Args:
+            identity: (B, I), ``pictures`` rows of each person after each other.
+        """
+        n, several = self.identities, identity.unflatten(0, (-1, self.pictures))
+        away = (several - several.mean(1, keepdim=True)).flatten(0, 1)
+        total = _root(_form(away, self.shape_gram[:n, :n]), 0.1)
+        if self.region_grams is not None:
+            squares = ((away @ self.region_grams[:, :n, :n]) * away).sum(-1)
+            total = total + _root(squares, 0.05).mean(0)
+        return total
+
     def forward(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> dict[str, Tensor]:
         """Root mean squares over the face, in the units that :class:`SupervisedWeights` names.
 
@@ -258,6 +278,8 @@ class CoefficientLosses(nn.Module):
         if self.region_grams is not None:
             squares = ((shape @ self.region_grams) * shape).sum(-1)  # (R, B)
             regional["regions"] = _root(squares, 0.05).mean(0)
+        if self.pictures > 1:
+            regional["spread"] = self.spread(found.identity)
         return regional | {
             "shape": _root(_form(shape, gram), 0.1),
             "identity": _root(_form(shape[:, :n], gram[:n, :n]), 0.1),

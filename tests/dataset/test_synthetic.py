@@ -91,7 +91,7 @@ def test_a_person_in_several_pictures(faces) -> None:
 def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
     """Without errors of landmarks the alignment of the truth changes nothing; with them it errs as asked."""
     exact = SyntheticFaces(*head, SyntheticSettings(scale=0.0, shift=0.0), size=32)
-    params, *_ = exact.truth(range(64))
+    params = exact.truth(range(64)).params
     model = head[0]
     points = model.landmarks3d(model(params), Camera.deep3d(224, 64))
     x, y, z = points.unbind(-1)
@@ -106,7 +106,7 @@ def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
 
 
 def test_truth_stays_in_its_bounds(faces) -> None:
-    params, codes, texture, _ = faces.truth(range(200))
+    params, codes, texture = faces.truth(range(200))[:3]
     degrees = torch.rad2deg(params.rotation).abs().amax(0)
     assert (degrees <= torch.tensor([30, 60, 25]) + 1e-3).all()
     assert degrees[1] > 45
@@ -141,7 +141,7 @@ def test_codes_of_maps_are_least_squares(head) -> None:
     pixels = (maps * 255).round().to(torch.uint8)
     faces = SyntheticFaces(model, decoder, SyntheticSettings(texture=0.0), size=32, maps=pixels)
     assert (faces.codes - codes).abs().max() < 0.05
-    _, found, texture, _ = faces.truth(range(8))
+    _, found, texture = faces.truth(range(8))[:3]
     away = (texture[:, None] - pixels[None].float() / 255).abs().amax((2, 3, 4))
     assert (away.amin(1) < 1e-6).all()
     assert torch.equal(found, faces.codes[away.argmin(1)])
@@ -151,7 +151,7 @@ def test_nothing_before_a_bare_head(head) -> None:
     """With all that hides left out, the picture inside the head is the plain rendering."""
     faces = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=2, size=224)
     batch = faces(range(3))
-    params, _, texture, _ = faces.truth(range(3))
+    params, _, texture = faces.truth(range(3))[:3]
     drawn = Renderer(224, antialias=True)(
         head[0](params), texture, head[0].topology, Camera.deep3d(224, 3), params.light
     )

@@ -81,6 +81,26 @@ def test_regions_are_root_mean_squares_of_their_forms(head, losses) -> None:
     assert "regions" not in losses(found, truth, torch.zeros(4, 68, 2))
 
 
+def test_spread_is_of_one_persons_pictures(head) -> None:
+    """Alike pictures have none; two that differ by d lie d / 2 from their mean, in mm of the face's skin."""
+    model, _ = head
+    several = CoefficientLosses(*head, 5, pictures=2)
+    found, truth = drawn(1), drawn(2)
+    got = several(found, truth, torch.zeros(4, 68, 2))["spread"]
+    topology = model.topology
+    ids = torch.unique(topology.faces[topology.regions["face"] & topology.regions["skin"]])
+    apart = (found.identity[::2] - found.identity[1::2]) / 2
+    moved = 100 * torch.einsum("bi,ivc->bvc", apart, model.identity_basis)[:, ids]
+    rms = moved.square().sum(-1).mean(1).sqrt().repeat_interleave(2)
+    torch.testing.assert_close(got, (rms**2 + 0.01).sqrt() - 0.1, rtol=1e-3, atol=1e-3)
+    alike = found.replace(identity=found.identity[::2].repeat_interleave(2, 0))
+    assert several(alike, truth, torch.zeros(4, 68, 2))["spread"].max() < 1e-3
+    form = torch.eye(58)
+    regional = CoefficientLosses(*head, 5, regions={"nose": form}, pictures=2)
+    more = regional(found, truth, torch.zeros(4, 68, 2))["spread"] - got
+    torch.testing.assert_close(more, apart.norm(dim=1).repeat_interleave(2), rtol=0.02, atol=0.06)
+
+
 def drawn(seed: int, count: int = 4, amount: float = 0.5) -> Coefficients:
     draws = torch.Generator().manual_seed(seed)
     sizes = {"identity": 6, "expression": 52, "texture": 5, "angles": 3, "light": 27, "translation": 3}
