@@ -14,6 +14,8 @@ Parts (all by default, with few items each):
   between people. N_enc passes with a third.
 * fits: stages 2 and 3 after each start on unseen generated faces and photos: final losses at equal steps, and the steps
   that the start by N_enc saves at equal loss.
+* limits: ICT heads turned ever further, and in ever smaller pictures, read by N_enc however far it is out of its depth:
+  where its start is no longer better than the landmarks', `fitting.regressor` should end.
 * speed: seconds of stage 1 by part.
 
 Writes regressor.json, regressor.md, yaw.png and heads.jpg. It goes on where it was stopped: an item that is in the JSON
@@ -54,6 +56,7 @@ from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
 from facerecon.evaluation.heads import Subject, Wardrobe, clay, spoil
 from facerecon.fitting import coefficients_to_params, fit_landmarks, start_from_regressor
+from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
@@ -61,11 +64,15 @@ from facerecon.perception import observe
 from facerecon.stylegan.decoder import load_decoder
 from facerecon.types import Camera, FaceParams, Observation, SHLight
 
-PARTS = ("synthetic", "ict", "yaw", "spread", "fits", "speed")
+PARTS = ("synthetic", "ict", "yaw", "spread", "limits", "fits", "speed")
 REGIONS = ("nose", "mouth", "forehead", "cheek")
 STARTS = ("landmarks", "regressor", "regressor, refined")
 METHODS = ("mean face", *STARTS, "landmarks, all stages", "regressor, all stages")
 YAWS = tuple(range(-45, 46, 15))
+LIMIT_YAWS = (40, 50, 60, 70, 80)
+LIMIT_SIDES = (96, 64, 48, 32, 24, 16)
+"""Of the parts: degrees, and px of the face's side in the picture."""
+
 TEST_SEED = 90_001
 """Of held-out heads; training draws from its own seed, small numbers."""
 
@@ -303,6 +310,39 @@ class Bench:
                 key = f"spread/{number}/expression/{name}"
                 self.measured(key, lambda n=number, g=weights: measure(n, light=lights()["front"], expression=g))
 
+    def run_limits(self) -> None:
+        """N_enc out of its depth."""
+        allowed = replace(self.fitter.regressor_start, max_yaw=180.0, smallest_face=0.0, max_error=1e9)
+
+        def measure(number: int, yaw: float, side: int | None) -> dict[str, Any]:
+            subject = self.subject(number, yaw=yaw, expression={})
+            photo = observe(subject.photo)
+            if side is not None:
+                factor = side / float((photo.box[:, 2:] - photo.box[:, :2]).amin())
+                size = max(16, round(subject.photo.shape[-1] * factor))
+                small = F.interpolate(subject.photo[None], (size, size), mode="bilinear", antialias=True)[0]
+                photo = observe(small.clamp(0, 1))
+            heads, apart = {}, {}
+            camera = Camera.deep3d(photo.image.shape[-1], 1)
+            f, points = self.fitter, photo.landmarks68
+            heads["landmarks"] = fit_landmarks(self.model, points, camera, photo.mesh468, f.start)
+            for name, start in (("regressor", replace(f.start, refine=0)), ("regressor, refined", f.start)):
+                heads[name] = start_from_regressor(self.model, self.network, photo, camera, start, allowed)[0]
+            for name, params in heads.items():
+                seen = project(camera, self.model.landmarks3d(self.model(params), camera))[..., :2]
+                away = (seen - points)[:, 17:].norm(dim=-1).mean() * (224 / photo.image.shape[-1])
+                apart[name] = round(float(away), 2)
+            truth = subject.vertices, self.ict.topology.faces, subject.landmarks
+            errors = {method: self.errors(params, truth, self.ict_regions) for method, params in heads.items()}
+            return {"errors": errors, "apart": apart, "head": number, "yaw": yaw, "side": side}
+
+        for number in range(self.options.yaw_heads):
+            for yaw in LIMIT_YAWS:
+                sign = yaw if number % 2 else -yaw
+                self.measured(f"limits/{number}/yaw {yaw}", lambda n=number, y=sign: measure(n, y, None))
+            for side in LIMIT_SIDES:
+                self.measured(f"limits/{number}/side {side}", lambda n=number, w=side: measure(n, 8.0, w))
+
     def run_fits(self) -> None:
         """Losses of stages 2 and 3 after each start."""
         o = self.options
@@ -360,7 +400,8 @@ class Bench:
             rows = self.items(part, o.n)
             if rows:
                 lines += [f"## {title} ({len(rows)})", "", *region_table(rows), "", *self.counts(part), ""]
-        for section in (self.yaw_lines(), self.spread_lines(), self.fit_lines(), self.speed_lines()):
+        sections = self.yaw_lines(), self.spread_lines(), self.limit_lines(), self.fit_lines(), self.speed_lines()
+        for section in sections:
             lines += [*section, ""] if section else []
         return "\n".join(lines)
 
@@ -426,6 +467,26 @@ class Bench:
         )
         title = f"## Spread of one person's identity ({len(people)} people)"
         return [title, "", head, "|---" * 7 + "|", *lines, "", note, *self.counts("spread")]
+
+    def limit_lines(self) -> list[str]:
+        heads, lines = range(self.options.yaw_heads), []
+        kinds = [f"yaw {yaw}" for yaw in LIMIT_YAWS] + [f"side {side}" for side in LIMIT_SIDES]
+        for kind in kinds:
+            rows = [self.rows.get(f"limits/{n}/{kind}", {}) for n in heads]
+            rows = [r for r in rows if r.get("settings") == self.digest]
+            found = [r for r in rows if "skipped" not in r]
+            if rows:
+                mean = {
+                    m: f"{np.mean([mean_error(r['errors'][m]) for r in found]):.2f}" if found else "" for m in STARTS
+                }
+                away = [f"{np.mean([r['apart'][m] for r in found]):.1f}" if found else "" for m in STARTS[:2]]
+                cells = [kind, f"{len(found)} of {len(rows)}", *mean.values(), *away]
+                lines.append("| " + " | ".join(cells) + " |")
+        if not lines:
+            return []
+        head = "| degrees or px | heads found | " + " | ".join(STARTS) + " | landmarks: off, px | regressor: off, px |"
+        note = "Mean over four regions, in mm; px of 224 by which the inner landmarks of the head are off those found."
+        return ["## N_enc out of its depth", "", head, "|---" * 7 + "|", *lines, "", note]
 
     def fit_lines(self) -> list[str]:
         rows = {k: r for k, r in self.rows.items() if k.startswith("fits/") and r["settings"] == self.digest}
