@@ -9,6 +9,7 @@ color on skin, 68 landmarks, identity features, and priors of coefficients, ligh
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,8 +62,7 @@ class SupervisedWeights:
     Args:
         shape: mm, of the whole face. identity, expression: mm, of each alone.
         regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
-        spread: mm, by which the identity found in one of a person's pictures is away from the mean over them: of the
-            face and, as ``regions``, of its parts.
+        spread: standard deviation of the identity found in a person's pictures over that between people, a ratio.
         landmarks: px of a 224 px crop. angles: degrees. translation: px that it moves or scales the face by.
         texture: gray levels (of 255). light: percent of shading. color: gray levels of albedo times shading.
     """
@@ -250,21 +250,29 @@ class CoefficientLosses(nn.Module):
         return sh_basis(self.normals) @ gamma_to_light(gamma).coefficients
 
     def spread(self, identity: Tensor) -> Tensor:
-        """(B,) mm: how far what is found in a picture is from the mean over the pictures of that person.
+        """Spread of a person's identity over that between people: a ratio, so that a smaller face is no way out.
 
         Args:
             identity: (B, I), ``pictures`` rows of each person after each other.
+
+        Returns:
+            (B,), all the same: the mean of the ratio of standard deviations of the coefficients and, where there are
+            regions, of that of the regions' shapes; 0 for less than two people.
         """
         n, several = self.identities, identity.unflatten(0, (-1, self.pictures))
-        away = (several - several.mean(1, keepdim=True)).flatten(0, 1)
-        total = _root(_form(away, self.shape_gram[:n, :n]), 0.1)
+        if len(several) < 2:
+            return identity.new_zeros(len(identity))
+        means = several.mean(1, keepdim=True)
+        within = (several - means).flatten(0, 1) * math.sqrt(self.pictures / (self.pictures - 1))
+        between = (means - means.mean(0))[:, 0] * math.sqrt(len(several) / (len(several) - 1))
+        forms = [torch.eye(n, dtype=identity.dtype, device=identity.device)]
         if self.region_grams is not None:
-            squares = ((away @ self.region_grams[:, :n, :n]) * away).sum(-1)
-            total = total + _root(squares, 0.05).mean(0)
-        return total
+            forms.append(self.region_grams[:, :n, :n].mean(0))
+        ratios = [(_form(within, g).mean() / _form(between, g).mean().clamp(min=1e-6) + 1e-4).sqrt() for g in forms]
+        return torch.stack(ratios).mean().expand(len(identity))
 
     def forward(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> dict[str, Tensor]:
-        """Root mean squares over the face, in the units that :class:`SupervisedWeights` names.
+        """Root mean squares over the face, in the units that :class:`SupervisedWeights` names, and the spread.
 
         Args:
             found, truth: of batch B. landmarks: (B, 68, 2), the truth, px of the 224 px crop.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,24 +82,30 @@ def test_regions_are_root_mean_squares_of_their_forms(head, losses) -> None:
     assert "regions" not in losses(found, truth, torch.zeros(4, 68, 2))
 
 
-def test_spread_is_of_one_persons_pictures(head) -> None:
-    """Alike pictures have none; two that differ by d lie d / 2 from their mean, in mm of the face's skin."""
-    model, _ = head
-    several = CoefficientLosses(*head, 5, pictures=2)
-    found, truth = drawn(1), drawn(2)
-    got = several(found, truth, torch.zeros(4, 68, 2))["spread"]
-    topology = model.topology
-    ids = torch.unique(topology.faces[topology.regions["face"] & topology.regions["skin"]])
-    apart = (found.identity[::2] - found.identity[1::2]) / 2
-    moved = 100 * torch.einsum("bi,ivc->bvc", apart, model.identity_basis)[:, ids]
-    rms = moved.square().sum(-1).mean(1).sqrt().repeat_interleave(2)
-    torch.testing.assert_close(got, (rms**2 + 0.01).sqrt() - 0.1, rtol=1e-3, atol=1e-3)
-    alike = found.replace(identity=found.identity[::2].repeat_interleave(2, 0))
-    assert several(alike, truth, torch.zeros(4, 68, 2))["spread"].max() < 1e-3
-    form = torch.eye(58)
-    regional = CoefficientLosses(*head, 5, regions={"nose": form}, pictures=2)
-    more = regional(found, truth, torch.zeros(4, 68, 2))["spread"] - got
-    torch.testing.assert_close(more, apart.norm(dim=1).repeat_interleave(2), rtol=0.02, atol=0.06)
+def test_spread_is_that_of_a_person_over_that_between_people(head) -> None:
+    """As numpy has it, of the coefficients and of what a form makes of them; of any size; led to alike pictures."""
+    root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    form = torch.zeros(58, 58)
+    form[:6, :6] = root @ root.T
+    losses = CoefficientLosses(*head, 5, regions={"nose": form}, pictures=3)
+    found, truth = drawn(1, 12), drawn(2, 12)
+    ratios = []
+    for values in (found.identity.numpy(), (found.identity @ root).numpy()):
+        people = values.reshape(4, 3, 6)
+        between = np.var(people.mean(1), axis=0, ddof=1).sum()
+        ratios.append(np.sqrt(np.var(people, axis=1, ddof=1).mean(0).sum() / between))
+    got = losses(found, truth, torch.zeros(12, 68, 2))["spread"]
+    assert got.shape == (12,) and got[0] == got[11]
+    assert abs(float(got[0]) - np.mean(ratios)) < 1e-3
+    assert torch.allclose(losses.spread(3 * found.identity), got, atol=1e-3)
+    alike = found.identity[::3].repeat_interleave(3, 0)
+    assert losses.spread(alike)[0] < 0.02
+    assert losses.spread(found.identity[:3]).eq(0).all()  # of one person alone nothing can be said
+    start = found.identity.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses.spread(start)[0], start)
+    nearer = found.identity - 0.1 * gradient / gradient.norm()
+    assert losses.spread(nearer)[0] < got[0]
+    assert "spread" not in CoefficientLosses(*head, 5)(found, truth, torch.zeros(12, 68, 2))
 
 
 def drawn(seed: int, count: int = 4, amount: float = 0.5) -> Coefficients:
