@@ -34,7 +34,7 @@ from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace
 
-FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "identity_alignment")
+FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
 
 
 def prepare(config: Any) -> torch.device:

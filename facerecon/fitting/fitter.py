@@ -72,6 +72,8 @@ class Fitter:
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``release`` or ``uniform``.
         latent_prior: ``gaussian`` (ours), ``radius`` (paper) or ``geocross`` (release).
+        shape_prior: what ``reg_id`` and ``reg_exp`` hold identity and expression to: ``start``, what stage 1 found
+            (ours), or ``mean``, the model's mean face (paper).
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
@@ -93,6 +95,7 @@ class Fitter:
         photometric: str = "l1",
         landmark_weighting: str = "release",
         latent_prior: str = "gaussian",
+        shape_prior: str = "start",
         identity_alignment: str = "photo",
         stages: Mapping[str, Any] | None = None,
         start: LandmarkStart | None = None,
@@ -105,6 +108,8 @@ class Fitter:
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
         if identity_alignment not in ("own", "photo"):
             raise ConfigError(nearest_name(identity_alignment, ("own", "photo"), "identity alignment"))
+        if shape_prior not in ("start", "mean"):
+            raise ConfigError(nearest_name(shape_prior, ("start", "mean"), "shape prior"))
         priors = {
             "radius": losses.radius_loss,
             "geocross": losses.geocross_loss,
@@ -117,7 +122,7 @@ class Fitter:
         self.stages = stages_from_config(stages)
         self.photometric = photometric
         self.identity_alignment = identity_alignment
-        self.latent_prior = priors[latent_prior]
+        self.latent_prior, self.shape_prior = priors[latent_prior], shape_prior
         self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
         self.start = start or LandmarkStart()
         self.regressor, self.regressor_start = regressor, regressor_start or RegressorStart()
@@ -326,6 +331,8 @@ class Fitter:
         moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
         view = None if moving_shape else self._prepare(variables.current, camera)[0]
         fixed = self._targets(photo, stage)
+        if self.shape_prior == "start":
+            fixed |= {"reg_id": variables.start.identity, "reg_exp": variables.start.expression}
         records: dict[str, list[Tensor]] = {}
         moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
         moving[list(self.failed)] = False
@@ -507,9 +514,9 @@ class Fitter:
         if "silhouette" in weights:
             terms["silhouette"] = losses.silhouette_loss(mask, photo.face_mask, targets["below"])
         if "reg_id" in weights:
-            terms["reg_id"] = losses.coefficient_loss(params.identity)
+            terms["reg_id"] = losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0))
         if "reg_exp" in weights:
-            terms["reg_exp"] = losses.coefficient_loss(params.expression)
+            terms["reg_exp"] = losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0))
         if "light" in weights:
             terms["light"] = losses.light_color_loss(params.light.coefficients)
         return terms, image

@@ -1,5 +1,6 @@
 """The stages on a real photo: they descend, keep their constraints, and treat faces of a batch independently."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -244,7 +245,6 @@ def test_no_tensor_leaves_the_device_in_a_step(fitter, photos, monkeypatch) -> N
 
     CUDA itself could not be run: the calls that would copy are counted on a CPU, in 1 and in 4 steps.
     """
-    import dataclasses
     import traceback
 
     params, latent = fitter.initialize(photos)
@@ -272,3 +272,19 @@ def test_no_tensor_leaves_the_device_in_a_step(fitter, photos, monkeypatch) -> N
     grown = {call for call, count in seen[1].items() if count > seen[0].get(call, 0)}
     # where to cut the candidates into chunks; pixels an image; which part of the picture an aligned crop needs
     assert grown <= {"tolist torch_scatter.py", "tolist interpolate.py", "tolist warp.py"}
+
+
+def test_what_holds_the_shape(fitter, photos, monkeypatch) -> None:
+    """``reg_id`` and ``reg_exp`` of the first step: 0 around the start, squared norms around the mean face."""
+    params, latent = fitter.initialize(photos)
+    params = params.replace(identity=params.identity.add(0.3), expression=torch.full_like(params.expression, 0.2))
+    stage = dataclasses.replace(fitter.stages["joint"], steps=2)
+    found = {}
+    for prior in ("start", "mean"):
+        monkeypatch.setattr(fitter, "shape_prior", prior)
+        variables = Variables(params, latent, fitter.model.expression_bounds)
+        found[prior] = fitter.run_stage(stage, photos, variables)
+    assert found["start"]["reg_id"][0].eq(0).all() and found["start"]["reg_exp"][0].eq(0).all()
+    assert found["start"]["reg_id"][1].gt(0).all()
+    torch.testing.assert_close(found["mean"]["reg_id"][0], params.identity.square().sum(1))
+    torch.testing.assert_close(found["mean"]["reg_exp"][0], params.expression.square().sum(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from facerecon.fitting import (
     params_to_coefficients,
     start_from_regressor,
 )
+from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.morphable import load_face_model
 from facerecon.perception import Coefficients, Regressor, RegressorConfig
+from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
 from facerecon.stylegan.decoder import load_decoder
 from facerecon.types import Camera, Crop, FaceParams, Observation, SHLight
@@ -107,6 +110,10 @@ def observed(model, params: FaceParams) -> Observation:
         age=torch.zeros(batch), male=torch.zeros(batch), path=tuple(f"{i}.jpg" for i in range(batch)),
         photo_size=((224, 224),) * batch, mask_given=(False,) * batch,
     )  # fmt: skip
+
+
+start_from_said = functools.partial(start_from_regressor, settings=RegressorStart(realigned=False))
+"""What says the same whatever it sees cannot be shown another crop."""
 
 
 def oracle(params: FaceParams, other: FaceParams | None = None) -> Oracle:
@@ -225,12 +232,12 @@ def test_residuals_of_fewer_coefficients_leave_the_rest_to_the_prior(model) -> N
 def test_what_it_says_is_where_the_fit_starts(model) -> None:
     true = heads(model, [0.0, 25.0])
     photo = observed(model, true)
-    params, said, reasons = start_from_regressor(
+    params, said, reasons = start_from_said(
         model, oracle(moved(true)), photo, Camera.deep3d(batch=2), LandmarkStart(refine=0)
     )
     assert reasons == {}
     assert torch.equal(params.identity, said.identity)
-    refined, _, _ = start_from_regressor(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
+    refined, _, _ = start_from_said(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
     assert (refined.identity - true.identity).abs().mean() < 0.1
     assert (refined.rotation - true.rotation).abs().max() < 0.01
 
@@ -241,22 +248,22 @@ def test_a_person_starts_where_the_photos_that_can_be_read_agree(model) -> None:
     photo, camera = observed(model, true), Camera.deep3d(batch=4)
     said = moved(true, 0.3)
     said.identity[2] = torch.nan
-    params, _, reasons = start_from_regressor(model, oracle(said), photo, camera, shared_identity=True)
+    params, _, reasons = start_from_said(model, oracle(said), photo, camera, shared_identity=True)
     assert sorted(reasons) == [2]
     assert torch.equal(params.identity, params.identity[:1].expand(4, -1))
     assert params.light.coefficients.isfinite().all()
-    single = [start_from_regressor(model, oracle(said[[i]]), photo[i], camera[i])[0] for i in (0, 1, 3)]
+    single = [start_from_said(model, oracle(said[[i]]), photo[i], camera[i])[0] for i in (0, 1, 3)]
     alone = torch.stack([(of.identity - true.identity[:1]).norm() for of in single])
     assert (params.identity - true.identity)[0].norm() < alone.mean()  # three words instead of one
     assert (params.rotation - true.rotation).abs().max() < 0.05  # of the photo that cannot be read, too
     # nothing of it can be read: the landmarks of all
     nothing = said.replace(identity=said.identity * torch.nan)
-    params, _, reasons = start_from_regressor(model, oracle(nothing), photo, camera, shared_identity=True)
+    params, _, reasons = start_from_said(model, oracle(nothing), photo, camera, shared_identity=True)
     assert len(reasons) == 4
     expected = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, shared_identity=True, averaged=True)
     assert torch.equal(params.identity, expected.identity)
     # one photo of a person is a photo
-    one, _, _ = start_from_regressor(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
+    one, _, _ = start_from_said(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
     assert (model(one) - model(single[1])).abs().max() < 1e-2  # 1 mm: two ways to the same optimum
 
 
@@ -267,7 +274,7 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None
     said = moved(true)
     said.translation[3, 0] += 0.2  # 20 px to the right
     said.identity[4, 3] = torch.nan
-    params, _, reasons = start_from_regressor(model, oracle(said), photo, camera)
+    params, _, reasons = start_from_said(model, oracle(said), photo, camera)
     assert sorted(reasons) == [1, 2, 3, 4]
     for i, words in ((1, "turned by "), (2, "44 px wide"), (3, "misses its landmarks by "), (4, "not finite")):
         assert words in reasons[i]
@@ -279,16 +286,16 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None
     same(params[rows].light.coefficients, SHLight.ambient(4).coefficients)
     # the others are what they are without them
     fine = torch.tensor([0, 5])
-    others, _, none = start_from_regressor(model, oracle(said[fine]), photo[fine], camera[fine])
+    others, _, none = start_from_said(model, oracle(said[fine]), photo[fine], camera[fine])
     assert none == {}
     assert torch.allclose(params[fine].identity, others.identity, atol=1e-4)
     # N_enc's own word counts for the yaw as well: it may see what the landmarks do not
     turned = said.replace(rotation=said.rotation + torch.tensor([0.0, 1.2, 0.0]))
-    _, _, reasons = start_from_regressor(model, oracle(turned), photo, camera)
+    _, _, reasons = start_from_said(model, oracle(turned), photo, camera)
     assert "turned" in reasons[0]
     # and the limits are settings
-    wide = RegressorStart(max_yaw=80, smallest_face=10, max_error=60)
-    _, _, reasons = start_from_regressor(model, oracle(said), photo, camera, settings=wide)
+    wide = RegressorStart(max_yaw=80, smallest_face=10, max_error=60, realigned=False)
+    _, _, reasons = start_from_said(model, oracle(said), photo, camera, settings=wide)
     assert sorted(reasons) == [4]
 
 
@@ -395,11 +402,79 @@ def test_what_the_regressor_says_of_both_images_is_averaged(model) -> None:
     photo, camera = observed(model, true), Camera.deep3d(batch=1)
     said, of_mirror = moved(true), moved(true)
     start = LandmarkStart(refine=0)
-    both, _, _ = start_from_regressor(model, oracle(said, model.mirrored(of_mirror)), photo, camera, start)
-    alone, _, _ = start_from_regressor(
-        model, oracle(said, model.mirrored(of_mirror)), photo, camera, start, RegressorStart(mirrored=False)
+    both, _, _ = start_from_said(model, oracle(said, model.mirrored(of_mirror)), photo, camera, start)
+    alone, _, _ = start_from_said(
+        model,
+        oracle(said, model.mirrored(of_mirror)),
+        photo,
+        camera,
+        start,
+        settings=RegressorStart(mirrored=False, realigned=False),
     )
     assert torch.allclose(alone.identity, said.identity)
     for name in ("identity", "translation", "rotation"):
         middle = (getattr(said, name) + getattr(of_mirror, name)) / 2
         assert torch.allclose(getattr(both, name), middle, atol=1e-4), name
+
+
+# -- a second look ----------------------------------------------------------------------------------------
+
+
+class Follower:
+    """Knows the heads: says of each crop where they are in it, as its pictures are cut out of the first ones.
+
+    The first pictures are ramps, red from left to right and green from top to bottom: a crop shows where it lies.
+    """
+
+    def __init__(self, params: FaceParams, error: float) -> None:
+        self.config = RegressorConfig(identity=IDENTITY, texture=0, size=112)
+        self.params, self.error, self.seen = params, error, []
+
+    def residual(self, name: str) -> None:
+        return None
+
+    def sized(self, crops: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(crops, 2)
+
+    def __call__(self, image: torch.Tensor) -> Coefficients:
+        row, column = image[:, 1, :, 56].mean(1), image[:, 0, 56].mean(1)  # of the middle
+        wide = (image[:, 0, 56, 80] - image[:, 0, 56, 31]) / ((80 - 31) / 112)
+        middle = torch.stack([column, row], 1) * 224
+        self.seen.append((wide, middle))
+        # a crop that is ``wide`` of the first: nearer by that, and moved
+        p, focal = self.params, 1015.0
+        depth = 10 - p.translation[:, 2]
+        x, y = 112 + focal * p.translation[:, 0] / depth, 112 - focal * p.translation[:, 1] / depth
+        x, y = ((v - m) / wide + 112 for v, m in ((x, middle[:, 0]), (y, middle[:, 1])))
+        depth = depth * wide
+        moved = torch.stack([(x - 112) * depth / focal, -(y - 112) * depth / focal, 10 - depth], 1)
+        identity = p.identity + self.error * (len(self.seen) == 1)
+        return params_to_coefficients(p.replace(translation=moved, identity=identity), self.config)
+
+
+def test_a_second_look_is_at_the_crop_its_own_landmarks_ask_for(model) -> None:
+    """The second crop is where the landmarks of the first answer would put it; what it says of that is brought back."""
+    true = heads(model, [0.0, 20.0, -10.0])
+    shifts = torch.tensor([[0.0, 0.0, 0.0], [0.08, -0.1, -0.5], [-0.1, 0.05, 0.5]])
+    true = true.replace(translation=shifts)
+    photo, camera = observed(model, true), Camera.deep3d(batch=3)
+    axis = (torch.arange(224) + 0.5) / 224
+    photo.image[:, 0], photo.image[:, 1] = axis.expand(224, 224), axis[:, None].expand(224, 224)
+    follower = Follower(true, error=0.05)
+    settings = RegressorStart(mirrored=False)
+    start, _, reasons = start_from_regressor(model, follower, photo, camera, LandmarkStart(refine=0), settings)
+    assert reasons == {} and len(follower.seen) == 2
+    wanted = deep3d_crop_transform(landmarks_of(model, true.replace(identity=true.identity + 0.05)), MEAN_FIVE_POINTS)
+    wide, middle = follower.seen[1]
+    assert torch.allclose(wide, wanted[:, 0, 0], atol=0.01)
+    assert torch.allclose(middle, wanted[:, :, :2].sum(2) * 112 + wanted[:, :, 2], atol=0.6)
+    assert (wide - 1).abs().max() > 0.03
+    assert torch.allclose(start.identity, true.identity, atol=1e-6)  # what it said the second time
+    assert (landmarks_of(model, start) - landmarks_of(model, true)).abs().max() < 0.7
+    # far away from the first crop it is not believed, and the first word counts
+    far = heads(model, [0.0]).replace(translation=torch.tensor([[0.6, 0.0, 0.0]]))
+    photo = observed(model, far)
+    photo.image[:, 0], photo.image[:, 1] = axis.expand(224, 224), axis[:, None].expand(224, 224)
+    follower = Follower(far, error=0.05)
+    start, _, _ = start_from_regressor(model, follower, photo, Camera.deep3d(), LandmarkStart(refine=0), settings)
+    assert torch.allclose(start.identity, far.identity + 0.05, atol=1e-6)
