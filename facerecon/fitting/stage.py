@@ -34,8 +34,8 @@ TERMS = {
     "reg_z": "regularizer of the latent (Eqs. 4, 5)",
     "lm": "68 landmarks in the image plane (Eq. 5)",
     "silhouette": "the face's antialiased outline against the photo's face mask (ours)",
-    "reg_id": "|p_id|^2 (Eq. 5)",
-    "reg_exp": "|p_exp|^2 (Eq. 5)",
+    "reg_id": "|p_id|^2 (Eq. 5), or of what it is away from the start; see `shape_prior`",
+    "reg_exp": "|p_exp|^2 (Eq. 5), likewise",
     "light": "variance of the light between color channels (release)",
 }
 """Loss terms by their config names."""
@@ -209,7 +209,7 @@ def default_stages() -> dict[str, Stage]:
             rate_scale={"latent": 8},
             weights={
                 "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
-                "lm": 1.2e-2, "silhouette": 1, "reg_id": 5e-4, "reg_exp": 2e-2, "light": 10,
+                "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
             },
             rampdown=0.4,
             epsilon=1e-4,
