@@ -93,8 +93,8 @@ class RegressorStart:
     """When N_enc is believed, and what of it.
 
     Args:
-        max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks (up to 70 degrees
-            N_enc was ahead of them, beyond half of the faces were not found).
+        max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks (up to 70 it
+            was ahead of them, beyond half of the faces were not found).
         smallest_face: px of the photo; so does one whose box is smaller.
         mirrored: it looks at the photo's mirror image, too, and the mean of both counts (1.02 became 0.98 mm on 14
             rendered heads, 1.27 became 1.26 on 10 of ICT-FaceKit).
