@@ -453,6 +453,9 @@ class RegressorTraining:
     def supervised(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> tuple[Tensor, dict]:
         """Weighted mean over the batch, and the means of all terms."""
         values = self.losses(found, truth, landmarks)
+        if "spread" in values and self.processes.count > 1:  # between the people of all ranks
+            everyone = torch.cat(dist.nn.all_gather(found.identity.contiguous()))
+            values["spread"] = self.losses.spread(everyone)[: len(found.identity)]
         total = sum(getattr(self.weights, key) * value for key, value in values.items())
         return total.mean(), {key: value.detach().mean() for key, value in values.items()}
 
