@@ -55,7 +55,7 @@ from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, direc
 from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
 from facerecon.evaluation.heads import Subject, Wardrobe, clay, spoil
-from facerecon.fitting import coefficients_to_params, fit_landmarks, start_from_regressor
+from facerecon.fitting import RegressorStart, coefficients_to_params, fit_landmarks, start_from_regressor
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
@@ -71,7 +71,7 @@ METHODS = ("mean face", *STARTS, "landmarks, all stages", "regressor, all stages
 YAWS = tuple(range(-45, 46, 15))
 LIMIT_YAWS = (40, 50, 60, 70, 80)
 LIMIT_SIDES = (96, 64, 48, 32, 24, 16)
-"""Of the parts: degrees, and px of the face's side in the picture."""
+"""Of the part limits: degrees, and px of the face's side in the picture."""
 
 TEST_SEED = 90_001
 """Of held-out heads; training draws from its own seed, small numbers."""
@@ -171,13 +171,15 @@ class Bench:
 
     # -- starts ------------------------------------------------------------------------------------
 
-    def starts(self, photo: Observation) -> tuple[dict[str, FaceParams], str | None]:
+    def starts(
+        self, photo: Observation, believed: RegressorStart | None = None
+    ) -> tuple[dict[str, FaceParams], str | None]:
         """Each of :data:`STARTS` for one face, and why N_enc cannot read it, if so; all are the landmarks' then."""
         camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
         f = self.fitter
         points = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start)
         said, refined = (
-            start_from_regressor(self.model, self.network, photo, camera, start, f.regressor_start)
+            start_from_regressor(self.model, self.network, photo, camera, start, believed or f.regressor_start)
             for start in (replace(f.start, refine=0), f.start)
         )
         return dict(zip(STARTS, (points, said[0], refined[0]))), refined[2].get(0)
@@ -322,15 +324,11 @@ class Bench:
                 size = max(16, round(subject.photo.shape[-1] * factor))
                 small = F.interpolate(subject.photo[None], (size, size), mode="bilinear", antialias=True)[0]
                 photo = observe(small.clamp(0, 1))
-            heads, apart = {}, {}
-            camera = Camera.deep3d(photo.image.shape[-1], 1)
-            f, points = self.fitter, photo.landmarks68
-            heads["landmarks"] = fit_landmarks(self.model, points, camera, photo.mesh468, f.start)
-            for name, start in (("regressor", replace(f.start, refine=0)), ("regressor, refined", f.start)):
-                heads[name] = start_from_regressor(self.model, self.network, photo, camera, start, allowed)[0]
+            heads, _ = self.starts(photo, allowed)
+            apart, camera = {}, Camera.deep3d(photo.image.shape[-1], 1)
             for name, params in heads.items():
                 seen = project(camera, self.model.landmarks3d(self.model(params), camera))[..., :2]
-                away = (seen - points)[:, 17:].norm(dim=-1).mean() * (224 / photo.image.shape[-1])
+                away = (seen - photo.landmarks68)[:, 17:].norm(dim=-1).mean() * (224 / photo.image.shape[-1])
                 apart[name] = round(float(away), 2)
             truth = subject.vertices, self.ict.topology.faces, subject.landmarks
             errors = {method: self.errors(params, truth, self.ict_regions) for method, params in heads.items()}
@@ -476,11 +474,9 @@ class Bench:
             rows = [r for r in rows if r.get("settings") == self.digest]
             found = [r for r in rows if "skipped" not in r]
             if rows:
-                mean = {
-                    m: f"{np.mean([mean_error(r['errors'][m]) for r in found]):.2f}" if found else "" for m in STARTS
-                }
+                mean = [f"{np.mean([mean_error(r['errors'][m]) for r in found]):.2f}" if found else "" for m in STARTS]
                 away = [f"{np.mean([r['apart'][m] for r in found]):.1f}" if found else "" for m in STARTS[:2]]
-                cells = [kind, f"{len(found)} of {len(rows)}", *mean.values(), *away]
+                cells = [kind, f"{len(found)} of {len(rows)}", *mean, *away]
                 lines.append("| " + " | ".join(cells) + " |")
         if not lines:
             return []

@@ -147,7 +147,8 @@ class _Job:
         chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         self.photos_a_step = round(c.batch * c.weak.share)
         self.faces_a_step = c.batch - self.photos_a_step
-        self.pictures = SyntheticSettings(**chosen).pictures
+        self.settings = SyntheticSettings(**chosen)
+        self.pictures = self.settings.pictures
         for count, several in ((self.photos_a_step, 1), (self.faces_a_step, self.pictures)):
             group = math.lcm(wear.group, several) if self.processes.count > 1 else several
             self.processes.part(count, group)
@@ -173,7 +174,6 @@ class _Job:
             paths = list_images(c.synthetic.backgrounds)
             backgrounds = _pictures(paths, c.size)
             self.sources["backgrounds"] = [len(paths), paths[0].name]
-        self.settings = SyntheticSettings(**chosen)
         self.faces = SyntheticFaces(
             self.model, self.decoder, self.settings, item_seed(c.seed, "faces"), c.size, c.texture, maps, backgrounds
         )
@@ -500,7 +500,7 @@ class _Job:
             images, truth, landmarks = (x.to(t.device) for x in (self.wear(images, numbers), truth, landmarks))
             with torch.no_grad():
                 found = t.predict(images, average=True)
-                identities.append(found.identity.cpu())
+                identities.append(found.identity)
                 zero = truth.map(torch.zeros_like)
                 for prefix, values in (("", found), ("mean_face_", zero)):
                     for key, value in t.losses(values, truth, landmarks).items():
@@ -513,9 +513,11 @@ class _Job:
             name: [round(max(v, 1e-3), 4) for v in (total / c.measure).sqrt().tolist()]
             for name, total in squares.items()
         }
-        if self.pictures > 1:
-            sums["held_out_identity_spread"] = _spread(torch.cat(identities), self.pictures) * c.measure
         figures = {key: round(value / c.measure, 5) for key, value in sums.items()}
+        if self.pictures > 1:
+            whole = c.measure // self.pictures * self.pictures
+            spread = t.losses.spread(torch.cat(identities)[:whole])
+            figures["held_out_spread"] = round(float(spread), 5)
         chosen, weak = self.unseen_photos[: c.measure], {}
         for start in range(0, len(chosen), 32):
             photos = photo_batch(self.photos, chosen[start : start + 32]).to(t.device)
@@ -620,14 +622,6 @@ def _order(count: int, seed: int, what: str, numbers: list[int], together: int =
             orders[epoch] = torch.randperm(count // together, generator=item_generator(seed, what, epoch)).tolist()
         chosen.append(orders[epoch][place // together] * together + place % together)
     return chosen
-
-
-def _spread(identity: Any, pictures: int) -> float:
-    """Standard deviation of a person's identity coefficients over its pictures, against that of people's means."""
-    several = identity[: len(identity) // pictures * pictures].unflatten(0, (-1, pictures))
-    if len(several) < 2:
-        return 0.0
-    return float((several.var(1).mean() / several.mean(1).var(0).mean().clamp(min=1e-12)).sqrt())
 
 
 def _power_below(folder: str, most: int) -> int:

@@ -340,7 +340,7 @@ class SyntheticFaces:
         more, moved = _Draws(self.seed, numbers, "relief and slip"), None
         if self.relief is not None:
             strength = s.relief * more.uniform(1, high=math.sqrt(3))  # a root mean square of relief
-            identity, moved = self.relief(more.normal(len(self.relief.fields)) * strength, model)
+            identity, moved = self.relief(more.normal(len(self.relief.nearest)) * strength)
             params = params.replace(identity=params.identity + identity)
         if s.slip:
             texture = _slipped(texture, more.normal(2, 7, 7) * s.slip)

@@ -332,7 +332,7 @@ class Fitter:
         view = None if moving_shape else self._prepare(variables.current, camera)[0]
         fixed = self._targets(photo, stage)
         if self.shape_prior == "start":
-            fixed |= {"reg_id": variables.start.identity, "reg_exp": variables.start.expression}
+            fixed |= {"reg_id": variables.params.identity, "reg_exp": variables.params.expression}
         records: dict[str, list[Tensor]] = {}
         moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
         moving[list(self.failed)] = False

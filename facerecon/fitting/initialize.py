@@ -44,9 +44,6 @@ __all__ = [
 ]
 
 
-CROP = 224
-"""px of the crop that N_enc's poses are of."""
-
 _SPREAD = {"identity": 0.5, "expression": 0.2}  # of N_enc's errors, where nothing is known of them
 
 
@@ -444,25 +441,26 @@ def _looked_again(
     Returns:
         Parameters in the frame of ``camera``; ``first`` where its landmarks ask for a crop far from this one.
     """
-    side = image.shape[-1]
+    frame, side = Camera.deep3d(batch=len(image), device=image.device), image.shape[-1]  # of what N_enc says
+    whole, middle = frame.size[0], frame.center
     points = project(camera, model.landmarks3d(model(first), camera))[..., :2]
-    wanted = deep3d_crop_transform(points * (CROP / side), MEAN_FIVE_POINTS, CROP)  # its px -> those of a crop of 224
-    growth, shift = wanted[:, 0, 0], wanted[:, :, :2].sum(2) * (CROP / 2) + wanted[:, :, 2] - CROP / 2
+    wanted = deep3d_crop_transform(points * (whole / side), MEAN_FIVE_POINTS, whole)  # its px -> those of this crop
+    growth, shift = wanted[:, 0, 0], wanted[:, :, :2].sum(2) * middle + wanted[:, :, 2] - middle
     near = (growth.log().abs() < 0.2) & (shift.norm(dim=1) < 32)
     still = torch.eye(2, 3, device=image.device).expand_as(wanted)
     wanted = torch.where(near[:, None, None], wanted.nan_to_num(), still)
     size = regressor.config.size
-    to_image = torch.cat([wanted[:, :, :2] * (side / size), wanted[:, :, 2:] * (side / CROP)], 2)
+    to_image = torch.cat([wanted[:, :, :2] * (side / size), wanted[:, :, 2:] * (side / whole)], 2)
     crop = crop_affine(image, to_image, size).contiguous(memory_format=torch.channels_last)
     said = regressor(crop)
     again = _both_sides(model, regressor, crop, said) if mirrored else coefficients_to_params(said, model)
     # back to this crop: farther away where it is larger there, and at the place that is shown here
-    x, y, z = again.translation.unbind(1)
-    focal, middle, depth = 1015.0, CROP / 2, 10 - z
-    seen = torch.stack([middle + focal * x / depth, middle - focal * y / depth, torch.ones_like(x)], 1)
-    place = (wanted @ seen[:, :, None])[:, :, 0] - middle
-    depth = depth / wanted[:, 0, 0]
-    moved = torch.stack([place[:, 0] * depth / focal, -place[:, 1] * depth / focal, 10 - depth], 1)
+    seen = project(frame, again.translation[:, None])[:, 0, :2]
+    place = (wanted[:, :, :2] @ seen[:, :, None])[:, :, 0] + wanted[:, :, 2] - middle
+    distance = frame.translation[:, 2]
+    depth = (distance - again.translation[:, 2]) / wanted[:, 0, 0]
+    across = place * (depth / frame.focal)[:, None] * place.new_tensor([1.0, -1.0])
+    moved = torch.cat([across, (distance - depth)[:, None]], 1)
     again = again.replace(translation=moved, light=first.light)
     rows = torch.arange(len(near), device=image.device)
     return FaceParams.cat([again, first])[torch.where(near, rows, len(near) + rows)]

@@ -186,7 +186,7 @@ class CoefficientLosses(nn.Module):
         texels: px to which the texture is averaged down. points: places of the face at which color is compared.
         regions: {name: (I + E, I + E)}, square mm, what a difference of coefficients is in each region of the face
             (:func:`facerecon.evaluation.region_forms`); without them there is no such term.
-        pictures: of each person, one after the other in a batch; with more than one there is the term ``spread``.
+        pictures: of each person, one after the other in a batch, for :meth:`spread`.
     """
 
     def __init__(
@@ -256,12 +256,12 @@ class CoefficientLosses(nn.Module):
             identity: (B, I), ``pictures`` rows of each person after each other.
 
         Returns:
-            (B,), all the same: the mean of the ratio of standard deviations of the coefficients and, where there are
-            regions, of that of the regions' shapes; 0 for less than two people.
+            A number: the mean of the ratio of standard deviations of the coefficients and, where there are regions, of
+            that of the regions' shapes; 0 for less than two people.
         """
         n, several = self.identities, identity.unflatten(0, (-1, self.pictures))
         if len(several) < 2:
-            return identity.new_zeros(len(identity))
+            return identity.new_zeros(())
         means = several.mean(1, keepdim=True)
         within = (several - means).flatten(0, 1) * math.sqrt(self.pictures / (self.pictures - 1))
         between = (means - means.mean(0))[:, 0] * math.sqrt(len(several) / (len(several) - 1))
@@ -269,10 +269,10 @@ class CoefficientLosses(nn.Module):
         if self.region_grams is not None:
             forms.append(self.region_grams[:, :n, :n].mean(0))
         ratios = [(_form(within, g).mean() / _form(between, g).mean().clamp(min=1e-6) + 1e-4).sqrt() for g in forms]
-        return torch.stack(ratios).mean().expand(len(identity))
+        return torch.stack(ratios).mean()
 
     def forward(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> dict[str, Tensor]:
-        """Root mean squares over the face, in the units that :class:`SupervisedWeights` names, and the spread.
+        """Root mean squares over the face, in the units that :class:`SupervisedWeights` names.
 
         Args:
             found, truth: of batch B. landmarks: (B, 68, 2), the truth, px of the 224 px crop.
@@ -286,8 +286,6 @@ class CoefficientLosses(nn.Module):
         if self.region_grams is not None:
             squares = ((shape @ self.region_grams) * shape).sum(-1)  # (R, B)
             regional["regions"] = _root(squares, 0.05).mean(0)
-        if self.pictures > 1:
-            regional["spread"] = self.spread(found.identity)
         return regional | {
             "shape": _root(_form(shape, gram), 0.1),
             "identity": _root(_form(shape[:, :n], gram[:n, :n]), 0.1),
@@ -453,9 +451,11 @@ class RegressorTraining:
     def supervised(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> tuple[Tensor, dict]:
         """Weighted mean over the batch, and the means of all terms."""
         values = self.losses(found, truth, landmarks)
-        if "spread" in values and self.processes.count > 1:  # between the people of all ranks
-            everyone = torch.cat(dist.nn.all_gather(found.identity.contiguous()))
-            values["spread"] = self.losses.spread(everyone)[: len(found.identity)]
+        if self.losses.pictures > 1:
+            everyone = found.identity
+            if self.processes.count > 1:  # the people of all ranks
+                everyone = torch.cat(dist.nn.all_gather(everyone.contiguous()))
+            values["spread"] = self.losses.spread(everyone)
         total = sum(getattr(self.weights, key) * value for key, value in values.items())
         return total.mean(), {key: value.detach().mean() for key, value in values.items()}
 

@@ -55,7 +55,6 @@ class Variables:
             "light": p.light.coefficients,
         }
         self.tensors = {name: t.detach().clone() for name, t in self.tensors.items()}
-        self.start = self.params.map(torch.Tensor.detach)
         if self.one_person and self.photos > 1:
             for name in SHARED:
                 self.tensors[name] = self.tensors[name].mean(0, keepdim=True)
