@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -55,6 +55,9 @@ _HAIR = (
 )
 
 
+_SHARES = ("smile", "activity", "wide", "directional", "around", "hair", "shoulders", "glasses", "occluded")
+
+
 @dataclass(frozen=True)
 class SyntheticSettings:
     """How varied the faces are. Angles in degrees, lengths in px of a 224 px crop, shares in [0, 1].
@@ -68,11 +71,14 @@ class SyntheticSettings:
         scale: standard deviation of the log of the crop's scale; shift: of its place.
         texture: standard deviation of the texture code (of what is added to it, where there are texture maps).
         mirror: flip half of the texture maps; only right for a mirror-symmetric atlas (makehuman's is).
-        directional: share of faces under lamps, the others are lit like fitted photos. exposure: standard deviation of
+        directional: share of faces under lamps, the others are lit like fitted photos. around: share of the lamps that
+            stand anywhere before the head, below it too; the others are mostly above. exposure: standard deviation of
             the log of the brightness.
         hair, shoulders, glasses, occluded: shares of faces that have them, or something before them.
         relief: mm, root mean square over the face and the people of shapes that the model lacks
             (:class:`~facerecon.dataset.relief.Relief`); the truth is the nearest head of the model.
+        perspective: standard deviation of the log of the camera's distance over the one that fits take, 10 units; the
+            truth is the head's place before the fits' camera that the same crop would be cut out for.
         slip: standard deviation by which the texture lies off its place, smoothly over the atlas, in its sides.
         pictures: of each person; as many numbers one after the other show one person.
     """
@@ -92,6 +98,7 @@ class SyntheticSettings:
     texture: float = 1.0
     mirror: bool = False
     directional: float = 0.5
+    around: float = 0.0
     exposure: float = 0.15
     hair: float = 0.75
     shoulders: float = 0.7
@@ -99,11 +106,12 @@ class SyntheticSettings:
     occluded: float = 0.3
     relief: float = 0.0
     slip: float = 0.0
+    perspective: float = 0.0
     pictures: int = 1
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
-            share = name in ("smile", "activity", "wide", "directional", "hair", "shoulders", "glasses", "occluded")
+            share = name in _SHARES
             number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
             if name == "pictures" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"synthetic.pictures must be a whole number, 1 or more; got {value!r}.")
@@ -172,13 +180,15 @@ class _Draws:
 
 class _Truth(NamedTuple):
     """What faces are: parameters, texture codes (B, T) and textures (B, 3, s, s); where there is a relief, by how much
-    the vertices lie elsewhere, (B, V, 3); how the crop errs, scale (B,) and shift (B, 2); and what goes on drawing."""
+    the vertices lie elsewhere, (B, V, 3); how the crop errs, scale (B,) and shift (B, 2); how many times further than
+    the fits' the camera stands, (B,), or None for there; and what goes on drawing."""
 
     params: FaceParams
     codes: Tensor
     textures: Tensor
     moved: Tensor | None
     framing: tuple[Tensor, Tensor]
+    further: Tensor | None
     draws: _Draws
 
 
@@ -273,7 +283,7 @@ class SyntheticFaces:
             values[:, place["tongueOut"]] *= (draws.uniform() < 0.1).float()
         return values.clamp(low, high)
 
-    def lights(self, draws: _Draws) -> SHLight:
+    def lights(self, draws: _Draws, more: _Draws) -> SHLight:
         """Light like that of fitted photos, or an ambient one and up to two lamps."""
         s, count = self.settings, len(draws.generators)
         mean, spread, color = (torch.tensor(t) for t in (_LIGHT_MEAN, _LIGHT_SPREAD, _LIGHT_COLOR))
@@ -282,6 +292,9 @@ class SyntheticFaces:
         azimuth = draws.normal(2) * math.radians(55)
         height = draws.normal(2) * math.radians(25) + math.radians(20)
         direction = torch.stack([azimuth.sin() * height.cos(), height.sin(), azimuth.cos() * height.cos()], -1)
+        anywhere = F.normalize(more.normal(2, 3), dim=-1)
+        anywhere = torch.cat([anywhere[..., :2], anywhere[..., 2:].abs()], -1)
+        direction = torch.where((more.uniform(2) < s.around)[..., None], anywhere, direction)
         power = draws.uniform(2) * torch.stack([torch.ones(count), draws.chance(0.4).float()], 1)
         tint = 1 + 0.12 * draws.normal(2, 1) * torch.tensor([1.0, 0.1, -1.0]) + 0.04 * draws.normal(2, 3)
         ambient = draws.uniform(1, low=0.25, high=1.0)[:, None] * (1 + 0.06 * draws.normal(1, 3))
@@ -304,7 +317,7 @@ class SyntheticFaces:
             who = self._drawn(persons)
             params = drawn.params.replace(identity=who.params.identity)
             drawn = drawn._replace(params=params, codes=who.codes, textures=who.textures, moved=who.moved)
-        translation = self.place(drawn.params, *drawn.framing, moved=drawn.moved)
+        translation = self.place(drawn.params, drawn)
         return drawn._replace(params=drawn.params.replace(translation=translation))
 
     def _drawn(self, numbers: Sequence[int]) -> _Truth:
@@ -320,8 +333,9 @@ class SyntheticFaces:
             identity=draws.normal(model.num_identity) * s.identity,
             expression=self.expressions(draws),
             rotation=torch.deg2rad(turn.clamp(-limits, limits)),
-            light=self.lights(draws),
+            light=self.lights(draws, more := _Draws(self.seed, numbers, "lamps and camera")),
         )
+        further = (more.normal() * s.perspective).clamp(-0.9, 0.9).exp() if s.perspective else None
         framing = (draws.normal() * s.scale).exp(), draws.normal(2) * s.shift
         codes = draws.normal(len(self.basis)) * s.texture
         chosen, flipped = draws.uniform(), draws.chance(0.5)
@@ -337,33 +351,38 @@ class SyntheticFaces:
             if change.shape[-1] != texture.shape[-1]:
                 change = F.interpolate(change, texture.shape[-2:], mode="bilinear")
             texture, codes = texture + change, codes + self.codes[rows]
-        more, moved = _Draws(self.seed, numbers, "relief and slip"), None
+        shapes, moved = _Draws(self.seed, numbers, "relief and slip"), None
         if self.relief is not None:
-            strength = s.relief * more.uniform(1, high=math.sqrt(3))  # a root mean square of relief
-            identity, moved = self.relief(more.normal(len(self.relief.nearest)) * strength)
+            strength = s.relief * shapes.uniform(1, high=math.sqrt(3))  # a root mean square of relief
+            identity, moved = self.relief(shapes.normal(len(self.relief.nearest)) * strength)
             params = params.replace(identity=params.identity + identity)
         if s.slip:
-            texture = _slipped(texture, more.normal(2, 7, 7) * s.slip)
-        return _Truth(params, codes, texture.clamp(0, 1), moved, framing, draws)
+            texture = _slipped(texture, shapes.normal(2, 7, 7) * s.slip)
+        return _Truth(params, codes, texture.clamp(0, 1), moved, framing, further, draws)
 
-    def place(
-        self, params: FaceParams, scale: Tensor, shift: Tensor, rounds: int = 6, moved: Tensor | None = None
-    ) -> Tensor:
-        """Translations with which the released alignment finds its crop ``scale`` larger, ``shift`` away.
+    def camera(self, further: Tensor) -> Camera:
+        """Cameras (B,) times as far away as the fits', with as much longer lenses: faces are as large in them."""
+        camera = Camera.deep3d(CROP, len(further), further.device)
+        return replace(camera, focal=camera.focal * further, near=1.0, far=40.0)
+
+    def place(self, params: FaceParams, truth: _Truth, camera: Camera | None = None, rounds: int = 6) -> Tensor:
+        """Translations with which the released alignment finds its crop as much larger and as far away as it errs.
 
         Args:
-            params: poses without translation. scale: (B,). shift: (B, 2) px. moved: (B, V, 3) besides, or None.
+            params: poses without translation. truth: how the crop errs, by how much vertices lie elsewhere.
+            camera: that sees the heads; the fits' if left out.
 
         Returns:
-            (B, 3): ``deep3d_crop_transform`` of the landmarks maps the crop's center to itself plus ``shift``.
+            (B, 3): ``deep3d_crop_transform`` of the landmarks is ``scale`` larger and maps the crop's center to itself
+            plus ``shift`` (of ``truth.framing``).
         """
-        model = self.model
+        model, (scale, shift), moved = self.model, truth.framing, truth.moved
         translation = torch.zeros_like(params.translation)
-        camera = Camera.deep3d(CROP, len(scale))
+        camera = Camera.deep3d(CROP, len(scale)) if camera is None else camera
         shape = model.shape(params) if moved is None else model.shape(params) + moved
         points = model.landmarks3d(shape)  # only those that do not slide are used
         turned = points @ euler_to_matrix(params.rotation).mT
-        focal, middle = float(camera.focal[0]), CROP / 2
+        focal, middle = camera.focal[:, None], CROP / 2
         for _ in range(rounds):
             seen = project(camera, turned + translation[:, None])[..., :2]
             found = deep3d_crop_transform(seen, MEAN_FIVE_POINTS, CROP)
@@ -392,10 +411,14 @@ class SyntheticFaces:
         if persons is not None and len(persons) != len(numbers):
             raise ShapeError(f"persons must be one a picture, {len(numbers)}; got {len(persons)}.")
         with torch.no_grad():
-            params, codes, texture, moved, _, draws = self.truth(numbers, persons)
-            camera = Camera.deep3d(CROP, len(codes))
+            truth = self.truth(numbers, persons)
+            params, texture = truth.params, truth.textures
+            camera, seen = Camera.deep3d(CROP, len(texture)), params
+            if truth.further is not None:
+                camera = self.camera(truth.further)
+                seen = params.replace(translation=self.place(params, truth, camera))
             shape = self.model.shape(params)
-            vertices = self.model.pose(shape if moved is None else shape + moved, params)
+            vertices = self.model.pose(shape if truth.moved is None else shape + truth.moved, seen)
             landmarks3d = self.model.landmarks3d(vertices, camera)
             drawn = self.renderer(vertices, texture, self.model.topology, camera, params.light, landmarks3d=landmarks3d)
             landmarks = drawn.landmarks * (CROP / self.side)
@@ -404,8 +427,8 @@ class SyntheticFaces:
             )
             if self.side != self.size:
                 layers = F.avg_pool2d(layers, self.side // self.size)
-            image = self._picture(*layers.split([3, 1, 1], 1), landmarks, draws)
-        return SyntheticBatch(image.clamp(0, 1), params, codes, landmarks)
+            image = self._picture(*layers.split([3, 1, 1], 1), landmarks, truth.draws)
+        return SyntheticBatch(image.clamp(0, 1), params, truth.codes, landmarks)
 
     def _picture(self, image: Tensor, mask: Tensor, scalp: Tensor, landmarks: Tensor, draws: _Draws) -> Tensor:
         """The head (premultiplied by its mask) before a background, with hair and what hides it."""

@@ -193,3 +193,43 @@ def test_another_head_model(reference, asset) -> None:
     assert all(value.max() < 0.02 for value in losses(truth, truth, batch.landmarks68).values())
     wrong = losses(truth.map(torch.zeros_like), truth, batch.landmarks68)
     assert wrong["shape"].min() > 0.5 and wrong["landmarks"].min() > 3
+
+
+def test_lamps_around_the_head(head) -> None:
+    """Some light comes from below, none from behind; all that lamps do not light stays as it is."""
+    bare = {**BARE, "directional": 1.0}
+    mostly_above, around = (SyntheticFaces(*head, SyntheticSettings(**bare, around=a), seed=3, size=32) for a in (0, 1))
+    numbers = range(200)
+    one, other = mostly_above.truth(numbers).params, around.truth(numbers).params
+    assert torch.equal(one.identity, other.identity) and torch.equal(one.rotation, other.rotation)
+    up = torch.tensor([[0.0, 1.0, 0.0]])
+    for params, least, most, before in ((one, 0.0, 0.25, 0.8), (other, 0.3, 0.6, 1.0)):
+        light = params.light.coefficients.mean(2)
+        from_below = (sh_basis(-up) @ light[:, :, None] > sh_basis(up) @ light[:, :, None]).float().mean()
+        assert least <= from_below <= most
+        front, back = (sh_basis(torch.tensor([[0.0, 0.0, z]])) @ light[:, :, None] for z in (1.0, -1.0))
+        assert (front > back - 1e-5).float().mean() >= before
+    with pytest.raises(ConfigError, match=r"synthetic\.around must be 0 to 1"):
+        SyntheticSettings(around=2.0)
+
+
+def test_faces_seen_from_near_and_far(head) -> None:
+    """The crop is the same, by its landmarks, and so is the truth; only the camera stands elsewhere."""
+    plain = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=3, size=112)
+    varied = SyntheticFaces(*head, SyntheticSettings(**BARE, perspective=0.3), seed=3, size=112)
+    numbers = range(16)
+    one, other, truth = plain(numbers), varied(numbers), varied.truth(numbers)
+    for name in ("identity", "expression", "rotation", "translation"):
+        assert torch.equal(getattr(one.params, name), getattr(other.params, name))
+    assert 0.15 < truth.further.log().std() < 0.45
+    cut = [deep3d_crop_transform(batch.landmarks68, MEAN_FIVE_POINTS) for batch in (one, other)]
+    assert torch.allclose(*cut, atol=0.02)
+    # by hand: a head seen from its own distance by a longer or shorter lens
+    model, camera = head[0], varied.camera(truth.further)
+    seen = truth.params.replace(translation=varied.place(truth.params, truth, camera))
+    x, y, z = model.landmarks3d(model(seen), camera).unbind(-1)
+    focal = 1015 * truth.further[:, None]
+    expected = torch.stack([112 + focal * x / (10 - z), 112 - focal * y / (10 - z)], -1)
+    assert (other.landmarks68 - expected).abs().max() < 0.01
+    away = (one.landmarks68 - other.landmarks68).norm(dim=-1).mean(1)
+    assert away[truth.further.log().abs() > 0.2].mean() > 0.8  # px: noses and jaws are larger or smaller
