@@ -262,6 +262,7 @@ class Bench:
         def measure(number: int) -> dict[str, Any]:
             batch = self.synthetic([number])
             photo = observe(spoil(batch.image, np.random.default_rng([self.options.seed, number])))
+            check_found(photo, batch.landmarks68[0] * (batch.image.shape[-1] / 224))
             shape = self.model.shape(batch.params)
             truth = shape[0], self.model.topology.faces, self.model.landmarks3d(shape)[0]
             return self.compare(f"synthetic/{number}", photo, truth, self.own_regions, self.model)
@@ -274,8 +275,10 @@ class Bench:
 
         def measure(number: int) -> dict[str, Any]:
             subject = self.subject(number)
+            photo = observe(subject.photo)
+            check_found(photo, subject.pixels)
             truth = subject.vertices, self.ict.topology.faces, subject.landmarks
-            return self.compare(f"ict/{number}", observe(subject.photo), truth, self.ict_regions, self.ict)
+            return self.compare(f"ict/{number}", photo, truth, self.ict_regions, self.ict)
 
         for number in range(self.options.n):
             self.measured(f"ict/{number}", lambda number=number: measure(number), self.last_method)
@@ -410,7 +413,7 @@ class Bench:
         fallen = [row["fallback"] for row in rows if row.get("fallback")]
         text = f"Out of N_enc's depth, so started from landmarks: {len(fallen)} of {len(rows) - missed}"
         text += f" (for example: {fallen[0]})" if fallen else ""
-        return [text + f". Photos in which no face was found: {missed}."]
+        return [text + f". Photos in which no face was found, or something else: {missed}."]
 
     def yaw_lines(self) -> list[str]:
         keys = [f"yaw/{n}/{yaw}" for n in range(self.options.yaw_heads) for yaw in YAWS]
@@ -540,6 +543,23 @@ class Bench:
 
 
 # -- figures -----------------------------------------------------------------------------------------------
+
+
+def check_found(photo: Observation, truth: Tensor) -> None:
+    """Is what the detector found the face? An eye behind glasses, say, is not.
+
+    Args:
+        photo: one observed face. truth: (68, 2), px of the photo.
+
+    Raises:
+        InputError: its inner landmarks are off by over 15 % of their extent, so nothing about the head was measured.
+    """
+    to_photo = photo.fit.to_photo[0]
+    found = photo.landmarks68[0] @ to_photo[:, :2].T + to_photo[:, 2]
+    inner = truth[17:]
+    extent = (inner.amax(0) - inner.amin(0)).max()
+    if (found[17:] - inner).norm(dim=1).mean() > 0.15 * extent:
+        raise InputError("the photo: something else was taken for the face.")
 
 
 def mean_error(errors: dict[str, float]) -> float:

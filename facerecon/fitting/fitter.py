@@ -70,7 +70,8 @@ class Fitter:
         perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex`` or
             ``lpips_squeeze``.
         photometric: ``l1`` (release) or ``l2`` (paper).
-        landmark_weighting: ``release`` or ``uniform``.
+        landmark_weighting: ``facing`` (ours: the release's, and less for what the start turns away from the camera,
+            :func:`~facerecon.losses.facing_weights`), ``release`` or ``uniform``.
         latent_prior: ``gaussian`` (ours), ``radius`` (paper) or ``geocross`` (release).
         shape_prior: what ``reg_id`` and ``reg_exp`` hold identity and expression to: ``start``, what stage 1 found
             (ours), or ``mean``, the model's mean face (paper).
@@ -93,7 +94,7 @@ class Fitter:
         identity: torch.nn.Module | None = None,
         perceptual: str = "face_features",
         photometric: str = "l1",
-        landmark_weighting: str = "release",
+        landmark_weighting: str = "facing",
         latent_prior: str = "gaussian",
         shape_prior: str = "start",
         identity_alignment: str = "photo",
@@ -123,7 +124,11 @@ class Fitter:
         self.photometric = photometric
         self.identity_alignment = identity_alignment
         self.latent_prior, self.shape_prior = priors[latent_prior], shape_prior
-        self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
+        if landmark_weighting not in ("facing", "release", "uniform"):
+            raise ConfigError(nearest_name(landmark_weighting, ("facing", "release", "uniform"), "landmark weighting"))
+        self.facing = landmark_weighting == "facing"
+        weights = losses.landmark_weights("release" if self.facing else landmark_weighting)
+        self.landmark_weights = weights.to(model.mean.device)
         self.start = start or LandmarkStart()
         self.regressor, self.regressor_start = regressor, regressor_start or RegressorStart()
         if regressor is not None:
@@ -330,9 +335,7 @@ class Fitter:
         optimizer = torch.optim.Adam(groups, eps=stage.epsilon)
         moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
         view = None if moving_shape else self._prepare(variables.current, camera)[0]
-        fixed = self._targets(photo, stage)
-        if self.shape_prior == "start":
-            fixed |= {"reg_id": variables.params.identity, "reg_exp": variables.params.expression}
+        fixed = self._targets(photo, stage, variables.params)
         records: dict[str, list[Tensor]] = {}
         moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
         moving[list(self.failed)] = False
@@ -447,9 +450,14 @@ class Fitter:
                 hidden[b] *= not given
             return hide(photo, hidden)
 
-    def _targets(self, photo: Observation, stage: Stage) -> dict[str, Any]:
-        """What every step compares with, computed once."""
-        targets: dict[str, Any] = {}
+    def _targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
+        """What every step compares with, computed once; ``start``: what stage 1 found."""
+        targets: dict[str, Any] = {"lm": self.landmark_weights}
+        if self.facing:
+            points = self.model.landmarks3d(self.model.mean[None])[0]
+            targets["lm"] = self.landmark_weights * losses.facing_weights(points, start.rotation)
+        if self.shape_prior == "start":
+            targets |= {"reg_id": start.identity, "reg_exp": start.expression}
         if "lpips" in stage.weights:
             targets["lpips"] = self.perceptual.prepare(photo.image, photo.landmarks68)
         if "id" in stage.weights:
@@ -510,7 +518,7 @@ class Fitter:
             on_w = self.latent_prior is losses.geocross_loss
             terms["reg_z"] = self.latent_prior(self.decoder.to_w(latent.codes) if on_w else latent.codes)
         if "lm" in weights:
-            terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, self.landmark_weights)
+            terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, targets["lm"])
         if "silhouette" in weights:
             terms["silhouette"] = losses.silhouette_loss(mask, photo.face_mask, targets["below"])
         if "reg_id" in weights:

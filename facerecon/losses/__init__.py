@@ -10,7 +10,7 @@ from facerecon.losses.image import (
     pixel_loss,
     silhouette_loss,
 )
-from facerecon.losses.landmark import landmark_loss, landmark_weights, normalized_mean_error
+from facerecon.losses.landmark import facing_weights, landmark_loss, landmark_weights, normalized_mean_error
 from facerecon.losses.priors import (
     coefficient_loss,
     gaussian_loss,
@@ -29,6 +29,7 @@ __all__ = [
     "geocross_loss",
     "identity_loss",
     "identity_similarity",
+    "facing_weights",
     "landmark_loss",
     "landmark_weights",
     "light_color_loss",

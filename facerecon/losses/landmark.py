@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import ConfigError, check_shape, nearest_name
+from facerecon.geometry.rotation import euler_to_matrix
 
-__all__ = ["landmark_loss", "landmark_weights", "normalized_mean_error"]
+__all__ = ["facing_weights", "landmark_loss", "landmark_weights", "normalized_mean_error"]
 
 
 def landmark_weights(scheme: str = "release") -> Tensor:
@@ -23,6 +25,30 @@ def landmark_weights(scheme: str = "release") -> Tensor:
         weights[60:68] = 20.0
     elif scheme != "uniform":
         raise ConfigError(nearest_name(scheme, ("release", "uniform"), "landmark weighting"))
+    return weights
+
+
+def facing_weights(points: Tensor, rotation: Tensor, least: float = 0.05) -> Tensor:
+    """How much each landmark is to be believed by how far the head has turned it away (ours).
+
+    A point on the far side of a turned head is seen at a slant: a pixel there is many millimeters of the face, and
+    detectors err most. Its weight is the square of the cosine that it faces the camera with, over that of a frontal
+    head. Directions are those from the head's vertical axis, as far back as the jaw is on average.
+
+    Args:
+        points: (68, 3) on the head, not posed. rotation: (B, 3) Euler angles. least: weight, however far it turned.
+
+    Returns:
+        (B, 68) in [least, 1]; 1 for the jaw (0-16), which slides to where the outline is.
+    """
+    check_shape("points", points, "68 3")
+    check_shape("rotation", rotation, "B 3")
+    jaw = slice(0, 17)
+    across = points * points.new_tensor([1.0, 0.0, 1.0])
+    across = F.normalize(across - points[jaw].mean(0) * points.new_tensor([0.0, 0.0, 1.0]), dim=1)
+    facing = (across @ euler_to_matrix(rotation).mT)[..., 2] / across[:, 2].clamp(min=0.2)
+    weights = facing.clamp(0, 1).square().clamp(min=least)
+    weights[:, jaw] = 1.0
     return weights
 
 

@@ -86,7 +86,7 @@ def gradients(fitter, photo, params, latent, one_person) -> dict[str, torch.Tens
     stage = fitter.stages["joint"]
     variables = Variables(params, latent, fitter.model.expression_bounds, fitter.decoder, one_person)
     variables.groups(stage)
-    targets = fitter._targets(photo, stage)
+    targets = fitter._targets(photo, stage, params)
     camera = Camera.deep3d(batch=photo.batch)
     terms, _ = fitter._evaluate(stage, photo, variables.current, variables.code, camera, None, targets)
     sum((stage.weights[name] * value).expand(photo.batch) for name, value in terms.items()).sum().backward()

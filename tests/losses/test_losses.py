@@ -7,6 +7,8 @@ import torch
 
 from facerecon import losses
 from facerecon.errors import ConfigError, InputError, ShapeError
+from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.morphable import load_face_model
 
 
 def test_pixel_loss_l1_is_the_release_formula() -> None:
@@ -170,3 +172,24 @@ def test_smoothness_is_zero_on_an_even_track_and_known_on_a_parabola() -> None:
         losses.smoothness_loss(bent, torch.tensor([0.0, 1, 1, 2, 3, 4]))
     with pytest.raises(ShapeError):
         losses.smoothness_loss(bent, t[:3])
+
+
+def test_landmarks_that_turn_away_count_less(asset) -> None:
+    """A frontal head: all count. A turned one: the far side less than the near one, as its mirror image would."""
+    asset("makehuman")
+    model = load_face_model(num_identity=1)
+    points = model.landmarks3d(model.mean[None])[0]
+    turns = torch.deg2rad(torch.tensor([[0.0, 0, 0], [0, 40, 0], [0, -40, 0], [0, 0, 20], [30, 0, 0]]))
+    weights = losses.facing_weights(points, turns)
+    assert torch.allclose(weights[0], torch.ones(68))
+    assert torch.equal(weights[:, :17], torch.ones(5, 17))
+    left, right = [36, 41, 48, 60, 31], [45, 46, 54, 64, 35]
+    assert (weights[1, left] - weights[1, right]).abs().min() > 0.2
+    away = weights[1].argsort()[:10]
+    turned = points @ euler_to_matrix(turns[1:2])[0].mT
+    assert (turned[away, 0].sign() == turned[away[0], 0].sign()).all()  # all on one side, the one that is further
+    assert turned[away, 2].mean() < turned[17:, 2].mean()
+    assert torch.allclose(weights[1, left], weights[2, right], atol=0.02)
+    assert torch.allclose(weights[3], weights[0], atol=1e-5)  # turned in the picture: seen as well as before
+    assert weights.min() >= 0.05 and weights.max() <= 1
+    assert losses.facing_weights(points, turns[1:2] * 2.2).min() == pytest.approx(0.05)
