@@ -203,6 +203,27 @@ def test_another_network_to_start_from(tmp_path, cache, capsys) -> None:
     assert "differs: width); set width=0.125" in refused(capsys, shared, f"out={tmp_path / 'q'}", "width=0.25", init)
 
 
+def test_the_mean_of_several_networks(tmp_path, cache, capsys) -> None:
+    """It is measured and saved as it is; names what it is of; and may be trained on."""
+    shared, files = f"cache={cache}", []
+    for kimg in ("0.008", "0.032"):
+        assert train(shared, f"out={tmp_path / kimg}", f"kimg={kimg}") == 0
+        files.append(str(tmp_path / kimg / "regressor.safetensors"))
+    init = f"init=[{','.join(files)}]"
+    assert train(shared, f"out={tmp_path / 'mean'}", "kimg=0", init, "file=float32") == 0
+    assert f"started from {files[0]} and {files[1]}" in capsys.readouterr().out
+    mean, *networks = (read_regressor(file) for file in (tmp_path / "mean" / "regressor.safetensors", *files))
+    assert mean.about["mean_of"] == 2 and mean.about["figures"]["held_out_shape"] > 0
+    states = [network.state_dict() for network in networks]
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2, atol=1e-6, rtol=1e-5)
+    assert train(shared, f"out={tmp_path / 'more'}", "kimg=0.008", init) == 0
+    wrong = f"init=[{files[0]},{tmp_path / 'none.safetensors'}]"
+    assert "none.safetensors" in refused(capsys, shared, f"out={tmp_path / 'q'}", "kimg=0", wrong)
+
+
 def test_numbers_that_are_none_stop_the_run(tmp_path, cache, capsys) -> None:
     out = [f"cache={cache}", f"out={tmp_path / 'o'}"]
     assert train(*out, "kimg=0.016") == 0

@@ -130,7 +130,7 @@ class _Job:
         from facerecon.imaging.files import list_images
         from facerecon.morphable import load_face_model
         from facerecon.perception import load_identity
-        from facerecon.perception.regressor import Regressor, RegressorConfig, read_regressor
+        from facerecon.perception.regressor import Regressor, RegressorConfig, mean_regressor, read_regressor
         from facerecon.run import choose_training_precision, item_seed
 
         c, v, device = self.config, self.values, self.processes.device
@@ -141,8 +141,8 @@ class _Job:
             raise ConfigError(f"weak.share must be 0 to 1; got {c.weak.share!r}.")
         if c.file not in ("float32", "float16", "int8"):
             raise ConfigError(f"file must be float32, float16 or int8; got {c.file!r}.")
-        if c.kimg <= 0:
-            raise ConfigError(f"kimg must be above 0; got {c.kimg!r}.")
+        if c.kimg < 0 or (c.kimg == 0 and not c.init):
+            raise ConfigError(f"kimg must be above 0 (or 0, to measure and save the mean of init=); got {c.kimg!r}.")
         wear = WearSettings(**v["wear"])
         chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         self.photos_a_step = round(c.batch * c.weak.share)
@@ -215,7 +215,8 @@ class _Job:
         )
         torch.manual_seed(item_seed(c.seed, "weights"))
         if c.init:
-            network, about = read_regressor(c.init), f"from {c.init}"
+            files = [c.init] if isinstance(c.init, str) else list(c.init)
+            network, about = mean_regressor([read_regressor(file) for file in files]), f"from {' and '.join(files)}"
             if network.config != sizes:
                 wrong = [k for k, value in sizes.plain().items() if network.config.plain()[k] != value]
                 raise ConfigError(
@@ -358,7 +359,11 @@ class _Job:
         self._resume(folder)
         total = round(c.kimg * 1000)
         if t.images >= total:
-            if first:
+            if first and total == 0:  # what it starts from, measured
+                row = self.snapshot(folder)
+                folder.metrics.write(row)
+                print(describe(row))
+            elif first:
                 print(f"nothing to do: {t.images / 1000:.1f} kimg are trained; raise kimg to go on.")
             return 0
         logger = row_logger(c, _numbers_of, "images") if first else None
@@ -471,6 +476,7 @@ class _Job:
             "synthetic_faces": c.synthetic.cached or t.images,
             "texture_maps": 0 if self.faces.maps is None else len(self.faces.maps),
             "seed": c.seed,
+            "mean_of": 1 if c.init is None or isinstance(c.init, str) else len(c.init),
             "figures": {key: value for key, value in row.items() if isinstance(value, float)},
         }
         if self.residual and all(map(math.isfinite, self.residual["identity"] + self.residual["expression"])):

@@ -10,11 +10,12 @@ Files are safetensors with the configuration in the header, in half precision or
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = [
     "clamp_inward",
     "from_official",
     "load_regressor",
+    "mean_regressor",
     "read_official_regressor",
     "read_regressor",
     "save_regressor",
@@ -373,6 +375,27 @@ def save_regressor(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"metadata of a regressor must be plain data for JSON ({error}).") from None
     return write_whole(path, safetensors_bytes(tensors, {"facerecon": text}))
+
+
+def mean_regressor(networks: Sequence[Regressor]) -> Regressor:
+    """The network whose weights are the means of others', of one path of training (arXiv:2203.05482).
+
+    Args:
+        networks: one or more of the same configuration; without the first's record of how it was trained.
+
+    Raises:
+        ConfigError: none, or they differ in their configuration.
+    """
+    if not networks:
+        raise ConfigError("a mean needs one network at least.")
+    if any(other.config != networks[0].config for other in networks):
+        raise ConfigError("these are weights of networks of different kinds; name such as one run led to.")
+    mean = copy.deepcopy(networks[0])
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([other.state_dict()[name] for other in networks]).mean(0))
+    mean.about = {}
+    return mean
 
 
 def read_regressor(path: str | Path) -> Regressor:

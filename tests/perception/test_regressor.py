@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from facerecon.perception.regressor import (
     clamp_inward,
     from_official,
     load_regressor,
+    mean_regressor,
     read_official_regressor,
     read_regressor,
     save_regressor,
@@ -232,6 +234,23 @@ def test_files_hold_the_network(tmp_path, dtype, limit):
     assert (
         save_regressor(tmp_path / "again.safetensors", network, {"steps": 7}, dtype).read_bytes() == path.read_bytes()
     )
+
+
+def test_mean_of_weights() -> None:
+    """Of one network it is that network; of two, half way; of two kinds, none."""
+    one, two = filled(SMALL, 0), filled(SMALL, 1)
+    one.about = {"residual": {}}
+    mean = mean_regressor([one, two])
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, (one.state_dict()[name] + two.state_dict()[name]) / 2)
+    assert mean.about == {} and one.about  # nothing of the first has changed
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(mean_regressor([two])(images).identity, two(images).identity)
+    with pytest.raises(ConfigError, match="different kinds"):
+        mean_regressor([one, filled(dataclasses.replace(SMALL, texture=4))])
+    with pytest.raises(ConfigError, match="at least"):
+        mean_regressor([])
 
 
 def test_residuals_travel_with_the_weights(tmp_path):
