@@ -54,7 +54,6 @@ _HAIR = (
     (0.60, 0.60, 0.60),
 )
 
-
 _SHARES = ("smile", "activity", "wide", "directional", "around", "hair", "shoulders", "glasses", "occluded")
 
 

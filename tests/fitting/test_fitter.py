@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facerecon.errors import FitError
+from facerecon.errors import ConfigError, FitError
 from facerecon.fitting import DetailSettings, Fitter, fit_landmarks, fit_light
 from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import project
@@ -288,3 +288,21 @@ def test_what_holds_the_shape(fitter, photos, monkeypatch) -> None:
     assert found["start"]["reg_id"][1].max() > 0
     torch.testing.assert_close(found["mean"]["reg_id"][0], params.identity.square().sum(1))
     torch.testing.assert_close(found["mean"]["reg_exp"][0], params.expression.square().sum(1))
+
+
+def test_landmarks_that_are_turned_away_weigh_less(fitter, photos) -> None:
+    """By ``facing``, the default, in the loss of stage 3 as the start has the head turned; a jaw and a frontal head as
+    the release has them."""
+    stage, start = fitter.stages["joint"], fitter.initialize(photos)[0]
+    frontal = start.replace(rotation=torch.zeros_like(start.rotation))
+    turned = frontal.replace(rotation=torch.tensor([[0.0, 0.7, 0.0]]).expand(photos.batch, 3))
+    release = fitter.landmark_weights
+    assert release.max() == 20
+    front, side = (fitter._targets(photos, stage, params)["lm"] for params in (frontal, turned))
+    torch.testing.assert_close(front, release.expand(photos.batch, 68))
+    assert torch.equal(side[:, :17], front[:, :17])
+    assert (side[:, 17:] <= front[:, 17:]).all() and (side[:, 60:] < 0.9 * front[:, 60:]).sum() > 2
+    plain = Fitter(fitter.model, fitter.decoder, fitter.renderer, stages=SHORT, landmark_weighting="release")
+    assert torch.equal(plain._targets(photos, stage, turned)["lm"], release)
+    with pytest.raises(ConfigError, match="facing"):
+        Fitter(fitter.model, fitter.decoder, fitter.renderer, stages=SHORT, landmark_weighting="facign")
