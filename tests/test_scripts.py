@@ -285,7 +285,7 @@ def fit_and_render(model: str, path: Path, out: Path, *overrides: str) -> str:
 def test_the_ict_head_from_its_own_file(tmp_path, reference, models) -> None:
     out = fit_and_render("ict", reference / "ict" / "ict_facekit_light.npz", tmp_path / "out")
     assert "note: ict takes" in out
-    assert "texture basis of makehuman" in out
+    assert "texture: the decoder of makehuman" in out
 
 
 @pytest.mark.slow
