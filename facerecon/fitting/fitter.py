@@ -124,11 +124,8 @@ class Fitter:
         self.photometric = photometric
         self.identity_alignment = identity_alignment
         self.latent_prior, self.shape_prior = priors[latent_prior], shape_prior
-        if landmark_weighting not in ("facing", "release", "uniform"):
-            raise ConfigError(nearest_name(landmark_weighting, ("facing", "release", "uniform"), "landmark weighting"))
         self.facing = landmark_weighting == "facing"
-        weights = losses.landmark_weights("release" if self.facing else landmark_weighting)
-        self.landmark_weights = weights.to(model.mean.device)
+        self.landmark_weights = losses.landmark_weights(landmark_weighting).to(model.mean.device)
         self.start = start or LandmarkStart()
         self.regressor, self.regressor_start = regressor, regressor_start or RegressorStart()
         if regressor is not None:

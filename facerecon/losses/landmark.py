@@ -17,14 +17,14 @@ def landmark_weights(scheme: str = "release") -> Tensor:
 
     Args:
         scheme: ``"release"``: 20 for the nose ridge (28-30) and the inner mouth (60-67), 1 elsewhere;
-            ``"uniform"``: 1 everywhere.
+            ``"facing"``: the same, to be lessened by :func:`facing_weights`; ``"uniform"``: 1 everywhere.
     """
     weights = torch.ones(68)
-    if scheme == "release":
+    if scheme in ("release", "facing"):
         weights[28:31] = 20.0
         weights[60:68] = 20.0
     elif scheme != "uniform":
-        raise ConfigError(nearest_name(scheme, ("release", "uniform"), "landmark weighting"))
+        raise ConfigError(nearest_name(scheme, ("facing", "release", "uniform"), "landmark weighting"))
     return weights
 
 

@@ -390,10 +390,10 @@ def mean_regressor(networks: Sequence[Regressor]) -> Regressor:
         raise ConfigError("a mean needs one network at least.")
     if any(other.config != networks[0].config for other in networks):
         raise ConfigError("these are weights of networks of different kinds; name such as one run led to.")
-    mean = copy.deepcopy(networks[0])
+    mean, states = copy.deepcopy(networks[0]), [other.state_dict() for other in networks]
     for name, value in mean.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.stack([other.state_dict()[name] for other in networks]).mean(0))
+            value.copy_(torch.stack([state[name] for state in states]).mean(0))
     mean.about = {}
     return mean
 
