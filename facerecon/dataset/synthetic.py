@@ -54,7 +54,10 @@ _HAIR = (
     (0.60, 0.60, 0.60),
 )
 
-_SHARES = ("smile", "activity", "wide", "directional", "around", "hair", "shoulders", "glasses", "occluded")
+_SHARES = ("smile", "activity", "wide", "directional", "around", "stark", "hair", "shoulders", "glasses", "occluded")
+
+_BRIGHTEST = (1.3, 2.6)
+"""Shading of the brightest side of the face at most: under soft lamps, and under stark ones, as overexposed photos."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class SyntheticSettings:
         texture: standard deviation of the texture code (of what is added to it, where there are texture maps).
         mirror: flip half of the texture maps; only right for a mirror-symmetric atlas (makehuman's is).
         directional: share of faces under lamps, the others are lit like fitted photos. around: share of the lamps that
-            stand anywhere before the head, below it too; the others are mostly above. exposure: standard deviation of
-            the log of the brightness.
+            stand anywhere before the head, below it too; the others are mostly above. stark: share of the faces under
+            lamps whose lamps are anything from none to all of the light, and may outshine the picture's white.
+            exposure: standard deviation of the log of the brightness.
         hair, shoulders, glasses, occluded: shares of faces that have them, or something before them.
         relief: mm, root mean square over the face and the people of shapes that the model lacks
             (:class:`~facerecon.dataset.relief.Relief`); the truth is the nearest head of the model.
@@ -98,6 +102,7 @@ class SyntheticSettings:
     mirror: bool = False
     directional: float = 0.5
     around: float = 0.0
+    stark: float = 0.0
     exposure: float = 0.15
     hair: float = 0.75
     shoulders: float = 0.7
@@ -296,11 +301,18 @@ class SyntheticFaces:
         direction = torch.where((more.uniform(2) < s.around)[..., None], anywhere, direction)
         power = draws.uniform(2) * torch.stack([torch.ones(count), draws.chance(0.4).float()], 1)
         tint = 1 + 0.12 * draws.normal(2, 1) * torch.tensor([1.0, 0.1, -1.0]) + 0.04 * draws.normal(2, 3)
-        ambient = draws.uniform(1, low=0.25, high=1.0)[:, None] * (1 + 0.06 * draws.normal(1, 3))
+        ambient = draws.uniform(1, low=0.25, high=1.0)
+        brightest = torch.full_like(ambient, _BRIGHTEST[0])
+        if s.stark:
+            stark, share = more.chance(s.stark)[:, None], more.uniform(1)
+            power = torch.where(stark, share * power / power.sum(1, keepdim=True).clamp(min=1e-6), power)
+            ambient = torch.where(stark, 1 - share, ambient)
+            brightest = torch.where(stark, more.uniform(1, low=_BRIGHTEST[0], high=_BRIGHTEST[1]), brightest)
+        ambient = ambient[:, None] * (1 + 0.06 * draws.normal(1, 3))
         lamps = directional_light(direction, power[..., None] * tint.clamp(min=0.3))
         lamps[:, 0] += ambient[:, 0] / float(sh_basis(torch.zeros(3))[0])
         shading = (sh_basis(_FACE_NORMALS) @ lamps).mean(2)  # (B, 7)
-        lamps = lamps * torch.minimum(0.85 / shading.mean(1), 1.3 / shading.amax(1))[:, None, None]
+        lamps = lamps * torch.minimum(0.85 / shading.mean(1), brightest[:, 0] / shading.amax(1))[:, None, None]
         chosen = draws.chance(s.directional)[:, None, None]
         exposure = (draws.normal(1, 1) * s.exposure).exp()
         light = torch.where(chosen, lamps, like_photos) * exposure

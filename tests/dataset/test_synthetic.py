@@ -213,6 +213,27 @@ def test_lamps_around_the_head(head) -> None:
         SyntheticSettings(around=2.0)
 
 
+def test_stark_lamps(head) -> None:
+    """Some faces are lit by lamps alone, some hardly by any; sides of some outshine white, whole faces do not."""
+    bare = {**BARE, "directional": 1.0, "exposure": 0.0}
+    soft, stark = (SyntheticFaces(*head, SyntheticSettings(**bare, stark=s), seed=3, size=32) for s in (0, 1))
+    numbers = range(200)
+    one, other = soft.truth(numbers).params, stark.truth(numbers).params
+    assert torch.equal(one.identity, other.identity) and torch.equal(one.rotation, other.rotation)
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 9), indexing="ij")
+    seen = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1), dim=1)
+    darkest, brightest, mean = [], [], []
+    for params in (one, other):
+        shading = (sh_basis(seen) @ params.light.coefficients).mean(2)
+        darkest.append(shading.amin(1) / shading.amax(1))
+        brightest.append(shading.amax(1))
+        mean.append(shading.mean(1))
+    assert (darkest[0] < 0.2).float().mean() < 0.03 and (darkest[1] < 0.2).float().mean() > 0.08
+    assert (darkest[0] > 0.95).sum() < (darkest[1] > 0.95).sum()
+    assert (brightest[0] > 1.7).sum() == 0 and (brightest[1] > 1.7).sum() > 3 and brightest[1].max() < 3.2
+    assert mean[1].max() < 1.2
+
+
 def test_faces_seen_from_near_and_far(head) -> None:
     """The crop is the same, by its landmarks, and so is the truth; only the camera stands elsewhere."""
     plain = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=3, size=112)
