@@ -7,8 +7,9 @@ Parts (all by default, with few items each):
 
 * synthetic: held-out heads of the fit's own head model, as train/regressor.py draws them, with blur, noise and JPEG.
 * ict: heads of ICT-FaceKit in generated skins, seen by another camera, with blur, noise and JPEG (as in recovery.py).
-  Of both, error by region in mm (nose, mouth, forehead, cheek; REALY's way) of the mean face, the start from landmarks,
-  what N_enc says, that refined on landmarks, and the full three stages after each start.
+  Of both, error by region in mm (nose, mouth, forehead, cheek; distances to the surface after REALY's alignments, and
+  by REALY's own protocol) of the mean face, the start from landmarks, what N_enc says, that refined on landmarks, and
+  the full three stages after each start.
 * yaw: ICT heads from -45 to 45 degrees, error of the starts; a curve (yaw.png).
 * spread: the identity that is found for one person under 8 lights and with 8 expressions: its spread against that
   between people. N_enc passes with a third.
@@ -55,6 +56,7 @@ from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, direc
 from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
 from facerecon.evaluation.heads import Subject, Wardrobe, clay, spoil
+from facerecon.evaluation.realy import realy_errors, scan_of_head
 from facerecon.fitting import RegressorStart, coefficients_to_params, fit_landmarks, start_from_regressor
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -234,6 +236,14 @@ class Bench:
         found = region_errors(shape[0], self.model.topology.faces, points, *truth, regions)
         return {name: round(value, 4) for name, value in found.items()}
 
+    def realy(self, params: FaceParams | None, truth: tuple[Any, Any, Any], regions: dict[str, Any]) -> dict:
+        """The same by REALY's own protocol, which searches correspondences, too."""
+        params = self.model.neutral(1) if params is None else params
+        shape = self.model.shape(params)
+        points = self.model.landmarks3d(shape)[0]
+        found = realy_errors(shape[0], self.model.topology.faces, points, scan_of_head(*truth, regions))
+        return {name: round(value, 4) for name, value in found.errors.items()}
+
     def compare(
         self, name: str, photo: Observation, truth: tuple[Any, Any, Any], regions: dict, true_model: MorphableModel
     ) -> dict[str, Any]:
@@ -241,13 +251,14 @@ class Bench:
         heads, reason = self.starts(photo)
         if not self.options.starts_only:
             heads |= {f"{start}, all stages": params for start, (params, _) in self.fits(photo).items()}
-        errors = {"mean face": self.errors(None, truth, regions)}
-        errors |= {method: self.errors(params, truth, regions) for method, params in heads.items()}
+        named = {"mean face": None} | heads
+        errors = {method: self.errors(params, truth, regions) for method, params in named.items()}
+        realy = {method: self.realy(params, truth, regions) for method, params in named.items()}
         tiles = {"photo": photo.image[0], "true": clay(true_model, truth[0])}
         tiles |= {method: clay(self.model, self.model.shape(params)[0]) for method, params in heads.items()}
         for method, tile in tiles.items():
             write_jpg(self.out / "pictures" / f"{name.replace('/', '_')}_{method}.jpg", tile)
-        return {"errors": errors, "fallback": reason}
+        return {"errors": errors, "realy": realy, "fallback": reason}
 
     @property
     def last_method(self) -> str:
@@ -400,7 +411,8 @@ class Bench:
         for part, title in titles.items():
             rows = self.items(part, o.n)
             if rows:
-                lines += [f"## {title} ({len(rows)})", "", *region_table(rows), "", *self.counts(part), ""]
+                lines += [f"## {title} ({len(rows)})", "", *region_table(rows), ""]
+                lines += ["By REALY's own protocol:", "", *region_table(rows, "realy"), "", *self.counts(part), ""]
         sections = self.yaw_lines(), self.spread_lines(), self.limit_lines(), self.fit_lines(), self.speed_lines()
         for section in sections:
             lines += [*section, ""] if section else []
@@ -575,13 +587,13 @@ def said(row: dict[str, Any]) -> str:
     return (text + " mm" if text else "measured") + (f"; fell back: {row['fallback']}" if row.get("fallback") else "")
 
 
-def region_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Mean and standard deviation by method and region, and what the issue asks, answered."""
-    methods = [m for m in METHODS if all(m in row["errors"] for row in rows)]
+def region_table(rows: list[dict[str, Any]], kind: str = "errors") -> list[str]:
+    """Mean and standard deviation by method and region, and what the issue asks, answered; ``kind``: or "realy"."""
+    methods = [m for m in METHODS if all(m in row.get(kind, {}) for row in rows)]
     lines = ["| mm | " + " | ".join(REGIONS) + " | mean |", "|---|" + "---|" * 5]
     of: dict[str, dict[str, np.ndarray]] = {}
     for method in methods:
-        values = {region: np.array([row["errors"][method][region] for row in rows]) for region in REGIONS}
+        values = {region: np.array([row[kind][method][region] for row in rows]) for region in REGIONS}
         of[method] = values | {"mean": np.mean(list(values.values()), 0)}
         cells = [f"{v.mean():.2f} ± {v.std():.2f}" for v in of[method].values()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
