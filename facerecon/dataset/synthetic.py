@@ -83,6 +83,8 @@ class SyntheticSettings:
         perspective: standard deviation of the log of the camera's distance over the one that fits take, 10 units; the
             truth is the head's place before the fits' camera that the same crop would be cut out for.
         slip: standard deviation by which the texture lies off its place, smoothly over the atlas, in its sides.
+        stain: standard deviation, over texels and people, of the log of smooth fields, gray and some color, by which
+            textures are multiplied: shade that textures of photos keep, make-up, stubble.
         pictures: of each person; as many numbers one after the other show one person.
     """
 
@@ -110,6 +112,7 @@ class SyntheticSettings:
     occluded: float = 0.3
     relief: float = 0.0
     slip: float = 0.0
+    stain: float = 0.0
     perspective: float = 0.0
     pictures: int = 1
 
@@ -180,6 +183,20 @@ class _Draws:
     def field(self, channels: int, cells: tuple[int, int], size: int) -> Tensor:
         """(B, C, size, size) smooth noise in [0, 1] of so many cells."""
         return F.interpolate(self.uniform(channels, *cells), (size, size), mode="bilinear")
+
+
+_Person = tuple[Tensor, Tensor, Tensor, Tensor]
+"""As drawn: identity (B, I), texture code (B, T), in [0, 1) which map (B,), whether its mirror image (B,)."""
+
+
+class _Drawn(NamedTuple):
+    """What is drawn of faces: parameters but identity and place, who they are, and as in :class:`_Truth`."""
+
+    params: FaceParams
+    person: _Person
+    framing: tuple[Tensor, Tensor]
+    further: Tensor | None
+    draws: _Draws
 
 
 class _Truth(NamedTuple):
@@ -321,27 +338,29 @@ class SyntheticFaces:
 
     def truth(self, numbers: Sequence[int], persons: Sequence[int] | None = None) -> _Truth:
         """What faces are by number; ``persons`` as in a call."""
-        if persons is None and self.settings.pictures > 1:
-            persons = [int(number) - int(number) % self.settings.pictures for number in numbers]
+        numbers = [int(number) for number in numbers]
+        if persons is None:
+            persons = [number - number % self.settings.pictures for number in numbers]
+        persons = [int(number) for number in persons]
         drawn = self._drawn(numbers)
-        if persons is not None and list(persons) != list(numbers):
-            who = self._drawn(persons)
-            params = drawn.params.replace(identity=who.params.identity)
-            drawn = drawn._replace(params=params, codes=who.codes, textures=who.textures, moved=who.moved)
-        translation = self.place(drawn.params, drawn)
-        return drawn._replace(params=drawn.params.replace(translation=translation))
+        once = sorted(set(persons))  # each person is made once, however many pictures show it
+        who = drawn.person if once == numbers else self._drawn(once).person
+        row = torch.tensor([once.index(number) for number in persons])
+        identity, codes, texture, moved = (None if part is None else part[row] for part in self._made(once, who))
+        params = drawn.params.replace(identity=identity)
+        truth = _Truth(params, codes, texture, moved, drawn.framing, drawn.further, drawn.draws)
+        return truth._replace(params=params.replace(translation=self.place(params, truth)))
 
-    def _drawn(self, numbers: Sequence[int]) -> _Truth:
-        """What is drawn of each number by itself; where the heads lie is found later."""
+    def _drawn(self, numbers: Sequence[int]) -> _Drawn:
+        """What is drawn of each number by itself."""
         s, model = self.settings, self.model
         draws = _Draws(self.seed, numbers)
-        params = model.neutral(len(draws.generators))
         turn = draws.normal(3) * torch.tensor([s.pitch, s.yaw, s.roll])
         limits = torch.tensor([s.pitch_limit, s.yaw_limit, s.roll_limit])
         even = draws.uniform(low=-1.0, high=1.0) * s.yaw_limit
         turn[:, 1] = torch.where(draws.chance(s.wide), even, turn[:, 1])
-        params = params.replace(
-            identity=draws.normal(model.num_identity) * s.identity,
+        identity = draws.normal(model.num_identity) * s.identity
+        params = model.neutral(len(numbers)).replace(
             expression=self.expressions(draws),
             rotation=torch.deg2rad(turn.clamp(-limits, limits)),
             light=self.lights(draws, more := _Draws(self.seed, numbers, "lamps and camera")),
@@ -349,7 +368,13 @@ class SyntheticFaces:
         further = (more.normal() * s.perspective).clamp(-0.9, 0.9).exp() if s.perspective else None
         framing = (draws.normal() * s.scale).exp(), draws.normal(2) * s.shift
         codes = draws.normal(len(self.basis)) * s.texture
-        chosen, flipped = draws.uniform(), draws.chance(0.5)
+        person = identity, codes, draws.uniform(), draws.chance(0.5)
+        return _Drawn(params, person, framing, further, draws)
+
+    def _made(self, numbers: Sequence[int], person: _Person) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Identities, texture codes, textures and by how much vertices lie elsewhere, of persons by number."""
+        s = self.settings
+        identity, codes, chosen, flipped = person
         if self.maps is None:
             texture = (self.mean.flatten() + codes @ self.basis.flatten(1)).view(-1, *self.mean.shape)
         else:
@@ -365,11 +390,14 @@ class SyntheticFaces:
         shapes, moved = _Draws(self.seed, numbers, "relief and slip"), None
         if self.relief is not None:
             strength = s.relief * shapes.uniform(1, high=math.sqrt(3))  # a root mean square of relief
-            identity, moved = self.relief(shapes.normal(len(self.relief.nearest)) * strength)
-            params = params.replace(identity=params.identity + identity)
+            nearest, moved = self.relief(shapes.normal(len(self.relief.nearest)) * strength)
+            identity = identity + nearest
         if s.slip:
             texture = _slipped(texture, shapes.normal(2, 7, 7) * s.slip)
-        return _Truth(params, codes, texture.clamp(0, 1), moved, framing, further, draws)
+        if s.stain:  # most people have little of it
+            strength = shapes.uniform(1, 1, 1, high=math.sqrt(3)).square() * (s.stain * math.sqrt(5) / 3)
+            texture = texture * (_clouds(shapes, texture.shape[-1]) * strength).exp()
+        return identity, codes, texture.clamp(0, 1), moved
 
     def camera(self, further: Tensor) -> Camera:
         """Cameras (B,) times as far away as the fits', with as much longer lenses: faces are as large in them."""
@@ -540,6 +568,16 @@ def _slipped(texture: Tensor, by: Tensor) -> Tensor:
     grid = torch.stack([axis.expand(size, size), axis[:, None].expand(size, size)], -1)
     away = F.interpolate(by, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1) * 2
     return F.grid_sample(texture, grid + away, padding_mode="border", align_corners=False)
+
+
+def _clouds(draws: _Draws, size: int) -> Tensor:
+    """(B, 3, size, size) smooth noise of standard deviation 1: gray and some color, the finer the fainter."""
+    total = torch.zeros(1)
+    for cells in (6, 12, 24, 48):
+        noise = draws.normal(1, cells, cells) + 0.2 * draws.normal(3, cells, cells)
+        total = total + F.interpolate(noise, (96, 96), mode="bicubic", align_corners=True) / cells
+    total = total / total.std((1, 2, 3), keepdim=True)
+    return F.interpolate(total, (size, size), mode="bilinear", align_corners=True)
 
 
 def _distance(grid: Tensor, center: Tensor, radii: Tensor, turn: Tensor | None = None) -> Tensor:

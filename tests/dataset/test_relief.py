@@ -124,3 +124,27 @@ def test_textures_slip_smoothly(head) -> None:
     assert 0.006 < away.std() < 0.012
     steps = (away[..., 1:] - away[..., :-1]).abs().mean()
     assert steps < 0.4 / 255 + 0.01 * 7 / size
+
+
+def test_textures_are_stained(head) -> None:
+    """A gray map, multiplied by smooth fields: as strong as asked on average, some people have next to none; the same
+    in every picture of a person, and nothing else of a face moves."""
+    model, decoder = head
+    maps = torch.full((1, 3, decoder.size, decoder.size), 60, dtype=torch.uint8)
+    settings = {"texture": 0.0, "pictures": 2, "relief": 2.0}
+    plain, stained = (
+        SyntheticFaces(model, decoder, SyntheticSettings(**settings, stain=stain), seed=0, size=32, maps=maps)
+        for stain in (0.0, 0.2)
+    )
+    for faces in (plain, stained):
+        faces.basis = faces.basis * 0
+    before, after = plain.truth(range(80)), stained.truth(range(80))
+    assert torch.equal(before.params.identity, after.params.identity) and torch.equal(before.moved, after.moved)
+    assert torch.equal(before.params.light.coefficients, after.params.light.coefficients)
+    assert torch.equal(after.textures[0], after.textures[1]) and not torch.equal(after.textures[1], after.textures[2])
+    logs = (after.textures / before.textures).log()
+    strength = logs.std((1, 2, 3))
+    assert 0.1 < logs.square().mean().sqrt() < 0.25 and strength.min() < 0.02 and strength.max() > 0.3
+    assert (logs[..., 1:] - logs[..., :-1]).abs().mean() < 0.1 * logs.abs().mean()  # smooth
+    gray = logs.mean(1, keepdim=True)
+    assert (logs - gray).std() < 0.4 * gray.std()  # rather shade than color
