@@ -353,13 +353,14 @@ class _Job:
         """Train; ``folder`` is None on ranks that do not write."""
         from tqdm import tqdm
 
-        from facerecon.run import is_due
+        from facerecon.run import drop_after, is_due
 
         c, t, first = self.config, self.training, folder is not None
         self._resume(folder)
         total = round(c.kimg * 1000)
         if t.images >= total:
-            if first and total == 0:  # what it starts from, measured
+            if first and total == 0:  # what it starts from, measured; anew, if it was before
+                drop_after(folder.metrics.path, -1, "images")
                 row = self.snapshot(folder)
                 folder.metrics.write(row)
                 print(describe(row))
