@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# several workers share the machine: one thread each, in the processes that tests start, too
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 import pytest
 import torch
@@ -18,7 +26,8 @@ from facerecon import assets
 from facerecon.errors import AssetError
 from facerecon.run.seeds import seed_everything
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +96,33 @@ def release_home(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         patch.setenv("FACERECON_HOME", str(home))
         assert main(["convert", "ffhq_uv", str(release)]) == 0
     return home
+
+
+@pytest.fixture
+def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """``run_script("fit/render.py", "size=256", FACERECON_HOME=folder)``: a script as the shell runs it, but in this
+    process, which has torch and the models loaded. Returns exit status, standard output and standard error.
+
+    What a process of its own is for (signals, kills, promises of bytes) starts one itself.
+    """
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a script leaves the handlers of the tests as they are
+    before = torch.get_num_threads()
+
+    def run(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
+        from configs.compose import run as compose_and_run
+
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in environment.items():
+                patch.setenv(key, value)
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            status = compose_and_run(module.main, Path(name).stem, module.__doc__, list(overrides))
+        torch.set_num_threads(before)
+        return subprocess.CompletedProcess([name, *overrides], status, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

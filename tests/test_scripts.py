@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "samples" / "astronaut.jpg"
 
 
-def script(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script in a process of its own, with two threads."""
-    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
-    command = [sys.executable, str(ROOT / name), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
+@pytest.fixture
+def script(run_script, monkeypatch):
+    """Run a script, in this process."""
+    monkeypatch.chdir(ROOT)
+    return run_script
 
 
 def one_line(run: subprocess.CompletedProcess) -> str:
@@ -47,7 +47,7 @@ def models(asset) -> None:
         asset(name)
 
 
-def test_help_lists_keys_and_groups() -> None:
+def test_help_lists_keys_and_groups(script) -> None:
     for name in ("fit/reconstruct.py", "fit/render.py"):
         run = script(name, "--help")
         assert run.returncode == 0
@@ -65,7 +65,7 @@ def test_help_lists_keys_and_groups() -> None:
         (["img=x.jpg", "+fitting.stages.joint.weights.landmark=1", "device=cpu"], "loss term"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(overrides, expected, tmp_path, models) -> None:
+def test_what_a_user_can_mend_is_one_line(script, overrides, expected, tmp_path, models) -> None:
     if expected == "loss term":
         overrides = [f"img={SAMPLE}", *overrides[1:]]
     assert expected in one_line(script("fit/reconstruct.py", *overrides, f"out={tmp_path / 'o'}"))
@@ -80,12 +80,12 @@ def test_what_a_user_can_mend_is_one_line(overrides, expected, tmp_path, models)
         (["fitting.regressor.max_yaws=3"], "did you mean 'fitting.regressor.max_yaw'"),
     ],
 )
-def test_wrong_words_about_stage_1_are_one_line(overrides, expected, tmp_path, models) -> None:
+def test_wrong_words_about_stage_1_are_one_line(script, overrides, expected, tmp_path, models) -> None:
     line = one_line(script("fit/reconstruct.py", f"img={SAMPLE}", *overrides, f"out={tmp_path / 'o'}"))
     assert expected in line
 
 
-def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(tmp_path, models) -> None:
+def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(script, tmp_path, models) -> None:
     import torch
 
     from facerecon.perception import Regressor, RegressorConfig, save_regressor
@@ -109,7 +109,7 @@ def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(tmp_path, models)
     assert "instead of the regressor N_enc" not in stages[0][2]
 
 
-def test_bad_photos_are_one_line_each(tmp_path, models) -> None:
+def test_bad_photos_are_one_line_each(script, tmp_path, models) -> None:
     blank, tiny, text, cut = (tmp_path / name for name in ("blank.jpg", "tiny.png", "text.jpg", "cut.jpg"))
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tiny)
@@ -125,14 +125,14 @@ def test_bad_photos_are_one_line_each(tmp_path, models) -> None:
     assert one_line(run).startswith("error: none of the 4 photos")
 
 
-def test_one_bad_photo_alone_fails(tmp_path, models) -> None:
+def test_one_bad_photo_alone_fails(script, tmp_path, models) -> None:
     blank = tmp_path / "blank.jpg"
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
     run = script("fit/reconstruct.py", f"img={blank}", f"out={tmp_path / 'o'}", "fitting=smoke")
     assert "face" in one_line(run)
 
 
-def test_an_altered_asset_is_named(tmp_path, asset, models) -> None:
+def test_an_altered_asset_is_named(script, tmp_path, asset, models) -> None:
 
     home = tmp_path / "home"
     shutil.copytree(assets.home(), home, copy_function=os.link)
@@ -147,7 +147,7 @@ def test_an_altered_asset_is_named(tmp_path, asset, models) -> None:
     assert "fetch" in line
 
 
-def test_the_pack_of_the_release_says_all_that_is_missing(tmp_path) -> None:
+def test_the_pack_of_the_release_says_all_that_is_missing(script, tmp_path) -> None:
     run = script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={tmp_path}", FACERECON_HOME=str(tmp_path))
     line = one_line(run)
     for name in ("hifi3dpp_model_info.mat", "texgan_ffhq_uv.pth", "arcface_r50_fp16_backbone.pth", "79999_iter.pth"):
@@ -159,7 +159,7 @@ def test_the_pack_of_the_release_says_all_that_is_missing(tmp_path) -> None:
     assert "arcface" not in line and "cropface630" in line and "template_base_uv.png" in line
 
 
-def test_a_folder_finishes_around_its_bad_file_and_resumes(tmp_path, models) -> None:
+def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, models) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     (photos / "astronaut.jpg").write_bytes(SAMPLE.read_bytes())
@@ -239,7 +239,7 @@ def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeyp
         find_corrections(config(landmarks=str(points)), paths)
 
 
-def test_a_photo_without_a_face_is_fitted_to_given_landmarks(tmp_path, models) -> None:
+def test_a_photo_without_a_face_is_fitted_to_given_landmarks(script, tmp_path, models) -> None:
     from facerecon.perception import observe
     from facerecon.perception.landmarks import map_points
 
@@ -260,7 +260,7 @@ def test_a_photo_without_a_face_is_fitted_to_given_landmarks(tmp_path, models) -
     assert "got 67 points" in one_line(script("fit/reconstruct.py", *command, "export=[]"))
 
 
-def fit_and_render(model: str, path: Path, out: Path, *overrides: str) -> str:
+def fit_and_render(script, model: str, path: Path, out: Path, *overrides: str) -> str:
     """Reconstruct the sample with a head model from its own file, render the saved head; what was printed."""
     run = script(
         "fit/reconstruct.py", f"img={SAMPLE}", f"out={out}", "fitting=smoke", f"face_model={model}",
@@ -282,16 +282,16 @@ def fit_and_render(model: str, path: Path, out: Path, *overrides: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_ict_head_from_its_own_file(tmp_path, reference, models) -> None:
-    out = fit_and_render("ict", reference / "ict" / "ict_facekit_light.npz", tmp_path / "out")
+def test_the_ict_head_from_its_own_file(script, tmp_path, reference, models) -> None:
+    out = fit_and_render(script, "ict", reference / "ict" / "ict_facekit_light.npz", tmp_path / "out")
     assert "note: ict takes" in out
     assert "texture: the decoder of makehuman" in out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["linear", "albedo"])
-def test_the_hifi3dpp_head_from_its_own_file(tmp_path, hifi3dpp_mat, models, decoder) -> None:
-    out = fit_and_render("hifi3dpp", hifi3dpp_mat, tmp_path / "out", f"decoder={decoder}")
+def test_the_hifi3dpp_head_from_its_own_file(script, tmp_path, hifi3dpp_mat, models, decoder) -> None:
+    out = fit_and_render(script, "hifi3dpp", hifi3dpp_mat, tmp_path / "out", f"decoder={decoder}")
     assert "note: hifi3dpp takes" in out
     assert ("its own linear albedo" in out) == (decoder == "albedo")
 
@@ -303,13 +303,13 @@ def test_the_hifi3dpp_head_from_its_own_file(tmp_path, hifi3dpp_mat, models, dec
         (["face_model=hifi3dpp", "face_model_path=nowhere.mat"], "nowhere.mat does not exist"),
     ],
 )
-def test_a_head_model_that_is_not_there(overrides, expected, tmp_path) -> None:
+def test_a_head_model_that_is_not_there(script, overrides, expected, tmp_path) -> None:
     run = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={tmp_path}", *overrides, FACERECON_HOME=str(tmp_path))
     assert expected in one_line(run)
 
 
 @pytest.mark.slow
-def test_directions_are_built_again_from_what_is_measured(tmp_path, models, asset) -> None:
+def test_directions_are_built_again_from_what_is_measured(script, tmp_path, models, asset) -> None:
     asset("mobile_stylegan")
     keys = ["n=40", "folds=2", "block=20", "mistakes=4", "threads=1", f"out={tmp_path}"]
     first = script("train/edit_directions.py", *keys)
@@ -325,7 +325,7 @@ def test_directions_are_built_again_from_what_is_measured(tmp_path, models, asse
     assert "each side needs" in few or "samples" in few
 
 
-def test_one_person_from_a_folder(tmp_path, models) -> None:
+def test_one_person_from_a_folder(script, tmp_path, models) -> None:
     from facerecon.types import SavedFace
 
     folder = tmp_path / "ada"
@@ -382,7 +382,7 @@ def test_wrong_words_about_a_person_are_refused(overrides, expected, tmp_path) -
 
 
 @pytest.mark.slow
-def test_a_video_of_frames(tmp_path, models) -> None:
+def test_a_video_of_frames(script, tmp_path, models) -> None:
     import torch
 
     from facerecon.types import SavedTrack
