@@ -64,6 +64,11 @@ def to_ict(makehuman: MorphableModel, ict: MorphableModel) -> transfer.Link:
     return transfer.link(makehuman, ict)
 
 
+@pytest.fixture(scope="module")
+def to_other(makehuman: MorphableModel, other: MorphableModel) -> transfer.Link:
+    return transfer.link(makehuman, other)
+
+
 def painted(model: MorphableModel, colors: torch.Tensor, size: int) -> torch.Tensor:
     """(1, C, S, S) map of per-vertex values (V, C)."""
     raster = uv_raster(model.topology, size)
@@ -93,11 +98,10 @@ def psnr(one: torch.Tensor, two: torch.Tensor, mask: torch.Tensor) -> float:
 # -- textures ----------------------------------------------------------------------------------------------
 
 
-def test_a_map_of_places_arrives_where_it_belongs(makehuman, other) -> None:
+def test_a_map_of_places_arrives_where_it_belongs(makehuman, other, to_other) -> None:
     """The source's texels hold their own 3D place: on the target each texel must show the place of its true partner."""
-    link = transfer.link(makehuman, other)
     size = 256
-    moved = link.texture((painted(makehuman, makehuman.mean, size) + 4) / 8)
+    moved = to_other.texture((painted(makehuman, makehuman.mean, size) + 4) / 8)
     truth = torch.empty_like(makehuman.mean)
     truth[other.vertex_of] = makehuman.mean
     expected = painted(other, truth, size)
@@ -137,27 +141,25 @@ def test_no_seam_shows_and_nothing_is_black(makehuman, ict, to_ict) -> None:
     assert (plain.texture - 0.6).abs().max() < 1e-4  # padding, fill and filter included
 
 
-def test_a_finer_map_is_filtered_not_picked_from(makehuman, other) -> None:
-    """Texels that alternate in a map four times as fine come out grey."""
-    link = transfer.link(makehuman, other)
+def test_a_finer_map_is_filtered_not_picked_from(other, to_other) -> None:
+    """Texels that alternate in a map four times as fine come out gray."""
     board = ((torch.arange(512)[:, None] + torch.arange(512)) % 2).float()[None, None]
-    moved = link.texture(board, 128)
+    moved = to_other.texture(board, 128)
     skin = region_texels(other.topology, "face" if "face" in other.topology.regions else "skin", 128)[0, 0] > 0
     assert (moved.texture[0, 0][skin] - 0.5).abs().quantile(0.9) < 0.12
 
 
-def test_what_cannot_be_moved_is_one_line(makehuman, other) -> None:
-    link = transfer.link(makehuman, other)
+def test_what_cannot_be_moved_is_one_line(makehuman, other, to_other) -> None:
     with pytest.raises(ShapeError, match="image must be"):
-        link.texture(torch.zeros(3, 8, 8))
+        to_other.texture(torch.zeros(3, 8, 8))
     with pytest.raises(ConfigError, match="size must be 8"):
-        link.texture(torch.zeros(1, 3, 8, 8), 4)
+        to_other.texture(torch.zeros(1, 3, 8, 8), 4)
     with pytest.raises(ConfigError, match="unknown head 'makehumen'; did you mean 'makehuman'"):
         transfer.link("makehumen", other)
     with pytest.raises(ConfigError, match="one OBJ file; got 0"):
         transfer.link(makehuman, other, landmarks=np.zeros((68, 3)))
     with pytest.raises(ShapeError, match="values must be"):
-        link.vertex_values(torch.zeros(5, 2))
+        to_other.vertex_values(torch.zeros(5, 2))
 
 
 def test_the_same_topology_needs_no_search(makehuman) -> None:
@@ -182,8 +184,8 @@ def test_regions_and_landmarks_of_ict_are_found(ict, to_ict) -> None:
     assert error[17:].max() < 0.03 and error[:17].max() < 0.06 and distance[17:].max() < 0.05
 
 
-def test_values_of_vertices_follow_a_known_deformation(makehuman, other) -> None:
-    values, known = transfer.link(makehuman, other).vertex_values(makehuman.mean)
+def test_values_of_vertices_follow_a_known_deformation(makehuman, other, to_other) -> None:
+    values, known = to_other.vertex_values(makehuman.mean)
     error = (values[other.vertex_of] - makehuman.mean).norm(dim=1)
     skin = torch.zeros(len(error), dtype=torch.bool)
     skin[makehuman.topology.faces[makehuman.topology.regions["skin"]]] = True
