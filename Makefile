@@ -8,6 +8,8 @@ PY     := $(VENV)/bin/python
 IMG    ?= samples/astronaut.jpg
 OUT    ?= outputs/reconstruct
 ARGS   ?=
+# a process a core, each with one thread; each may take 2 GB
+WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup assets reconstruct evaluate test test-all gltf-validator check format docs benchmark clean
 
@@ -32,11 +34,11 @@ reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='
 evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
 	@$(PY) fit/evaluate.py $(ARGS)
 
-test: assets ## the tests (about 10 minutes on 2 cores)
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+test: assets ## the tests (about 5 minutes on 2 cores)
+	@$(PY) -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 test-all: assets gltf-validator ## the tests, slow ones and the Khronos glTF validator included
-	@FACERECON_GLTF_VALIDATOR=$(abspath $(VENV))/gltf/node_modules/gltf-validator $(PY) -m pytest $(ARGS)
+	@FACERECON_GLTF_VALIDATOR=$(abspath $(VENV))/gltf/node_modules/gltf-validator $(PY) -m pytest $(WORKERS) $(ARGS)
 
 gltf-validator: $(VENV)/.installed
 	@test -d $(VENV)/gltf/node_modules/gltf-validator || { export PATH="$(abspath $(VENV))/bin:$$PATH"; \
