@@ -7,6 +7,7 @@ Every message says what was expected, what came, and what to do next, in one lin
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = [
     "NoFaceError",
     "OutputError",
     "ShapeError",
+    "check_floats",
+    "check_number",
     "check_shape",
     "nearest_name",
 ]
@@ -104,3 +107,42 @@ def check_shape(name: str, tensor: Any, pattern: str, hint: str = "") -> dict[st
             hint = f"Add a batch axis: {name}[None]."
         raise ShapeError(f"{name} must be ({', '.join(axes)}); got {shape}. {hint}".rstrip())
     return bound
+
+
+def check_floats(name: str, tensor: Any, like: Any = None, owner: str = "") -> None:
+    """Hold a tensor's type: float32 or float64, and that of ``like``, of which ``owner`` is the name.
+
+    Raises:
+        ShapeError: half precision, whole numbers, or another type than ``like``.
+    """
+    known = ("torch.float32", "torch.float64")
+    found, wanted = str(tensor.dtype), known[0] if like is None else str(like.dtype)
+    if like is not None and wanted not in known:
+        name, found, wanted, like = owner, wanted, known[0], None
+    if found not in known or (like is not None and found != wanted):
+        as_owner = f", as {owner}" if like is not None else ""
+        wanted, found = wanted.removeprefix("torch."), found.removeprefix("torch.")
+        how = "float" if wanted == "float32" else "double"
+        raise ShapeError(
+            f"{name} must be {wanted}{as_owner}; got {found}. Call .{how}() on it, and use no autocast around it."
+        )
+
+
+def check_number(
+    name: str, value: Any, least: float = -math.inf, most: float = math.inf, whole: bool = False, unit: str = ""
+) -> None:
+    """Hold a setting against its range.
+
+    Args:
+        name: of the setting. value: what the user gave. least, most: the range. whole: only whole numbers will do.
+        unit: what is counted, for the message ("px").
+
+    Raises:
+        ConfigError: no number, NaN or infinite, not whole, or out of range.
+    """
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (good and math.isfinite(value) and least <= value <= most):
+        kind = ("a whole number" if whole else "a number") + (f" of {unit}" if unit else "")
+        span = f", {least:g} to {most:g}" if least > -math.inf and most < math.inf else ""
+        span = span or (f", {least:g} or more" if least > -math.inf else "")
+        raise ConfigError(f"{name} must be {kind}{span}; got {value!r}.")

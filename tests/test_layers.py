@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"types", "errors", "storage", "assets", "data"},
+    {"types", "errors", "storage", "modes", "assets", "data"},
     {"geometry", "imaging", "run"},
     {"morphable", "render", "stylegan", "perception"},
     {"losses", "export", "transfer"},
@@ -21,7 +21,7 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 SCRIPTS = ("train", "fit")
-FOUNDATION = {"types", "errors", "storage", "data"}  # plain files of the lowest line, which its rooms share
+FOUNDATION = {"types", "errors", "storage", "modes", "data"}  # plain files of the lowest line, which its rooms share
 NOT_IN_LIBRARY = {"hydra", "wandb", "omegaconf", "pickle"}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "third_party"}
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
+from facerecon.modes import in_own_modes
 from facerecon.storage import all_finite, read_safetensors
 
 __all__ = [
@@ -613,6 +614,7 @@ def float_tensors(
     return found
 
 
+@in_own_modes
 def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """A network from its converted file, frozen, in eval mode and torch's channels-last layout.
 

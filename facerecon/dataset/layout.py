@@ -19,6 +19,7 @@ from facerecon.errors import ConfigError, check_shape
 from facerecon.geometry.mesh import cached, vertex_normals
 from facerecon.imaging import files, masks
 from facerecon.imaging.poisson import PoissonSolver
+from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, region_texels, uv_raster
@@ -300,6 +301,7 @@ class Template:
     topology: MeshTopology
 
 
+@in_own_modes
 def load_template(
     model: MorphableModel, size: int = 512, texture: Tensor | None = None, layout: FaceLayout | None = None
 ) -> Template:

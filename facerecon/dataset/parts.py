@@ -27,6 +27,7 @@ from facerecon.editing.walk import Normalizer, WalkSettings
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting.carry import SOURCE, CarriedOver, carry_over
 from facerecon.imaging import files
+from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import load_parser
@@ -141,6 +142,7 @@ def describe_parts(settings: Any) -> list[str]:
     return lines
 
 
+@in_own_modes
 def load_normalizer(
     settings: Any, picture: Callable[[Tensor], Tensor], meter: AttributeMeter, editor: Any = None
 ) -> Normalizer | FlowNormalizer:
@@ -162,6 +164,7 @@ def load_normalizer(
     return FlowNormalizer(picture, load_styleflow(), load_expression_direction(), meter, conditions, walk)
 
 
+@in_own_modes
 def load_head(settings: Any) -> tuple[MorphableModel, CarriedOver | None]:
     """The head model with the regions that a map needs; how its texels lie in makehuman's atlas, where it is another.
 

@@ -6,7 +6,6 @@ linear classifier in W, learnt from committed labels, finds them by seed: mappin
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import ConfigError, NoFaceError
+from facerecon.modes import kept
 from facerecon.perception import observe
 from facerecon.run.seeds import item_generator
 from facerecon.storage import read_safetensors
@@ -30,7 +30,7 @@ FIRST_HELD_OUT = 100_001
 """Seeds from here on are in no set, and nothing that is shipped has learnt from their faces."""
 
 
-@functools.lru_cache(maxsize=1)
+@kept()
 def _classifier() -> tuple[Tensor, Tensor, float]:
     tensors, meta = read_safetensors(
         assets.shipped("dark_skin.safetensors"), "a classifier of W", "install facerecon again"

@@ -31,6 +31,7 @@ from facerecon.editing.attributes import Attributes
 from facerecon.editing.linear import cross_validate, cross_validate_ridge, logistic, ranked, ridge, support_vectors
 from facerecon.editing.worn import WORN
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
+from facerecon.modes import in_own_modes
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct, _struct
 
@@ -259,6 +260,7 @@ def _plain(codes: Tensor) -> Tensor:
     return codes.mean(1) if codes.dim() == 3 else codes
 
 
+@in_own_modes
 def load_directions(path: str | os.PathLike | None = None) -> Directions:
     """The planes shipped for the open generator, or those of a file that ``train/edit_directions.py`` wrote."""
     if path is None:

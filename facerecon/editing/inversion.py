@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from facerecon.errors import FaceReconError, InputError, ShapeError, check_shape
 from facerecon.imaging.masks import gaussian_blur
 from facerecon.imaging.warp import crop_affine
 from facerecon.losses.identity import identity_loss, identity_similarity
+from facerecon.modes import in_own_modes, kept
 from facerecon.perception import load_facemesh, load_identity, load_judge, load_landmarks68
 from facerecon.perception.facemesh import fused_landmarks
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
@@ -244,7 +244,7 @@ class Inversion:
     trace: list[dict[str, Any]] = field(default_factory=list)
 
 
-@lru_cache(maxsize=2)
+@kept(2)
 def _whitening(mapping: torch.nn.Module) -> tuple[Tensor, Tensor]:
     """Square root of the covariance of W, and its inverse; (512, 512) each, symmetric."""
     z = torch.randn(10_000, STYLE_DIM, generator=torch.Generator().manual_seed(1))
@@ -310,6 +310,7 @@ def _averaged(part: Tensor) -> Tensor:
     return F.avg_pool2d(part, 4)
 
 
+@in_own_modes
 def invert(
     crop: Tensor,
     generator: MobileGenerator,

@@ -10,7 +10,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from facerecon.editing.linear import logistic, ranked
 from facerecon.errors import AssetError, InputError, check_shape
+from facerecon.modes import kept
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["WORN", "WornClassifier", "fit_worn", "load_worn", "upper_face", "upper_face_features"]
@@ -113,7 +113,7 @@ class WornClassifier(nn.Module):
         return cls(tensors["weight"], tensors["bias"], json.loads(metadata.get("figures", "{}")))
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_worn() -> WornClassifier:
     """The classifier that is shipped, frozen."""
     from facerecon.assets import shipped

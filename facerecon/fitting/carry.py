@@ -27,6 +27,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
+from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.correspondence import carry_points, register
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
@@ -100,6 +101,7 @@ def _digest(source: MorphableModel, target: MorphableModel) -> str:
     return digest(source, target, f"{_VERSION} {SIZE}")
 
 
+@in_own_modes
 def carry_over(model: MorphableModel, source: MorphableModel | None = None) -> CarriedOver:
     """Make any head model ready for a fit with what the makehuman head carries; computed once, then cached.
 
@@ -177,6 +179,7 @@ def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tu
 # -- decoders ----------------------------------------------------------------------------------------------
 
 
+@in_own_modes
 def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int = SIZE) -> LinearDecoder:
     """A model's own linear albedo as a texture decoder: per-vertex colors baked into its UV map.
 
@@ -225,6 +228,7 @@ class CarriedDecoder(TextureDecoder):
         self.register_buffer("start_maps", maps, persistent=False)
         self._of: dict[torch.device, tuple[CarriedOver, MorphableModel]] = {}
 
+    @in_own_modes
     def _on(self, device: torch.device) -> tuple[CarriedOver, MorphableModel]:
         if device not in self._of:
             moved = CarriedOver(self.carried.model, *(t.to(device) for t in _table(self.carried)))
@@ -262,6 +266,7 @@ def _table(carried: CarriedOver) -> tuple[Tensor, Tensor, Tensor]:
     return carried.uv, carried.share, carried.fill
 
 
+@in_own_modes
 def decoder_for(
     model: MorphableModel,
     name: str = "linear",

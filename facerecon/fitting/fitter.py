@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import ConfigError, FitError, InputError, nearest_name
+from facerecon.errors import ConfigError, FitError, InputError, check_floats, nearest_name
 from facerecon.fitting.coefficients import coefficients_to_latent
 from facerecon.fitting.detail import add_detail, add_shared_detail
 from facerecon.fitting.initialize import (
@@ -27,8 +28,9 @@ from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
 from facerecon.fitting.stage import DetailSettings, SmoothnessSettings, Stage, stages_from_config
 from facerecon.fitting.variables import Variables, chosen_rows
 from facerecon.geometry.camera import camera_in_photo, project
+from facerecon.modes import in_own_modes, ordinary
 from facerecon.morphable import MorphableModel
-from facerecon.perception import Regressor, load_identity
+from facerecon.perception import Regressor, load_identity, observe
 from facerecon.render import FusedView, PreparedView, Renderer
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace, SHLight, TensorStruct
@@ -60,7 +62,8 @@ class Fitter:
     """Photo -> head: stage 1 from landmarks or by N_enc, stage 2 the texture latent, stage 3 everything, then detail.
 
     Faces of a batch are fitted with independent losses; only the arithmetic is shared. :meth:`together` fits one person
-    to all of them.
+    to all of them. Whatever modes of torch the caller has switched on (inference mode, autocast, a default type), a fit
+    is in float32 and turns gradients on for itself.
 
     Args:
         model: head model. decoder: texture decoder.
@@ -83,9 +86,10 @@ class Fitter:
         occlusion: how what hides the face is told and left out; found anew before each stage and before the detail.
 
     Raises:
-        ConfigError: an unknown name; the nearest known one is given.
+        ConfigError: an unknown name; the nearest known one is given. ShapeError: half precision.
     """
 
+    @in_own_modes
     def __init__(
         self,
         model: MorphableModel,
@@ -105,6 +109,13 @@ class Fitter:
         regressor: Regressor | None = None,
         regressor_start: RegressorStart | None = None,
     ) -> None:
+        for value, what, how in (
+            (model, "a head model", "load_face_model(...)"),
+            (decoder, "a texture decoder", "load_decoder(...)"),
+            (renderer, "a renderer", "Renderer(size=224, antialias=True)"),
+        ):
+            if not isinstance(value, torch.nn.Module):
+                raise ConfigError(f"a fitter takes {what}, as {how} gives it; got {type(value).__name__} {value!r}.")
         if photometric not in ("l1", "l2"):
             raise ConfigError(nearest_name(photometric, ("l1", "l2"), "photometric norm"))
         if identity_alignment not in ("own", "photo"):
@@ -144,6 +155,7 @@ class Fitter:
 
     # -- stage 1 -----------------------------------------------------------------------------------
 
+    @in_own_modes
     def initialize(self, photo: Observation, one_person: bool = False) -> tuple[FaceParams, Latent]:
         """Stage 1: the start, by N_enc or from landmarks (Sec. 4.2).
 
@@ -202,11 +214,12 @@ class Fitter:
 
     # -- stages 2 and 3 ----------------------------------------------------------------------------
 
+    @in_own_modes
     def __call__(self, photo: Observation, callback: Callable[[StepReport], None] | None = None) -> ReconstructedFace:
         """Fit every face of an observation.
 
         Args:
-            photo: B observed faces.
+            photo: B observed faces; or a photo, whose largest face is observed as :func:`facerecon.observe` does.
             callback: called after every step with a :class:`StepReport`.
 
         Returns:
@@ -217,11 +230,39 @@ class Fitter:
             its best state and named in ``fitter.diverged``. Both warn, and neither changes the others.
 
         Raises:
-            FitError: no face of the observation can be fitted.
+            FitError: no face of the observation can be fitted. InputError: a list. ConfigError: the renderer makes
+            pictures of another size than the fit crop's. ShapeError: half precision.
         """
+        photo = self._taken(photo)
         self.seconds, self.failed, self.diverged = {}, {}, {}
         return self._fit(self._usable(photo), callback)
 
+    def _taken(self, photo: Any) -> Observation:
+        """An observation that this fitter can fit, of what a caller gives."""
+        if isinstance(photo, list | tuple):
+            raise InputError(
+                f"a fit takes one observation; got a {type(photo).__name__} of {len(photo)}. Use together([...]) for "
+                "photos of one person, Observation.cat([...]) for several people."
+            )
+        if not isinstance(photo, Observation):
+            photo = observe(photo).to(self.model.mean.device)
+        photo = photo.map(ordinary)
+        check_floats("an observation", photo.image, torch.zeros(()), "the fit")
+        parts = {"head model": self.model, "decoder": self.decoder, "identity network": self.identity}
+        for name, module in parts.items():
+            for tensor in filter(torch.is_floating_point, chain(module.parameters(), module.buffers())):
+                check_floats(f"the {name}", tensor, photo.image, "the observation")
+                if tensor.is_inference():
+                    raise ConfigError(f"the {name} was made in torch.inference_mode(); make it, or move it, outside.")
+        made, wanted = self.renderer.image_size(self._camera(photo)), tuple(photo.image.shape[-2:])
+        if made != wanted:
+            raise ConfigError(
+                f"the renderer makes {made[0]} x {made[1]} px, the fit crop has {wanted[0]} x {wanted[1]}; use "
+                f"Renderer(size={wanted[0]}), or observe(..., crop_size={made[0]})."
+            )
+        return photo
+
+    @in_own_modes
     def together(
         self,
         photos: Observation | Sequence[Observation],
@@ -236,7 +277,7 @@ class Fitter:
         it best. One photo gives what ``fitter(photo)`` gives.
 
         Args:
-            photos: B observed faces of one person, or one observation a photo.
+            photos: B observed faces of one person, or one observation (or photo) a photo.
             times: (B,), increasing, of the frames of a video, any unit; evenly spaced if left out.
             smoothness: makes the photos frames of a video, in this order: weights of the second differences of
                 expression, pose and light over time. None: photos in any order.
@@ -251,9 +292,10 @@ class Fitter:
             InputError: no photo; times without smoothness, of another length or not increasing. FitError: no photo can
             be used, or the fit fails.
         """
-        photo = photos if isinstance(photos, Observation) else Observation.cat(list(photos)) if photos else None
-        if photo is None or photo.batch == 0:
+        several = list(photos) if isinstance(photos, list | tuple) else [photos]
+        if not several or (isinstance(photos, Observation) and photos.batch == 0):
             raise InputError("there is no photo to fit; give at least one observation.")
+        photo = Observation.cat([self._taken(item) for item in several])
         if times is not None:
             if smoothness is None:
                 raise InputError("times belong to a video; give smoothness=SmoothnessSettings() too.")
@@ -265,7 +307,7 @@ class Fitter:
         self.seconds, self.failed, self.diverged = {}, {}, {}
         self._usable(photo)
         for i, reason in self.failed.items():
-            warnings.warn(f"{_called(photo, i)}: left out, {reason}.", stacklevel=2)
+            warnings.warn(f"{_called(photo, i)}: left out, {reason}.", stacklevel=3)
         self.used = [i for i in range(photo.batch) if i not in self.failed]
         if self.failed:
             photo, times = photo[self.used], None if times is None else times[self.used]
@@ -286,7 +328,7 @@ class Fitter:
         clock = self._lap("start", clock)
         for i, reason in self.fallbacks.items():
             if i not in self.failed:
-                warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=3)
+                warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=4)
         variables = Variables(params, latent, self.model.expression_bounds, self.decoder, one_person)
         for i in (~variables.finite()).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its start from the landmarks and the light is not finite")
@@ -306,9 +348,10 @@ class Fitter:
         for i in (~_finite_rows(face)).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its texture or shape is not finite")
         for i, reason in self.failed.items():
-            warnings.warn(f"{_called(photo, i)}: could not be fitted, {reason}.", stacklevel=3)
+            warnings.warn(f"{_called(photo, i)}: could not be fitted, {reason}.", stacklevel=4)
         return _emptied(face, list(self.failed))
 
+    @in_own_modes
     def run_stage(
         self,
         stage: Stage,
@@ -386,7 +429,7 @@ class Fitter:
         if good or stage.name != next(name for name, other in self.stages.items() if other.steps):
             self.diverged[index] = f"{text}; kept at its best state before"
             if not quiet:
-                warnings.warn(f"{_called(photo, index)}: {self.diverged[index]}.", stacklevel=5)
+                warnings.warn(f"{_called(photo, index)}: {self.diverged[index]}.", stacklevel=7)
         else:
             self.failed[index] = text
 

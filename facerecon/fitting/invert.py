@@ -15,6 +15,7 @@ from torch import Tensor
 
 from facerecon import losses
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
@@ -137,6 +138,7 @@ class MapFeatures:
         return self.distance(self.look(maps), prepared)
 
 
+@in_own_modes
 def load_map_features(
     name: str = "auto", atlas: str = "makehuman", device: str | torch.device = "cpu"
 ) -> MapFeatures | None:
@@ -160,6 +162,7 @@ def load_map_features(
     return MapFeatures(name, atlas, device)
 
 
+@in_own_modes
 def invert_texture(
     targets: Tensor,
     decoder: TextureDecoder,

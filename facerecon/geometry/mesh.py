@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from facerecon.errors import check_shape
+from facerecon.modes import own_modes
 
 __all__ = ["edges", "face_normals", "laplacian", "subdivision", "vertex_normals"]
 
@@ -37,7 +38,7 @@ def cached(name: str, build: Callable[[], Any], tensor: Tensor, *others: Tensor)
         references, known, value = entry[name]
         if known == versions and all(r() is t for r, t in zip(references, others, strict=True)):
             return value
-    with torch.inference_mode(False), torch.no_grad():  # what is kept must serve autograd later
+    with own_modes(), torch.no_grad():
         value = build()
     entry[name] = ([weakref.ref(t) for t in others], versions, value)
     return value

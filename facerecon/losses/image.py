@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes
 
 __all__ = [
     "FaceFeatureDistance",
@@ -162,6 +163,7 @@ class LPIPSDistance(nn.Module):
         return self.model(image, prepared, normalize=True).flatten(1).mean(1)
 
 
+@in_own_modes
 def load_perceptual(name: str, features: Callable | None = None) -> nn.Module:
     """The perceptual loss by its config name.
 

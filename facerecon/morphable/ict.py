@@ -22,6 +22,7 @@ import torch
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
+from facerecon.modes import in_own_modes
 from facerecon.morphable.model import MorphableModel, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
 from facerecon.types import MeshTopology
@@ -245,6 +246,7 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
     )
 
 
+@in_own_modes
 def load_ict(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:
     """ICT-FaceKit Light, frozen, in eval mode.
 

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, ShapeError, check_floats, check_number, check_shape, nearest_name
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.modes import in_own_modes, own_modes
 from facerecon.morphable.regions import JAW_OUTWARD
 from facerecon.storage import all_finite, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
@@ -188,10 +189,11 @@ class MorphableModel(nn.Module):
         does. Albedo stays.
         """
         if self._mirror_maps is None:
-            expression = self._exchanged_sides()
-            if expression is None:
-                expression = self._mirror_map(self.expression_basis)
-            self._mirror_maps = self._mirror_map(self.identity_basis), expression
+            with own_modes():
+                expression = self._exchanged_sides()
+                if expression is None:
+                    expression = self._mirror_map(self.expression_basis)
+                self._mirror_maps = self._mirror_map(self.identity_basis), expression
         identity, expression = self._mirror_maps
         turn = params.rotation.new_tensor([1.0, -1.0, -1.0])
         return params.replace(
@@ -232,6 +234,7 @@ class MorphableModel(nn.Module):
                 f"Start from model.neutral(batch)"
                 + (" or load the model with the same num_identity." if kind == "identity" else ".")
             )
+        check_floats(f"{kind} coefficients", values, self.mean, "the head model")
         return values
 
     # -- shape ----------------------------------------------------------------------------------------------
@@ -331,6 +334,7 @@ class MorphableModel(nn.Module):
         return torch.einsum("bnkc,nk->bnc", corners, weights.to(vertices))
 
 
+@in_own_modes
 def read_face_model(path: Path, num_identity: int | None = None) -> MorphableModel:
     """Build a model from a file laid out as in :mod:`facerecon.morphable.convert`.
 
@@ -342,6 +346,8 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
         ConfigError: more components are asked for than the file has.
     """
     refuse_pickle(path)
+    if num_identity is not None:
+        check_number("num_identity", num_identity, whole=True)
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
@@ -408,6 +414,7 @@ FACE_MODELS: dict[str, Callable[[int | None, str | Path | None], MorphableModel]
 """Loaders by name."""
 
 
+@in_own_modes
 def load_face_model(
     name: str = "makehuman", num_identity: int | None = 80, path: str | Path | None = None
 ) -> MorphableModel:

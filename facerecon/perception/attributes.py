@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.imaging.warp import crop_affine
+from facerecon.modes import kept
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import square_crop
@@ -60,19 +59,19 @@ class PersonSegmenter(nn.Module):
         return F.interpolate(torch.cat(masks), image.shape[-2:], mode="bilinear", align_corners=False)
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_expression() -> AttributeNet:
     """Seven expressions (:data:`EXPRESSIONS`); saturates, good enough to stop a walk."""
     return AttributeNet(load_weights(DenseFaceNet(7), assets.locate("expression7")), True).eval()
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_age_gender() -> AttributeNet:
     """Age in years (rough) and probability of male."""
     return AttributeNet(load_weights(AgeGenderNet(), assets.locate("age_gender")), False).eval()
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_segmenter() -> PersonSegmenter:
     """Person segmentation."""
     return PersonSegmenter(GraphNet.from_file(assets.locate("selfie"))).eval().requires_grad_(False)

@@ -6,7 +6,6 @@ for the paper's spatial path. Its two auxiliary heads (Sec. 3.3), which serve tr
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes, kept
 from facerecon.perception.parsing import FaceMasks, near_face
 from facerecon.perception.regressor import BasicBlock
 
@@ -181,11 +181,12 @@ PARSERS = ("outlines", "bisenet")
 """How faces are masked: by outlines and colors (:mod:`facerecon.perception.parsing`), or by BiSeNet."""
 
 
-@lru_cache(maxsize=1)
+@kept()
 def _load_bisenet() -> FaceParser:
     return FaceParser(load_converted(BiSeNet, assets.locate("bisenet"))).eval()
 
 
+@in_own_modes
 def load_parser(name: str) -> FaceParser | None:
     """A face parser, frozen; None for "outlines", which needs no network.
 

@@ -8,7 +8,6 @@ the way up, which draws a relit photo, is left out of the released ``trained_mod
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import check_shape
+from facerecon.modes import kept
 
 __all__ = ["PortraitLight", "lightness", "load_portrait_light", "read_official_dpr"]
 
@@ -114,7 +114,7 @@ def read_official_dpr(path: str | Path) -> dict[str, Tensor]:
     return {ours: found[theirs] for ours, theirs in names.items()}
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_portrait_light() -> PortraitLight:
     """DPR's light, frozen.
 

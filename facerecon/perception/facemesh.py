@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.errors import check_shape
 from facerecon.imaging.warp import crop_affine
+from facerecon.modes import kept
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import map_points, upright_crop
 
@@ -126,7 +125,7 @@ def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Ten
     return torch.cat([landmarks[:, :36], own + weight * (mesh[:, list(EYES_AND_MOUTH), :2] - own)], 1)
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_facemesh() -> FaceMeshNet:
     """The open pack's face mesh, frozen."""
     return FaceMeshNet(GraphNet.from_file(assets.locate("facemesh468"))).eval().requires_grad_(False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from facerecon import assets
 from facerecon.assets.foreign import load_converted
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.imaging.warp import crop_affine
+from facerecon.modes import kept
 from facerecon.perception.arcface import ArcFace, ImprovedResNet
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
@@ -103,7 +102,7 @@ class JudgeNet(nn.Module):
 IDENTITIES = ("identity128", "arcface")
 
 
-@lru_cache(maxsize=len(IDENTITIES))
+@kept(len(IDENTITIES))
 def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
     """A differentiable identity network, frozen.
 
@@ -120,7 +119,7 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
     return IdentityNet(load_weights(DescriptorNet(), assets.locate(name)).fold()).eval()
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_judge() -> JudgeNet:
     """The open pack's independent judge, frozen."""
     return JudgeNet(GraphNet.from_file(assets.locate("faceres1024"))).eval().requires_grad_(False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.errors import check_shape
 from facerecon.imaging.warp import crop_affine
+from facerecon.modes import kept
 from facerecon.perception.networks import DenseFaceNet, load_weights
 
 __all__ = [
@@ -145,7 +144,7 @@ class LandmarkNet(nn.Module):
         return map_points(transform, points).view(batch, count, 68, 2).mean(1)
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_landmarks68() -> LandmarkNet:
     """The open pack's 68-landmark network, frozen."""
     return LandmarkNet(load_weights(DenseFaceNet(136), assets.locate("landmarks68"))).eval()

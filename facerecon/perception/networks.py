@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
+from facerecon.modes import in_own_modes
 from facerecon.perception.graph import read_converted, same_padding
 
 __all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "load_weights"]
@@ -18,6 +19,7 @@ __all__ = ["AgeGenderNet", "DescriptorNet", "DenseFaceNet", "TinyDetectorNet", "
 _MEAN_RGB = (122.782, 117.001, 104.298)
 
 
+@in_own_modes
 def load_weights(net: nn.Module, path: str) -> nn.Module:
     """Fill a network from its converted file and freeze it, in torch's channels-last layout.
 

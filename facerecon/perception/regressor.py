@@ -28,6 +28,7 @@ from facerecon import assets
 from facerecon.assets.foreign import read_state
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes
 from facerecon.storage import all_finite, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct
 
@@ -398,6 +399,7 @@ def mean_regressor(networks: Sequence[Regressor]) -> Regressor:
     return mean
 
 
+@in_own_modes
 def read_regressor(path: str | Path) -> Regressor:
     """Read what :func:`save_regressor` wrote, frozen, in float32 and eval mode.
 
@@ -531,6 +533,7 @@ def trained_regressor(face_model: str) -> Path | None:
     return None
 
 
+@in_own_modes
 def load_regressor(model: Any = "makehuman", path: str | Path | None = None) -> Regressor:
     """The trained regressor of a head model, frozen, in eval mode.
 

@@ -6,7 +6,6 @@ layer follows the convolutions, whose input is 44 px a side.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import check_shape
+from facerecon.modes import kept
 
 __all__ = ["FER_EXPRESSIONS", "VGGExpression", "load_vgg_expression", "read_official_vgg_expression"]
 
@@ -74,7 +74,7 @@ def read_official_vgg_expression(path: str | Path) -> dict[str, Tensor]:
     return float_tensors(read_state(path, "net", "state_dict"), shapes, path, "the VGG-19 of FER2013")
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_vgg_expression() -> VGGExpression:
     """The released expression classifier, frozen.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import ConfigError, ShapeError, check_shape, nearest_name
+from facerecon.errors import ConfigError, ShapeError, check_floats, check_number, check_shape, nearest_name
 from facerecon.geometry import lighting
 from facerecon.geometry.camera import clip_coordinates, project, scale_camera
 from facerecon.geometry.mesh import cached, vertex_normals
@@ -74,6 +74,7 @@ class PreparedView:
             Rendering of batch B, ``image`` not clamped.
         """
         check_shape("texture", texture, "B C S S")
+        check_floats("texture", texture, self.grid, "the vertices")
         views, height, width = self.found.shape
         count = _shared_batch(views, texture)
         lists = [self.found.split(t) for t in (self.found.pixel, self.grid)]
@@ -142,6 +143,7 @@ class FusedView:
         from facerecon.render.backends.numba_shading import textured_shading
 
         check_shape("texture", texture, "B 3 S S")
+        check_floats("texture", texture)
         index = self.rendering.fragments.face_index
         _shared_batch(len(index), texture)
         image = None
@@ -238,6 +240,8 @@ class Renderer(nn.Module):
             raise ConfigError(nearest_name(shading, SHADINGS, "shading"))
         if texture_level != "auto" and not (isinstance(texture_level, int) and texture_level >= 0):
             raise ConfigError(f"texture_level must be 'auto' or an integer >= 0; got {texture_level!r}.")
+        for side in size if isinstance(size, tuple | list) else () if size is None else (size,):
+            check_number("size", side, 1, 16384, whole=True, unit="px")
         choose_backend(backend)
         self.size = size if size is None or isinstance(size, int) else tuple(size)
         self.backend = backend
@@ -292,9 +296,12 @@ class Renderer(nn.Module):
                 first candidate of every landmark.
 
         Raises:
-            ConfigError: unknown region. ShapeError: wrong shapes.
+            ConfigError: unknown region. ShapeError: wrong shapes, or half precision.
         """
         check_shape("vertices", vertices, "B V 3")
+        check_floats("vertices", vertices)
+        if light is not None:
+            check_floats("light", light.coefficients, vertices, "the vertices")
         batch = max(vertices.shape[0], camera.batch, 1 if light is None else light.batch)
         vertices = vertices.expand(batch, -1, -1)
         size = self.image_size(camera)

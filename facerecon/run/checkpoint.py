@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError
+from facerecon.modes import in_own_modes
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["Checkpoints", "is_due", "load_checkpoint", "save_checkpoint"]
@@ -69,6 +70,7 @@ def save_checkpoint(path: str | os.PathLike, tree: dict[str, Any]) -> Path:
     return write_whole(path, safetensors_bytes(tensors, {"type": "checkpoint", "tree": packed}))
 
 
+@in_own_modes
 def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote.
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import chain
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import ConfigError, ShapeError, nearest_name
+from facerecon.errors import ConfigError, ShapeError, check_floats, check_number, nearest_name
+from facerecon.modes import in_own_modes, own_modes
 from facerecon.types import Latent
 
 __all__ = [
@@ -121,7 +123,8 @@ class TextureDecoder(nn.Module):
             latent: what to decode. size: of a coarser, cheaper texture, a power of two; the full one if left out.
 
         Raises:
-            ShapeError: the codes do not fit this decoder. ConfigError: the latent is of another space.
+            ShapeError: the codes do not fit this decoder, by shape or type. ConfigError: the latent is of another
+            space.
         """
         if isinstance(latent, Latent):
             if latent.space != self.space:
@@ -135,6 +138,8 @@ class TextureDecoder(nn.Module):
             raise ShapeError(
                 f"codes must be (B, {self.rows}, {self.dim}) or (B, {self.dim}); got {tuple(latent.shape)}."
             )
+        own = next((t for t in chain(self.buffers(), self.parameters()) if t.is_floating_point()), None)
+        check_floats("codes", codes, own, "the decoder")
         return self.synthesis(codes) if size is None or size >= self.size else self.synthesis(codes, size)
 
     def sample(self, batch: int = 1, generator: torch.Generator | None = None) -> Latent:
@@ -178,7 +183,8 @@ class LinearDecoder(TextureDecoder):
         """Mean and basis of a smaller texture: decoding is linear, so they are those of the large one, averaged."""
         found = self._coarse.get(size)
         if found is None or found[0].device != self.mean.device:
-            mean, basis = (F.interpolate(t, (size, size), mode="area") for t in (self.mean[None], self.basis))
+            with own_modes():
+                mean, basis = (F.interpolate(t, (size, size), mode="area") for t in (self.mean[None], self.basis))
             found = self._coarse[size] = mean[0], basis
         return found
 
@@ -213,6 +219,7 @@ OFFICIAL = (".pth",)
 """Endings of checkpoints as the authors release them."""
 
 
+@in_own_modes
 def load_decoder(
     name: str = "open", components: int | None = None, space: str | None = None, precision: str = "auto"
 ) -> TextureDecoder:
@@ -237,6 +244,8 @@ def load_decoder(
     """
     from facerecon import assets
 
+    if components is not None:
+        check_number("components", components, 1, whole=True)
     if is_decoder_file(name):
         path = Path(name).expanduser()
     elif name in SHIPPED:

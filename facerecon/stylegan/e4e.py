@@ -8,7 +8,6 @@ its difference to it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_checkpoint
 from facerecon.errors import AssetError, check_shape
+from facerecon.modes import kept
 
 __all__ = ["E4E", "load_e4e", "read_official_e4e"]
 
@@ -165,7 +165,7 @@ def read_parts(path: str | Path) -> tuple[Mapping[str, Tensor], Tensor]:
     return state, average
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_e4e() -> E4E:
     """The released encoder, frozen.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, ShapeError, nearest_name
+from facerecon.modes import in_own_modes
 from facerecon.stylegan.ffhq import load_ffhq_generator
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.mobile import MobileGenerator, load_generator, seeded_latents
@@ -65,6 +66,7 @@ class FFHQFaces(nn.Module):
         return torch.lerp(self.mean_w, w, truncation)
 
 
+@in_own_modes
 def load_face_generator(
     name: str = "mobile_stylegan", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> MobileGenerator | FFHQFaces:

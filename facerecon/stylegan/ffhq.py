@@ -22,6 +22,7 @@ from torch import Tensor
 from facerecon import assets
 from facerecon.assets.foreign import Record, read_pickle, tensors_of
 from facerecon.errors import AssetError
+from facerecon.modes import in_own_modes
 from facerecon.stylegan.e4e import read_parts
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.official import from_official
@@ -186,6 +187,7 @@ def read_e4e_generator(path: str | Path) -> Generator:
     return from_official(from_e4e_layout(decoder, average, path), path)
 
 
+@in_own_modes
 def load_ffhq_generator() -> Generator:
     """StyleGAN2-FFHQ, frozen: from its own pickle, or where that was not converted, from e4e's file.
 

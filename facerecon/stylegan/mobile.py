@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError, InputError, ShapeError
+from facerecon.modes import in_own_modes
 
 __all__ = [
     "FACE_WINDOW",
@@ -357,6 +358,7 @@ def seeded_latents(seeds: int | Iterable[int], dim: int = STYLE_DIM) -> Tensor:
     return torch.stack([torch.randn(dim, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])
 
 
+@in_own_modes
 def load_generator(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> MobileGenerator:
     """The frozen open face generator.
 

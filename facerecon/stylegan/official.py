@@ -24,6 +24,7 @@ from facerecon.assets.foreign import read_state
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
 from facerecon.imaging.files import read_image
+from facerecon.modes import in_own_modes
 from facerecon.storage import all_finite, read_safetensors
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture import StyleGANDecoder, WStatistics, kept_statistics, synthesis_precision
@@ -147,6 +148,7 @@ def read_official(path: str | Path) -> Generator:
     return from_official(read_state(path, *_CONTAINERS), Path(path))
 
 
+@in_own_modes
 def read_official_decoder(path: str | Path, space: str | None = None, precision: str = "auto") -> StyleGANDecoder:
     """A released decoder, ready to fit. The statistics of its W are measured once, then kept in the cache.
 

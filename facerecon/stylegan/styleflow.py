@@ -12,7 +12,6 @@ torchdiffeq's adaptive one, as the release does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes, kept
 from facerecon.storage import read_safetensors
 
 __all__ = [
@@ -199,7 +199,7 @@ def read_official_styleflow(path: str | Path) -> dict[str, Tensor]:
     return {name: found[_official(name)] for name in shapes}
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_styleflow() -> ConditionalFlow:
     """The released flow, frozen.
 
@@ -209,6 +209,7 @@ def load_styleflow() -> ConditionalFlow:
     return load_converted(ConditionalFlow, assets.locate("styleflow"))
 
 
+@in_own_modes
 def load_expression_direction() -> Tensor:
     """The released direction of a smile, rows of W+: (1 or 18, 512).
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.modes import in_own_modes, own_modes
 from facerecon.run.device import choose_precision, supports_bfloat16
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
@@ -276,7 +277,8 @@ class StyleGANDecoder(TextureDecoder):
         """
         w = self.to_w(codes).expand(-1, self.generator.rows, -1)
         if self._frozen is None:
-            self._frozen = FrozenSynthesis(self.generator.synthesis, self.generator.precision or torch.float32)
+            with own_modes():
+                self._frozen = FrozenSynthesis(self.generator.synthesis, self.generator.precision or torch.float32)
         texture = self._frozen(w, size) * 0.5 + 0.5
         return texture + (texture.clamp(0, 1) - texture).detach()
 
@@ -320,6 +322,7 @@ class StyleGANDecoder(TextureDecoder):
         return retract_to_sphere(codes + share.clamp(0, 1) * filling)
 
     @cached_property
+    @in_own_modes
     def _filling(self) -> Tensor:
         """(C,) code of one draw along the directions that have no part in the start."""
         count = self.components or len(self.axes)
@@ -328,6 +331,7 @@ class StyleGANDecoder(TextureDecoder):
         return self.from_w((self.w_mean + draw @ self.axes)[None, None])[0, 0]
 
     @cached_property
+    @in_own_modes
     def _candidates(self) -> tuple[Tensor, Tensor]:
         """z (N, Z) on the sphere, and their coefficients along the first directions of W."""
         draw = torch.randn(2048, self.dim, generator=torch.Generator().manual_seed(_SEED))
@@ -338,6 +342,7 @@ class StyleGANDecoder(TextureDecoder):
     def _leading(self, z: Tensor) -> Tensor:
         return ((self.to_w(z)[:, 0] - self.w_mean) @ self.inverse)[:, : self.start_size]
 
+    @in_own_modes
     def _nearest_z(self, coefficients: Tensor, steps: int = 100) -> Tensor:
         """(B, 1, Z) whose w has the given coefficients: the nearest of many draws, then Adam on the sphere."""
         weight = self.start_effect[: self.start_size].square().flatten(1).sum(1)
@@ -414,6 +419,7 @@ def save_decoder(
     return statistics
 
 
+@in_own_modes
 def read_decoder(path: str | Path, space: str | None = None, precision: str = "auto") -> StyleGANDecoder:
     """Read what :func:`save_decoder` wrote.
 

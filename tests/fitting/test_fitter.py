@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facerecon.errors import ConfigError, FitError
+from facerecon.errors import ConfigError, FitError, InputError, ShapeError
 from facerecon.fitting import DetailSettings, Fitter, fit_landmarks, fit_light
 from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import project
@@ -306,3 +306,60 @@ def test_landmarks_that_are_turned_away_weigh_less(fitter, photos) -> None:
     assert torch.equal(plain._targets(photos, stage, turned)["lm"], release)
     with pytest.raises(ConfigError, match="facing"):
         Fitter(fitter.model, fitter.decoder, fitter.renderer, stages=SHORT, landmark_weighting="facign")
+
+
+# Doors ---------------------------------------------------------------------------------------------------
+
+
+def test_a_fitter_is_given_models_not_their_names(model) -> None:
+    for given in (("makehuman", "linear", Renderer(224)), (model, "linear", Renderer(224))):
+        with pytest.raises(ConfigError, match="load_") as error:
+            Fitter(*given)
+        assert "got str" in str(error.value)
+
+
+def test_a_photo_is_observed_and_a_list_says_what_to_use(fitter, photos) -> None:
+    for source in (SAMPLE, str(SAMPLE)):
+        assert torch.allclose(fitter._taken(source).landmarks68, photos[0].landmarks68, atol=0.05)
+    with pytest.raises(InputError, match=r"of 2\. Use together"):
+        fitter([photos[0], photos[1]])
+    with pytest.raises(InputError, match=r"nowhere\.jpg does not exist"):
+        fitter.together(["nowhere.jpg"])
+
+
+@pytest.mark.parametrize("size", [225, 512, (224, 200)])
+def test_a_renderer_of_another_size_is_one_line(size, fitter, photos, monkeypatch) -> None:
+    monkeypatch.setattr(fitter, "renderer", Renderer(size))
+    with pytest.raises(ConfigError, match=r"the fit crop has 224 x 224; use Renderer\(size=224\)"):
+        fitter(photos)
+    with pytest.raises(ConfigError, match="the fit crop has 224 x 224"):
+        fitter.together(photos)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_precision_or_a_mixture_is_one_line(kind, model, photos) -> None:
+    decoder = LinearDecoder(torch.full((3, 8, 8), 0.5), torch.rand(2, 3, 8, 8))
+    small = load_face_model("makehuman", num_identity=1)
+    called = str(kind).removeprefix("torch.")
+    params, camera = small.neutral(), Camera.deep3d(32)
+    vertices, texture = small(params), torch.rand(1, 3, 8, 8)
+    other = params.to(kind)
+    mixed = [
+        lambda: Fitter(small.to(kind), decoder, Renderer(224), identity=torch.nn.Identity())(photos),
+        lambda: small(params),
+        lambda: Fitter(model, decoder, Renderer(224), identity=torch.nn.Identity())(photos.to(kind)),
+        lambda: model(other.replace(identity=torch.zeros(1, 40, dtype=kind))),
+        lambda: decoder(torch.zeros(1, 1, 2, dtype=kind)),
+        lambda: Renderer(32)(vertices, texture, model.topology, camera, other.light),
+    ]
+    if kind != torch.float64:
+        mixed += [
+            lambda: small(other),
+            lambda: decoder.to(kind)(torch.zeros(1, 1, 2, dtype=kind)),
+            lambda: Renderer(32)(vertices.to(kind), texture, model.topology, camera, params.light),
+            lambda: Renderer(32)(vertices, texture.to(kind), model.topology, camera, params.light),
+        ]
+    for call in mixed:
+        with pytest.raises(ShapeError, match=r"must be float(32|64).*; got") as error:
+            call()
+        assert called in str(error.value) and "\n" not in str(error.value)
