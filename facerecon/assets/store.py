@@ -55,16 +55,23 @@ _verified: dict[tuple[str, int, int, str], bool] = {}
 
 
 def home() -> Path:
-    """The cache folder: ``$FACERECON_HOME``, else ``facerecon`` in the user's cache folder."""
+    """The cache folder: ``$FACERECON_HOME``, else ``facerecon`` in the user's cache folder.
+
+    Raises:
+        AssetError: neither is there.
+    """
     chosen = os.environ.get("FACERECON_HOME")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # as a user without a home, in a container
+        raise AssetError("this user has no home folder; set FACERECON_HOME to a folder for the model files.") from None
     return base / "facerecon"
 
 
@@ -310,6 +317,8 @@ def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
     Raises:
         AssetError: the cache cannot be written.
     """
+    from facerecon.modes import own_modes
+
     folder = home() / "derived"
     path = folder / f"{name}-{key}.safetensors"
     if path.is_file():
@@ -319,7 +328,8 @@ def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
         os.close(handle)
         try:
-            build(Path(temporary))
+            with own_modes():
+                build(Path(temporary))
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         finally:
@@ -343,7 +353,7 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if error.errno in _NOT_WRITABLE:
             raise AssetError(f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to.") from error
-        raise AssetError(f"writing to {folder} failed: {error}.") from error
+        raise AssetError(f"writing to {folder} failed: {error}; FACERECON_HOME may name another folder.") from error
 
 
 def _write_atomically(path: Path, text: str) -> None:

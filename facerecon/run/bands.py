@@ -1,14 +1,17 @@
-"""A pool of Python threads for kernels that release the GIL, as many at a time as torch may use."""
+"""Kernels that release the GIL: how numba compiles them, and a pool of threads, as many at a time as torch may use."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
 import torch
 
-__all__ = ["run_bands"]
+__all__ = ["compiled", "run_bands"]
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -34,3 +37,32 @@ def run_bands(kernel: Callable[..., None], jobs: Iterable[tuple]) -> None:
         _pool = ThreadPoolExecutor(max(2, min(os.cpu_count() or 1, 32)), thread_name_prefix="facerecon-bands")
     for future in [_pool.submit(kernel, *job) for job in jobs]:
         future.result()
+
+
+def compiled(**options: Any) -> Callable[[Callable], Callable]:
+    """``numba.njit`` of a kernel that releases the GIL, with more options of numba's.
+
+    What is compiled is kept beside the source file or in the user's cache folder; where neither can be written, each
+    process compiles again, and one warning says so.
+    """
+    import numba
+
+    options = dict(nogil=True, boundscheck=False, error_model="numpy") | options
+
+    def compile_kernel(function: Callable) -> Callable:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # numba finds no folder for what it compiles
+            _warn_of_no_cache()
+            return numba.njit(**options)(function)
+
+    return compile_kernel
+
+
+@cache
+def _warn_of_no_cache() -> None:
+    warnings.warn(
+        "neither facerecon's folder nor the user's cache folder can be written, so its kernels are compiled again at "
+        "every start (some 10 s); set NUMBA_CACHE_DIR to a folder that can.",
+        stacklevel=3,
+    )

@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -22,14 +21,14 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from facerecon.run.bands import run_bands
+from facerecon.run.bands import compiled, run_bands
 
 if TYPE_CHECKING:
     from facerecon.stylegan.mobile import MobileSynthesis, Window
 
 __all__ = ["output_image", "read_out", "styled_depthwise", "synthesize", "wavelet_depthwise"]
 
-_OPTIONS = dict(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "nsz"})
+_FAST = {"contract", "nsz"}
 
 SLOPE = np.float32(0.2)
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -76,13 +75,13 @@ def _store(typing_context, value, like):
     return like(types.float32, like), narrow if like == types.uint16 else keep
 
 
-@numba.njit(inline="always", **_OPTIONS)
+@compiled(inline="always", fastmath=_FAST)
 def _activated(value, shift):
     value = value + shift
     return max(value, SLOPE * value)
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _convolve_row(above, here, below, kernel, out):
     """One row of a 3 x 3 depthwise convolution. above, here, below (w + 2, C), kernel (9, C) -> out (w, C)."""
     width, channels = out.shape
@@ -100,7 +99,7 @@ def _convolve_row(above, here, below, kernel, out):
             out[column, c] = _store(total, out[column, c])
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def styled_depthwise(x, corner, noise, bias, kernel, size, out, out_corner):
     """Noise, bias, leaky ReLU, then the depthwise step of the next convolution.
 
@@ -128,7 +127,7 @@ def styled_depthwise(x, corner, noise, bias, kernel, size, out, out_corner):
             _convolve_row(ring[(row - 2) % 3], ring[(row - 1) % 3], line, kernel, out[row - 1 - first_row])
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def wavelet_depthwise(x, corner, noise, bias, style, kernel, size, out, out_corner):
     """Noise, bias, leaky ReLU, style, inverse Haar transform, then the depthwise step of the next convolution.
 
@@ -182,7 +181,7 @@ def wavelet_depthwise(x, corner, noise, bias, style, kernel, size, out, out_corn
                 )
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath={"contract", "nsz", "reassoc"})
 def output_image(x, corner, noise, bias, weight, shift, clamp, image):
     """Noise, bias, leaky ReLU, the 1 x 1 step to the picture's wavelets and the inverse Haar transform.
 
@@ -219,7 +218,7 @@ def output_image(x, corner, noise, bias, weight, shift, clamp, image):
                     line[column] = min(max(line[column], ZERO), ONE)
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+@compiled(fastmath={"contract", "nsz", "reassoc"})
 def read_out(x, corner, noise, bias, weight, shift, clamp, image):
     """Noise, bias, leaky ReLU, then a linear read-out of each pixel's color.
 

@@ -62,6 +62,33 @@ def test_home_is_the_users_cache_folder(monkeypatch, tmp_path, platform, variabl
     assert str(assets.home()) == expected.format(base=tmp_path / "base", home=tmp_path)
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    for name in ("FACERECON_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(AssetError, match="set FACERECON_HOME") as error:
+        assets.home()
+    one_line(error)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_a_cache_that_cannot_be_written_names_the_variable(monkeypatch, tmp_path, number):
+    monkeypatch.setenv("FACERECON_HOME", str(tmp_path))
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(AssetError, match="FACERECON_HOME") as error:
+        assets.derived("table", "key", lambda path: None)
+    one_line(error)
+
+
 # -- fetch and locate ---------------------------------------------------------------------------------
 
 

@@ -6,12 +6,11 @@ forked DataLoader workers (its OpenMP layer) or abort under concurrent callers (
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.run.bands import run_bands
+from facerecon.run.bands import compiled, run_bands
 
 __all__ = ["band_count", "face_ids"]
 
@@ -23,7 +22,7 @@ def band_count(batch: int) -> int:
     return max(1, min(MAX_BANDS, -(-torch.get_num_threads() // batch)))
 
 
-@numba.njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+@compiled()
 def _draw_band(screen, faces, first_row, last_row, cull, nearest, ids):
     """Z-buffer rows [first_row, last_row) of one image.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from facerecon.geometry.lighting import SH_CONSTANTS
 from facerecon.render.backends.numba_bands import band_count
-from facerecon.run.bands import run_bands
+from facerecon.run.bands import compiled, run_bands
 
 __all__ = ["pixel_attributes", "textured_shading", "vertex_normals"]
 
-_OPTIONS = dict(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+_FAST = {"contract", "reassoc", "nsz"}
 
 BAND0, BAND1, BAND2 = (np.float32(c) for c in SH_CONSTANTS)
 BAND2_Z = np.float32(SH_CONSTANTS[2] / (2 * np.sqrt(3.0)))
@@ -30,7 +29,7 @@ ONE, TWO, THREE, SIX, HALF, TINY = (np.float32(c) for c in (1, 2, 3, 6, 0.5, 1e-
 # -- vertex normals ----------------------------------------------------------------------------------------
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _normals_forward(vertices, faces, total, normals):
     """vertices (V, 3), faces (F, 3) -> total (V, 3) area-weighted sums, normals (V, 3) unit."""
     total[:] = 0
@@ -58,7 +57,7 @@ def _normals_forward(vertices, faces, total, normals):
         normals[vertex, 0], normals[vertex, 1], normals[vertex, 2] = x * inverse, y * inverse, z * inverse
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _normals_backward(vertices, faces, total, normals, grad, grad_total, grad_vertices):
     """grad (V, 3) of the unit normals -> grad_vertices (V, 3); grad_total (V, 3) is scratch."""
     grad_vertices[:] = 0
@@ -135,7 +134,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 # -- per-pixel attributes ----------------------------------------------------------------------------------
 
 
-@numba.njit(inline="always", **_OPTIONS)
+@compiled(inline="always", fastmath=_FAST)
 def _sh_basis(x, y, z, basis):
     """The nine functions of :func:`facerecon.geometry.lighting.sh_basis`, written into ``basis``."""
     basis[0] = BAND0
@@ -149,7 +148,7 @@ def _sh_basis(x, y, z, basis):
     basis[8] = HALF * BAND2 * (x * x - y * y)
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _pixels_forward(clip, normals, light, faces, uvs, ids, first, last, weights, depth, grid, shading):
     """Rows [first, last) of one image: barycentrics, depth, texture grid and shading; 0 on background."""
     height, width = ids.shape
@@ -192,7 +191,7 @@ def _pixels_forward(clip, normals, light, faces, uvs, ids, first, last, weights,
                 shading[row, column, k] = value
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _pixels_backward(
     clip, normals, light, faces, uvs, ids, first, last,
     grad_weights, grad_depth, grad_grid, grad_shading, grad_vertex, grad_light,
@@ -360,7 +359,7 @@ def pixel_attributes(
 # -- texture times shading -----------------------------------------------------------------------------------
 
 
-@numba.njit(inline="always", **_OPTIONS)
+@compiled(inline="always", fastmath=_FAST)
 def _taps(coordinate, size):
     """First texel, second texel, weight of the second, and whether the border holds the look-up fast."""
     position = ((coordinate + ONE) * np.float32(size) - ONE) * HALF
@@ -370,7 +369,7 @@ def _taps(coordinate, size):
     return first, min(first + 1, size - 1), position - np.float32(first), held
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _texture_forward(texture, ids, grid, shading, first, last, image):
     """Rows [first, last) of image (3, H, W) = bilinear look-up in texture (3, S, S) times shading."""
     width, size = ids.shape[1], texture.shape[1]
@@ -388,7 +387,7 @@ def _texture_forward(texture, ids, grid, shading, first, last, image):
                 image[k, row, column] = (top + fy * (bottom - top)) * shading[row, column, k]
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _texture_backward(texture, ids, grid, shading, first, last, grad_image, grad_texture, grad_grid, grad_shading):
     """Adjoint of :func:`_texture_forward`; adds to grad_texture, writes the others; empty arrays are left out."""
     width, size = ids.shape[1], texture.shape[1]
@@ -425,7 +424,7 @@ def _texture_backward(texture, ids, grid, shading, first, last, grad_image, grad
                 grad_grid[row, column, 1] = np.float32(0) if held_y else gy * half
 
 
-@numba.njit(**_OPTIONS)
+@compiled(fastmath=_FAST)
 def _add_rows(parts, first, last, total):
     """total[first:last] = sum of parts[:, first:last]; parts (K, N)."""
     for i in range(first, last):
