@@ -442,14 +442,14 @@ class Observation(TensorStruct):
         full: a larger crop of the same face (wider framing, more pixels), for unwrapping and detail.
         landmarks68: (B, 68, 2), pixels of the fit crop.
         mesh468: (B, 468, 3), pixels of the fit crop; z in the same scale, relative.
-        box: (B, 4), x0, y0, x1, y1 in photo pixels.
+        box: (B, 4), x0, y0, x1, y1 in pixels of the photo's file, upright, as ``to_photo`` of the crops.
         score: (B,), detector confidence in [0, 1].
         identity: (B, 128), embedding of the differentiable identity network.
         judge: (B, 1024), unit vectors of the network that judges results and is never optimised.
         expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised.
         age: (B,), years. male: (B,), probability.
         path: one string a face, where it came from.
-        photo_size: one (H, W) a face.
+        photo_size: one (H, W) a face, of the file.
         mask_given: one bool a face: whether a user drew its mask, which is then believed as it is.
     """
 

@@ -35,7 +35,7 @@ from facerecon.editing.walk import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.fitting.initialize import LandmarkStart
-from facerecon.imaging.files import contact_sheet, read_image, to_pil
+from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
 from facerecon.run import choose_device
@@ -370,8 +370,9 @@ def photo_crop(path: str, size: int = 1024) -> Tensor:
         NoFaceError, InputError: see :func:`facerecon.observe`.
     """
     photo = observe(path)
-    points = map_points(photo.fit.to_photo, photo.landmarks68)
-    return ffhq_crop(read_image(path)[None], points, size)
+    loaded = load_image(path)
+    points = map_points(photo.fit.to_photo, photo.landmarks68) * loaded.scale
+    return ffhq_crop(loaded.image[None], points, size)
 
 
 def _search_figures(source: Attributes, views: Attributes) -> dict[str, Any]:

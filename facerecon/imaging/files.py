@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from facerecon.errors import InputError
+from facerecon.modes import in_own_modes
 from facerecon.storage import write_whole
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "open_regions",
     "load_image",
     "read_image",
+    "read_open_file",
     "to_pil",
     "to_uint8",
     "write_bytes",
@@ -45,6 +47,7 @@ _MAX_SIDE = 4096
 _MAX_PIXELS = 100_000_000
 _FOREIGN = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _ORIENTATION_TAG = 0x0112
+_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class LoadedImage:
         scale: pixels of ``image`` per pixel of the file (1 unless the photo was reduced).
         size: (H, W) of the upright photo in the file.
         name: what to call it in messages (file name, or "image").
+        white: the number of the file that is white, where whole numbers are no 8-bit colors.
     """
 
     image: Tensor
     scale: float
     size: tuple[int, int]
     name: str
+    white: float | None = None
 
 
 def read_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = _MAX_PIXELS) -> Tensor:
@@ -69,6 +74,7 @@ def read_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
     return load_image(source, max_side, max_pixels).image
 
 
+@in_own_modes
 def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = _MAX_PIXELS) -> LoadedImage:
     """Decode any photo to upright RGB, in bounded memory.
 
@@ -76,14 +82,14 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
     embedded ICC profile where it has one) and animated files (first frame) become RGB.
 
     Args:
-        source: path, encoded bytes, PIL image, array (H, W), (H, W, 1|3|4) of uint8, uint16, bool or float in
-            [0, 1], or tensor (3, H, W) / (1, 3, H, W) in [0, 1] or uint8.
+        source: path, encoded bytes, open binary file, PIL image, array (H, W), (H, W, 1|3|4) of uint8, uint16, bool
+            or float in [0, 1], or tensor (3, H, W) / (1, 3, H, W) in [0, 1] or uint8.
         max_side: longer side in pixels beyond which a photo is reduced (antialiased); None keeps its size.
         max_pixels: largest pixel count that is decoded. A larger JPEG is decoded at 1/2, 1/4 or 1/8 if that
             brings it below; any other larger file is refused.
 
     Returns:
-        The image and the scale at which it was read.
+        The image and the scale at which it was read. A warning says where 16-bit numbers are taken for fewer bits.
 
     Raises:
         InputError: missing, empty, truncated or corrupt, not an image, or too large; always one line.
@@ -101,7 +107,7 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images, odd EXIF and palettes: handled here
             with handle() as image:
-                return _decode(image, name, max_side, max_pixels)
+                loaded = _decode(image, name, max_side, max_pixels)
     except UnidentifiedImageError:
         raise InputError(_not_an_image(name, data)) from None
     except Image.DecompressionBombError:
@@ -109,6 +115,8 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is truncated or corrupt ({reason}); export it again.") from None
+    _warn_of_depth(loaded.name, loaded.white)
+    return loaded
 
 
 def open_regions(source: Any, max_pixels: int = _MAX_PIXELS) -> Callable[[tuple, int], tuple[Tensor, tuple]]:
@@ -165,11 +173,31 @@ def _upright(source: Any, max_pixels: int) -> Image.Image:
             return whole
 
 
+def read_open_file(source: Any) -> Any:
+    """The bytes of an open binary file, from its start where it can go back there; any other source as it is.
+
+    Raises:
+        InputError: it is open as text, or closed.
+    """
+    if isinstance(source, (Tensor, np.ndarray, Image.Image, str, os.PathLike)) or not hasattr(source, "read"):
+        return source
+    try:
+        if source.seekable():
+            source.seek(0)
+        data = source.read()
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"the open file cannot be read ({error}); open it with open(path, 'rb').") from None
+    if not isinstance(data, (bytes, bytearray)):
+        raise InputError("the file is open as text; open it with open(path, 'rb').")
+    return bytes(data)
+
+
 def _contents(source: Any) -> tuple[str, bytes]:
+    source = read_open_file(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, data = "image", bytes(source)
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = Path(os.path.expanduser(source))
         name = path.name or str(path)
         if path.is_dir():
             raise InputError(f"{path} is a folder; expected an image file (for many, give 'folder/*.jpg').")
@@ -182,7 +210,8 @@ def _contents(source: Any) -> tuple[str, bytes]:
             raise InputError(f"{path} cannot be read ({reason}); check the path and its permissions.") from None
     else:
         raise InputError(
-            f"an image must be a path, bytes, a PIL image, an array or a tensor; got {type(source).__name__}."
+            "an image must be a path, bytes, an open binary file, a PIL image, an array or a tensor; "
+            f"got {type(source).__name__}."
         )
     if not data:
         raise InputError(f"{name} is empty (0 bytes); export it again.")
@@ -217,16 +246,23 @@ def _decode(image: Image.Image, name: str, max_side: int | None, max_pixels: int
             image.draft(None, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
     if image.width * image.height > max_pixels:
         raise InputError(_too_large(name, f"{width} x {height} pixels", max_pixels))
+    deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     image.load()
+    if deep and 0 < max(high for _, high in image.getextrema()[:3]) < 16:  # Pillow keeps the upper 8 bits
+        raise InputError(
+            f"{name} holds at most 12 bits in 16-bit channels, of which 4 are left here; export it with 8 bits a "
+            "channel."
+        )
     target = _reduced_size(image.width, image.height, max_side, None)
+    white = _white(np.asarray(image)) if image.mode in _GREY and image.mode != "F" else None
     rgb = _to_rgb(image, target)
     if orientation != 1:
         rgb = ImageOps.exif_transpose(_with_orientation(rgb, orientation))
         if orientation in (5, 6, 7, 8):
             width, height = height, width
     tensor = from_uint8(np.asarray(rgb))
-    return LoadedImage(tensor, tensor.shape[-1] / width, (height, width), name)
+    return LoadedImage(tensor, tensor.shape[-1] / width, (height, width), name, white)
 
 
 def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
@@ -249,7 +285,7 @@ def _reduced_size(width: int, height: int, max_side: int | None, max_pixels: int
 def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit RGB of ``size``: profile, depth, palette and alpha resolved."""
     profile = image.info.get("icc_profile")
-    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
+    if image.mode in _GREY:
         image = Image.fromarray(_grey_to_uint8(np.asarray(image)))
     elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
@@ -268,12 +304,30 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
     """One channel of 16-bit integers, 32-bit integers or floats -> uint8, by the range the numbers use."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values)
-        top = 1.0 if values.max(initial=0) <= 1.0 else 255.0 if values.max() <= 255 else 65535.0
-    else:
-        top = 255.0 if values.dtype == np.int32 and values.max(initial=0) <= 255 else 65535.0
-    return np.round(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+    return np.round(np.clip(np.nan_to_num(values / _white(values)), 0, 1) * 255).astype(np.uint8)
+
+
+def _white(values: np.ndarray) -> float:
+    """The number that is white: the largest of as few bits as hold all; of floats also 1, with highlights above it.
+
+    Raises:
+        InputError: the numbers are larger than 16 bits hold.
+    """
+    most = values[np.isfinite(values)].max(initial=0)
+    if values.dtype.kind == "f" and most <= 16:
+        return 1.0
+    for bits in (8, 10, 12, 16):
+        if most < 2**bits:
+            return 2.0**bits - 1
+    raise InputError(f"the picture's numbers go up to {most:g}; export it with 8 or 16 bits a channel.")
+
+
+def _warn_of_depth(name: str, white: float | None) -> None:
+    if white is not None and white < 65535:
+        warnings.warn(
+            f"{name} holds no number above {white:.0f} in 16 bits or more; {white:.0f} is taken for white.",
+            stacklevel=4,
+        )
 
 
 def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
@@ -296,8 +350,12 @@ def _from_array(array: np.ndarray) -> Tensor:
         raise InputError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4); got {array.shape}.{hint}")
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
-    elif array.dtype in (np.uint8, np.uint16):
-        array = array.astype(np.float32) / np.iinfo(array.dtype).max
+    elif array.dtype == np.uint8:
+        array = array.astype(np.float32) / 255
+    elif array.dtype == np.uint16:
+        white = _white(array)
+        _warn_of_depth("the image array", white)
+        array = array.astype(np.float32) / white
     elif array.dtype.kind != "f":
         raise InputError(f"an image array must be uint8, uint16 or float in [0, 1]; got {array.dtype}.")
     image = torch.from_numpy(np.array(array, np.float32)).permute(2, 0, 1)
@@ -307,6 +365,7 @@ def _from_array(array: np.ndarray) -> Tensor:
 
 
 def _from_tensor(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
     image = tensor[0] if tensor.dim() == 4 and tensor.shape[0] == 1 else tensor
     if image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         hint = " For (H, W, 3), pass an array." if image.dim() == 3 and image.shape[-1] in (3, 4) else ""

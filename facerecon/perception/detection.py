@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,13 @@ from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.errors import check_shape
+from facerecon.modes import kept
 from facerecon.perception.networks import TinyDetectorNet, load_weights
 
 __all__ = ["Detection", "FaceDetector", "load_detector"]
+
+_LONGEST = 4096
+"""px a side up to which a photo is searched as a whole."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ class FaceDetector(nn.Module):
         """
         check_shape("image", image, "3 H W", "Pass one image without a batch axis.")
         side = max(image.shape[1:])
-        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
         largest = max(self.sizes)
+        if side > _LONGEST:  # a strip, in whose square nothing would be left of a face
+            found = [d for d in self._in_tiles(image) if d.score > self.tile_threshold]
+            return sorted(found, key=lambda d: -d.side)
+        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
         reduced = _resized(square, 2 * largest) if side > 2 * largest else square  # then each size costs little
         found = _merged([d for size in self.sizes for d in self._at_size(reduced, size, self.threshold, side)])
         if side > 2 * largest and all(d.side < self.smallest_share * side for d in found):
@@ -155,7 +161,7 @@ def _merged(found: list[Detection]) -> list[Detection]:
     return kept
 
 
-@lru_cache(maxsize=1)
+@kept()
 def load_detector() -> FaceDetector:
     """The open pack's face detector, frozen."""
     return FaceDetector(load_weights(TinyDetectorNet(), assets.locate("face_detector"))).eval()

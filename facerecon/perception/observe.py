@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.geometry.alignment import deep3d_crop_transform
-from facerecon.imaging.files import LoadedImage, load_image, open_regions
+from facerecon.imaging.files import LoadedImage, load_image, open_regions, read_open_file
 from facerecon.imaging.warp import crop_affine, crop_valid
+from facerecon.modes import in_own_modes
 from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
 from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
@@ -46,6 +49,8 @@ give the released crops (scale within 0.3 %, origin within 1.3 px at 224 px). Ou
 and origins within 7 px of them: five points are few, and the nose tip weighs much in turned faces."""
 
 _SMALLEST_PHOTO = 64
+_STRIP = 128  # px: a photo that would be narrower when reduced is a strip
+_STRIP_PIXELS = 4096**2
 _SMALLEST_FACE = 40
 _SMALL_FACE = 64
 _ENOUGH = 640  # px of a face that all crops can use
@@ -58,6 +63,7 @@ def _inverse(transform: Tensor) -> Tensor:
     return torch.cat([linear, -linear @ transform[:, :, 2:].double()], -1).to(transform.dtype)
 
 
+@in_own_modes
 def observe(
     source: Any,
     face: str | int = "largest",
@@ -72,7 +78,8 @@ def observe(
     """Find the face of a photo and measure everything that a fit starts from.
 
     Args:
-        source: what :func:`~facerecon.imaging.files.read_image` takes: a path, bytes, a PIL image or an array.
+        source: what :func:`~facerecon.imaging.files.read_image` takes: a path, bytes, an open binary file, a PIL
+            image, an array (H, W, 3) or a tensor (3, H, W).
         face: ``"largest"``, ``"all"``, or an index (0 is the largest).
         crop_size: px, side of the fit crop in the released alignment.
         full_size: px, side of the full crop; full_margin: its field of view over the fit crop's.
@@ -96,13 +103,15 @@ def observe(
         raise ConfigError(f"face must be 'largest', 'all' or an index >= 0; got {face!r}.")
     if face == "all" and not (landmarks is None and mask is None):
         raise ConfigError("landmarks and mask belong to one face; got face='all'. Use 'largest' or an index.")
-    name = str(source) if isinstance(source, str | Path) else "the photo"
-    loaded = load_image(source)
+    name = str(source) if isinstance(source, str | os.PathLike) else "the photo"
+    source = read_open_file(source)
+    loaded = _loaded(source)
     image = loaded.image
     height, width = image.shape[-2:]
-    if min(height, width) < _SMALLEST_PHOTO:
+    if min(loaded.size) < _SMALLEST_PHOTO:
         raise InputError(
-            f"{name} is {width} x {height} px; a photo needs at least {_SMALLEST_PHOTO} px a side. Use a larger copy."
+            f"{name} is {loaded.size[1]} x {loaded.size[0]} px; a photo needs at least {_SMALLEST_PHOTO} px a side. "
+            "Use a larger copy."
         )
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
     with torch.no_grad(), _one_thread():
@@ -129,16 +138,38 @@ def observe(
             )
         small = min(item[1].side for item in large)
         if small < _SMALL_FACE:
-            warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=2)
+            warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=3)
         area = None if mask is None else read_mask(mask, loaded.size)
         if area is not None and tuple(area.shape[-2:]) != (height, width):
             area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
-        return Observation.cat(
+        measured = Observation.cat(
             [
-                _measure(*item, name, crop_size, full_size, full_margin, points, area, (height, width), parser)
+                _measure(*item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser)
                 for item in large
             ]
         )
+        return measured if loaded.scale == 1 else _in_file_pixels(measured, loaded)
+
+
+def _loaded(source: Any) -> LoadedImage:
+    """A photo, reduced where it is large; a long strip (a screenshot) only as far as its short side allows."""
+    loaded = load_image(source)
+    if loaded.scale == 1 or min(loaded.image.shape[-2:]) >= _STRIP:
+        return loaded
+    short, long = sorted(loaded.size)
+    factor = min(1.0, 4 * _STRIP / short, math.sqrt(_STRIP_PIXELS / (short * long)))
+    return load_image(source, max_side=round(long * factor))
+
+
+def _in_file_pixels(seen: Observation, loaded: LoadedImage) -> Observation:
+    """An observation in pixels of a reduced photo -> in those of its file."""
+    height, width = loaded.image.shape[-2:]
+    grow = seen.box.new_tensor([loaded.size[1] / width, loaded.size[0] / height])
+    crops = {
+        name: crop.replace(to_photo=crop.to_photo * grow[:, None])
+        for name, crop in (("fit", seen.fit), ("full", seen.full))
+    }
+    return seen.replace(box=seen.box * grow.repeat(2), **crops)
 
 
 @contextmanager

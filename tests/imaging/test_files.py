@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -51,11 +52,93 @@ def test_all_sources_agree(pixels, tmp_path):
     sources = [path, str(path), path.read_bytes(), image, pixels, floats, expected, expected[None]]
     sources.append(torch.from_numpy(pixels).permute(2, 0, 1))
     sources.append(pixels.astype(np.uint16) * 257)
+    written = io.BytesIO(path.read_bytes())
+    written.seek(0, io.SEEK_END)  # as it stands after a picture was saved into it
+    sources += [written, expected.clone().requires_grad_()]
     for source in sources:
         loaded = files.load_image(source)
         assert loaded.image.dtype == torch.float32
         assert torch.allclose(loaded.image, expected, atol=1e-6), type(source)
         assert loaded.scale == 1 and loaded.size == (40, 60)
+
+
+def test_a_path_with_a_tilde_and_open_files(pixels, tmp_path, monkeypatch):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert files.load_image("~/a.png").name == "a.png"
+    with open(tmp_path / "a.png", "rb") as file:
+        assert torch.equal(files.read_image(file), as_tensor(pixels))
+        assert torch.equal(files.open_regions(file)((0, 0, 1, 1), 99)[0], as_tensor(pixels))
+    (tmp_path / "a.txt").write_text("words")
+    with open(tmp_path / "a.txt", encoding="utf-8") as text, pytest.raises(InputError) as error:
+        files.read_image(text)
+    one_line(error, "open(path, 'rb')")
+    with pytest.raises(InputError) as error:
+        files.read_image(file)
+    one_line(error, "closed file")
+
+
+GREY = np.linspace(0, 1, 60)[None].repeat(40, 0)  # from black to white
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian TIFF", "PPM", "array"])
+def test_numbers_of_fewer_bits_in_16_bits(kind, bits):
+    values = np.round(GREY * (2**bits - 1)).astype(np.uint16)
+    if kind == "array":
+        source = values
+    elif kind == "PPM":
+        source = b"P5 60 40 65535\n" + values.astype(">u2").tobytes()
+    elif kind == "PNG":
+        source = encode(Image.fromarray(values), "PNG")
+    else:
+        big = Image.frombytes("I;16B", (60, 40), values.astype(">u2").tobytes())
+        source = encode(big if kind.startswith("big") else Image.fromarray(values), "TIFF")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loaded = files.load_image(source)
+    assert (loaded.image - torch.from_numpy(GREY)).abs().max() < 0.003
+    assert [f"{2**bits - 1} is taken for white" in str(w.message) for w in said] == [True] * (bits < 16)
+
+
+@pytest.mark.parametrize("most", [1.0, 1.3, 255.0, 65535.0])
+def test_floats_of_any_usual_range(most):
+    values = np.round(GREY * most, 6).astype(np.float32)
+    values[0, 0] = np.nan
+    found = files.read_image(encode(Image.fromarray(values), "TIFF"))
+    expected = torch.from_numpy((GREY * (1.3 if most == 1.3 else 1)).clip(0, 1))
+    assert (found[:, 1:] - expected[1:]).abs().max() < 0.003
+
+
+def test_numbers_beyond_16_bits_are_refused():
+    values = np.round(GREY * 2e9).astype(np.int32)
+    with pytest.raises(InputError) as error:
+        files.read_image(encode(Image.fromarray(values), "TIFF"))
+    one_line(error, "8 or 16 bits")
+
+
+def png_16(values: np.ndarray, color: int) -> bytes:
+    """A PNG of 16 bits a channel (H, W, C); color 2 is RGB, 4 grey and alpha, 6 RGB and alpha."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("color, channels", [(2, 3), (4, 2), (6, 4)])
+def test_16_bits_a_channel(color, channels):
+    values = np.round(GREY * 65535)[..., None].repeat(channels, 2)
+    if channels != 3:
+        values[..., -1] = 65535
+    found = files.read_image(png_16(values, color))
+    assert (found - torch.from_numpy(GREY)).abs().max() < 0.005
+    with pytest.raises(InputError) as error:  # of 12 bits in them too little is left
+        files.read_image(png_16(np.minimum(values // 16, 4095), color))
+    one_line(error, "12 bits", "8 bits a channel")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.imaging.files import load_image
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import MEAN_FIVE_POINTS, observe
 from facerecon.perception.landmarks import MIRRORED_68, map_points
@@ -226,6 +227,21 @@ def test_threads_and_gradients_are_left_as_they_were(photo) -> None:
     assert not seen.identity.requires_grad
 
 
+@pytest.mark.parametrize("height, width, scale", [(400, 6000, 4096 / 6000), (12000, 190, 1)])
+def test_large_photos_and_strips_are_in_pixels_of_their_file(photo, height: int, width: int, scale: float) -> None:
+    """A photo above 4096 px is reduced, a long screenshot is not, or nothing would be left of its face."""
+    part = photo[:, 20:200, 140:320]
+    top, left = (100, 5000) if width > height else (9000, 5)
+    scene = torch.full((3, height, width), 0.6)
+    scene[:, top : top + 180, left : left + 180] = part
+    found, alone = observe(scene), observe(F.pad(part, (40, 40, 40, 40), value=0.6))
+    assert load_image(scene).scale == pytest.approx(scale if scale < 1 else 4096 / height, abs=1e-3)
+    assert found.photo_size == ((height, width),)
+    offset = torch.tensor([left - 40.0, top - 40.0])
+    assert error(in_photo(found) - offset, in_photo(alone)) < 2.5
+    assert (found.box - offset.repeat(2) - alone.box).abs().max() < 0.15 * (alone.box[0, 2] - alone.box[0, 0])
+
+
 # Errors ----------------------------------------------------------------------------------------------
 
 
@@ -245,9 +261,10 @@ def test_a_photo_without_a_face_names_the_file(tmp_path) -> None:
 
 
 def test_tiny_photos_and_tiny_faces_say_how_small(photo) -> None:
-    with pytest.raises(InputError, match="63 x 80 px") as error:
-        observe(torch.rand(3, 80, 63))
-    one_line(error)
+    for height, width in ((80, 63), (20000, 60)):  # the file's own size, however far it had to be reduced
+        with pytest.raises(InputError, match=f"is {width} x {height} px") as error:
+            observe(torch.zeros(3, height, width))
+        one_line(error)
     tiny = F.interpolate(photo[None], (150, 150), mode="area")[0]  # the face is some 34 px wide
     with pytest.raises(InputError, match=r"only 3\d px wide") as error:
         observe(tiny)
