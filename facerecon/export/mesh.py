@@ -178,8 +178,8 @@ def save_obj(
 
     Args:
         face: the fit, unposed.
-        folder: where to write; created if missing.
-        name: of the files, without spaces or slashes.
+        folder: where to write; created if missing. Or the OBJ file itself, ``.../head.obj``, which names the others.
+        name: of the files in a folder, without spaces or slashes.
         index: which subject of a batch.
         neutral: leave the fitted expression out.
         groups: write OBJ groups from the topology's regions (a face in several regions names them all).
@@ -195,9 +195,11 @@ def save_obj(
         InputError: the batch holds several subjects and ``index`` is not given, or the name cannot be used.
     """
     face = _one_subject(face, index)
+    folder = Path(folder).expanduser()
+    if folder.suffix.lower() == ".obj" and not folder.is_dir():
+        folder, name = folder.parent, folder.stem
     if not re.fullmatch(r"[^\s/\\#]+", name):
         raise InputError(f"name must not hold spaces, slashes or '#'; got {name!r}. Use e.g. 'head'.")
-    folder = Path(folder)
     vertices = face.neutral_vertices if neutral else face.vertices
     normals = vertex_normals(vertices, face.topology.faces)
     topology = face.topology
@@ -286,7 +288,7 @@ def save_glb(
 
     Args:
         face: the fit, unposed.
-        path: the file to write; its folder is created if missing.
+        path: the .glb file to write; its folder is created if missing.
         index: which subject of a batch.
         targets: names of the expression units to export; all of them by default, () for none.
         clamp: bounds of the default weights; None keeps them as fitted.
@@ -304,7 +306,8 @@ def save_glb(
         The path.
 
     Raises:
-        InputError: the batch holds several subjects and ``index`` is not given, or times do not fit the track.
+        InputError: the batch holds several subjects and ``index`` is not given, times do not fit the track, or the
+        path is that of another kind of file.
         ConfigError: an unknown target name or texture format.
     """
     import pygltflib as gl
@@ -312,7 +315,9 @@ def save_glb(
     from facerecon.export.gltf import GlbBuilder, smallest_index_type
 
     face = _one_subject(face, index)
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".glb":
+        raise InputError(f"save_glb writes one binary .glb file; got {path.name}. Name it {path.stem}.glb.")
     apart = _eyeballs(face) if eyes else None
     head = face.topology
     kept = torch.ones(len(head.faces), dtype=torch.bool) if apart is None else torch.from_numpy(~apart.rows)

@@ -268,6 +268,23 @@ def test_obj_names_that_break_references(sphere_face, tmp_path, name):
         save_obj(sphere_face, tmp_path, name)
 
 
+def test_an_obj_by_its_own_path(sphere_face, tmp_path, monkeypatch):
+    path = save_obj(sphere_face, tmp_path / "new" / "ada.OBJ")
+    assert path == tmp_path / "new" / "ada.obj" and "mtllib ada.mtl" in path.read_text()
+    assert {p.name for p in path.parent.iterdir()} >= {"ada.obj", "ada.mtl", "ada.png"}
+    (tmp_path / "photo.obj").mkdir()  # a folder stays one, whatever its name
+    assert save_obj(sphere_face, tmp_path / "photo.obj") == tmp_path / "photo.obj" / "head.obj"
+    monkeypatch.chdir(tmp_path)
+    assert save_obj(sphere_face, "bob.obj").is_file() and (tmp_path / "bob.mtl").is_file()
+
+
+@pytest.mark.parametrize("name", ["head.gltf", "head", "head.obj"])
+def test_another_ending_than_glb_is_refused(sphere_face, tmp_path, name):
+    with pytest.raises(InputError, match=r"Name it head\.glb"):
+        save_glb(sphere_face, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_write_leaves_the_old_file(sphere_face, tmp_path, monkeypatch):
     path = save_glb(sphere_face, tmp_path / "head.glb")
     before = path.read_bytes()
