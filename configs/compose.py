@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import re
 import signal
@@ -120,6 +121,8 @@ def _check_kinds(config: Any, defaults: dict[str, Any]) -> None:
         value, kind = OmegaConf.select(config, key, default=None), kind_of(default)
         if kind in _KINDS and value is not None and kind_of(value) is not kind:
             raise ConfigError(f"{key} must be {_KINDS[kind]}; got {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be finite; got {value!r}.")
 
 
 def compose(name: str, overrides: Sequence[str] = ()) -> Any:

@@ -52,6 +52,7 @@ from facerecon.geometry.alignment import apply_similarity, similarity_transform
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.geometry.surface import Surface
+from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.correspondence import register, skin_surface
 from facerecon.morphable.eyes import IRISES, Eye, eye_color, find_eyes, landmark_points
@@ -251,6 +252,7 @@ class Link:
 
     # -- textures ------------------------------------------------------------------------------------------
 
+    @in_own_modes
     def places(self, size: int) -> Places:
         """Where each texel of the target's S x S map lies in the source's atlas; computed once, then cached."""
         if size not in self._places:
@@ -305,7 +307,7 @@ class Link:
             image = image.float()
             padded = pad_islands(image, self.source.topology.map(lambda t: t.to(image.device)), None)
             moved = _sampled(padded, places, size)
-            fill = self._fill(padded, places, size)
+            fill = self._fill(padded, size)
             share = places.share.to(image)
             mixed = fill + (moved - fill) * share
             inside = places.inside.to(image.device).flatten().nonzero()[:, 0]
@@ -317,7 +319,7 @@ class Link:
             out = pad_islands(flat, self.target.topology.map(lambda t: t.to(image.device)), None)
         return Moved(out, known.view(1, 1, size, size))
 
-    def _fill(self, padded: Tensor, places: Places, size: int) -> Tensor:
+    def _fill(self, padded: Tensor, size: int) -> Tensor:
         """(B, C, P) colors of the target's texels without regard to their partners: what ``share`` < 1 shows."""
         target, batch = self.target, padded.shape[:2]
         normals = _unit(_normals(self.target_shape, target.topology.faces))
@@ -556,6 +558,7 @@ def _kept(name: str, key: str, write: Any, keys: tuple[str, ...]) -> dict[str, T
         return read(assets.derived(name, key, write))
 
 
+@in_own_modes
 def load_head(head: str | os.PathLike | MorphableModel, landmarks: Any = None) -> MorphableModel:
     """A head by its model's name, or of an OBJ file with UVs.
 
@@ -704,6 +707,7 @@ def _bent(first: MorphableModel, second: MorphableModel) -> NDArray:
     return moved + offset[0].numpy()
 
 
+@in_own_modes
 def link(source: Any, target: Any, landmarks: Any = None) -> Link:
     """The dense correspondence of two heads, computed once (seconds), then cached.
 

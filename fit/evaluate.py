@@ -47,7 +47,7 @@ VERSION = 1
 
 
 def main(config: Any) -> int:
-    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory
     from fit.evaluation_report import write_report
 
@@ -55,8 +55,7 @@ def main(config: Any) -> int:
         if part not in PARTS:
             raise ConfigError(nearest_name(str(part), PARTS, "part"))
     for key in ("heads", "faces", "subjects", "inversion_steps"):
-        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 0:
-            raise ConfigError(f"{key} must be a whole number, 0 or more; got {config[key]!r}.")
+        check_number(key, config[key], 0, whole=True)
     if not config.decoders.get("ours"):
         raise ConfigError("decoders.ours is not set; it is the decoder that everything is measured with.")
     try:
@@ -193,7 +192,7 @@ class Sweep:
         if key not in self._fits:
             config = self.config
             overrides = [f"pack={config.pack.name}", f"fitting={preset}", f"decoder={decoder}", "img=none"]
-            overrides += [f"seed={config.seed}", f"device={config.device}", *shlex.split(config.set or "")]
+            overrides += [f"device={config.device}", *shlex.split(config.set or "")]
             made = compose("reconstruct", overrides)
             self._fits[key] = made, fit_digest(made)
         return self._fits[key]

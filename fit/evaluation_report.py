@@ -107,7 +107,7 @@ def _named(sweep: Any, pattern: str) -> list[tuple[re.Match, dict[str, Any]]]:
     return [(match, facts) for match, facts in found if match and "skipped" not in facts and "refused" not in facts]
 
 
-def _not_run(sweep: Any, key: str) -> Row:
+def _not_run(key: str) -> Row:
     return Row(DECODERS.get(key, key), note=f"give decoders.{key}=FILE")
 
 
@@ -172,7 +172,7 @@ def shape_tables(sweep: Any) -> list[Table]:
             if key in sweep.decoders:
                 add(f"fit {key}", f"full fit: {_label(sweep, key)}")
             else:
-                table.rows.append(_not_run(sweep, key))
+                table.rows.append(_not_run(key))
         fallen = sum(facts.get("stage1", "regressor") != "regressor" for _, facts in found)
         table.notes = [
             "Mean ± standard deviation over heads (95 % interval of the mean); differences on the same heads."
@@ -272,7 +272,7 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
     table = Table("expressiveness", "Unseen maps, as decoders express them", EXPRESSIVENESS, first="decoder")
     for key in _keys(sweep):
         if key not in sweep.decoders:
-            table.rows.append(_not_run(sweep, key))
+            table.rows.append(_not_run(key))
             continue
         facts = [facts for match, facts in found if match[2] == key]
         row = _row("", [one["figures"] for one in facts], EXPRESSIVENESS)

@@ -33,16 +33,15 @@ GAIN = 3.0  # of the difference in a panel
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, OutputError
+    from facerecon.errors import ConfigError, OutputError, check_number
     from facerecon.imaging.files import list_images
     from facerecon.run import RunDirectory
 
     if OmegaConf.is_missing(config, "maps"):
         raise ConfigError("maps is not set; for example: python fit/invert_texture.py maps=outputs/uv_dataset")
     for key in ("batch", "first"):
-        value = config[key]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"{key} must be a whole number, 1 or more; got {value!r}.")
+        if config[key] is not None or key == "batch":
+            check_number(key, config[key], 1, whole=True)
     source = Path(str(config.maps)).expanduser()
     paths = list_images(source / "uv-maps" if (source / "uv-maps").is_dir() else config.maps)[: config.first]
     names = {path: path.stem if [p.stem for p in paths].count(path.stem) == 1 else path.name for path in paths}

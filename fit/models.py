@@ -38,10 +38,10 @@ FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior
 
 
 def prepare(config: Any) -> torch.device:
-    """Device, threads and seed of a run."""
+    """Device, threads and, where the script has one, seed of a run."""
     set_threads(config.threads)
     try:
-        seed_everything(config.seed)
+        seed_everything(config.get("seed", 0))
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return choose_device(config.device)

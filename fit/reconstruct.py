@@ -41,7 +41,7 @@ EXPORTS = ("panel", "texture", "obj", "glb", "report")
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.imaging.files import list_images
     from facerecon.run import RunDirectory
     from fit.corrections import find_corrections
@@ -58,8 +58,7 @@ def main(config: Any) -> int:
     paths = list_images(config.img)
     face = config.face if isinstance(config.face, int) else str(config.face)
     face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
-    if not isinstance(config.batch, int) or config.batch < 1:
-        raise ConfigError(f"batch must be a whole number, 1 or more; got {config.batch!r}.")
+    check_number("batch", config.batch, 1, whole=True)
     given = find_corrections(config, paths)
     digest = fit_digest(config)
     settings = {path: given[path].digest(digest) for path in paths}

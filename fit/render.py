@@ -23,7 +23,7 @@ def main(config: Any) -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, InputError, nearest_name
+    from facerecon.errors import ConfigError, InputError, check_number, nearest_name
     from facerecon.export import views
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
@@ -34,6 +34,10 @@ def main(config: Any) -> int:
 
     if OmegaConf.is_missing(config, "params"):
         raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
+    for key in ("yaw", "pitch", "roll"):
+        check_number(key, config[key])
+    check_number("size", config.size, 1, 4096, whole=True, unit="px")
+    check_number("background", config.background, 0, 1)
     device = prepare(config)
     saved = SavedFace.load(config.params)
     source = config.face_model_path or saved.face_model_path or None
@@ -67,8 +71,7 @@ def main(config: Any) -> int:
     rotation = euler_to_matrix(params.rotation.new_tensor([turn]))
     if config.keep_pose:
         rotation = rotation @ euler_to_matrix(params.rotation)
-    size = int(config.size)
-    shot = views.shoot((vertices - pivot) @ rotation.mT, texture, model.topology, camera, 2 * size)
+    shot = views.shoot((vertices - pivot) @ rotation.mT, texture, model.topology, camera, 2 * config.size)
     image = views.textured(shot, light) + float(config.background) * (1 - shot.mask)
     image = torch.nn.functional.avg_pool2d(image, 2).clamp(0, 1)
     write_png(config.out, image)
@@ -80,7 +83,7 @@ def _expression(text: str, fitted: Any, names: tuple) -> Any:
     """Expression weights (1, E) from 'fitted', 'neutral' or 'name:weight,name:weight'."""
     import torch
 
-    from facerecon.errors import ConfigError, nearest_name
+    from facerecon.errors import ConfigError, check_number, nearest_name
 
     if text == "fitted":
         return fitted
@@ -92,9 +95,11 @@ def _expression(text: str, fitted: Any, names: tuple) -> Any:
         if name not in names:
             raise ConfigError(nearest_name(name, ("fitted", "neutral", *names), "expression"))
         try:
-            weights[0, names.index(name)] = float(value or 1)
+            weight = float(value or 1)
         except ValueError:
-            raise ConfigError(f"the weight of {name} must be a number; got {value!r}.") from None
+            weight = value
+        check_number(f"the weight of {name}", weight)
+        weights[0, names.index(name)] = weight
     return weights
 
 

@@ -27,17 +27,17 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon import transfer
-    from facerecon.errors import ConfigError
+    from facerecon.errors import ConfigError, check_number
     from facerecon.export import views
     from facerecon.imaging.files import read_image, write_bytes, write_png
-    from fit.models import prepare
+    from facerecon.run import set_threads
 
     for key, example in (("texture", "uv.png"), ("target", "ict")):
         if OmegaConf.is_missing(config, key) or config[key] is None:
             raise ConfigError(f"{key} is not set; for example: {key}={example}")
-    if config.size is not None and (not isinstance(config.size, int) or not 8 <= config.size <= 8192):
-        raise ConfigError(f"size must be a whole number of texels, 8 to 8192; got {config.size!r}.")
-    prepare(config)
+    if config.size is not None:
+        check_number("size", config.size, 8, 8192, whole=True, unit="texels")
+    set_threads(config.threads)
     image = read_image(config.texture)[None]
     if image.shape[-1] != image.shape[-2]:
         raise ConfigError(

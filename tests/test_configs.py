@@ -1,5 +1,8 @@
 """Every configuration composes, equals the code's defaults where it should, and the presets say what the paper says."""
 
+import importlib
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs.compose import compose, groups, run  # noqa: E402
+from facerecon.dataset.complete import CompleteSettings  # noqa: E402
 from facerecon.errors import ConfigError  # noqa: E402
 from facerecon.fitting import (  # noqa: E402
     DetailSettings,
@@ -21,6 +25,11 @@ from facerecon.fitting import (  # noqa: E402
     default_stages,
     stages_from_config,
 )
+from facerecon.morphable import load_face_model  # noqa: E402
+from facerecon.render import Renderer  # noqa: E402
+from facerecon.stylegan.augment import AugmentSettings  # noqa: E402
+from facerecon.stylegan.decoder import load_decoder  # noqa: E402
+from facerecon.stylegan.training import AdversarialSettings  # noqa: E402
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -32,7 +41,7 @@ def stages(config):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_composes_with_every_option(script) -> None:
     config = compose(script)
-    assert {"seed", "device", "out"} <= set(config)
+    assert {"threads", "out"} <= set(config)
     for group, options in groups().items():
         if group in config:
             for option in options:
@@ -231,3 +240,74 @@ def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
     config.logger = "tensorboard"
     with pytest.raises(ConfigError, match="logger"):
         row_logger(config, dict)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_seed_is_a_key_only_where_something_is_drawn_with_it(script) -> None:
+    source = next(
+        ROOT / folder / f"{script}.py" for folder in ("fit", "train") if (ROOT / folder / f"{script}.py").exists()
+    )
+    assert ("seed" in compose(script)) == bool(re.search(r"\bc(onfig)?\.seed\b", source.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: DetailSettings(size=0), "detail.size"),
+        (lambda: DetailSettings(levels=0), "detail.levels"),
+        (lambda: DetailSettings(mirror=math.nan), "detail.mirror"),
+        (lambda: LandmarkStart(iterations=2.5), "start.iterations"),
+        (lambda: LandmarkStart(sigma=0), "start.sigma"),
+        (lambda: RegressorStart(max_error=math.nan), "regressor.max_error"),
+        (lambda: stages_from_config({"joint": {"learning_rate": -1}}), "learning_rate"),
+        (lambda: AdversarialSettings(r1_every=0), "r1_every"),
+        (lambda: AdversarialSettings(path_every=0), "path_every"),
+        (lambda: AugmentSettings(every=0), "augment.every"),
+        (lambda: CompleteSettings(levels=0), "complete.levels"),
+        (lambda: Renderer(size=0), "size"),
+        (lambda: Renderer(size=(224, 2.5)), "size"),
+        (lambda: load_decoder("linear", components=0), "components"),
+        (lambda: load_face_model(num_identity=1.5), "num_identity"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line_at_the_constructor(make, name) -> None:
+    with pytest.raises(ConfigError, match=name) as error:
+        make()
+    assert "got" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "script, override",
+    [
+        ("render", "size=0"),
+        ("render", "size=99999"),
+        ("render", "size=12.5"),
+        ("render", "yaw=nan"),
+        ("render", "yaw=null"),
+        ("render", "background=-1"),
+        ("transfer", "size=0"),
+        ("reconstruct", "batch=0"),
+        ("reconstruct", "batch=1.5"),
+        ("invert_texture", "batch=null"),
+        ("invert_texture", "first=0"),
+        ("evaluate", "inversion_steps=-1"),
+        ("uv_dataset", "first_seed=-1"),
+        ("uv_dataset", "threads=0"),
+        ("edit_directions", "folds=1"),
+        ("edit_directions", "truncation=nan"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line_of_a_script(script, override, capsys, tmp_path) -> None:
+    folder = "fit" if (ROOT / "fit" / f"{script}.py").exists() else "train"
+    main = importlib.import_module(f"{folder}.{script}").main
+    missing = {
+        "render": "params=x",
+        "transfer": "texture=x",
+        "reconstruct": "img=samples",
+        "invert_texture": "maps=samples",
+    }
+    more = [missing[script]] if script in missing else []
+    more += ["target=ict"] if script == "transfer" else []
+    assert run(main, script, "", [override, *more, f"out={tmp_path / 'o'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and override.partition("=")[0] in said

@@ -351,7 +351,9 @@ def test_overrides_or_one_line(overrides: list[str]) -> None:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("seed=abc", "seed must be a number; got 'abc'."),
+        ("frames=abc", "frames must be a number; got 'abc'."),
+        ("batch=nan", "batch must be finite; got nan."),
+        ("fitting.detail.mirror=inf", "fitting.detail.mirror must be finite; got inf."),
         ("batch=[1]", "batch must be a number"),
         ("resume=yesterday", "resume must be true or false"),
         ("fitting.stages.joint.learning_rate=fast", "learning_rate must be a number"),

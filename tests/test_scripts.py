@@ -52,7 +52,7 @@ def test_help_lists_keys_and_groups(script) -> None:
         run = script(name, "--help")
         assert run.returncode == 0
         assert "Keys and defaults:" in run.stdout
-        assert "seed" in run.stdout
+        assert "threads" in run.stdout
 
 
 @pytest.mark.parametrize(

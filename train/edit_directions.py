@@ -32,15 +32,14 @@ def main(config: Any) -> int:
     from facerecon.assets import shipped, status
     from facerecon.assets.release import require
     from facerecon.editing.directions import read_labels
-    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory
     from facerecon.stylegan.faces import FACE_GENERATORS
 
     for key in WHOLE:
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise ConfigError(f"{key} must be a whole number, 1 or more; got {config[key]!r}.")
-    if config.folds < 2:
-        raise ConfigError(f"folds must be 2 or more; got {config.folds}.")
+        check_number(key, config[key], 2 if key == "folds" else 1, whole=True)
+    check_number("first_seed", config.first_seed, 0, 2**63 - 1, whole=True)
+    check_number("truncation", config.truncation, 0, 1.5)
     if config.precision not in PRECISIONS:
         raise ConfigError(nearest_name(str(config.precision), PRECISIONS, "precision"))
     labels = read_labels(config.labels or shipped("attribute_labels.csv"))

@@ -115,7 +115,7 @@ class _Job:
         from facerecon.dataset.crops import CropShards, Wear, WearSettings, photo_sources
         from facerecon.dataset.memory import MapMemory
         from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
-        from facerecon.errors import ConfigError
+        from facerecon.errors import ConfigError, check_number
         from facerecon.evaluation import head_region_forms
         from facerecon.fitting import carry_over, decoder_for
         from facerecon.fitting.regression import (
@@ -135,8 +135,9 @@ class _Job:
 
         c, v, device = self.config, self.values, self.processes.device
         for key, least in (("batch", 1), ("keep", 1), ("measure", 0), ("grid", 1), ("size", 32)):
-            if not isinstance(v[key], int) or v[key] < least:
-                raise ConfigError(f"{key} must be a whole number, {least} or more; got {v[key]!r}.")
+            check_number(key, v[key], least, whole=True)
+        check_number("synthetic.cached", c.synthetic.cached, 0, whole=True)
+        check_number("weak.count", c.weak.count, 1, whole=True)
         if not 0 <= c.weak.share <= 1:
             raise ConfigError(f"weak.share must be 0 to 1; got {c.weak.share!r}.")
         if c.file not in ("float32", "float16", "int8"):

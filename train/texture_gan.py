@@ -101,15 +101,18 @@ class _Job:
 
     def check_settings(self) -> None:
         """What a setting may be that the library does not look at itself."""
-        from facerecon.errors import ConfigError, nearest_name
+        from omegaconf import OmegaConf
+
+        from facerecon.errors import ConfigError, check_number, nearest_name
         from facerecon.morphable import FACE_MODELS
         from facerecon.run import choose_training_precision
         from facerecon.stylegan.generator import NOISE
 
         c, device = self.config, self.processes.device
-        for key, value in (("batch", c.batch), ("warm.batch", c.warm.batch), ("keep", c.keep)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{key} must be a whole number, 1 or more; got {value!r}.")
+        for key in ("batch", "warm.batch", "keep", "linear_size", "grid.samples", "grid.cell", "collapse.patience"):
+            check_number(key, OmegaConf.select(c, key), 1, whole=True)
+        for key in ("pairs", "inversion", "inversion_steps", "features"):
+            check_number(f"measure.{key}", c.measure[key], 0, whole=True)
         if c.recompute_from is not None and (not isinstance(c.recompute_from, int) or c.recompute_from < 4):
             raise ConfigError(f"recompute_from must be null or px, 4 or more; got {c.recompute_from!r}.")
         for key in ("warm", "adversarial"):

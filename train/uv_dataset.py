@@ -42,7 +42,7 @@ def main(config: Any) -> int:
     from facerecon.assets.release import require
     from facerecon.dataset import ENGINES, settings_from
     from facerecon.dataset.parts import check_inversion, needed_assets
-    from facerecon.errors import ConfigError, OutputError, nearest_name
+    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory, available_cores
 
     if config.source not in SOURCES:
@@ -50,8 +50,10 @@ def main(config: Any) -> int:
     if config.engine not in ENGINES:
         raise ConfigError(nearest_name(str(config.engine), ENGINES, "engine"))
     for key in ("n", "workers", "threads"):
-        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 1):
-            raise ConfigError(f"{key} must be a whole number, 1 or more, or null; got {config[key]!r}.")
+        if config[key] is not None:
+            check_number(key, config[key], 1, whole=True)
+    check_number("first_seed", config.first_seed, 0, 2**63 - 1, whole=True)
+    check_number("seed", config.seed, 0, whole=True)
     values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
     settings = settings_from(values)  # an error here costs nothing
     if config.source == "photos":

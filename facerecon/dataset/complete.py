@@ -21,7 +21,7 @@ from torch import Tensor
 from facerecon.dataset.extract import Extraction
 from facerecon.dataset.layout import FaceLayout, Template, load_template
 from facerecon.dataset.tone import neutral_gain, skin_color
-from facerecon.errors import ConfigError, check_shape
+from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
 from facerecon.imaging.pyramid import fill_holes, laplacian_blend
@@ -57,8 +57,8 @@ class CompleteSettings:
     tint: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tint <= 1:
-            raise ConfigError(f"tint must be from 0 to 1; got {self.tint}.")
+        check_number("complete.tint", self.tint, 0, 1)
+        check_number("complete.levels", self.levels, 1, 16, whole=True)
         if self.blending not in ("poisson", "naive"):
             raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
 

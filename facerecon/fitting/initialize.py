@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import ConfigError, check_shape, nearest_name
+from facerecon.errors import ConfigError, check_number, check_shape, nearest_name
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
@@ -77,6 +77,14 @@ class LandmarkStart:
     refine_identity: float | None = None
     refine_expression: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("iterations", "refine"):
+            check_number(f"start.{name}", getattr(self, name), 0, 1000, whole=True)
+        for name in ("sigma", "sigma_jaw", "sigma_expression", "refine_noise", "refine_identity", "refine_expression"):
+            if getattr(self, name) is not None or not name.startswith("refine_"):
+                check_number(f"start.{name}", getattr(self, name), 1e-3, 1e3)
+        check_number("start.sigma_mesh", self.sigma_mesh, 0, 1e3)
+
     def refine_spread(self, count: int, residual: Tensor | None, name: str) -> Tensor:
         """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: of weights."""
         given = {"identity": self.refine_identity, "expression": self.refine_expression}[name]
@@ -116,6 +124,8 @@ class RegressorStart:
     def __post_init__(self) -> None:
         if self.appearance not in ("closed", "regressor"):
             raise ConfigError(nearest_name(self.appearance, ("closed", "regressor"), "source of the start's light"))
+        for name in ("max_yaw", "smallest_face", "max_error"):
+            check_number(f"regressor.{name}", getattr(self, name), 0)
 
 
 def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:

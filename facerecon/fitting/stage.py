@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.errors import ConfigError, check_number, nearest_name
 from facerecon.losses import smoothness_loss
 from facerecon.types import FaceParams
 
@@ -107,6 +107,8 @@ class Stage:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"stage {self.name}: {key} must be an integer >= {least}; got {value!r}.")
+        check_number(f"stage {self.name}: learning_rate", self.learning_rate, 0)
+        check_number(f"stage {self.name}: epsilon", self.epsilon, 0)
         if self.coarse_size & (self.coarse_size - 1):
             raise ConfigError(f"stage {self.name}: coarse_size must be a power of two; got {self.coarse_size}.")
         if not 0 <= self.rampdown <= 1:
@@ -132,6 +134,9 @@ class DetailSettings:
         strength: 1 takes the photo fully where it is seen, 0 not at all.
         levels: of the Laplacian pyramid that joins photo and decoder.
         mirror: how much unseen texels may take from their seen mirror image, in [0, 1].
+
+    Raises:
+        ConfigError: a value out of range.
     """
 
     enabled: bool = True
@@ -139,6 +144,12 @@ class DetailSettings:
     strength: float = 1.0
     levels: int = 6
     mirror: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_number("detail.size", self.size, 8, 8192, whole=True, unit="texels")
+        check_number("detail.levels", self.levels, 1, 16, whole=True)
+        check_number("detail.strength", self.strength, 0, 1)
+        check_number("detail.mirror", self.mirror, 0, 1)
 
 
 @dataclass(frozen=True)

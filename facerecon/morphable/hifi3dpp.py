@@ -26,6 +26,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape
+from facerecon.modes import in_own_modes
 from facerecon.morphable.eyes import socket_sphere
 from facerecon.morphable.model import MorphableModel, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
@@ -116,7 +117,7 @@ class HiFi3DPP:
     Args:
         mean: (V, 3), mean of the vertices at 0. identity: (I, V, 3). expression: (45, V, 3).
         albedo_mean: (V, 3) in [0, 1]. albedo: (439, V, 3), of albedo in [0, 1].
-        faces, uv_faces: (40832, 3), the head. face_region, face_region_uvs: (18318, 3), what the release renders.
+        faces, uv_faces: (40832, 3), the head. face_region: (18318, 3), what the release renders.
         uvs: (20792, 2), origin bottom-left. texel_places: (V, 2) (row, column) in 0..512 of each vertex.
         keypoints: (68,) vertices. point_buf: (V, 8) rows of faces; the number of faces itself stands for "none".
         skin: (V,) in [0, 1].
@@ -130,17 +131,11 @@ class HiFi3DPP:
     faces: np.ndarray
     uv_faces: np.ndarray
     face_region: np.ndarray
-    face_region_uvs: np.ndarray
     uvs: np.ndarray
     texel_places: np.ndarray
     keypoints: np.ndarray
     point_buf: np.ndarray
     skin: np.ndarray
-
-    @property
-    def vertex_uvs(self) -> np.ndarray:
-        """(V, 2) one UV a vertex, origin bottom-left, from ``texel_places``."""
-        return np.stack([self.texel_places[:, 1], 512 - self.texel_places[:, 0]], 1) / 512
 
 
 def _read_mat(path: Path, layout: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
@@ -230,7 +225,6 @@ def read_hifi3dpp(path: str | Path, num_identity: int | None = None) -> HiFi3DPP
         faces=arrays["head_tri"],
         uv_faces=arrays["head_tri_vt"],
         face_region=arrays["tri"],
-        face_region_uvs=arrays["tri_vt"],
         uvs=uvs,
         texel_places=places,
         keypoints=arrays["keypoints"].ravel(),
@@ -403,6 +397,7 @@ def fill_sockets(model: MorphableModel) -> MorphableModel:
     return model.with_mean(torch.from_numpy(mean).to(model.mean))
 
 
+@in_own_modes
 def load_hifi3dpp(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:
     """HiFi3D++, frozen, in eval mode.
 

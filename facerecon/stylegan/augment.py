@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facerecon.errors import check_number
 from facerecon.run import item_generator
 
 __all__ = ["Augment", "AugmentSettings", "draws_of"]
@@ -45,6 +46,11 @@ class AugmentSettings:
     contrast: float = 0.25
     saturation: float = 0.3
     hue: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_number("augment.every", self.every, 1, whole=True)
+        check_number("augment.target", self.target, 0, 1)
+        check_number("augment.limit", self.limit, 0, 1)
 
 
 def draws_of(seed: int, kind: str, numbers: Sequence[int], *shape: int, normal: bool = True) -> Tensor:

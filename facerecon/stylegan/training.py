@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import ConfigError, InputError
+from facerecon.errors import ConfigError, InputError, check_number
 from facerecon.run.processes import Processes
 from facerecon.stylegan.augment import Augment, draws_of
 from facerecon.stylegan.discriminator import Discriminator
@@ -123,6 +123,12 @@ class AdversarialSettings:
     noise: str = "random"
     pairs: float = 0.0
     pair_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("r1_every", "path_every"):
+            check_number(f"adversarial.{name}", getattr(self, name), 1, whole=True)
+        for name in ("path_share", "path_decay", "mixing", "pairs"):
+            check_number(f"adversarial.{name}", getattr(self, name), 0, 1)
 
     def gamma(self, size: int, batch: int) -> float:
         """Weight of R1."""
