@@ -507,7 +507,7 @@ class TextureTraining:
             (b, rows, w_dim); the positions that are pairs' (k,), and the rows of :class:`Latents` they show.
         """
         g, pairs = self.generator, self._paired(numbers)
-        z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(self.device)
+        z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(g.w_mean)
         coins = draws_of(self.seed, f"{kind} mixing", numbers, 3, normal=False).to(self.device)
         first, second = g.map(z[:, 0]), g.map(z[:, 1])
         if self.train_mapping and kind == "generator":

@@ -13,13 +13,20 @@ import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from slow_training import SlowTraining
+
 from facerecon.errors import ConfigError, InputError
 from facerecon.run import load_checkpoint, save_checkpoint
 from facerecon.run.processes import Processes
+from facerecon.stylegan.augment import Augment, AugmentSettings
+from facerecon.stylegan.discriminator import Discriminator
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.mobile import MobileMapping
 from facerecon.stylegan.training import (
     AdversarialSettings,
+    Latents,
     PairWeights,
     TextureTraining,
     WarmSettings,
@@ -138,6 +145,71 @@ def test_adversarial_steps_approach_one_image() -> None:
         run.finish_step(40, None)
     assert run.augment.p == 0
     assert distance() < 0.5 * before
+
+
+# -- one whole step, by the papers' formulas ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "pairs"])
+def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
+    """Every weight after each of five steps, in float64, against formulas written out; after the third the run goes on
+    from its checkpoint with another rate, gamma and rhythm, which its optimizers must take over."""
+    torch.manual_seed(4)
+    data = torch.Generator().manual_seed(5)
+    maps, codes = torch.rand(5, 3, 8, 8, generator=data).double() * 2 - 1, torch.randn(5, 8, generator=data).double()
+    latents = Latents(codes, lambda rows: maps[rows]) if kind == "pairs" else Latents()
+    settings = AdversarialSettings(r1_every=2, path_every=3, mixing=0.5, path_decay=0.1, noise="none")
+    if kind == "pairs":
+        settings = replace(settings, noise="random", r1_gamma=0.7, pairs=0.5, pair_weight=0.3)
+
+    def begin(settings: AdversarialSettings) -> TextureTraining:
+        generator = tiny(8, channel_base=32, channel_max=6).double()
+        for name, parameter in generator.named_parameters():
+            if name.endswith(("bias", "noise_strength")):
+                parameter.data += 0.3 * torch.randn_like(parameter)
+        augment = Augment(AugmentSettings(every=2, speed_kimg=0.05, target=-0.4), mirror=kind == "pairs")
+        augment.p = 0.4
+        run = TextureTraining(
+            generator, Discriminator(8, 32, 6, group=2).double(), batch=4, seed=7, adversarial=settings,
+            augment=augment, train_mapping=kind == "plain", precision=torch.float64,
+            regularizer_precision=torch.float64, latents=latents,
+        )  # fmt: skip
+        run.enter("adversarial")
+        return run
+
+    run = begin(settings)
+    slow = SlowTraining(run, latents.codes, maps)
+    p = [run.augment.p]
+    for step in range(5):
+        if step == 3:
+            settings = replace(settings, rate=3e-3, r1_every=4, path_every=1, r1_gamma=0.2)
+            save_checkpoint(tmp_path / "c.safetensors", run.state())
+            run = begin(settings)
+            run.load_state(load_checkpoint(tmp_path / "c.safetensors"))
+            slow.settings = settings
+        real = maps[[step, 1, 4, 0]]
+        run.generator_step()
+        if step % settings.path_every == 0:
+            run.path_step()
+        run.discriminator_step(real)
+        if step % settings.r1_every == 0:
+            run.r1_step(real)
+        run.finish_step(30, 0.3)
+        slow.step(real, 30, 0.3)
+        for found, expected in (
+            (run.generator, slow.g),
+            (run.average, slow.average),
+            (run.discriminator, slow.d),
+        ):
+            for name, value in found.state_dict().items():
+                torch.testing.assert_close(
+                    value, expected.state_dict()[name], atol=1e-8, rtol=0, msg=f"step {step}, {name}"
+                )
+        assert math.isclose(run.path_mean.item(), slow.path_mean, rel_tol=1e-6)
+        assert [float(sign) for sign in run.signs] == pytest.approx(slow.signs)
+        assert run.augment.p == pytest.approx(slow.augment.p, abs=1e-9)
+        p.append(run.augment.p)
+    assert p[0] == p[1] < p[2] == p[3] > p[4]  # up, then down
 
 
 # -- closed forms ------------------------------------------------------------------------------------------
