@@ -6,11 +6,13 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from torch import nn
 
 from facerecon.errors import InputError, OutputError
 from facerecon.run import (
     Checkpoints,
+    is_due,
     load_checkpoint,
     restore_rng_state,
     rng_state,
@@ -102,6 +104,21 @@ def test_a_damaged_last_one_falls_back_to_the_one_before(tmp_path):
     kept.save(2, {"x": 2}).write_bytes(b"half")
     with pytest.warns(UserWarning, match="Trying the one before"):
         assert kept.latest() == (1, {"x": 1})
+
+
+@settings(deadline=None)
+@given(strategies.integers(1, 300), strategies.integers(1, 900), strategies.integers(1, 40))
+def test_snapshots_are_due_once_in_each_interval(batch, every, steps):
+    """The first step that reaches a multiple of the interval, whether or not the batch divides it."""
+    reached, due = 0, []
+    for step in range(1, steps + 1):
+        if is_due(step * batch, batch, every / 1000):
+            due.append(step)
+        assert is_due(step * batch, batch, every / 1000) == (step * batch >= (reached + 1) * every)
+        while (reached + 1) * every <= step * batch:
+            reached += 1
+    if batch <= every:
+        assert len(due) == steps * batch // every
 
 
 class Training:
