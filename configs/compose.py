@@ -103,10 +103,13 @@ def _defaults(name: str) -> dict[str, Any]:
     return {key: OmegaConf.select(config, key, throw_on_missing=False) for key in _keys(config)}
 
 
+TRAINING = ("texture_gan", "regressor", "edit_directions", "uv_dataset")
+"""Scripts whose ``resume`` may also be ``force``."""
+
 _KINDS = {bool: "true or false", float: "a number", list: "a list", dict: "a group of keys"}
 
 
-def _check_kinds(config: Any, defaults: dict[str, Any]) -> None:
+def _check_kinds(config: Any, defaults: dict[str, Any], forced: bool = False) -> None:
     """Numbers where numbers belong, lists where lists do; null is left to whoever reads the key.
 
     Raises:
@@ -119,8 +122,10 @@ def _check_kinds(config: Any, defaults: dict[str, Any]) -> None:
 
     for key, default in defaults.items():
         value, kind = OmegaConf.select(config, key, default=None), kind_of(default)
-        if kind in _KINDS and value is not None and kind_of(value) is not kind:
-            raise ConfigError(f"{key} must be {_KINDS[kind]}; got {value!r}.")
+        force = forced and key == "resume"
+        if kind in _KINDS and value is not None and kind_of(value) is not kind and not (force and value == "force"):
+            wanted = "true, false or force" if force else _KINDS[kind]
+            raise ConfigError(f"{key} must be {wanted}; got {value!r}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} must be finite; got {value!r}.")
 
@@ -157,7 +162,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
             OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"cannot read the overrides: {str(error)[:400]}") from None
-    _check_kinds(config, _defaults(name))
+    _check_kinds(config, _defaults(name), name in TRAINING)
     with open_dict(config):
         config.pop("hydra", None)
     return config

@@ -8,7 +8,8 @@
 
 Writes regressor.safetensors (the running average), checkpoints/, metrics.jsonl, and at each snapshot grids of fits:
 what the network sees, the rendering of what it says, the rendering of the truth (of a photo: what is compared).
-A run that was stopped goes on from its last checkpoint with the same command, and ends as one that was not.
+A run that was stopped goes on from its last checkpoint with the same command, and ends as one that was not; with
+another rate, say, resume=force goes on.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ STRUCTURE = (
     "width",
     "size",
     "init",
-    "batch",
     "seed",
     "synthetic",
-    "wear",
+    *("weak.count", "weak.truncation", "weak.generator", "weak.identity", "weak.parsing"),
 )
-"""Keys that a run goes on with; the others may change between two starts of it."""
+"""Keys that a run keeps for good, beside what its files are; the others change with resume=force, but for
+``facerecon.run.directory.FREE_TO_CHANGE``."""
 
 
 def main(config: Any) -> int:
@@ -60,10 +61,8 @@ def main(config: Any) -> int:
         if not job.processes.first:
             job.prepare()
             return job.run(None)
-        settings = {"script": "regressor"} | {key: job.values[key] for key in STRUCTURE}
-        settings["weak"] = {key: job.values["weak"][key] for key in ("share", "data", "count", "truncation")}
-        settings["weak"] |= _unlike_open(config, *OPEN)
-        again = {"resume": True} if config.resume else {"overwrite": True}
+        settings = {"script": "regressor"} | job.values | {"files": job.identity()}
+        again = {"resume": config.resume, "overwrite": not config.resume, "fixed": ("script", *STRUCTURE, "files")}
         run_directory = RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again)
         with run_directory.alone() as folder, names_checkpoint(folder):
             job.prepare()
@@ -185,14 +184,14 @@ class _Job:
 
         self.cache = Path(c.cache or Path(c.out) / "cache")
         facts = {"face_model": self.model.name, "size": c.size}
-        self.synthetic_shards = self.photo_shards = None
+        self.synthetic_shards = self.photo_shards = self.photo_paths = None
         if c.synthetic.cached:
             own = {key: v[key] for key in ("num_identity", "decoder", "texture", "seed")}
             every = facts | own | {"settings": chosen} | {"sources": self.sources}
             self.synthetic_shards = CropShards(self.cache / "synthetic", c.synthetic.cached, every)
         if self.photos_a_step:
             if c.weak.data == "open":
-                self.photo_paths, count = None, c.weak.count
+                count = c.weak.count
                 source = {"data": "open", "truncation": c.weak.truncation, "seed": c.seed}
                 source |= _unlike_open(c, "generator")
             else:
@@ -258,6 +257,18 @@ class _Job:
                 f"{self.faces_a_step} rendered faces and {self.photos_a_step} without truth a step; "
                 f"{self.training.precision} on {device}, {self.processes.count} process(es)"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What the maps, backgrounds and photos are."""
+        from facerecon.dataset.readers import UVMaps, identity_of
+        from facerecon.imaging.files import list_images
+
+        maps, backgrounds = self.config.synthetic.maps, self.config.synthetic.backgrounds
+        files = {
+            "maps": identity_of(UVMaps(maps).paths if maps else ()),
+            "backgrounds": identity_of(list_images(backgrounds) if backgrounds else ()),
+        }
+        return files if self.photo_paths is None else files | {"photos": identity_of(self.photo_paths)}
 
     def prepare(self) -> None:
         """Make what the cache lacks, each process a part, and read it."""
@@ -449,7 +460,7 @@ class _Job:
         if bad:
             raise FitError(
                 f"training stopped at step {t.step_number}: {bad[0]} is not finite. The last checkpoint is kept; go on "
-                "from it with a smaller step.rate."
+                "from it by resume=force with a smaller step.rate."
             )
 
     def row(self, figures: dict[str, Any], marked: tuple[float, int], total: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@
 Writes decoder.safetensors (the running average, for decoder=PATH), checkpoints/, metrics.jsonl, and at each snapshot
 pictures: samples (fixed seeds), interpolations, held-out pairs beside the truth; real.png shows maps of the set.
 Ctrl-C and SIGTERM end the step and write a checkpoint; a second one does not wait. The same command goes on from the
-last checkpoint, and ends as a run that was not stopped.
+last checkpoint, and ends as a run that was not stopped; with another rate, say, resume=force goes on.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ STRUCTURE = (
     "w_dim",
     "base",
     "mapping",
-    "batch",
+    "train_mapping",
     "share",
     "held_out",
     "seed",
     "init",
 )
-"""Keys that a run goes on with; the others may change between two starts of it."""
+"""Keys that a run keeps for good, beside what its maps are; the others change with resume=force, but for
+``facerecon.run.directory.FREE_TO_CHANGE``."""
 
 STATISTICS = {"textures": 600}
 """How the statistics of W that a finished run's decoder holds are measured, see ``stylegan.texture.save_decoder``."""
@@ -68,8 +69,8 @@ def main(config: Any) -> int:
                 return job.run(None)
             except (KeyboardInterrupt, Stopped) as stop:
                 return stop_status(stop)  # the first one says what is kept
-        settings = {"script": "texture_gan"} | {key: job.values[key] for key in STRUCTURE}
-        again = {"resume": True} if config.resume else {"overwrite": True}
+        settings = {"script": "texture_gan"} | job.values | {"maps": job.identity()}
+        again = {"resume": config.resume, "overwrite": not config.resume, "fixed": ("script", *STRUCTURE, "maps")}
         run_directory = RunDirectory(config.out, settings, keep_checkpoints=config.keep, **again)
         with run_directory.alone() as folder, names_checkpoint(folder):
             return job.run(folder)
@@ -149,6 +150,13 @@ class _Job:
         self.unseen = memory.usable(held_out(len(memory))) if c.held_out else []
         if not self.training_maps:
             raise InputError(f"{c.data} has {len(memory)} map(s); none is left to train on with share={c.share}.")
+
+    def identity(self) -> dict[str, Any]:
+        """What the maps are, and the manifest that says what they are of, if it is read."""
+        from facerecon.dataset.readers import identity_of
+
+        manifest = [Path(self.config.data) / "manifest.safetensors"] if self.codes == "faces" else []
+        return identity_of([*self.memory.paths, *manifest])
 
     def choose_mapping(self) -> Any:
         """The open face generator where its mapping network is to be the decoder's; None: one of its own."""
@@ -729,7 +737,7 @@ class _Watch:
     def _stopped(what: str, training: Any) -> str:
         return (
             f"training stopped at step {training.step}, {training.images / 1000:.1f} kimg: {what}. The last checkpoint "
-            "is kept; go on from it with a smaller adversarial.rate or a greater adversarial.r1_gamma."
+            "is kept; go on from it by resume=force with a smaller adversarial.rate or a greater adversarial.r1_gamma."
         )
 
 

@@ -7,7 +7,8 @@
 
 Writes uv-maps/, observed/, face-latents/, meta-info.json, manifest.safetensors (which builds the set again),
 manifest.jsonl (every measurement of every subject, refused ones too), index.html and refused.html to look at,
-and failures.jsonl. A run that was stopped goes on with the same command and ends with the same files.
+and failures.jsonl. A run that was stopped goes on with the same command and ends with the same files; resume=force
+goes on with other settings, by which finished subjects are made again.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def main(config: Any) -> int:
         "photos": str(config.dir),
         "manifest": str(config.manifest),
     }[config.source]
-    with RunDirectory(config.out, origin, resume=True).alone() as folder:
+    fixed = ("script", "source", "from") if config.source == "generator" else ("script", "source")
+    again = {"resume": config.resume or "force", "fixed": fixed}  # resume=false makes all again
+    with RunDirectory(config.out, origin | values, **again).alone() as folder:  # photos are known by their content
         job.open(folder)
         try:
             return job.run()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,31 @@ from torch.utils.data import Dataset
 from facerecon.errors import InputError
 from facerecon.imaging.files import list_images, read_image
 
-__all__ = ["UVMaps"]
+__all__ = ["UVMaps", "identity_of"]
+
+
+def identity_of(paths: Iterable[str | os.PathLike]) -> dict[str, Any]:
+    """What tells whether files are still the same ones, wherever they lie.
+
+    Returns:
+        ``{"files": how many, "content": digest}``: of their names, sizes and last 4 KB, in which a PNG has the
+        checksum of its pixels. 50,000 maps are not read for it.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    digest, count = hashlib.sha256(), 0
+    for path in map(Path, paths):
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 4096))
+                end = file.read()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        digest.update(json.dumps([path.name, size]).encode() + end)
+        count += 1
+    return {"files": count, "content": digest.hexdigest()[:16]}
 
 
 class UVMaps(Dataset):

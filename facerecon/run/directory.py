@@ -7,7 +7,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,34 @@ from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
 from facerecon.storage import output_error, remove_leftovers, write_whole
 
-__all__ = ["RunDirectory"]
+__all__ = ["FREE_TO_CHANGE", "RunDirectory"]
 
-_FREE_TO_CHANGE = ("out", "resume", "overwrite", "device", "threads", "workers", "logger")
+FREE_TO_CHANGE = (
+    *("out", "resume", "overwrite", "device", "threads", "workers", "logger"),
+    *("kimg", "warm.kimg", "max_minutes"),  # of trainings: how long,
+    *("log_kimg", "snapshot_kimg", "keep", "keep_decoders", "grid", "measure", "collapse", "file"),  # what is kept,
+    *("memory_gb", "recompute_from", "cache", "prepare", "pack"),  # how it is computed, what other keys say again,
+    *("data", "synthetic.maps", "synthetic.backgrounds", "weak.data"),  # where data lies whose content is compared
+)
+"""Keys that may differ between two starts of a run, without a word."""
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted keys at which two configurations differ."""
+def _differences(old: Any, new: Any, shared: bool, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (old, new)} where two configurations differ; ``shared``: of the keys that both have."""
+    if path in FREE_TO_CHANGE:
+        return {}
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted({*old, *new}):
-            if not path and key in _FREE_TO_CHANGE:
-                continue
-            found += _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        found = {}
+        for key in sorted({*old} & {*new} if shared else {*old, *new}):
+            found |= _differences(old.get(key), new.get(key), shared, f"{path}.{key}" if path else key)
         return found
-    return [] if old == new else [path]
+    return {} if old == new else {path: (old, new)}
+
+
+def _told(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    values = {key: [json.dumps(value)[:60] for value in pair] for key, pair in changes.items()}
+    shown = [f"{key} {old} -> {new}" for key, (old, new) in values.items()]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 class RunDirectory:
@@ -41,9 +55,12 @@ class RunDirectory:
 
     Args:
         out: the folder; made with its parents.
-        config: nested mapping of plain values, written as config.json. Top-level keys that may change between
-            runs are out, resume, overwrite, device, threads, workers and logger.
-        resume: continue a run that is there; its configuration must be the same. Without one, begin.
+        config: nested mapping of plain values, written as config.json. Those of :data:`FREE_TO_CHANGE` may change
+            between runs.
+        resume: continue a run that is there; its configuration must be the same. Without one, begin. ``"force"``: go
+            on with what changed, with a warning.
+        fixed: keys that cannot change even so; all if left out. Where they are given, a key that the run did not
+            record, as one of an earlier version, is not compared.
         overwrite: begin anew in a folder that holds a run. Its records are removed; results are replaced one
             by one as they are made.
         keep_checkpoints: how many checkpoints stay.
@@ -59,7 +76,8 @@ class RunDirectory:
         out: str | os.PathLike,
         config: Mapping[str, Any] | None = None,
         *,
-        resume: bool = False,
+        resume: bool | str = False,
+        fixed: Sequence[str] | None = None,
         overwrite: bool = False,
         keep_checkpoints: int = 2,
     ) -> None:
@@ -69,15 +87,10 @@ class RunDirectory:
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep_checkpoints)
         self._completed = MetricsWriter(self.path / "completed.jsonl")
         self._failures = MetricsWriter(self.path / "failures.jsonl")
-        self.resumed = False
+        self.resumed = self._renewed = False
         config_path = self.path / "config.json"
         if config_path.exists() and resume:
-            differing = _differences(self._read_config(config_path), self.config)
-            if differing:
-                raise ConfigError(
-                    f"{self.path} has another configuration (differs: {', '.join(differing[:5])}); "
-                    "resume it with the same one, or choose another out=."
-                )
+            self._compare(self._read_config(config_path), fixed, resume == "force")
             self.resumed = True
             return
         if config_path.exists() and not overwrite:
@@ -89,7 +102,41 @@ class RunDirectory:
                 record.unlink(missing_ok=True)
         except OSError as error:
             raise output_error(self.path, error) from None
-        write_whole(config_path, (json.dumps(self.config, indent=2, allow_nan=False) + "\n").encode())
+        self._write_config()
+
+    def _compare(self, old: Any, fixed: Sequence[str] | None, force: bool) -> None:
+        """Hold the configuration of the run that is there against this one."""
+        changes = _differences(old, self.config, fixed is not None)
+        held = {
+            key: pair for key, pair in changes.items()
+            if fixed is None or any(f"{key}.".startswith(f"{name}.") for name in fixed)
+        }  # fmt: skip
+        if held:
+            raise ConfigError(
+                f"{self.path} cannot go on with what changed ({_told(held)}); "
+                "resume it with the same configuration, or choose another out=."
+            )
+        if changes and not force:
+            raise ConfigError(
+                f"{self.path} was begun with another configuration ({_told(changes)}); "
+                "go on with the change by resume=force, or choose another out=."
+            )
+        if changes:
+            warnings.warn(f"{self.path} goes on with what changed ({_told(changes)}).", stacklevel=3)
+        unknown = [key for key in self.config if key not in (old if isinstance(old, dict) else {})]
+        unknown = [key for key in unknown if fixed is not None and key not in FREE_TO_CHANGE]
+        if unknown:
+            warnings.warn(
+                f"{self.path} is of an earlier version, which did not record {', '.join(unknown[:5])}"
+                + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+                + "; whether they changed is unknown.",
+                stacklevel=3,
+            )
+        self._renewed = bool(changes or unknown)
+
+    def _write_config(self) -> None:
+        text = json.dumps(self.config, indent=2, allow_nan=False) + "\n"
+        write_whole(self.path / "config.json", text.encode())
 
     @staticmethod
     def _read_config(path: Path) -> Any:
@@ -125,6 +172,8 @@ class RunDirectory:
         """
         with FolderLock(self.path):
             remove_leftovers(self.path)
+            if self._renewed:
+                self._write_config()
             done = self.completed()
             parts = {part for facts in done.values() for part in facts.get("parts", ())}
             known = {*done, *parts}

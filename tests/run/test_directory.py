@@ -31,8 +31,49 @@ def test_a_folder_with_a_run_is_not_overwritten_by_accident(tmp_path):
 def test_resume_needs_the_same_configuration(tmp_path):
     RunDirectory(tmp_path, CONFIG)
     RunDirectory(tmp_path, {**CONFIG, "device": "cuda", "resume": True}, resume=True)
-    with pytest.raises(ConfigError, match=r"differs: fitting\.steps, seed"):
-        RunDirectory(tmp_path, {**CONFIG, "seed": 1, "fitting": {"steps": 5, "weights": [1.0, 2.0]}}, resume=True)
+    for resume in (True, "force"):
+        with pytest.raises(ConfigError, match=r"cannot go on .*\(fitting\.steps 100 -> 5, seed 0 -> 1, x null -> 2\)"):
+            other = {**CONFIG, "seed": 1, "x": 2, "fitting": {"steps": 5, "weights": [1.0, 2.0]}}
+            RunDirectory(tmp_path, other, resume=resume)
+
+
+def test_a_change_is_named_and_forced_or_refused(tmp_path):
+    """Rates change by force, sizes never; the last configuration is what the next start is held against."""
+    first = {"size": 8, "rate": {"of": [1e-3, 0.9]}, "kimg": 1, "warm": {"kimg": 1.0, "batch": 4}, "data": "a"}
+    written = RunDirectory(tmp_path, first).path / "config.json"
+    again = {"resume": True, "fixed": ("size", "maps")}
+    later = first | {"kimg": 2, "warm": {"kimg": 3.0, "batch": 4}, "data": "b", "out": "elsewhere"}
+    RunDirectory(tmp_path, later, **again)
+    other = later | {"rate": {"of": [2e-3, 0.9]}}
+    with pytest.raises(ConfigError, match=r"\(rate\.of \[0\.001, 0\.9\] -> \[0\.002, 0\.9\]\).*resume=force"):
+        RunDirectory(tmp_path, other, **again)
+    assert json.loads(written.read_text()) == first
+    with pytest.warns(UserWarning, match=r"goes on with what changed \(rate\.of "):
+        forced = RunDirectory(tmp_path, other, **again | {"resume": "force"})
+    assert json.loads(written.read_text()) == first  # nothing is written before the folder is held
+    with forced.alone():
+        assert json.loads(written.read_text()) == other
+    RunDirectory(tmp_path, other, **again)
+    for resume in (True, "force"):
+        with pytest.raises(ConfigError, match=r"cannot go on with what changed \(size 8 -> 16\)"):
+            RunDirectory(tmp_path, other | {"size": 16}, fixed=("size",), resume=resume)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """It recorded fewer keys: one line says so, once; what it did record is compared."""
+    RunDirectory(tmp_path, {"size": 8})
+    config = {"size": 8, "rate": 1.0, "maps": {"files": 2, "content": "ab"}, "logger": "none"}
+    with pytest.raises(ConfigError, match="size 8 -> 9"):
+        RunDirectory(tmp_path, config | {"size": 9}, resume=True, fixed=("size", "maps"))
+    with (
+        pytest.warns(UserWarning, match="earlier version, which did not record rate, maps; whether they changed"),
+        RunDirectory(tmp_path, config, resume=True, fixed=("size", "maps")).alone(),
+    ):
+        pass
+    RunDirectory(tmp_path, config, resume=True, fixed=("size", "maps"))
+    with pytest.raises(ConfigError, match=r"\(maps\.content \"ab\" -> \"cd\", maps\.files 2 -> 3\)"):
+        other = config | {"maps": {"files": 3, "content": "cd"}}
+        RunDirectory(tmp_path, other, resume="force", fixed=("size", "maps"))
 
 
 def test_resume_without_a_run_begins_one(tmp_path):
