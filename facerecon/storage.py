@@ -11,7 +11,7 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from torch import Tensor
 
 from facerecon.errors import AssetError, FaceReconError, OutputError
 
-__all__ = ["all_finite", "read_safetensors", "refuse_pickle", "remove_leftovers", "safetensors_bytes", "write_whole"]
+__all__ = [
+    "all_finite",
+    "no_follow",
+    "read_safetensors",
+    "refuse_link",
+    "refuse_pickle",
+    "remove_leftovers",
+    "safetensors_bytes",
+    "write_whole",
+]
 
 _LEFTOVER = ".*.????????.part"
 _PICKLE_NAMES = (".pkl", ".pickle", ".pth", ".pt", ".ckpt", ".joblib", ".npy.pickle", ".pth.tar")
@@ -35,6 +44,7 @@ _HINTS = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
     errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.ELOOP: "a symbolic link may lead anywhere; remove it",
     errno.EISDIR: "a folder stands where a file is needed; choose another folder",
 }
 
@@ -45,11 +55,26 @@ def output_error(path: str | os.PathLike, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be written ({error.strerror or error}); {hint}.")
 
 
+def no_follow(path: str | os.PathLike, flags: int) -> int:
+    """An opener, for :func:`open`, that refuses a symbolic link (ELOOP); a new file's mode is the umask's."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def refuse_link(path: str | os.PathLike) -> None:
+    """Hold a place of a run's folder against one who made it a symbolic link to something else.
+
+    Raises:
+        OutputError: it is a link.
+    """
+    if os.path.islink(path):
+        raise output_error(path, OSError(errno.ELOOP, "it is a symbolic link"))
+
+
 def write_whole(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> Path:
     """Write a file so that it is there whole or not at all, whenever the process or the machine stops.
 
     Args:
-        path: the file; its folder is made if missing, a file that is there is replaced.
+        path: the file; its folder is made if missing, a file that is there is replaced. Who may read it is the umask's.
         data: its content, or the pieces of it.
 
     Raises:
@@ -59,13 +84,13 @@ def write_whole(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        free = path.parent / f".{path.name[:200]}.{secrets.token_hex(4)}.part"
+        with open(free, "xb") as file:
+            temporary = free
             for piece in (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -80,11 +105,11 @@ def write_whole(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> Path:
 def remove_leftovers(folder: str | os.PathLike) -> int:
     """Remove the temporary files of writers that were killed, in a folder and the folders in it; returns how many.
 
-    Nobody else may be writing there.
+    Nobody else may be writing there. What a symbolic link leads to is left alone.
     """
     removed = 0
-    for pattern in (_LEFTOVER, f"*/{_LEFTOVER}"):
-        for path in Path(folder).glob(pattern):
+    for place in (Path(folder), *(path for path in Path(folder).glob("*/") if not path.is_symlink())):
+        for path in place.glob(_LEFTOVER):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1

@@ -16,7 +16,7 @@ from facerecon.errors import ConfigError
 from facerecon.run.checkpoint import Checkpoints
 from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
-from facerecon.storage import output_error, remove_leftovers, write_whole
+from facerecon.storage import output_error, refuse_link, remove_leftovers, write_whole
 
 __all__ = ["FREE_TO_CHANGE", "RunDirectory"]
 
@@ -68,7 +68,7 @@ class RunDirectory:
     Raises:
         ConfigError: the folder holds a run and neither ``resume`` nor ``overwrite`` is given, or the
             configuration differs (names the keys).
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written, or one of its records is a symbolic link.
     """
 
     def __init__(
@@ -89,6 +89,9 @@ class RunDirectory:
         self._failures = MetricsWriter(self.path / "failures.jsonl")
         self.resumed = self._renewed = False
         config_path = self.path / "config.json"
+        records = (self.metrics.path, self._completed.path, self._failures.path)
+        for place in (config_path, *records, self.checkpoints.folder):
+            refuse_link(place)
         if config_path.exists() and resume:
             self._compare(self._read_config(config_path), fixed, resume == "force")
             self.resumed = True
@@ -97,7 +100,6 @@ class RunDirectory:
             raise ConfigError(f"{self.path} already holds a run; continue it with resume=true or choose another out=.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            records = (self.metrics.path, self._completed.path, self._failures.path)
             for record in (*records, *self.checkpoints.folder.glob("step-*.safetensors")):
                 record.unlink(missing_ok=True)
         except OSError as error:
@@ -154,6 +156,7 @@ class RunDirectory:
         """
         name = re.sub(r"[^\w.+-]+", "_", Path(str(item)).stem, flags=re.UNICODE).strip("._") or "item"
         path = self.path / name
+        refuse_link(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

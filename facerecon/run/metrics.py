@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from facerecon.errors import InputError
-from facerecon.storage import output_error, write_whole
+from facerecon.storage import no_follow, output_error, write_whole
 
 try:
     import fcntl
@@ -82,7 +82,7 @@ class MetricsWriter:
         data = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            handle = no_follow(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 if fcntl is not None:
                     with contextlib.suppress(OSError):  # a file system without locks

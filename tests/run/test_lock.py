@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from facerecon.errors import ConfigError, OutputError
-from facerecon.run import RunDirectory
+from facerecon.run import MetricsWriter, RunDirectory
 from facerecon.run.lock import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,8 @@ def test_the_holder_is_named_and_its_death_frees_the_folder(tmp_path, holder):
     ) as e:
         FolderLock(tmp_path).__enter__()
     assert "\n" not in str(e.value)
+    with pytest.raises(ConfigError, match=rf"process {holder.pid} on "):  # the one before has not wiped the name
+        FolderLock(tmp_path).__enter__()
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     assert (tmp_path / ".lock").exists()
@@ -57,11 +60,67 @@ def test_a_file_that_was_left_blocks_nothing(tmp_path, left):
         pass
 
 
+def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_path):
+    (tmp_path / "precious").write_text("of the user")
+    (tmp_path / "run").mkdir()
+    for target in (tmp_path / "precious", tmp_path / "not there yet"):
+        (tmp_path / "run" / ".lock").symlink_to(target)
+        with pytest.raises(OutputError, match=r"run/\.lock cannot be written .*symbolic link.*remove it") as e:
+            FolderLock(tmp_path / "run").__enter__()
+        assert "\n" not in str(e.value)
+        (tmp_path / "run" / ".lock").unlink()
+    assert (tmp_path / "precious").read_text() == "of the user" and not (tmp_path / "not there yet").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "completed.jsonl", "failures.jsonl", "checkpoints"])
+@pytest.mark.parametrize("mode", ["resume", "overwrite"])
+def test_records_that_are_links_are_refused_and_their_targets_untouched(tmp_path, name, mode):
+    RunDirectory(tmp_path / "run", {})
+    place, target = tmp_path / "run" / name, tmp_path / "target"
+    if name == "checkpoints":
+        target.mkdir()
+        (target / "step-000000001.safetensors").write_text("of the user")
+    elif place.exists():
+        place.rename(target)
+    else:
+        target.write_text('{"item": "of the user"}\n')
+    before = sorted((p.name, p.read_text()) for p in target.rglob("*")) or target.read_text()
+    place.symlink_to(target)
+    with pytest.raises(OutputError, match=rf"{name} cannot be written .*symbolic link.*remove it") as e:
+        RunDirectory(tmp_path / "run", {}, **{mode: True})
+    assert "\n" not in str(e.value)
+    assert before == (sorted((p.name, p.read_text()) for p in target.rglob("*")) or target.read_text())
+    if name.endswith(".jsonl"):  # one that comes while the run is at it
+        with pytest.raises(OutputError, match="symbolic link"):
+            MetricsWriter(place).write(step=1)
+        assert target.read_text() == before
+
+
+def test_what_a_link_leads_to_is_not_cleared_away(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".head.glb.abcdefgh.part").write_text("of another run")
+    RunDirectory(tmp_path / "run", {})
+    (tmp_path / "run" / "linked").symlink_to(tmp_path / "elsewhere")
+    with RunDirectory(tmp_path / "run", {}, resume=True).alone():
+        assert (tmp_path / "elsewhere" / ".head.glb.abcdefgh.part").exists()
+
+
 def test_a_place_that_cannot_be_locked_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         with pytest.raises(OutputError, match="cannot be written"):
             FolderLock(path).__enter__()
+
+
+def test_a_disk_without_locks_warns(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):  # what the first left does not block the second
+        with pytest.warns(UserWarning, match=r"cannot be locked \(No locks available\)"):
+            FolderLock(tmp_path).__enter__()
+    assert (tmp_path / ".lock").exists()
 
 
 def test_what_a_killed_run_left_is_mended(tmp_path):
