@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from scipy.sparse import coo_array, diags_array
 from scipy.sparse.linalg import factorized
 from scipy.spatial import cKDTree
@@ -40,7 +40,6 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import (
-    AssetError,
     ConfigError,
     InputError,
     NoFaceError,
@@ -62,7 +61,7 @@ from facerecon.perception import observe
 from facerecon.perception.landmarks import map_points
 from facerecon.render.interpolate import fragments, interpolate
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
-from facerecon.storage import read_safetensors
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import Camera
 
 __all__ = [
@@ -259,7 +258,7 @@ class Link:
             shapes = hashlib.sha256(self.source_shape.tobytes() + self.target_shape.tobytes()).hexdigest()
             key = digest(self.source, self.target, f"places {_VERSION} {size} {FAR} {TOO_FAR} {shapes}")
             keys = ("inside", "uv", "share", "same_side")
-            table = _kept("transfer_places", key, lambda path: save_file(self._table(size), str(path)), keys)
+            table = _kept("transfer_places", key, lambda: self._table(size), keys)
             self._places[size] = Places(
                 table["inside"].bool(), table["uv"], table["share"].float() / 255, table["same_side"].bool()
             )
@@ -543,19 +542,15 @@ def digest(source: MorphableModel, target: MorphableModel, settings: str) -> str
     return state.hexdigest()[:16]
 
 
-def _kept(name: str, key: str, write: Any, keys: tuple[str, ...]) -> dict[str, Tensor]:
+def _kept(name: str, key: str, make: Callable[[], dict[str, NDArray]], keys: tuple[str, ...]) -> dict[str, Tensor]:
     """A table of the cache, made where it is not there or damaged."""
 
-    def read(path: Path) -> dict[str, Tensor]:
-        tensors = read_safetensors(path, "a table of correspondences", "delete it, it is made again", keys)[0]
-        return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
+    def write(path: Path) -> None:
+        write_whole(path, safetensors_bytes({key: torch.from_numpy(array) for key, array in make().items()}))
 
     path = assets.derived(name, key, write)
-    try:
-        return read(path)
-    except AssetError:  # damaged, and derived from files that are whole: made again
-        path.unlink(missing_ok=True)
-        return read(assets.derived(name, key, write))
+    tensors = read_safetensors(path, "a table of correspondences", "delete it, it is made again", keys)[0]
+    return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
 
 
 @in_own_modes
@@ -686,9 +681,7 @@ def _bent(first: MorphableModel, second: MorphableModel) -> NDArray:
 
     def registered(one: MorphableModel, other: MorphableModel) -> NDArray:
         key = digest(one, other, f"bent {_VERSION}")
-        table = _kept(
-            "transfer_bent", key, lambda path: save_file({"bent": register(one, other)}, str(path)), ("bent",)
-        )
+        table = _kept("transfer_bent", key, lambda: {"bent": register(one, other)}, ("bent",))
         return table["bent"].numpy()
 
     if first.name == _ORDER[0]:

@@ -7,7 +7,7 @@ Layout of the cache (``$FACERECON_HOME``, or the user's cache folder)::
     assets/.lock                          one process fills the cache at a time
     assets/.work-*/                       downloads and unpacked files, gone when a fetch ends
     archives/                             downloaded archives, with ``keep_archives`` only
-    derived/NAME-KEY.safetensors          computed from other files, named after what they are computed from
+    derived/NAME-KEY-SHA256.safetensors   computed from other files; KEY: of those, SHA256: of its content
 
 A reader therefore sees a whole file or none, whatever happens to the writer.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import glob
 import hashlib
 import importlib
 import importlib.resources
@@ -24,6 +25,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -31,6 +33,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -305,14 +308,15 @@ def seal_shipped() -> list[str]:
 
 
 def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
-    """A file that is computed from other files and kept: ``derived/NAME-KEY.safetensors`` in the cache folder.
+    """A file that is computed from other files and kept: ``derived/NAME-KEY-SHA256.safetensors`` in the cache folder.
 
     Args:
         name: what it is. key: digest of everything it depends on; files of other keys stay.
         build: writes the file to the path it is given.
 
     Returns:
-        Its path; it is whole, or it is not there.
+        Its path; it is whole and as it was written (by its sha256, once a process while it is untouched). One that is
+        not is made again, with a warning.
 
     Raises:
         AssetError: the cache cannot be written.
@@ -320,21 +324,24 @@ def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
     from facerecon.modes import own_modes
 
     folder = home() / "derived"
-    path = folder / f"{name}-{key}.safetensors"
-    if path.is_file():
-        return path
+    start = f"{name}-{key}-"
+    for path in folder.glob(f"{glob.escape(start)}{'?' * 64}.safetensors"):
+        if _content_matches(path, None, path.stem[len(start) :]):
+            return path
+        warnings.warn(f"{path} was altered or damaged: its sha256 is another; it is made again.", stacklevel=2)
+        with _clear_disk_errors(folder):
+            path.unlink(missing_ok=True)
     with _clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = folder / f".{start}{secrets.token_hex(4)}.part"
+        temporary.touch()  # says at once whether it can be written
         try:
             with own_modes():
-                build(Path(temporary))
-            os.chmod(temporary, 0o644)
+                build(temporary)
+            path = folder / f"{start}{_sha256(temporary)}.safetensors"
             os.replace(temporary, path)
         finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -357,17 +364,15 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
@@ -406,7 +411,6 @@ def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
     digest = _sha256(made)
     folder = _folder()
     final = folder / f"{asset.name}-{digest[:12]}.safetensors"
-    os.chmod(made, 0o644)
     os.replace(made, final)
     try:
         entries = _read_manifest()

@@ -22,16 +22,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from facerecon import assets
-from facerecon.errors import AssetError, ConfigError
+from facerecon.errors import ConfigError
 from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.correspondence import carry_points, register
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
-from facerecon.storage import read_safetensors
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
 from facerecon.transfer import digest, eye_places, ramp_down, skin_places, texel_points
 
@@ -114,12 +113,7 @@ def carry_over(model: MorphableModel, source: MorphableModel | None = None) -> C
     source = load_face_model(SOURCE, num_identity=0) if source is None else source
     name = f"carried_{model.name}"
     key = _digest(source, model)
-    path = assets.derived(name, key, lambda target: _write(target, source, model))
-    try:
-        table = _read(path)
-    except AssetError:  # damaged, and derived from files that are whole: made again
-        path.unlink(missing_ok=True)
-        table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
+    table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
     ready = carry_points(source, model, table["bent"].double().numpy())
     return CarriedOver(ready, table["uv"], table["share"], table["fill"].long())
 
@@ -133,15 +127,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
     bent = register(source, target)
     uv, share, fill = _places(source, target, bent)
-    save_file(
-        {
-            "bent": bent.astype(np.float32),
-            "uv": uv.astype(np.float32),
-            "share": share.astype(np.float32),
-            "fill": fill.astype(np.uint8),
-        },
-        str(path),
-    )
+    arrays = {
+        "bent": bent.astype(np.float32),
+        "uv": uv.astype(np.float32),
+        "share": share.astype(np.float32),
+        "fill": fill.astype(np.uint8),
+    }
+    write_whole(path, safetensors_bytes({key: torch.from_numpy(array) for key, array in arrays.items()}))
 
 
 def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tuple[NDArray, NDArray, NDArray]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from facerecon.assets.foreign import read_torchscript
@@ -52,7 +51,7 @@ def _face_api(source: Path, target: Path, model: str) -> None:
         if values.ndim == 4:
             values = torch_layout(values, depthwise=name.endswith("depthwise_filter"))
         tensors[name.replace("/", ".")] = torch.from_numpy(np.array(values, np.float32))
-    save_file(tensors, str(target), metadata={"model": model, "source": "@vladmandic/face-api"})
+    write_whole(target, safetensors_bytes(tensors, {"model": model, "source": "@vladmandic/face-api"}))
 
 
 def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
@@ -68,7 +67,7 @@ def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
         "outputs": json.dumps(graph.outputs),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in graph.tensors.items()}
-    save_file(tensors, str(target), metadata=meta)
+    write_whole(target, safetensors_bytes(tensors, meta))
 
 
 def face_detector(source: Path, target: Path) -> None:

@@ -68,3 +68,14 @@ def test_a_derived_file_is_whole_or_not_there(home: Path) -> None:
     path = assets.derived("table", "1", lambda target: target.write_bytes(b"whole"))
     assert path.read_bytes() == b"whole" and path.parent == home / "derived"
     assert assets.derived("table", "1", fail) == path
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"E", lambda data: b""])
+def test_a_derived_file_that_was_altered_is_made_again_with_one_warning(home: Path, damage) -> None:
+    path = assets.derived("table", "1", lambda target: target.write_bytes(b"whole"))
+    other = assets.derived("table", "2", lambda target: target.write_bytes(b"other"))
+    path.write_bytes(damage(b"whole"))
+    with pytest.warns(UserWarning, match=r"was altered or damaged.*made again") as said:
+        again = assets.derived("table", "1", lambda target: target.write_bytes(b"WHOLE"))
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    assert again.read_bytes() == b"WHOLE" and sorted((home / "derived").iterdir()) == sorted([again, other])

@@ -9,14 +9,19 @@ import resource
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
+from facerecon import assets
+from facerecon.assets import store
 from facerecon.errors import InputError, OutputError
 from facerecon.imaging import files
+from facerecon.run import RunDirectory
+from facerecon.storage import write_whole
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +331,42 @@ def test_write_and_read_back(pixels, tmp_path):
     jpg = files.write_jpg(tmp_path / "a.jpg", image)
     assert (files.read_image(jpg) - image).abs().mean() < 0.02
     assert sorted(os.listdir(tmp_path / "new")) == ["a.png"]
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("mask, mode", [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_who_may_read_what_is_written_is_the_umask_s(mask, mode, tmp_path, monkeypatch):
+    """A head is of a person: where the umask says that others may not read, they may not."""
+    monkeypatch.setenv("FACERECON_HOME", str(tmp_path / "home"))
+    before = os.umask(mask)
+    try:
+        files.write_bytes(tmp_path / "out" / "result" / "a.bin", b"new")
+        files.write_bytes(tmp_path / "out" / "result" / "a.bin", b"replaced")
+        with RunDirectory(tmp_path / "out", {}).alone() as run:
+            run.metrics.write(step=1)
+            run.checkpoints.save(1, {"w": torch.ones(1)})
+            lock = (tmp_path / "out" / ".lock").stat().st_mode & 0o777
+        assets.derived("table", "1", lambda path: write_whole(path, b"x"))
+        store._write_atomically(tmp_path / "home" / "manifest.json", "{}")
+        store._copy(io.BytesIO(b"x"), tmp_path / "home" / "unpacked" / "file")
+    finally:
+        os.umask(before)
+    found = [path for folder in ("out", "home") for path in (tmp_path / folder).rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_file()} == {mode} and len(found) == 11
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_dir()} == {0o777 & ~mask}
+    assert lock & mask == 0
+
+
+def test_nothing_sets_a_mode_of_its_own():
+    """No file of the library or the scripts is written by what ignores the umask."""
+    root = Path(files.__file__).resolve().parents[2]
+    sources = [path for folder in ("facerecon", "fit", "train") for path in (root / folder).rglob("*.py")]
+    found = {
+        (path.name, word)
+        for path in sources
+        for word in ("chmod(", "mkstemp(", "NamedTemporaryFile(", "save_file(", "0o6")
+        if word in path.read_text("utf-8")
+    }
+    assert found == {("storage.py", "0o6")}  # the mode that the umask takes from
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
