@@ -1,5 +1,7 @@
 """BS Error against the released maps' figures and closed forms; observed shares; identity spread."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from facerecon.errors import ConfigError, InputError
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, identity_std_ratio, observed_share
 from facerecon.imaging.color import yuv_to_rgb
 from facerecon.imaging.files import read_image
+from facerecon.imaging.masks import gaussian_kernel
 
 
 @pytest.mark.parametrize("name, error", [("01223_final_uv.png", 5.697), ("teaser1_texture.png", 7.312)])
@@ -47,6 +50,33 @@ def test_error_over_a_mask_ignores_what_lies_outside_of_it() -> None:
     assert full.item() == pytest.approx(brightness_symmetry_error(texture).item(), rel=1e-5)
 
 
+def test_error_of_a_map_of_four_columns_by_hand() -> None:
+    """Without a blur; the mirror partners are columns 0 and 3 (0.7 apart), 1 and 2 (0.2 apart)."""
+    texture = gray(torch.tensor([0.1, 0.2, 0.4, 0.8]).expand(4, 4))
+
+    def error(*rows: list[float]) -> float:
+        mask = torch.tensor([rows[0]] * 3 + [rows[-1]]).view(1, 1, 4, 4)
+        return brightness_symmetry_error(texture, mask, kernel_size=1).item()
+
+    assert brightness_symmetry_error(texture, kernel_size=1).item() == pytest.approx(255 * 0.45, rel=1e-4)
+    assert error([1.0, 1, 1, 1]) == pytest.approx(255 * 0.45, rel=1e-4)
+    assert error([1.0, 1, 1, 0]) == pytest.approx(255 * 0.2, rel=1e-4)  # 0 has lost its partner, and does not count
+    assert error([0.0, 1, 1, 1]) == pytest.approx(255 * 0.2, rel=1e-4)
+    assert error([1.0, 0.5, 1, 1]) == pytest.approx(255 * (2 * 0.7 + 0.2) / 3, rel=1e-4)  # by the lesser of the two
+    assert error([1.0, 0, 0, 1], [0.0, 1, 1, 0]) == pytest.approx(255 * (3 * 0.7 + 0.2) / 4, rel=1e-4)
+
+
+def test_a_blur_takes_in_texels_of_the_mask_alone() -> None:
+    """Three texels in a row weigh (1, k, 1) for a kernel of 3: a masked neighbor gives its weight to the others."""
+    weights = gaussian_kernel(3).tolist()
+    texture = gray(torch.tensor([0.2, 0.6, 0.9, 0.9]).expand(4, 4))
+    mask = torch.tensor([1.0, 1, 1, 0]).expand(1, 1, 4, 4)
+    left = (weights[0] * 0.2 + weights[1] * 0.6 + weights[2] * 0.9) / sum(weights)
+    right = (weights[0] * 0.6 + weights[1] * 0.9) / sum(weights[:2])
+    found = brightness_symmetry_error(texture, mask, kernel_size=3).item()
+    assert found == pytest.approx(255 * (right - left), rel=1e-4)
+
+
 def test_a_batch_gives_each_map_its_own_error() -> None:
     textures = torch.rand(3, 3, 64, 64)
     together = brightness_symmetry_error(textures)
@@ -65,10 +95,11 @@ def test_share_of_observed_texels() -> None:
     torch.testing.assert_close(observed_share(observed, region)[0], torch.tensor(0.5))
 
 
-def test_identity_spread_relative_to_the_source() -> None:
-    source = torch.randn(2000, 16)
-    assert identity_std_ratio(source * 0.9, source).item() == pytest.approx(0.9, abs=1e-5)
-    assert identity_std_ratio(source[:1000], source).item() == pytest.approx(1, abs=0.02)
+def test_identity_spread_is_the_mean_of_the_dimensions_own() -> None:
+    rendered = torch.tensor([[5.0, 3.0, -1.0], [5.0, 5.0, -1.0]])  # deviations 0, sqrt(2), 0
+    source = torch.tensor([[0.0, 9.0, -7.0], [2.0, 9.0, -3.0], [4.0, 9.0, 1.0]])  # 2, 0, 4
+    assert identity_std_ratio(rendered, source).item() == pytest.approx(math.sqrt(2) / 6)
+    assert identity_std_ratio(3 * source - 8, source).item() == pytest.approx(3)
 
 
 def test_bad_input_is_named() -> None:

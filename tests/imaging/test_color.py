@@ -7,6 +7,7 @@ import pytest
 import torch
 from skimage.color import rgb2yuv
 
+from facerecon.dataset.complete import CompleteSettings
 from facerecon.errors import ShapeError
 from facerecon.imaging import color, files, masks
 
@@ -32,6 +33,20 @@ def test_match_color_gives_the_moments_of_eq_1():
                 want = color.rgb_to_yuv(target)[b, c][two[b, 0] > 0]
                 assert torch.isclose(got.mean(), want.mean())
                 assert torch.isclose(got.std(unbiased=False), want.std(unbiased=False) / w)
+
+
+def test_match_color_of_two_pixels_by_hand():
+    """Eq. 1 with its w = 1.5: gray 0.2 and 0.6 around 0.4 take the mean 0.7 and 1 / 1.5 of the deviation 0.15."""
+    source = torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    target = torch.tensor([0.0, 0.55, 0.85], dtype=torch.float64).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    one, two = (torch.tensor(m, dtype=torch.float64).view(1, 1, 1, 3) for m in ([1.0, 1, 0], [0.0, 1, 1]))
+    matched = color.match_color(source, target, one, two)
+    assert matched[0, 0, 0].tolist() == pytest.approx([0.6, 0.8, 1.0], abs=1e-6)  # the third: beyond the mask, changed
+    assert matched[0, 1:].flatten().tolist() == pytest.approx([0.6, 0.8, 1.0] * 2, abs=1e-6)
+    # without a mask of its own the target's moments are taken over the source's
+    matched = color.match_color(source, target, one)
+    assert matched[0, 0, 0, :2].tolist() == pytest.approx([0.275 - 0.275 / 1.5, 0.275 + 0.275 / 1.5], abs=1e-6)
+    assert CompleteSettings().contrast == 1.5
 
 
 def test_match_color_without_contrast_or_texels():

@@ -7,8 +7,6 @@ import torch
 
 from facerecon import losses
 from facerecon.errors import ConfigError, InputError, ShapeError
-from facerecon.geometry.rotation import euler_to_matrix
-from facerecon.morphable import load_face_model
 
 
 def test_pixel_loss_l1_is_the_release_formula() -> None:
@@ -80,17 +78,22 @@ def test_landmark_weights_are_the_releases() -> None:
     assert losses.landmark_loss(points, target, weights).item() == pytest.approx(20 * 25 / 68)
 
 
-def test_nme_is_relative_to_the_outer_eye_corners() -> None:
-    target = torch.zeros(1, 68, 2)
-    target[0, 45, 0] = 50.0
-    assert losses.normalized_mean_error(target + torch.tensor([1.0, 0.0]), target).item() == pytest.approx(0.02)
+def test_nme_is_relative_to_the_outer_eye_corners_of_the_truth() -> None:
+    target = torch.zeros(2, 68, 2)
+    target[:, 45] = torch.tensor([30.0, 40.0])  # 50 px from point 36
+    target[1, 45] *= 2
+    points = target + torch.tensor([3.0, -4.0])  # each 5 px off
+    points[:, 45] = target[:, 45] * 2 + torch.tensor([3.0, -4.0])  # its own eye corners are 100 and 200 px apart
+    off = torch.tensor([(67 * 5 + math.hypot(33, 36)) / 68 / 50, (67 * 5 + math.hypot(63, 76)) / 68 / 100])
+    torch.testing.assert_close(losses.normalized_mean_error(points, target), off)
 
 
-def test_radius_loss_vanishes_on_the_sphere_only() -> None:
-    codes = torch.randn(3, 1, 512)
-    codes = codes * (math.sqrt(512) / codes.norm(dim=-1, keepdim=True))
-    assert losses.radius_loss(codes).max() < 1e-10
-    assert losses.radius_loss(2 * codes)[0].item() == pytest.approx(9.0, rel=1e-5)
+def test_radius_loss_is_of_each_row_of_a_code() -> None:
+    # |row|^2 / 2 is 1, 4 and 0, 2: off the sphere by 0 and 3, by 1 and 1. The squares of all rows together would be
+    # 2.5 and 1
+    codes = torch.tensor([[[1.0, 1.0], [2.0, -2.0]], [[0.0, 0.0], [0.0, 2.0]]])
+    assert losses.radius_loss(codes).tolist() == [4.5, 1.0]
+    assert losses.radius_loss(codes[:, :1]).tolist() == [0.0, 1.0]
 
 
 def test_geocross_of_two_orthogonal_rows() -> None:
@@ -126,20 +129,21 @@ def test_identity_loss_follows_the_networks_metric() -> None:
         losses.identity_loss(a, b, "cosin")
 
 
-def test_face_features_is_zero_on_itself_and_grows_with_change() -> None:
-    def features(image, landmarks):
-        return [
-            image,
-            image.mean(1, keepdim=True).expand(-1, 2, -1, -1) + torch.tensor([0.0, 1.0])[:, None, None],
-        ]
+def test_face_features_are_averaged_over_pixels_and_summed_over_layers() -> None:
+    seen = []
 
-    torch.manual_seed(0)
+    def features(image, landmarks):  # the image, and its left column
+        seen.append(landmarks)
+        return [image, image[..., :1]]
+
     distance = losses.FaceFeatureDistance(features)
-    photo = torch.rand(2, 3, 8, 8)
-    prepared = distance.prepare(photo, torch.zeros(2, 68, 2))
-    assert distance(photo, prepared).abs().max() < 1e-6
-    near, far = photo + 0.02 * torch.randn_like(photo), photo + 0.3 * torch.randn_like(photo)
-    assert (distance(near, prepared) < distance(far, prepared)).all()
+    photo = torch.tensor([[3.0, 0.0, 1.0], [4.0, 1.0, 0.0]]).view(1, 2, 1, 3)  # 2 channels, 3 px
+    image = torch.tensor([[4.0, 0.0, 7.0], [-3.0, 5.0, 0.0]]).view(1, 2, 1, 3)
+    prepared = distance.prepare(photo, torch.full((1, 68, 2), 7.0))
+    # (3, 4) / 5 and (4, -3) / 5 are orthogonal, squared distance 2; at the other two pixels only lengths differ
+    assert distance(torch.cat([image, photo]), prepared).tolist() == pytest.approx([2 / 3 + 2, 0], abs=1e-6)
+    assert distance.distance([image], prepared).item() == pytest.approx(2 / 3)
+    assert all(bool((landmarks == 7).all()) for landmarks in seen) and len(seen) == 2  # the photo's, for both sides
 
 
 def test_unknown_perceptual_loss_names_the_nearest() -> None:
@@ -174,22 +178,20 @@ def test_smoothness_is_zero_on_an_even_track_and_known_on_a_parabola() -> None:
         losses.smoothness_loss(bent, t[:3])
 
 
-def test_landmarks_that_turn_away_count_less(asset) -> None:
-    """A frontal head: all count. A turned one: the far side less than the near one, as its mirror image would."""
-    asset("makehuman")
-    model = load_face_model(num_identity=1)
-    points = model.landmarks3d(model.mean[None])[0]
-    turns = torch.deg2rad(torch.tensor([[0.0, 0, 0], [0, 40, 0], [0, -40, 0], [0, 0, 20], [30, 0, 0]]))
+def test_landmarks_that_turn_away_count_less() -> None:
+    """cos^2 of the angle to the camera over that of a frontal head, around the axis of the jaw, in [0.05, 1]."""
+    points = torch.zeros(68, 3)
+    points[:17] = torch.tensor([3.0, 2.0, -1.0])  # the axis is at its depth, and nowhere else
+    points[17:20] = torch.tensor([[-1.0, 5.0, 0.0], [0.0, -7.0, 3.0], [1.0, 0.0, 0.0]])  # 45 degrees, 0, 45
+    points[20] = torch.tensor([1.0, 0.0, -0.99])  # seen from the side: 90 degrees
+    points[21:] = torch.tensor([0.0, 0.0, 1.0])
+    turns = torch.deg2rad(torch.tensor([[0.0, 0, 0], [0, 30, 0], [0, -30, 0], [0, 80, 0], [60, 0, 0], [0, 0, 50]]))
     weights = losses.facing_weights(points, turns)
-    assert torch.allclose(weights[0], torch.ones(68))
-    assert torch.equal(weights[:, :17], torch.ones(5, 17))
-    left, right = [36, 41, 48, 60, 31], [45, 46, 54, 64, 35]
-    assert (weights[1, left] - weights[1, right]).abs().min() > 0.2
-    away = weights[1].argsort()[:10]
-    turned = points @ euler_to_matrix(turns[1:2])[0].mT
-    assert (turned[away, 0].sign() == turned[away[0], 0].sign()).all()  # all on one side, the one that is further
-    assert turned[away, 2].mean() < turned[17:, 2].mean()
-    assert torch.allclose(weights[1, left], weights[2, right], atol=0.02)
-    assert torch.allclose(weights[3], weights[0], atol=1e-5)  # turned in the picture: seen as well as before
-    assert weights.min() >= 0.05 and weights.max() <= 1
-    assert losses.facing_weights(points, turns[1:2] * 2.2).min() == pytest.approx(0.05)
+    near, far = 1.0, (math.cos(math.radians(75)) / math.cos(math.radians(45))) ** 2
+    expected = [[1, 1, 1, 0.05], [near, 0.75, far, 0.05], [far, 0.75, near, 1]]  # of the last, the cosine is cut at 0.2
+    assert torch.equal(weights[:, :17], torch.ones(6, 17))
+    torch.testing.assert_close(weights[:3, 17:21], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    assert weights[3, 18:20].tolist() == pytest.approx([0.05, 0.05])
+    assert weights[4, 17:20].tolist() == pytest.approx([0.25, 0.25, 0.25], abs=1e-6)  # nodding
+    assert weights[5, 17:20].tolist() == pytest.approx([1, 1, 1], abs=1e-6)  # turned in the picture: seen as well
+    assert losses.facing_weights(points, turns[3:4], least=0.2)[0, 18].item() == pytest.approx(0.2)
