@@ -1,0 +1,125 @@
+"""The figures of a fitted head, computed by hand on a square of 4 x 4 px."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from facerecon.evaluation.reconstruction import reconstruction_metrics, stage_figures
+from facerecon.render import Renderer
+from facerecon.types import FaceParams, Observation
+
+_spec = importlib.util.spec_from_file_location("flat_head", Path(__file__).parents[1] / "flat_head.py")
+flat = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(flat)
+
+COLOR = torch.tensor([0.9, 0.4, 0.2]).view(1, 3, 1, 1)
+
+
+class Judge:
+    """Embeds a picture as its mean color, and keeps what it was shown."""
+
+    def __call__(self, image: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        self.image, self.landmarks = image, landmarks
+        return image.mean((2, 3))
+
+
+def heads(*gains: float, right: tuple[float, ...] = (0.0,)) -> FaceParams:
+    """Heads under light of these gains, moved to the right by so many pixels."""
+    params = flat.flat_head().neutral(len(gains))
+    return params.replace(identity=torch.tensor(right).view(-1, 1).expand(len(gains), 1), light=flat.even_light(*gains))
+
+
+def two_photos() -> Observation:
+    """The same photo twice; one pixel of it has the texture's color. Landmarks are 1 px off, the eyes' otherwise."""
+    photo = flat.flat_photo(2)
+    photo.image[:, :, 2, 2] = COLOR.flatten()
+    points = photo.landmarks68 + torch.tensor([0.6, 0.8])
+    points[:, 36], points[:, 45] = torch.tensor([0.0, 6.0]), torch.tensor([6.0, 6.0])  # 6 px apart; the head's are 4
+    return photo.replace(landmarks68=points)
+
+
+def measured(params: FaceParams, texture: torch.Tensor, judge: Judge | None = None):
+    return reconstruction_metrics(two_photos(), params, texture, flat.flat_head(), Renderer(8), judge)
+
+
+def test_photometric_error_is_that_of_the_visible_face() -> None:
+    """The first head shows 12 px within the face mask, one of them without error; the second, a pixel further to the
+    right, 8. It is lit twice as bright, and a picture ends at 1."""
+    figures, image = measured(heads(1.0, 2.0, right=(0.0, 1.0)), COLOR.expand(2, 3, 4, 4))
+    first, second = (0.4 + 0.1 + 0.3) / 3, (0.5 + 0.3 + 0.1) / 3
+    assert figures["photometric"].tolist() == pytest.approx([first * 11 / 12, second], abs=1e-5)
+    assert set(figures) == {"photometric", "nme"}
+    expected = two_photos().image.clone()
+    expected[0, :, 2:6, 2:5] = COLOR[0, :, :, 0, None]
+    expected[1, :, 2:6, 3:5] = torch.tensor([1.0, 0.8, 0.4])[:, None, None]
+    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+
+
+def test_landmarks_are_measured_by_the_photo_s_eyes() -> None:
+    figures, _ = measured(heads(1.0, 1.0, right=(0.0, 1.0)), COLOR.expand(2, 3, 4, 4))
+    first = (66 * 1 + 2 + 0) / 68  # px; 36 is 2 px off, 45 right
+    second = (66 * math.hypot(0.4, 0.8) + 3 + 1) / 68
+    assert figures["nme"].tolist() == pytest.approx([first / 6, second / 6], abs=1e-5)
+
+
+def test_the_judge_compares_the_composite_with_the_photo() -> None:
+    """Its embedding of the photo was measured before: (1, 0, 0) and (0, 1, 0)."""
+    judge = Judge()
+    figures, image = measured(heads(1.0, 1.0), COLOR.expand(2, 3, 4, 4), judge)
+    # 12 px of the head, one of which has that color anyway; 4 px of the square are beyond the face mask; 48 px around
+    red, green, blue = (12 * c + 4 * 0.5 + 48 for c in (0.9, 0.4, 0.2))
+    size = math.hypot(red, green, blue)
+    assert figures["identity"].tolist() == pytest.approx([red / size, green / size], abs=1e-6)
+    assert torch.equal(judge.image, image) and torch.equal(judge.landmarks, two_photos().landmarks68)
+
+
+def test_a_large_map_is_averaged_before_it_is_drawn() -> None:
+    """One column of four is white: 0.25 all over at 512 texels; each of 2,048 columns is 1 or 0."""
+    texture = (torch.arange(2048) % 4 == 0).float().expand(2, 3, 4, 2048)
+    _, image = measured(heads(1.0, 1.0), texture)
+    torch.testing.assert_close(image[:, :, 2:6, 2:5], torch.full((2, 3, 4, 3), 0.25), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("detailed", [True, False])
+def test_each_stage_has_its_own_head_and_texture(detailed) -> None:
+    """Gray textures on the gray photo (0.5); codes are the decoder's gray, which ends at 1 before it is lit."""
+    fitter = SimpleNamespace(
+        model=flat.flat_head(),
+        renderer=Renderer(8),
+        decoder=lambda latent: latent.view(1, 1, 1, 1).expand(1, 3, 4, 4),
+        detail=SimpleNamespace(enabled=detailed),
+        stage_params={
+            "start": (heads(1.0), torch.tensor(0.3)),
+            "texture": (heads(0.5), torch.tensor(1.8)),
+            "joint": (heads(1.0, right=(1.0,)), torch.tensor(0.1)),
+        },
+    )
+    face = SimpleNamespace(
+        params=heads(1.0, right=(-1.0,)), texture=torch.full((1, 3, 4, 4), 0.55), decoded=torch.zeros(1, 3, 4, 4)
+    )
+    photo = flat.flat_photo()
+    judge = Judge()
+    figures, images = stage_figures(fitter, photo, face, judge)
+    found = {
+        "start": {"photometric": 0.2, "nme": 0.0},
+        "texture": {"photometric": 0.0, "nme": 0.0},
+        "joint": {"photometric": 0.4, "nme": 0.25},
+        "detail": {"photometric": (0.05 * 12 + 0.45 * 4) / 16, "nme": 0.25},  # its column 1 lies before the white
+    }
+    if not detailed:
+        del found["detail"]
+    assert list(figures) == list(images) == list(found)
+    for name, values in found.items():
+        identity = figures[name].pop("identity")
+        assert identity == pytest.approx(1 / math.sqrt(3), abs=1e-5), name  # gray against (1, 0, 0)
+        assert figures[name] == pytest.approx(values, abs=1e-5), name
+        assert type(identity) is float and images[name].shape == (1, 3, 8, 8)
+    assert images["start"][0, 0, 2, 2] == pytest.approx(0.3, abs=1e-5)
+    assert images["joint"][0, 0, 2, 2] == pytest.approx(0.5) and images["joint"][0, 0, 2, 4] == pytest.approx(0.1)
+    assert set(stage_figures(fitter, photo, face)[0]["start"]) == {"photometric", "nme"}
