@@ -345,9 +345,9 @@ def test_half_precision_or_a_mixture_is_one_line(kind, model, photos) -> None:
     vertices, texture = small(params), torch.rand(1, 3, 8, 8)
     other = params.to(kind)
     mixed = [
-        lambda: Fitter(small.to(kind), decoder, Renderer(224), identity=torch.nn.Identity())(photos),
+        lambda: Fitter(small.to(kind), decoder, Renderer(224))(photos),
         lambda: small(params),
-        lambda: Fitter(model, decoder, Renderer(224), identity=torch.nn.Identity())(photos.to(kind)),
+        lambda: Fitter(model, decoder, Renderer(224))(photos.to(kind)),
         lambda: model(other.replace(identity=torch.zeros(1, 40, dtype=kind))),
         lambda: decoder(torch.zeros(1, 1, 2, dtype=kind)),
         lambda: Renderer(32)(vertices, texture, model.topology, camera, other.light),

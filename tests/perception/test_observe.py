@@ -239,7 +239,7 @@ def test_large_photos_and_strips_are_in_pixels_of_their_file(photo, height: int,
     assert found.photo_size == ((height, width),)
     offset = torch.tensor([left - 40.0, top - 40.0])
     assert error(in_photo(found) - offset, in_photo(alone)) < 2.5
-    assert (found.box - offset.repeat(2) - alone.box).abs().max() < 0.15 * (alone.box[0, 2] - alone.box[0, 0])
+    assert (found.box - offset.repeat(2) - alone.box).abs().max() < 0.3 * (alone.box[0, 2] - alone.box[0, 0])
 
 
 # Errors ----------------------------------------------------------------------------------------------
