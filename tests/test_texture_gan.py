@@ -232,11 +232,34 @@ def test_numbers_that_are_none_stop_the_run(maps, tmp_path, capsys) -> None:
     out = tmp_path / "o"
     assert train(f"data={maps}", f"out={out}", "kimg=0.016") == 0
     before = {path.name for path in (out / "checkpoints").iterdir()}
-    line = refused(capsys, f"data={maps}", f"out={out}", "adversarial.rate=1e30", "adversarial.path_weight=0")
+    again = (f"data={maps}", f"out={out}", "resume=force")
+    line = refused(capsys, *again, "adversarial.rate=1e30", "adversarial.path_weight=0")
     assert "training stopped at step" in line
     assert "The last checkpoint is kept" in line
     assert {path.name for path in (out / "checkpoints").iterdir()} == before
-    assert train(f"data={maps}", f"out={out}") == 0  # goes on from before
+    assert train(*again) == 0  # goes on from before
+
+
+def test_what_changed_is_named(maps, tmp_path, capsys) -> None:
+    """Another rate goes on by force, other maps do not; the same maps may lie elsewhere."""
+    out = f"out={tmp_path / 'o'}"
+    assert train(f"data={maps}", out, "kimg=0.004") == 0
+    maps = maps.rename(tmp_path / "moved")
+    assert train(f"data={maps}", out, "kimg=0.004", "snapshot_kimg=1", "grid.samples=9") == 0
+    capsys.readouterr()
+    change = ("adversarial.rate=0.001", "batch=2")
+    line = refused(capsys, f"data={maps}", out, *change)
+    assert "(adversarial.rate 0.002 -> 0.001, batch 4 -> 2); go on with the change by resume=force" in line
+    assert train(f"data={maps}", out, *change, "resume=force", "kimg=0.008") == 0
+    printed = capsys.readouterr()
+    assert "goes on with what changed (adversarial.rate 0.002 -> 0.001, batch 4 -> 2)" in printed.err
+    assert "goes on from step 1" in printed.out and state_of(tmp_path / "o")["step"] == 3
+    Image.new("RGB", (16, 16), "red").save(maps / "uv-maps" / "000003.png")
+    for resume in ("true", "force"):
+        line = refused(capsys, f"data={maps}", out, *change, f"resume={resume}")
+        assert "cannot go on with what changed (maps.content " in line
+    (maps / "uv-maps" / "000003.png").unlink()
+    assert "maps.files 20 -> 19" in refused(capsys, f"data={maps}", out, *change, "resume=force")
 
 
 def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:
@@ -248,7 +271,7 @@ def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:
 def test_another_resolution(maps, tmp_path, capsys) -> None:
     out = tmp_path / "o"
     assert train(f"data={maps}", f"out={out}", "kimg=0.016", "size=8") == 0
-    assert "differs: size" in refused(capsys, f"data={maps}", f"out={out}")
+    assert "cannot go on with what changed (size 8 -> 16)" in refused(capsys, f"data={maps}", f"out={out}")
     init = f"init={out / 'decoder.safetensors'}"
     assert train(f"data={maps}", f"out={tmp_path / 'p'}", "kimg=0.016", init) == 0
     assert "grown from 8 to 16 px" in capsys.readouterr().out
@@ -452,6 +475,38 @@ def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
     assert torch.equal(job.codes_of(rows, t.generator), t.table.detach()[rows])
     noise = job.codes_of(rows, t.generator, [7, 8, 9]) - t.table.detach()[rows]
     assert torch.allclose(noise, 0.1 * draws_of(0, "code noise", [7, 8, 9], 8), atol=1e-6)
+
+
+def test_each_step_takes_its_turn(maps, tmp_path, monkeypatch) -> None:
+    """The generator begins after its delay, counted from the end of the supervised phase; both regularizations come at
+    the steps of the run that their interval divides."""
+    from configs.compose import compose
+    from facerecon.run.processes import Processes
+
+    some = ["adversarial.r1_every=3", "adversarial.path_every=2", "adversarial.delay_kimg=0.008", "warm.coarse=0"]
+    some += ["codes=maps", "warm.kimg=0.008", "warm.batch=4"]
+    job = texture_gan._Job(compose("texture_gan", [*TINY, f"data={maps}", *some]), Processes(torch.device("cpu")))
+    job.load()
+    job.figures, taken = {}, []
+    for name in ("warm", "generator", "path", "discriminator", "r1"):
+        monkeypatch.setattr(job.training, f"{name}_step", lambda *_, name=name: taken.append(name) or {})
+    turns = []
+    for _ in range(8):
+        job.step(8)
+        job.training.signs = []
+        job.training.finish_step(100)
+        turns.append(" ".join(taken))
+        taken.clear()
+    assert turns == [
+        "warm",
+        "warm",
+        "discriminator",
+        "discriminator r1",
+        "generator path discriminator",
+        "generator discriminator",
+        "generator path discriminator r1",
+        "generator discriminator",
+    ]
 
 
 @pytest.mark.slow

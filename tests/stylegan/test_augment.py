@@ -1,5 +1,6 @@
 """Adaptive augmentation: nothing at p = 0, differentiable, per sample, and p goes where it should."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -21,9 +22,62 @@ def augmented(p: float, mirror: bool = False, numbers=range(4), batch=None, **st
     return augment(images() if batch is None else batch, 7, "test", numbers)
 
 
+ALL = {"shift": 0.2, "scale": 0.2, "turn": 30.0, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 60.0}
+
+
 def test_nothing_happens_at_zero() -> None:
-    assert augmented(0.0, shift=0.2, turn=30.0, hue=90.0) is not None
-    assert torch.equal(augmented(0.0, shift=0.2, turn=30.0, hue=90.0, brightness=1.0), images())
+    assert torch.equal(augmented(0.0, **ALL), images())
+
+
+@pytest.mark.parametrize("name", ["scale", "turn", "brightness", "contrast", "saturation", "hue"])
+def test_each_transform_happens_with_probability_p(name) -> None:
+    """Alone, it changes a share p of the images and leaves the others; two of them toss coins of their own."""
+    batch, numbers = images(300, 4), range(300)
+
+    def changed(*names: str) -> torch.Tensor:
+        out = augmented(0.3, numbers=numbers, batch=batch, **{key: ALL[key] for key in names})
+        return (out - batch).abs().flatten(1).amax(1) > 1e-3
+
+    other = "hue" if name != "hue" else "turn"
+    mine, its, both = changed(name), changed(other), changed(name, other)
+    assert abs(mine.double().mean() - 0.3) < 0.11  # four standard deviations
+    assert abs((mine & its).double().mean() - 0.09) < 0.07
+    assert torch.equal(both, mine | its)
+
+
+def test_a_spot_goes_where_the_draws_say() -> None:
+    """Turned and moved away from the middle, then shifted: p' = zoom R(angle) p + shift."""
+    size, count, (px, py) = 64, 12, (9.0, -4.0)
+    y, x = torch.meshgrid(torch.arange(size) - 31.5, torch.arange(size) - 31.5, indexing="ij")
+    spot = torch.exp(-((x - px) ** 2 + (y - py) ** 2) / 8).expand(count, 3, size, size) - 1
+    moved = augmented(1.0, numbers=range(count), batch=spot, shift=0.1, scale=0.3, turn=40.0) + 1
+    uniform = draws_of(7, "test uniform", range(count), 12, normal=False)
+    zoom = 2 ** (0.3 * draws_of(7, "test normal", range(count), 5)[:, 0])
+    angle = (2 * uniform[:, 10] - 1) * math.radians(40)
+    shift = ((2 * uniform[:, 8:10] - 1) * 0.1 * size).round()
+    turned = torch.stack([px * angle.cos() - py * angle.sin(), px * angle.sin() + py * angle.cos()], 1)
+    for image, (right, down) in zip(moved, zoom[:, None] * turned + shift, strict=True):
+        near = image * ((x - right) ** 2 + (y - down) ** 2 < 100)  # beyond it the border's reflection may show
+        assert near.sum() > 0.5 * spot[0].add(1).sum()
+        assert abs(float((near * (x - right)).sum() / near.sum())) < 0.05
+        assert abs(float((near * (y - down)).sum() / near.sum())) < 0.05
+
+
+def test_colors_change_as_the_draws_say() -> None:
+    """Gray g + b, then all times the contrast; what is not gray turned by the hue's angle and stretched."""
+    batch = images()
+    out = augmented(1.0, brightness=0.2, contrast=0.5, saturation=0.4, hue=70.0)
+    normal = draws_of(7, "test normal", range(4), 5)
+    bright, contrast, saturation = 0.2 * normal[:, 1], 2 ** (0.5 * normal[:, 2]), 2 ** (0.4 * normal[:, 3])
+    angle = (2 * draws_of(7, "test uniform", range(4), 12, normal=False)[:, 11] - 1) * math.radians(70)
+    gray, now = batch.mean(1), out.mean(1)
+    assert torch.allclose(now, contrast[:, None, None] * (gray + bright[:, None, None]), atol=1e-5)
+    color, other = batch - gray[:, None], out - now[:, None]
+    length = color.norm(dim=1)
+    assert torch.allclose(other.norm(dim=1), (contrast * saturation)[:, None, None] * length, rtol=1e-4, atol=1e-5)
+    across = torch.linalg.cross(color, other, dim=1).sum(1) / math.sqrt(3)  # signed, along the gray axis
+    turned = torch.atan2(across, (color * other).sum(1))
+    assert torch.allclose(turned, angle[:, None, None].expand_as(turned), atol=1e-3)
 
 
 def test_p_follows_the_discriminator() -> None:
@@ -58,21 +112,6 @@ def test_rotation_and_zoom_keep_a_centered_disc_centered() -> None:
     assert float((mass / mass.mean() - 1).abs().max()) > 0.2
     assert float(((zoomed * x).sum((1, 2, 3)) / mass).abs().max()) < 0.05
     assert float(((zoomed * y).sum((1, 2, 3)) / mass).abs().max()) < 0.05
-
-
-def test_colors_are_what_they_are_called() -> None:
-    gray = torch.rand(4, 1, 8, 8).expand(4, 3, 8, 8) * 2 - 1
-    for change in ({"hue": 180.0}, {"saturation": 2.0}):  # neither touches gray
-        assert torch.allclose(augmented(1.0, batch=gray, **change), gray, atol=1e-5)
-    batch = images()
-    hue = augmented(1.0, hue=180.0)
-    assert torch.allclose(hue.mean(1), batch.mean(1), atol=1e-5)  # a turn around the gray axis
-    assert torch.allclose(hue.square().sum(1), batch.square().sum(1), atol=1e-4)
-    assert float((hue - batch).abs().max()) > 0.3
-    bright = augmented(1.0, brightness=0.5) - batch
-    assert torch.allclose(bright, bright[:, :1, :1, :1].expand_as(bright), atol=1e-5)
-    contrast = augmented(1.0, contrast=1.0) / batch
-    assert torch.allclose(contrast, contrast[:, :1, :1, :1].expand_as(contrast), rtol=1e-3)
 
 
 def test_mirror_flips_half_at_any_p() -> None:

@@ -212,6 +212,21 @@ def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
     assert p[0] == p[1] < p[2] == p[3] > p[4]  # up, then down
 
 
+def test_regularizers_compute_in_their_own_precision() -> None:
+    """R1 and path length in float32 beside networks of bfloat16, which compute so again afterwards."""
+    run = TextureTraining(
+        tiny(8), Discriminator(8, 32, 4, group=2), batch=4, precision=torch.bfloat16, train_mapping=False
+    )
+    run.enter("adversarial")
+    used = []
+    for block in (run.generator.synthesis.blocks[1].conv, run.discriminator.blocks[0]):
+        block.register_forward_pre_hook(lambda block, inputs: used.append(inputs[0].dtype))
+    real = pattern(8).expand(4, -1, -1, -1)
+    for turn in (run.path_step, lambda: run.r1_step(real), run.generator_step):
+        turn()
+    assert used == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 # -- closed forms ------------------------------------------------------------------------------------------
 
 
