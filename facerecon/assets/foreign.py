@@ -1,13 +1,14 @@
 """Tensor files of other projects, read without running anything in them.
 
-- ``torch.save`` archives (``.pth``, ``.pt``, the ``.t7`` of DPR): :func:`read_checkpoint`, by ``weights_only``.
+- ``torch.save`` archives (``.pth``, ``.pt``, the ``.t7`` of DPR): :func:`read_checkpoint`, by ``weights_only``, once a
+  look at them has shown that this ends.
 - TorchScript archives: :func:`read_torchscript` takes their tensors and never looks at their code.
 - plain pickles (``.pkl``): :func:`read_pickle`.
 
 The last two go through one small machine that understands the *data* opcodes of a pickle. It holds no way to import or
 to call anything: a global is a name, which is looked up in a table of what may be built here (tensors, arrays, plain
 containers, and records: the contents of a few known network classes, without the class). Any other name ends the
-reading before anything is made of it.
+reading before anything is made of it. Time and memory are bounded by the file's size, whatever it nests and shares.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ __all__ = [
 _AGAIN = "get the released file again"
 _LARGEST = 1 << 31  # bytes of one tensor or file: the largest released file has 1.2 GB
 _DEEPEST = 60  # nesting of modules
+_LONGEST = 300  # characters of a dotted name
+_MOST = 1 << 18  # instructions of a pickle, parts of what it holds: the released files have a few ten thousand
+_HEAVIEST = 10_000  # parts of a tuple, with those of the tuples in it: what hashing and comparing it may take
 
 
 @dataclass
@@ -119,6 +123,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.values.numel():
         raise _Damaged("a tensor that reaches beyond its numbers")
+    if math.prod(size) > storage.values.numel():
+        raise _Damaged("a tensor of more numbers than it has")
     return storage.values.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -135,6 +141,7 @@ def _rebuild_parameter(value: Any, *_: Any) -> Any:
 def _storage_from_bytes(data: Any) -> _Storage:
     if not isinstance(data, bytes):
         raise _Damaged("a tensor without numbers")
+    _survey(io.BytesIO(data))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -220,10 +227,17 @@ class _Machine:
         self.storages, self.scripted = storages, scripted
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.weights: dict[int, tuple[int, Any]] = {}  # of tuples by id, which they keep as they are kept here
+        self.left = 0  # bytes that may still be copied
 
-    def read(self, file: IO[bytes] | bytes) -> Any:
-        """What the pickle holds."""
-        for opcode, argument, _ in pickletools.genops(file):
+    def read(self, file: IO[bytes]) -> Any:
+        """What the pickle holds, which the file stands at the start of."""
+        start = file.tell()
+        self.left = 4 * (file.seek(0, io.SEEK_END) - start) + (1 << 24)
+        file.seek(start)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count > _MOST:
+                raise _Damaged("more parts than any network has")
             name = opcode.name
             if name in _PUSHED:
                 self.stack.append(_PUSHED[name])
@@ -279,11 +293,19 @@ class _Machine:
     def _empty_set(self, _: Any) -> None:
         self.stack.append(set())
 
+    def _weighed(self, value: Any) -> Any:
+        """A tuple or set that is not too heavy; one that holds itself twice, over and over, takes forever to hash."""
+        weight = 1 + sum(self.weights[id(part)][0] if id(part) in self.weights else 1 for part in value)
+        if weight > _HEAVIEST:
+            raise _Damaged("tuples in tuples without end")
+        self.weights[id(value)] = weight, value
+        return value
+
     def _tuple(self, _: Any) -> None:
-        self.stack.append(tuple(self._above_mark()))
+        self.stack.append(self._weighed(tuple(self._above_mark())))
 
     def _tuple_of(self, count: int) -> None:
-        items = tuple(self.stack[-count:])
+        items = self._weighed(tuple(self.stack[-count:]))
         del self.stack[-count:]
         self.stack.append(items)
 
@@ -347,14 +369,23 @@ class _Machine:
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
             raise _Damaged("something that is no name is used as one")
+        self._copying(arguments)
         if name.text in _BUILDERS:
-            self.stack.append(_BUILDERS[name.text](*arguments))
+            made = _BUILDERS[name.text](*arguments)
+            self.stack.append(self._weighed(made) if isinstance(made, (tuple, frozenset)) else made)
         elif name.text in _RECORDS or name.text.startswith("__torch__."):
             self.stack.append(Record(name.text, arguments))
         else:
             raise _Refused(f"an object of '{name.text[:80]}'")
 
     _newobj = _reduce
+
+    def _copying(self, parts: tuple) -> None:
+        """Count what is copied, which may be much more than the file where one part is copied over and over."""
+        self.left -= sum(len(part) for part in parts if isinstance(part, (str, bytes)))
+        self.left -= 16 * sum(len(part) for part in parts if isinstance(part, (list, tuple, dict, set, frozenset)))
+        if self.left < 0:
+            raise _Damaged("much more in it than it is large")
 
     def _build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -369,6 +400,7 @@ class _Machine:
             if not isinstance(state, tuple) or len(state) != 5:
                 raise _Damaged("an array without numbers")
             _, shape, dtype, fortran, data = state
+            self._copying((data,))
             values = _numpy_values(dtype, data)
             target.value = values.reshape(shape, order="F" if fortran else "C")
         elif isinstance(target, _DType):
@@ -386,6 +418,51 @@ class _Machine:
         if not isinstance(mark[4], int) or not 0 <= mark[4] <= _LARGEST:
             raise _Damaged("a tensor of an impossible size")
         self.stack.append(self.storages(_STORAGES[mark[1].text.removeprefix("torch.")], str(mark[2]), mark[4]))
+
+
+class _Survey(_Machine):
+    """Goes through a pickle that torch is to read, and makes nothing: is it of a size and a nesting that ends?"""
+
+    def _named(self, module: Any, name: Any) -> None:
+        self.stack.append(_Name(f"{module}.{name}"))
+
+    def _reduce(self, _: Any) -> None:
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if isinstance(arguments, tuple):
+            self._copying(arguments)
+            if isinstance(name, _Name) and name.text.endswith("bytearray"):  # of any length that it names
+                raise _Refused("a 'bytearray'")
+        self.stack.append(object())  # that is not looked into
+
+    _newobj = _reduce
+
+    def _build(self, _: Any) -> None:
+        self.stack.pop()
+
+    def _binpersid(self, _: Any) -> None:
+        self.stack[-1] = object()
+
+    def _top(self, kind: type) -> Any:
+        return self.stack[-1] if isinstance(self.stack[-1], kind) else kind()
+
+
+def _survey(file: IO[bytes]) -> None:
+    """Hold what ``torch.save`` wrote, an archive or the pickles of old, against :class:`_Survey` before torch reads it.
+
+    torch runs nothing of it either, but follows it as far as it goes.
+    """
+    archived = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
+    file.seek(0)
+    if not archived:
+        for _ in range(5):  # magic number, version, system, content, keys
+            _Survey().read(file)
+        return
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise _Damaged("it is packed, as torch.save never does")
+            if entry.filename.endswith(".pkl"):
+                _Survey().read(io.BytesIO(archive.read(entry)))
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -460,6 +537,9 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
             root = next((n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1), None)
             if root is None:
                 raise _Damaged("no data.pkl in it")
+            largest = path.stat().st_size
+            if any(e.file_size > largest for e in archive.infolist() if not e.filename.startswith(f"{root}code/")):
+                raise _Damaged("it is packed, as torch.jit.save never does with numbers")
             byteorder = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
             if byteorder != b"little":
                 raise _Damaged("its numbers are big-endian")
@@ -475,7 +555,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
                     raise _Damaged("a tensor of another size than it says")
                 return _Storage(torch.frombuffer(kept[key], dtype=dtype) if count else torch.empty(0, dtype=dtype))
 
-            found = _Machine(storage, scripted=True).read(archive.read(f"{root}data.pkl"))
+            found = _Machine(storage, scripted=True).read(io.BytesIO(archive.read(f"{root}data.pkl")))
             return tensors_of(_settled(found))
     except _Refused as error:
         raise _refusal(path, error) from None
@@ -483,22 +563,31 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
         raise _broken(path, error, "TorchScript archive") from None
 
 
-def _settled(value: Any, depth: int = 0) -> Any:
-    """Arrays as tensors, throughout."""
+def _settled(value: Any, depth: int = 0, made: dict[int, Any] | None = None) -> Any:
+    """Arrays as tensors, throughout; what is there once and named twice stays so."""
+    made = {} if made is None else made
     if depth > 4 * _DEEPEST:
         raise _Damaged("nested too deeply")
+    if not isinstance(value, (_Array, dict, list, tuple, Record)):
+        return value
+    if id(value) in made:
+        if made[id(value)] is _MARK:
+            raise _Damaged("something that holds itself")
+        return made[id(value)]
+    made[id(value)] = _MARK
     if isinstance(value, _Array):
         if value.value is None:
             raise _Damaged("an array without numbers")
-        return torch.from_numpy(np.array(value.value.astype(value.value.dtype.newbyteorder("="))))
-    if isinstance(value, dict):
-        return {key: _settled(part, depth + 1) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_settled(part, depth + 1) for part in value)
-    if isinstance(value, Record):
-        arguments = tuple(_settled(part, depth + 1) for part in value.arguments)
-        return Record(value.kind, arguments, _settled(value.state, depth + 1))
-    return value
+        found: Any = torch.from_numpy(np.array(value.value.astype(value.value.dtype.newbyteorder("="))))
+    elif isinstance(value, dict):
+        found = {key: _settled(part, depth + 1, made) for key, part in value.items()}
+    elif isinstance(value, Record):
+        arguments = tuple(_settled(part, depth + 1, made) for part in value.arguments)
+        found = Record(value.kind, arguments, _settled(value.state, depth + 1, made))
+    else:
+        found = type(value)(_settled(part, depth + 1, made) for part in value)
+    made[id(value)] = found
+    return found
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
@@ -507,36 +596,38 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
     Of modules, parameters and buffers stand under their own names, as in a state dictionary.
 
     Raises:
-        AssetError: nested more deeply than any network.
+        AssetError: nested more deeply than any network, with more parts, or with a tensor of more numbers than it has.
     """
     try:
-        return dict(_walk(value, "", 0))
-    except (_Damaged, RecursionError):
-        raise AssetError(f"the file nests its tensors too deeply to be a network; {_AGAIN}.") from None
+        return dict(_walk(value, "", 0, iter(range(_MOST))))
+    except (_Damaged, RuntimeError) as error:
+        raise AssetError(f"the file holds {error or 'too much'}, which no network does; {_AGAIN}.") from None
 
 
 _TRANSPARENT = ("_parameters", "_buffers", "_modules")
 
 
-def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if depth > _DEEPEST:
-        raise _Damaged("nested too deeply")
+def _walk(value: Any, name: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    if depth > _DEEPEST or len(name) > _LONGEST or next(left, None) is None:
+        raise _Damaged("tensors nested too deeply")
     if isinstance(value, Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise _Damaged("a tensor of more numbers than it has")
         yield name, value
         return
     if isinstance(value, Record):
         if value.arguments and isinstance(value.arguments[0], Mapping) and "state" in value.arguments[0]:
-            yield from _walk(value.arguments[0]["state"], name, depth + 1)
-        yield from _walk(value.state, name, depth + 1)
+            yield from _walk(value.arguments[0]["state"], name, depth + 1, left)
+        yield from _walk(value.state, name, depth + 1, left)
     elif isinstance(value, Mapping):
         for key, part in value.items():
             if isinstance(key, Hashable) and key in _TRANSPARENT:
-                yield from _walk(part, name, depth + 1)
+                yield from _walk(part, name, depth + 1, left)
             else:
-                yield from _walk(part, f"{name}.{key}" if name else str(key), depth + 1)
+                yield from _walk(part, f"{name}.{key}" if name else str(key), depth + 1, left)
     elif isinstance(value, (list, tuple)):
         for i, part in enumerate(value):
-            yield from _walk(part, f"{name}.{i}" if name else str(i), depth + 1)
+            yield from _walk(part, f"{name}.{i}" if name else str(i), depth + 1, left)
 
 
 # -- torch.save ------------------------------------------------------------------------------------------
@@ -551,9 +642,13 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     _must_exist(path)
     try:
+        with open(path, "rb") as file:
+            _survey(file)
         with warnings.catch_warnings():  # of odd pickle protocols
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except _Refused as error:
+        raise _refusal(path, error) from None
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
             raise AssetError(
@@ -561,6 +656,8 @@ def read_checkpoint(path: str | Path) -> Any:
                 f"{_AGAIN}."
             ) from None
         raise _broken(path, error, "checkpoint") from None
+    tensors_of(content)  # within bounds
+    return content
 
 
 def read_state(path: str | Path, *containers: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from facerecon.assets import foreign
 from facerecon.assets.foreign import Record, read_checkpoint, read_pickle, read_state, read_torchscript, tensors_of
 from facerecon.errors import AssetError
 
@@ -193,6 +194,76 @@ def test_state_dictionaries_with_and_without_wrappers(tmp_path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(AssetError, match="no state dictionary"):
         read_state(tmp_path / "list.pth")
+
+
+def doubled(start: bytes, step: bytes, levels: int, end: bytes) -> bytes:
+    """A pickle of few bytes in which each level names the one below it twice; STEP joins the two."""
+    levels_ = b"".join(b"(h%ch%c%bq%c" % (k, k, step, k + 1) for k in range(levels))
+    return b"\x80\x02" + start + b"q\0" + levels_ + end + b"."
+
+
+BOMBS = {
+    "lists": doubled(b"]", b"l", 60, b""),
+    "tuples": doubled(b"N\x85", b"t", 60, b""),
+    "a key that is hashed": doubled(b"N\x85", b"t", 60, b"}h\x3cNs"),
+    "members of a set": doubled(b"N\x85", b"t", 60, b"c__builtin__\nset\n(h\x3c\x85tR"),
+    "dictionaries": doubled(b"}", b"\x86q\xc8}K\0h\xc8s", 50, b"")[:-1] + b".",
+    "a list that holds itself twice": b"\x80\x02]q\0(h\0h\0e.",
+    "copies of a long list": b"\x80\x02](%be\x85q\1c__builtin__\nset\nq\2%b." % (b"N" * 9000, b"h\2h\1R" * 2000),
+    "copies of a long text": b"\x80\x02X\0\0\x10\0%b\x85q\1c_codecs\nencode\nq\2%b."
+    % (b"a" * (1 << 20), b"h\2h\1R" * 2000),
+    "instructions": b"\x80\x02" + b"]" * 20_000 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_goes_off_in_no_time(kind: str, tmp_path, monkeypatch) -> None:
+    """Without a bound most of these would take longer than anyone waits, or more memory than there is."""
+    monkeypatch.setattr(foreign, "_MOST", 10_000)
+    data = BOMBS[kind]
+    (tmp_path / "a.pkl").write_bytes(data)
+    torch.save({"a": torch.ones(1)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name, data if name.endswith("data.pkl") else whole.read(name))
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("c/data.pkl", data)
+        archive.writestr("c/constants.pkl", b"")
+    said = []
+    for path, read in (("a.pkl", read_pickle), ("b.pth", read_checkpoint), ("c.pt", read_torchscript)):
+        try:
+            tensors_of(read(tmp_path / path))
+        except AssetError as error:
+            said.append(str(error))
+    assert len(said) == 3 and all("\n" not in text and len(text) < 600 for text in said)
+
+
+def test_shared_parts_are_settled_once(tmp_path) -> None:
+    array = np.ones(3)
+    row = [array, array]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"x": [row, row], "y": row}, 4))
+    found = read_pickle(tmp_path / "a.pkl")
+    assert found["x"][0] is found["x"][1] is found["y"] and found["y"][0] is found["y"][1]
+
+
+def test_a_tensor_of_more_numbers_than_its_file_is_refused(tmp_path) -> None:
+    wide = torch.ones(1).expand(1 << 40)
+    torch.save({"w": wide}, tmp_path / "a.pth")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"w": wide}, 2))
+    for path, read in ((tmp_path / "a.pth", read_state), (tmp_path / "a.pkl", read_pickle)):
+        with pytest.raises(AssetError, match="more numbers than it has"):
+            read(path)
+
+
+def test_archives_that_are_packed_are_refused(script, tmp_path) -> None:
+    """A few kilobytes unpack to gigabytes."""
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "whole.pth")
+    for path, read in ((tmp_path / "whole.pth", read_checkpoint), (script[1], read_torchscript)):
+        with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "z", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in whole.namelist():
+                archive.writestr(name, whole.read(name) + (bytes(1 << 20) if name.endswith("data/0") else b""))
+        with pytest.raises(AssetError, match="packed"):
+            read(tmp_path / "z")
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
