@@ -1,7 +1,7 @@
 """Compose a script's configuration with Hydra, run it, and turn what a user can mend into one line.
 
-Scripts call :func:`run`; the library itself never sees Hydra. Overrides are Hydra's (``fitting=release seed=3``);
-values of path keys need no quoting.
+Scripts call :func:`run`; the library itself never sees Hydra. Overrides are Hydra's (``fitting=release seed=3``), but
+text is taken as it stands: paths, names, lists of weights need no quoting beyond the shell's.
 """
 
 from __future__ import annotations
@@ -20,55 +20,82 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from facerecon.errors import ConfigError, FaceReconError, OutputError, nearest_name
+from facerecon.errors import ConfigError, FaceReconError, OutputError, nearest_name, output_closed, quietly
 
 CONFIGS = Path(__file__).resolve().parent
-PATH_KEYS = {
+PATHS = {
+    "atlas",
+    "cache",
+    "data",
     "decoder",
-    "regressor",
+    "decoders.finetune",
+    "decoders.front",
+    "decoders.linear",
+    "decoders.ours",
+    "decoders.part",
+    "decoders.scratch",
+    "dir",
     "face_model_path",
+    "ict",
     "img",
+    "init",
+    "labels",
+    "landmarks",
+    "manifest",
+    "maps",
+    "mask",
+    "measure.inception",
     "out",
     "params",
-    "data",
-    "dir",
-    "manifest",
-    "landmarks",
-    "mask",
-    "texture",
-    "source",
-    "target",
-    "source_path",
-    "target_path",
-    "maps",
-    "resume",
-    "init",
-    "ict",
     "photos",
     "readme",
     "realy_dir",
     "realy_keypoints",
-    "set",
-    "decoders.ours",
-    "decoders.linear",
-    "decoders.front",
-    "decoders.part",
-    "decoders.scratch",
-    "decoders.finetune",
+    "regressor",
+    "source",
+    "source_path",
+    "synthetic.backgrounds",
+    "synthetic.maps",
+    "target",
+    "target_path",
+    "template",
+    "texture",
+    "weak.data",
 }
+"""Keys that take a path (or a name in its place): their value is taken as it stands, whatever is in it."""
+TEXTS = {"decoder_space", "set"}
+"""Keys that take other text though their default is null; of the other keys, the default says that they take text."""
+SEVERAL = {"init"}
+"""Keys that take ``[a, b]``, too."""
 
 
-def _quoted(override: str) -> str:
-    key, sign, value = override.partition("=")
-    if (
-        sign
-        and key.lstrip("+~") in PATH_KEYS
-        and value
-        and value[0] not in "'\"["
-        and value not in ("null", "true", "false")
-    ):
-        return key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return override
+def _text(key: str, value: str, default: Any) -> Any:
+    """The value of an override that is no matter of Hydra's grammar; _HYDRAS if it is.
+
+    Args:
+        key: of the configuration. value: as written. default: of the key.
+
+    Raises:
+        ConfigError: an empty path.
+    """
+    path, null = key in PATHS and not isinstance(default, int | float), value.lower() == "null"
+    needed = isinstance(default, str) and not key.startswith(("decoders.", "photos"))
+    if path and (not value or (null and needed)):
+        raise ConfigError(f"{key}= is empty; give a path, or leave {key}= out. (A shell variable that is not set?)")
+    if null or not (path or key in TEXTS or isinstance(default, str)):
+        return _HYDRAS
+    if key in SEVERAL and value[0] == "[" and value[-1] == "]":
+        return [_text(key, item.strip().strip("'\""), default) for item in value[1:-1].split(",")]
+    if not path:
+        if value[:1] in ("[", "{") or re.fullmatch(r"(?i)true|false|[+-]?[\d.]+(e[+-]?\d+)?", value):
+            return _HYDRAS
+        if key not in TEXTS and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]  # quoted as Hydra asks for it
+    # what OmegaConf would take for an interpolation
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", os.path.expanduser(value) if path else value)
+
+
+_HYDRAS = object()
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -93,14 +120,14 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def _defaults(name: str) -> dict[str, Any]:
-    """{dotted key: value as written} of ``configs/NAME.yaml`` with nothing overridden."""
+    """{dotted key: value, "???" where one must be given} of ``configs/NAME.yaml`` with nothing overridden."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         config = hydra_compose(config_name=name)
-    return {key: OmegaConf.select(config, key, throw_on_missing=False) for key in _keys(config)}
+    return {key: OmegaConf.select(config, key, default="???") for key in _keys(config)}
 
 
 TRAINING = ("texture_gan", "regressor", "edit_directions", "uv_dataset")
@@ -143,9 +170,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     options = groups()
-    known = list(_defaults(name))
-    numbers = {key for key, value in _defaults(name).items() if type(value) in (int, float)}
-    overrides = [item if item.partition("=")[0] in numbers else _quoted(item) for item in overrides]
+    defaults = _defaults(name)
+    known = list(defaults)
+    grammar, texts = [], {}
     for item in overrides:
         match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
         if not match or (not match[3] and match[1] != "~"):
@@ -156,13 +183,23 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         value = item.partition("=")[2].strip("'\"")
         if key in options and key not in ("hydra",) and value not in options[key]:
             raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
+        text = _HYDRAS
+        if match[1] in ("", "++") and match[3] and key in known and key not in options:
+            text = _text(key, item[match.end() :], defaults[key])
+        texts.pop(key, None)
+        if text is _HYDRAS:
+            grammar.append(item)
+        else:
+            texts[key] = text
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         try:
-            config = hydra_compose(config_name=name, overrides=overrides)
+            config = hydra_compose(config_name=name, overrides=grammar)
+            for key, text in texts.items():
+                OmegaConf.update(config, key, text)
             OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"cannot read the overrides: {str(error)[:400]}") from None
-    _check_kinds(config, _defaults(name), name in TRAINING)
+    _check_kinds(config, defaults, name in TRAINING)
     with open_dict(config):
         config.pop("hydra", None)
     return config
@@ -302,9 +339,16 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
     """Run a script's ``main(config)`` and return its exit status.
 
     What a user can mend is printed as one line on standard error: status 2. Ctrl-C ends with one line and status 130,
-    SIGTERM with 143; a script that stops so may say what is kept in the exception's argument.
+    SIGTERM with 143; a script that stops so may say what is kept in the exception's argument. Where nobody reads its
+    output any more (``... | head -1``), it ends without a word, status 141.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the console cannot show stops nothing
+    return quietly(lambda: _run(main, name, doc, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(main: Callable[[Any], int | None], name: str, doc: str, argv: list[str]) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     _asked.clear()
     if threading.current_thread() is threading.main_thread():
@@ -327,7 +371,7 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or (isinstance(error, BrokenPipeError) and output_closed()):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(

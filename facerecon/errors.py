@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "check_number",
     "check_shape",
     "nearest_name",
+    "output_closed",
+    "quietly",
 ]
 
 
@@ -146,3 +150,29 @@ def check_number(
         span = f", {least:g} to {most:g}" if least > -math.inf and most < math.inf else ""
         span = span or (f", {least:g} or more" if least > -math.inf else "")
         raise ConfigError(f"{name} must be {kind}{span}; got {value!r}.")
+
+
+def output_closed() -> bool:
+    """Whether nobody reads what the process prints any more: ``... | head -1`` has seen its line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            return True
+    return False
+
+
+def quietly(command: Callable[[], int]) -> int:
+    """Exit status of a command; 141, without a word, where nobody reads its output any more."""
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not output_closed():
+            raise
+        with open(os.devnull, "w") as nothing:  # for what Python itself flushes at the end
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nothing.fileno(), stream.fileno())
+        return 141

@@ -2,17 +2,20 @@
 
 import importlib
 import math
+import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs.compose import compose, groups, run  # noqa: E402
+from configs.compose import PATHS, TEXTS, _defaults, compose, groups, run  # noqa: E402
 from facerecon.dataset.complete import CompleteSettings  # noqa: E402
 from facerecon.errors import ConfigError  # noqa: E402
 from facerecon.fitting import (  # noqa: E402
@@ -122,6 +125,107 @@ def test_a_number_stays_one_where_another_script_has_a_path() -> None:
 def test_paths_need_no_quoting() -> None:
     assert compose("reconstruct", ["img=a b (1), c=d.jpg"]).img == "a b (1), c=d.jpg"
     assert compose("reconstruct", ["img=photos/*.jpg"]).img == "photos/*.jpg"
+
+
+NAMES = st.text(st.sampled_from("[]{},=$'\"\\\\#: ()*?!&;|<>~+-.%@aé\udce9\n\t1"), min_size=1, max_size=12)
+KEYS = sorted(
+    {(key, script) for script in SCRIPTS for key in _defaults(script) if key in PATHS and key != "init"}
+    - {("texture", "regressor")}  # a number there
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(name=NAMES, key=st.sampled_from(KEYS))
+@example(name="${pack.name}", key=("img", "reconstruct"))
+@example(name="a\\\\${x}", key=("synthetic.maps", "regressor"))
+@example(name="[2023]", key=("weak.data", "regressor"))
+@example(name="'quoted'", key=("cache", "regressor"))
+@example(name=" both ends ", key=("measure.inception", "texture_gan"))
+@example(name="2024", key=("out", "evaluate"))
+@example(name="true", key=("template", "uv_dataset"))
+@example(name="caf\udce9.jpg", key=("params", "render"))
+def test_a_path_is_taken_as_it_stands(name, key) -> None:
+    key, script = key
+    if name.startswith("~") or name == "???":
+        name = "./" + name
+    config = compose(script, [f"{key}={name}"])
+    assert OmegaConf.select(config, key) == name
+    plain = OmegaConf.to_container(config, resolve=True)
+    for part in key.split("."):
+        plain = plain[part]
+    assert plain == name
+    assert "\udce9" not in OmegaConf.to_yaml(config)
+
+
+def test_every_key_without_a_default_is_a_path_a_text_or_known_to_be_neither() -> None:
+    others = {
+        *(
+            "adversarial.r1_gamma",
+            "decoder_components",
+            "filters.residual",
+            "first",
+            "keep_decoders",
+            "max_minutes",
+            "n",
+        ),
+        *("pair_truncation", "recompute_from", "size", "threads", "video", "workers"),
+    }
+    found = {key for script in SCRIPTS for key, value in _defaults(script).items() if value in (None, "???")}
+    assert {key for key in found if not key.startswith("fitting.")} <= PATHS | TEXTS | others
+
+
+def test_a_path_begins_at_home_and_is_never_empty(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert compose("reconstruct", ["out=~/heads", "img=~"]).out == "/home/ada/heads"
+    assert compose("regressor", ["init=[~/a b.safetensors, c.safetensors]"]).init == [
+        "/home/ada/a b.safetensors", "c.safetensors",
+    ]  # fmt: skip
+    for key, script in KEYS:
+        with pytest.raises(ConfigError, match=f"^{key}= is empty; give a path"):
+            compose(script, [f"{key}="])
+    with pytest.raises(ConfigError, match="out= is empty"):
+        compose("reconstruct", ["out=null"])
+    assert compose("evaluate", ["photos=null", "decoders.linear=null", "set="]).photos is None
+
+
+def test_text_that_is_no_path_needs_no_quoting() -> None:
+    for written in ("jawOpen:0.5,mouthSmileLeft:1", "'jawOpen:0.5,mouthSmileLeft:1'", '"jawOpen:0.5,mouthSmileLeft:1"'):
+        assert compose("render", [f"expression={written}"]).expression == "jawOpen:0.5,mouthSmileLeft:1"
+    config = compose("texture_gan", ["mapping_layers=4", "train_mapping=true", "logger=a=b", "logger=none"])
+    assert (config.mapping_layers, config.train_mapping, config.logger) == (4, True, "none")
+    assert compose("reconstruct", ["face=2", "face=all"]).face == "all"
+    assert compose("reconstruct", ["face=all", "face=2"]).face == 2
+    words = "'regressor=a b.safetensors' face_model=ict"
+    assert compose("evaluate", [f"set={words}"]).set == words
+
+
+def test_a_console_that_shows_no_accents_stops_nothing(monkeypatch) -> None:
+    import io
+
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert run(lambda config: print(f"{config.img} and März"), "reconstruct", "", ["img=caf\udce9.jpg"]) == 0
+    assert console.buffer.getvalue() == b"caf\\udce9.jpg and M\\xe4rz\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_run_without_a_word(monkeypatch, capfd) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as console:
+        monkeypatch.setattr(sys, "stdout", console)
+        assert run(lambda config: print("a line"), "reconstruct", "", ["img=x"]) == 141  # at the end
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as console:
+        monkeypatch.setattr(sys, "stdout", console)
+        assert run(lambda config: print("a line", flush=True), "reconstruct", "", ["img=x"]) == 141
+    assert capfd.readouterr().err == ""
+
+    def worker(config):  # another pipe than the console's
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.undo()
+    assert run(worker, "reconstruct", "", ["img=x"]) == 2
 
 
 def test_run_turns_errors_into_one_line_and_a_status(capsys) -> None:

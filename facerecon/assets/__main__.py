@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 from facerecon.assets import registry, release, store
-from facerecon.errors import AssetError, FaceReconError
+from facerecon.errors import AssetError, FaceReconError, quietly
 
 
 class _Bar(store.Progress):
@@ -207,6 +207,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    return quietly(lambda: _main(argv))
+
+
+def _main(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
