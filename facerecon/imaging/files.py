@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import math
@@ -40,12 +41,32 @@ __all__ = [
     "write_png",
 ]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2")
-"""File name endings that :func:`list_images` takes from a folder."""
+_NO_PHOTOS = ("BUFR", "CUR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IPTC", "MPEG", "PDF", "WMF")
+
+
+def _readable() -> tuple[str, ...]:
+    """Endings of all kinds of photos that Pillow opens as it is installed, HEIC with pillow-heif; common ones first."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+    endings = {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind == "MPO" or (kind in Image.OPEN and kind not in _NO_PHOTOS)  # MPO is opened as JPEG
+    }
+    first = (".jpg", ".jpeg", ".png", ".webp")
+    return (*first, *sorted(endings.difference(first)))
+
+
+EXTENSIONS = _readable()
+"""File name endings that :func:`list_images` takes from a folder, in small letters."""
 
 _MAX_SIDE = 4096
 _MAX_PIXELS = 100_000_000
 _FOREIGN = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_HEIC = "to read HEIC: pip install 'facerecon[heic]' (or: pip install pillow-heif), or export it as JPEG or PNG"
 _ORIENTATION_TAG = 0x0112
 _GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
@@ -220,7 +241,9 @@ def _contents(source: Any) -> tuple[str, bytes]:
 
 def _not_an_image(name: str, data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in _FOREIGN:
-        return f"{name} is a HEIC/HEIF photo, which cannot be read here; export it as JPEG or PNG."
+        return f"{name} is a HEIC/HEIF photo" + (
+            ", truncated or corrupt; export it again." if ".heic" in EXTENSIONS else f"; {_HEIC}."
+        )
     if data[4:8] == b"ftyp":
         return f"{name} is a video or an unsupported image container; export a frame as JPEG or PNG."
     head = data[:512]
@@ -451,15 +474,16 @@ def _write(path: str | os.PathLike, image: Tensor, **options: Any) -> Path:
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", str(path).lower())
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def list_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     """Image files named by a file, a folder, a pattern, or a list of these, in natural order (2 before 10).
 
     Args:
-        source: ``face.jpg``, ``folder/`` (its image files, not those of subfolders), ``'*.jpg'`` or
-            ``'**/*.png'``, or several of them. A file or pattern is taken as it is, whatever its ending.
+        source: ``face.jpg``, ``folder/`` (its image files, not those of subfolders; a warning counts what else is
+            there), ``'*.jpg'`` or ``'**/*.png'``, or several of them. A file or pattern is taken as it is, whatever
+            its ending. What exists is no pattern: ``'My [2023] photos/*.jpg'``.
 
     Raises:
         InputError: nothing is there.
@@ -473,17 +497,44 @@ def list_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()]
-        found = [p for p in found if not p.name.startswith(".")]
+        there = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()]
+        found = [p for p in there if p.suffix.lower() in EXTENSIONS]
+        left = _left_out([p for p in there if p.suffix.lower() not in EXTENSIONS])
         if not found:
-            raise InputError(f"{path} holds no image file ({', '.join(EXTENSIONS[:4])}, ...); check its name.")
+            raise InputError(f"{path} holds no image file ({left or ', '.join(EXTENSIONS[:4]) + ', ...'}); check it.")
+        if left:
+            warnings.warn(f"{path}: {left}.", stacklevel=2)
     elif any(mark in str(path) for mark in "*?["):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        patterns = (_literal_where_there(path), re.sub(r"\[", "[[]", str(path)))
+        matches = ([Path(p) for p in glob.glob(text, recursive=True) if os.path.isfile(p)] for text in patterns)
+        found = next(filter(None, matches), [])
         if not found:
             raise InputError(f"no file matches '{source}'; quote the pattern and check the folder.")
     else:
         raise InputError(f"{path} does not exist; expected an image, a folder or a pattern such as '*.jpg'.")
     return sorted(found, key=_natural)
+
+
+def _left_out(paths: Sequence[Path]) -> str:
+    """What a folder's other files are, in short; "" if there are none."""
+    if not paths:
+        return ""
+    names = ", ".join(path.name for path in sorted(paths, key=_natural)[:3])
+    heic = any(path.suffix.lower() in (".heic", ".heif") for path in paths)
+    return (
+        f"{len(paths)} file{'s are' if len(paths) > 1 else ' is'} left out, as no photo that can be read here ({names}"
+        f"{', ...' if len(paths) > 3 else ''})" + (f"; {_HEIC}" if heic else "")
+    )
+
+
+def _literal_where_there(pattern: Path) -> str:
+    """A pattern with the leading folders that exist as they are written taken literally."""
+    parts, done = pattern.parts, Path()
+    for i, part in enumerate(parts):
+        if not os.path.exists(done / part):
+            return str(Path(glob.escape(str(done)), *parts[i:]))
+        done /= part
+    return glob.escape(str(pattern))
 
 
 def contact_sheet(
