@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from facerecon.errors import AssetError, FaceReconError, OutputError
 __all__ = [
     "all_finite",
     "no_follow",
+    "open_safetensors",
     "read_safetensors",
     "refuse_link",
     "refuse_pickle",
@@ -123,11 +124,12 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """A safetensors file whose bytes depend on its content only: the library shuffles the header's metadata."""
     from safetensors.torch import save
 
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, dict(metadata or {}))
+    metadata = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in (metadata or {}).items()}
+    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, metadata)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     rest = {name: value for name, value in header.items() if name != "__metadata__"}
-    text = json.dumps({"__metadata__": dict(sorted((metadata or {}).items())), **rest}, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **rest}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
@@ -154,6 +156,21 @@ def refuse_pickle(path: str | os.PathLike, error: type[FaceReconError] = AssetEr
         )
 
 
+@contextlib.contextmanager
+def open_safetensors(path: str | os.PathLike, device: str = "cpu") -> Iterator[Any]:
+    """``safetensors.safe_open`` for torch, also of a path that is no UTF-8, which that refuses."""
+    from safetensors import safe_open
+
+    name = str(path)
+    with open(path, "rb") as file:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            name = f"/dev/fd/{file.fileno()}"
+        with safe_open(name, framework="pt", device=device) as tensors:
+            yield tensors
+
+
 def read_safetensors(
     path: str | os.PathLike,
     what: str,
@@ -174,14 +191,14 @@ def read_safetensors(
     Raises:
         ``error``: missing, a pickle, truncated or inconsistent, without one of ``keys``, or holding NaN or infinity.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = Path(path)
     if not path.is_file():
         raise error(f"{path} does not exist; expected {what}. {advice[:1].upper()}{advice[1:]}.")
     refuse_pickle(path, error)
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
+        with open_safetensors(path, str(device)) as file:
             metadata = dict(file.metadata() or {})
             names = list(file.keys())
             wanted = names if keys is None else list(keys)

@@ -349,7 +349,7 @@ def write_report(sweep: Any) -> int:
     body += [_not_measured(sweep)]
     text = "\n".join(part for part in body if part)
     pictures = "\n".join(f"![{title}]({name})\n" for name, title in charts.items())
-    write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode())
+    write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode("utf-8", "backslashreplace"))
     if sweep.config.readme:
         _into(Path(sweep.config.readme), text, folder, {k: v for k, v in charts.items() if k == "shape.png"})
     failed = f", {len(sweep.failed)} failed (see the report)" if sweep.failed else ""
@@ -409,7 +409,7 @@ def _items(sweep: Any) -> bytes:
         for row, of in nested.items():
             for region, value in of.items():
                 writer.writerow([name, f"mm {row}".strip(), region, value])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
@@ -464,4 +464,5 @@ def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> Non
         picture = Path("docs", f"evaluate_{name}")
         write_bytes(path.parent / picture, (folder / name).read_bytes())
         text = f"{text.rstrip()}\n\n![{title}]({picture.as_posix()})\n"
-    write_bytes(path, f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}".encode())
+    whole = f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}"
+    write_bytes(path, whole.encode("utf-8", "backslashreplace"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import sys
@@ -27,7 +28,7 @@ from facerecon.morphable.model import read_face_model
 from facerecon.perception.graph import GraphNet, read_converted
 from facerecon.perception.regressor import Regressor, RegressorConfig, read_regressor, save_regressor
 from facerecon.run import load_checkpoint, read_metrics, save_checkpoint
-from facerecon.storage import safetensors_bytes
+from facerecon.storage import read_safetensors, safetensors_bytes
 from facerecon.stylegan.decoder import load_decoder
 from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
 from facerecon.types import Camera, FaceParams, Latent, SavedFace, SHLight
@@ -366,3 +367,16 @@ def test_a_value_of_the_wrong_kind_is_one_line(override: str, expected: str) -> 
         compose("reconstruct", [override])
     one_line(error.value)
     assert expected in str(error.value)
+
+
+def test_a_tensor_file_of_any_name_and_text(tmp_path) -> None:
+    odd = os.fsdecode(b"caf\xe9 [1] ${x}")
+    path = tmp_path / odd / "face.safetensors"
+    saved_face().replace(path=(odd,), decoder=odd).save(path)
+    assert SavedFace.load(path).path == (odd,)
+    path.write_bytes(safetensors_bytes({"x": torch.ones(1)}, {"decoder": odd}))
+    tensors, metadata = read_safetensors(path, "a test", "make it again")
+    assert metadata == {"decoder": "caf\\udce9 [1] ${x}"} and tensors["x"] == 1
+    basis = torch.randn(2, 3, 8, 8)
+    write_linear_basis(path, torch.full((3, 8, 8), 0.5), 0.1 * (basis + basis.flip(-1)))
+    assert load_decoder(str(path)).size == 8

@@ -151,7 +151,8 @@ def photo_sources(folder: str | Path) -> tuple[list[Path], dict[str, Any]]:
         InputError: no such folder, or no picture in it.
     """
     paths = list_images(folder)
-    names = hashlib.sha256("\n".join(f"{p.name} {p.stat().st_size}" for p in paths).encode()).hexdigest()[:16]
+    text = "\n".join(f"{p.name} {p.stat().st_size}" for p in paths)
+    names = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return paths, {"photos": len(paths), "names": names}
 
 

@@ -203,4 +203,4 @@ def write_csv(tables: Sequence[Table]) -> bytes:
                     shown = ["" if v is None else f"{v:.6g}" for v in numbers]
                     count = "" if cell.count is None else cell.count
                     writer.writerow([table.name, row.label, figure.key, *shown, count, row.source, ""])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -477,7 +477,7 @@ def _write(path: str | os.PathLike, title: str, parts: Sequence[str], images: st
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_bytes(path, page.encode())
+    return write_bytes(path, page.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
 _STYLE = """

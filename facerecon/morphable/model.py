@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from facerecon import assets
@@ -16,7 +16,7 @@ from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.modes import in_own_modes, own_modes
 from facerecon.morphable.regions import JAW_OUTWARD
-from facerecon.storage import all_finite, refuse_pickle
+from facerecon.storage import all_finite, open_safetensors, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
 __all__ = ["FACE_MODELS", "MorphableModel", "load_face_model", "read_face_model"]
@@ -349,7 +349,7 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
     if num_identity is not None:
         check_number("num_identity", num_identity, whole=True)
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             meta = file.metadata() or {}
             available = file.get_slice("identity_basis").get_shape()[0]
             count = available if num_identity is None else num_identity

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, ShapeError, check_floats, check_number, nearest_name
 from facerecon.modes import in_own_modes, own_modes
+from facerecon.storage import open_safetensors
 from facerecon.types import Latent
 
 __all__ = [
@@ -295,10 +296,10 @@ def decoder_kind(name: str) -> str:
 
 def _tensor_names(path: Path) -> set[str]:
     """Of a safetensors file; none of any other. Nothing is read but the header."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with open_safetensors(path) as file:
             return set(file.keys())
     except (SafetensorError, OSError, ValueError):
         return set()

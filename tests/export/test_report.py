@@ -136,6 +136,11 @@ def test_every_string_from_outside_is_escaped(tmp_path):
     check_page(index, local_images=True)
 
 
+def test_a_name_that_is_no_utf8_is_shown(tmp_path):
+    page = write_report(tmp_path / "r.html", Subject("caf\udce9"), failures={"caf\udce9.jpg": "is empty"}, assets=[])
+    assert "caf\\udce9.jpg" in page.read_text(encoding="utf-8")
+
+
 def test_a_face_reports_itself(sphere_face, tmp_path):
     face = sphere_face.replace(history={"texture.total": torch.tensor([[2.0, 1.0]])})
     settings = {"face_model": "makehuman", "perceptual": "lpips_vgg", "fitting": {"preset": "release"}}
