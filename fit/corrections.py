@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ class Corrections:
         content = hashlib.sha256(settings.encode())
         for kind, path in given:
             try:
-                content.update(kind.encode() + path.suffix.encode() + path.read_bytes())
+                content.update(kind.encode() + os.fsencode(path.suffix) + path.read_bytes())
             except OSError as error:
                 raise InputError(f"{path} cannot be read ({error.strerror}); check the path.") from None
         return content.hexdigest()[:12]
@@ -67,8 +69,14 @@ def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.suffix.lower() in endings:
                 stems.setdefault(file.stem, []).append(file)
+        shared = Counter(Path(path).stem for path in paths)
         for path in paths:
             files = stems.get(Path(path).stem, [])
+            if files and shared[Path(path).stem] > 1:
+                raise ConfigError(
+                    f"{files[0]} could belong to any of {shared[Path(path).stem]} photos named '{Path(path).stem}'; "
+                    "give them different names, or do them one by one."
+                )
             if len(files) > 1:
                 raise ConfigError(
                     f"{source} holds {len(files)} files named '{Path(path).stem}'; leave one for {kind}=."

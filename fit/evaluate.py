@@ -476,6 +476,7 @@ class Sweep:
         from facerecon.dataset.sampling import held_out_faces
         from facerecon.errors import InputError
         from facerecon.imaging.files import list_images
+        from facerecon.run.directory import file_digest, folder_names
 
         if self.config.photos:
             source = Path(str(self.config.photos)).expanduser()
@@ -486,10 +487,9 @@ class Sweep:
             except InputError as error:
                 self._fail("photos", error)
                 paths = []
-            stems = [path.stem for path in paths]
-            for path in paths:
-                name = path.stem if stems.count(path.stem) == 1 else path.name
-                yield f"photo_{name}", path, hashlib.sha256(path.read_bytes()).hexdigest()
+            contents = {path: file_digest(path) for path in paths}
+            for path, name in folder_names(contents).items():
+                yield f"photo_{name}", path, contents[path]
         if self.faces:
             for seed, image in held_out_faces(self.faces):
                 yield f"seed_{seed}", image, f"seed {seed}"

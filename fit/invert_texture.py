@@ -36,6 +36,7 @@ def main(config: Any) -> int:
     from facerecon.errors import ConfigError, OutputError, check_number
     from facerecon.imaging.files import list_images
     from facerecon.run import RunDirectory
+    from facerecon.run.directory import file_digest, folder_names
 
     if OmegaConf.is_missing(config, "maps"):
         raise ConfigError("maps is not set; for example: python fit/invert_texture.py maps=outputs/uv_dataset")
@@ -44,14 +45,21 @@ def main(config: Any) -> int:
             check_number(key, config[key], 1, whole=True)
     source = Path(str(config.maps)).expanduser()
     paths = list_images(source / "uv-maps" if (source / "uv-maps").is_dir() else config.maps)[: config.first]
-    names = {path: path.stem if [p.stem for p in paths].count(path.stem) == 1 else path.name for path in paths}
+    contents = {path: file_digest(path) for path in paths}
     digest = _digest(config)
     with RunDirectory(config.out, {"script": "invert_texture"}, resume=True).alone() as folder:
         done = folder.completed()
-        pending = [p for p in paths if not (config.resume and done.get(names[p], {}).get("settings") == digest)]
+        names = folder_names(contents, done)
+        paths = list({name: path for path, name in reversed(names.items())}.values())[::-1]  # copies once
+        pending = []
+        for path in paths:
+            facts = done.get(names[path], {})  # runs of old kept no content
+            same = facts.get("content", contents[path]) == contents[path]
+            if not (config.resume and facts.get("settings") == digest and same):
+                pending.append(path)
         folder.forget_failures(names[p] for p in pending)
         try:
-            failed = _invert(config, folder, pending, names, digest) if pending else {}
+            failed = _invert(config, folder, pending, names, digest, contents) if pending else {}
         except (KeyboardInterrupt, Stopped, OutputError) as stop:
             kept = sum(row.get("settings") == digest for row in folder.completed().values())
             kept = f"{kept} of {len(paths)} map(s) are finished in {folder.path}"
@@ -61,7 +69,7 @@ def main(config: Any) -> int:
         return _finish(folder, paths, names, digest, failed)
 
 
-def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: str) -> dict[Path, str]:
+def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: str, contents: dict) -> dict[Path, str]:
     """Invert what is pending; returns {path: why} of the maps that could not be."""
     import torch
     from omegaconf import OmegaConf
@@ -129,7 +137,7 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
                 row = {"l1": round(found.l1[k].item(), 6), "seconds": round(seconds, 3)}
                 if features is not None:
                     row["features"] = round(found.features[k].item(), 6)
-                facts[names[one]] = {"settings": digest, "path": str(one), **row}
+                facts[names[one]] = {"settings": digest, "content": contents[one], "path": str(one), **row}
                 bar.write(
                     f"{names[one]}: " + ", ".join(f"{key} {row[key]:.4f}" for key in ("l1", "features") if key in row)
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from facerecon.imaging.files import list_images, read_image, write_bytes, write_
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
 from facerecon.perception import load_judge, load_parser, observe
 from facerecon.run import RunDirectory
+from facerecon.run.directory import file_digest, folder_name, folder_names
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
 from fit.corrections import Corrections, find_corrections
 from fit.models import build_fitter, prepare, saved_face, settings_of
@@ -35,10 +38,11 @@ def is_video(config: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Source:
-    """One photo or frame: what to observe, what to call it, when it was taken (s), and its corrections."""
+    """One photo or frame: what to observe, what to call it, and its results; when it was taken (s), its corrections."""
 
     image: Any
     name: str
+    folder: str
     time: float
     number: int
     given: Corrections
@@ -64,20 +68,32 @@ def reconstruct_person(config: Any, digest: str) -> int:
         read_frames(config.img, config.frames)  # says at once what is missing
     paths = [] if video else list_images(config.img)
     given = {} if video else find_corrections(config, paths)
-    name = _name(config, paths)
-    content = hashlib.sha256(digest.encode())
+    used = hashlib.sha256(digest.encode())
     for path in paths:
-        content.update(f"{Path(path).name} {given[path].digest(digest)}".encode())
+        used.update(os.fsencode(f"{Path(path).name} {given[path].digest(digest)}"))
     if video:
-        content.update(f"{Path(config.img).name} {config.frames}".encode())
-    settings = content.hexdigest()[:12]
+        used.update(os.fsencode(f"{Path(config.img).name} {config.frames}"))
+    settings = used.hexdigest()[:12]
+    source = Path(str(config.img)).expanduser()
+    files = paths or ([source] if source.is_file() else list_images(config.img))
+    contents = {path: file_digest(path) for path in files}
+    content = hashlib.sha256("".join(contents.values()).encode()).hexdigest()
     with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
-        if config.resume and folder.completed().get(name, {}).get("settings") == settings:
+        done, label = folder.completed(), _name(config, paths)
+        name = folder_names({source: content}, done, label=label)[source]
+        facts = done.get(name, {})  # runs of old kept no content
+        same = facts.get("content", content) == content
+        if config.resume and facts.get("settings") == settings and same:
             print(f"nothing to do: {name} is finished in {folder.path}; resume=false does it again.")
             return 0
+        if not same:
+            print(f"note: {config.img} has changed; its head is made again in {folder.path / name}")
+        elif name != folder_name(label):
+            print(f"note: {folder.path / folder_name(label)} is of other photos; this head's folder is {name}")
         folder.forget_failures([*folder.failures()])
         try:
-            return _Person(config, folder, name, settings).run(_sources(config, paths, given))
+            job = _Person(config, folder, name, settings, content)
+            return job.run(_sources(config, contents if paths else {}, given))
         except (KeyboardInterrupt, Stopped) as stop:
             raise type(stop)(f"nothing of {name} is kept") from None
         except OutputError as error:
@@ -94,20 +110,27 @@ def _name(config: Any, paths: list) -> str:
     return path.stem if len(paths) <= 1 and path.is_file() else "person"
 
 
-def _sources(config: Any, paths: list, given: dict) -> Iterator[_Source]:
+def _sources(config: Any, contents: dict, given: dict) -> Iterator[_Source]:
     if is_video(config):
+        seen: set[str] = set()
         for frame in read_frames(config.img, config.frames):
-            yield _Source(frame.image, frame.name, frame.time, frame.number, Corrections())
+            name, key = frame.name, frame.name if " frame " in frame.name else Path(frame.name).stem
+            if key in seen:
+                name = key = f"{frame.name} ({frame.number})"
+            seen.add(key)
+            yield _Source(frame.image, name, key, frame.time, frame.number, Corrections())
     else:
-        for number, path in enumerate(paths):
-            yield _Source(path, Path(path).name, float(number), number, given[path])
+        folders, files = folder_names(contents), [path.name for path in contents]
+        for number, path in enumerate(contents):
+            name = path.name if files.count(path.name) == 1 else str(path)
+            yield _Source(path, name, folders[path], float(number), number, given[path])
 
 
 class _Person:
     """The one job of such a run."""
 
-    def __init__(self, config: Any, folder: Any, name: str, settings: str) -> None:
-        self.config, self.folder, self.name, self.settings = config, folder, name, settings
+    def __init__(self, config: Any, folder: Any, name: str, settings: str, content: str) -> None:
+        self.config, self.folder, self.name, self.settings, self.content = config, folder, name, settings, content
         self.video = is_video(config)
         self.failed: dict[str, str] = {}
 
@@ -152,7 +175,7 @@ class _Person:
         row["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         logger(row)
         self.folder.metrics.write_rows([row])
-        self.folder.complete(self.name, settings=self.settings, path=str(config.img))
+        self.folder.complete(self.name, settings=self.settings, content=self.content, path=str(config.img))
         self.folder.tidy([self.name, *self.failed])
         for name, message in self.failed.items():
             print(f"left out: {name}: {message}", file=sys.stderr)
@@ -203,7 +226,7 @@ class _Person:
         )
         each = [{key: round(float(value[i]), 5) for key, value in values.items()} for i in range(len(used))]
         mean = {key: round(float(value.mean()), 5) for key, value in values.items()}
-        names = _folders([source.name for source in used])
+        names = [source.folder for source in used]
         result = {"metrics": mean, "photos": dict(zip(names, each, strict=True)), "left_out": self.failed}
         if fitter.diverged:
             result["diverged"] = fitter.diverged[0]
@@ -257,7 +280,7 @@ class _Person:
             flag = "video" if self.video else "person"
             write_report(
                 folder / "report.html", subject, config=plain,
-                command=f"python fit/reconstruct.py img={Path(str(config.img)).name} {flag}=true "
+                command=f"python fit/reconstruct.py img={shlex.quote(Path(str(config.img)).name)} {flag}=true "
                 f"fitting={config.fitting.preset}",
             )  # fmt: skip
         write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
@@ -277,9 +300,3 @@ class _Person:
             save_animation(folder / "overlay.gif", pictures, rate)
         else:
             write_film(folder / "overlay.mp4", pictures, rate)
-
-
-def _folders(names: list[str]) -> list[str]:
-    """A folder's name for each photo: its stem, with the extension where two stems are equal."""
-    stems = [Path(name).stem if "." in Path(name).name else name for name in names]
-    return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
-    from facerecon.imaging.files import list_images
     from facerecon.run import RunDirectory
+    from facerecon.run.directory import folder_names
     from fit.corrections import find_corrections
     from fit.models import fit_digest
     from fit.person import is_video, reconstruct_person
@@ -55,20 +56,23 @@ def main(config: Any) -> int:
         raise ConfigError("img is not set; for example: python fit/reconstruct.py img=face.jpg")
     if config.person or is_video(config):
         return reconstruct_person(config, fit_digest(config))
-    paths = list_images(config.img)
+    contents = _photos(config.img)
+    paths = list(contents)
     face = config.face if isinstance(config.face, int) else str(config.face)
     face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
     check_number("batch", config.batch, 1, whole=True)
     given = find_corrections(config, paths)
     digest = fit_digest(config)
     settings = {path: given[path].digest(digest) for path in paths}
-    names = _names(paths)
     with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
         done = folder.completed()
-        pending = [
-            path for path in paths
-            if not (config.resume and done.get(names[path], {}).get("settings") == settings[path])
-        ]  # fmt: skip
+        names = folder_names(contents, done, numbered=face == "all")
+
+        def finished(path: Path, done: dict) -> bool:
+            facts = done.get(names[path], {})  # runs of old kept no content
+            return facts.get("settings") == settings[path] and facts.get("content", contents[path]) == contents[path]
+
+        pending = [path for path in paths if not (config.resume and finished(path, done))]
         if not pending:
             _finish(folder, paths, names)
             print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
@@ -77,11 +81,13 @@ def main(config: Any) -> int:
         kinds = folder.failure_kinds()
         pending.sort(key=lambda path: kinds.get(names[path]) == "FitError")
         folder.forget_failures(names[path] for path in pending)
-        job = _Job(config, folder, paths, pending, names, settings, given, face)
+        _say_where(folder, pending, names, contents, done)
+        job = _Job(config, folder, paths, pending, names, settings, given, face, contents)
         try:
             return job.run()
         except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            kept = sum(folder.completed().get(names[path], {}).get("settings") == settings[path] for path in paths)
+            done = folder.completed()
+            kept = sum(finished(path, done) for path in paths)
             kept = f"{kept} of {len(paths)} photo(s) are finished in {folder.path}"
             if isinstance(stop, OutputError):
                 raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
@@ -92,9 +98,10 @@ class _Job:
     """The photos of one run that are not finished yet."""
 
     def __init__(
-        self, config: Any, folder: Any, paths: list, pending: list, names: dict, settings: dict, given: dict, face: Any
-    ) -> None:
-        self.config, self.folder, self.face = config, folder, face
+        self, config: Any, folder: Any, paths: list, pending: list, names: dict, settings: dict, given: dict, face: Any,
+        contents: dict,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.face, self.contents = config, folder, face, contents
         self.paths, self.pending, self.names, self.settings, self.given = paths, pending, names, settings, given
         self.failed: dict[Any, str] = {}
         self.written = self.diverged = 0
@@ -201,7 +208,9 @@ class _Job:
         facts = {}
         for path, photo, _ in group:
             if path not in failures:
-                facts[self.names[path]] = {"settings": self.settings[path], "path": str(path)}
+                facts[self.names[path]] = {
+                    "settings": self.settings[path], "content": self.contents[path], "path": str(path),
+                }  # fmt: skip
                 if photo.batch > 1:
                     facts[self.names[path]]["parts"] = [item.name for item in items if item.path == path]
         self.folder.complete_all(facts)
@@ -331,7 +340,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
         write_report(
             folder / "report.html", Subject.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
             config=settings,
-            command=f"python fit/reconstruct.py img={path.name} fitting={config.fitting.preset}",
+            command=f"python fit/reconstruct.py img={shlex.quote(path.name)} fitting={config.fitting.preset}",
         )  # fmt: skip
     write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
 
@@ -341,18 +350,33 @@ def _figures_of(row: dict) -> dict[str, float]:
     return {f"{stage}/{key}": value for stage, values in row["metrics"].items() for key, value in values.items()}
 
 
-def _names(paths: list) -> dict:
-    """{path: unique folder name}, the stem, with the extension where two stems are equal."""
-    stems = [Path(path).stem for path in paths]
-    names: dict = {}
-    taken = {"config.json", "metrics.jsonl", "completed.jsonl", "failures.jsonl", "checkpoints", "index.html"}
-    for path, stem in zip(paths, stems):
-        name = (stem if stems.count(stem) == 1 else Path(path).name)[:100]
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        names[path] = name
-    return names
+def _photos(source: Any) -> dict[Path, str]:
+    """{photo: digest of its content}, copies of one name once."""
+    from facerecon.imaging.files import list_images
+    from facerecon.run.directory import file_digest, folder_name
+
+    contents, first, copies = {}, {}, []
+    for path in list_images(source):
+        key = folder_name(path.stem), file_digest(path)
+        if first.setdefault(key, path) is path:
+            contents[path] = key[1]
+        else:
+            copies.append(f"{path} of {first[key]}")
+    if copies:
+        print(f"note: {len(copies)} photo(s) are copies, and fitted once: {copies[0]}{', ...' if copies[1:] else ''}")
+    return contents
+
+
+def _say_where(folder: Any, pending: list, names: dict, contents: dict, done: dict) -> None:
+    """Which photos replace a head that is there, and which have another folder than their name says."""
+    from facerecon.run.directory import folder_name
+
+    changed = [path for path in pending if done.get(names[path], {}).get("content", contents[path]) != contents[path]]
+    moved = [path for path in pending if names[path] != folder_name(path.stem)]
+    for paths, what in ((changed, "has changed; its head is made again in"), (moved, "shares its name; its folder is")):
+        if paths:
+            more = f" (and {len(paths) - 1} more)" if paths[1:] else ""
+            print(f"note: {paths[0]} {what} {folder.path / names[paths[0]]}{more}")
 
 
 if __name__ == "__main__":

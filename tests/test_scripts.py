@@ -159,16 +159,19 @@ def test_the_pack_of_the_release_says_all_that_is_missing(script, tmp_path) -> N
 
 
 def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, models) -> None:
-    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos, out = tmp_path / "My [2023] photos", tmp_path / "out"
     photos.mkdir()
-    (photos / "astronaut.jpg").write_bytes(SAMPLE.read_bytes())
+    odd, name = os.fsdecode(b"caf\xe9 [1], ${x}='#'.jpg"), "caf_ [1], ${x}='#'"
+    (photos / odd).write_bytes(SAMPLE.read_bytes())
     (photos / "broken.jpg").write_text("not a picture")
-    first = script("fit/reconstruct.py", f"img={photos}", f"out={out}", "fitting=smoke")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    first = script("fit/reconstruct.py", f"img={photos}", f"out={out}", "fitting=smoke", **ascii_only)
     assert first.returncode == 1, first.stderr
     assert "1 face(s) written" in first.stdout
     assert "failed:" in first.stderr
     assert "broken.jpg" in first.stderr
-    made = {path.name for path in (out / "astronaut").iterdir()}
+    assert "Traceback" not in first.stderr
+    made = {path.name for path in (out / name).iterdir()}
     assert {
         "panel.png", "texture.png", "seen.png", "head.obj", "head.mtl", "head.glb", "params.safetensors", "report.html",
     } <= made  # fmt: skip
@@ -178,24 +181,24 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
     assert (out / "index.html").is_file()
 
     # the same command again does the failed one only
-    before = (out / "astronaut" / "panel.png").stat().st_mtime_ns
+    before = (out / name / "panel.png").stat().st_mtime_ns
     (photos / "broken.jpg").unlink()
     second = script("fit/reconstruct.py", f"img={photos}", f"out={out}", "fitting=smoke")
     assert second.returncode == 0
     assert "nothing to do" in second.stdout
-    assert (out / "astronaut" / "panel.png").stat().st_mtime_ns == before
+    assert (out / name / "panel.png").stat().st_mtime_ns == before
 
     # and the saved head renders again
     picture = tmp_path / "view.png"
     render = script(
-        "fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", f"out={picture}", "yaw=25", "light=left",
-        "expression=jawOpen:0.5", "size=256",
+        "fit/render.py", f"params={out / name / 'params.safetensors'}", f"out={picture}", "yaw=25", "light=left",
+        "expression=jawOpen:0.5,mouthSmileLeft:1", "size=256",
     )  # fmt: skip
     assert render.returncode == 0, render.stderr
     pixels = np.asarray(Image.open(picture).convert("RGB"), float)
     assert pixels.shape == (256, 256, 3)
     assert pixels.std() > 20
-    wrong = script("fit/render.py", f"params={out / 'astronaut' / 'params.safetensors'}", "expression=jawOpe:1")
+    wrong = script("fit/render.py", f"params={out / name / 'params.safetensors'}", "expression=jawOpe:1")
     assert "did you mean 'jawOpen'" in one_line(wrong)
 
 
@@ -233,9 +236,113 @@ def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeyp
     ]:
         with pytest.raises(error, match=message):
             find_corrections(config(**keys), paths)
+    with pytest.raises(ConfigError, match="any of 2 photos named 'a'"):
+        find_corrections(config(landmarks=str(points)), ["x/a.jpg", "y/a.jpg"])
     (points / "a.txt").write_text("1,2")
     with pytest.raises(ConfigError, match="2 files named 'a'"):
         find_corrections(config(landmarks=str(points)), paths)
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """fit/reconstruct.py without its models: a head is a file with its photo's path. faces: {photo: how many}."""
+    import types
+
+    from configs.compose import compose
+    from fit import reconstruct as module
+
+    faces: dict[str, int] = {}
+
+    class Photo:
+        def __init__(self, batch: int = 1) -> None:
+            self.batch = batch
+
+        def __getitem__(self, i: int) -> "Photo":
+            return Photo()
+
+    def groups(job):
+        for path in job.pending:
+            yield [(path, Photo(faces.get(path.name, 1) if job.face == "all" else 1), 0.0)]
+
+    def work(job, photos, items):
+        for item in items:
+            folder = job.folder.path / item.name
+            folder.mkdir(exist_ok=True)
+            (folder / "panel.png").write_text(str(item.path), errors="surrogateescape")
+        return [{"item": item.name, "path": str(item.path)} for item in items], {}
+
+    def run(job):
+        job.bar = types.SimpleNamespace(update=lambda count: None)
+        for group in job.groups():
+            job.do(group)
+        module._finish(job.folder, job.paths, job.names)
+        return 0
+
+    monkeypatch.setattr(module, "reconstruct", work)
+    monkeypatch.setattr(module._Job, "groups", groups)
+    monkeypatch.setattr(module._Job, "run", run)
+
+    def reconstruct(out: Path, *overrides: str) -> dict[str, str]:
+        """{folder: photo} of all heads there."""
+        assert module.main(compose("reconstruct", [f"out={out}", *overrides])) == 0
+        return {
+            path.parent.name: Path(path.read_text(errors="surrogateescape")).parent.name
+            for path in out.glob("*/panel.png")
+        }
+
+    reconstruct.faces = faces
+    return reconstruct
+
+
+def test_a_photo_is_done_by_its_content(tmp_path, heads, capsys) -> None:
+    out, (a, b) = tmp_path / "o", (tmp_path / name / "IMG_1.jpg" for name in "ab")
+    for path in (a, b):
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    assert heads(out, f"img={a}") == {"IMG_1": "a"}
+    assert heads(out, f"img={b}") == {"IMG_1": "a", "IMG_1.jpg": "b"}
+    assert f"{b} shares its name; its folder is {out / 'IMG_1.jpg'}" in capsys.readouterr().out
+    assert heads(out, f"img={tmp_path}/*/IMG_1.jpg") == {"IMG_1": "a", "IMG_1.jpg": "b"}
+    assert "nothing to do: 2 photo(s)" in capsys.readouterr().out
+    a.write_bytes(b"another picture")
+    heads(out, f"img={a}")
+    assert f"{a} has changed; its head is made again in {out / 'IMG_1'}" in capsys.readouterr().out
+    heads(out, f"img={a}")
+    assert "nothing to do" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "completed.jsonl").read_text().splitlines()]
+    for row in rows:  # as runs of before wrote them
+        del row["content"]
+    (out / "completed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heads(out, f"img={a}")
+    assert "nothing to do" in capsys.readouterr().out
+
+    both = heads(tmp_path / "both", f"img={tmp_path}/*/IMG_1.jpg")
+    b.rename(tmp_path / "a" / "later.jpg"), a.rename(b)
+    (tmp_path / "a" / "later.jpg").rename(a)
+    swapped = heads(tmp_path / "swapped", f"img={tmp_path}/*/IMG_1.jpg")
+    assert len(both) == 2 and swapped == {name: "ab"["ba".index(where)] for name, where in both.items()}
+    (tmp_path / "a" / "copy").mkdir()
+    shutil.copy(a, tmp_path / "a" / "copy")
+    assert heads(tmp_path / "copies", f"img={tmp_path}/a/**/IMG_1.jpg") == {"IMG_1": "copy"}  # sorts first
+    assert "1 photo(s) are copies" in capsys.readouterr().out
+
+
+def test_every_face_of_every_photo_has_its_folder(tmp_path, heads) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("group.jpg", "group_0.jpg", "..jpg", os.fsdecode(b"caf\xe9.jpg"), "checkpoints.png"):
+        (photos / name).write_bytes(os.fsencode(name))
+    heads.faces["group.jpg"] = 2
+    out = tmp_path / "o"
+    assert set(heads(out, f"img={photos}", "face=all")) == {
+        "group_0",
+        "group_1",
+        "group_0.jpg",
+        "caf_",
+        "checkpoints.png",
+    }
+    assert set(heads(tmp_path / "dots" / "o", f"img={photos / '..jpg'}")) <= {"item", "jpg"}
+    assert {path.name for path in (tmp_path / "dots").iterdir()} == {"o"}
 
 
 def test_a_photo_without_a_face_is_fitted_to_given_landmarks(script, tmp_path, models) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import re
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
 from facerecon.storage import output_error, refuse_link, remove_leftovers, write_whole
 
-__all__ = ["FREE_TO_CHANGE", "RunDirectory"]
+__all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
 
 FREE_TO_CHANGE = (
     *("out", "resume", "overwrite", "device", "threads", "workers", "logger"),
@@ -28,6 +31,104 @@ FREE_TO_CHANGE = (
     *("data", "synthetic.maps", "synthetic.backgrounds", "weak.data"),  # where data lies whose content is compared
 )
 """Keys that may differ between two starts of a run, without a word."""
+_RESERVED = (
+    *("config.json", "metrics.jsonl", "completed.jsonl", "failures.jsonl", "checkpoints"),
+    *("index.html", "results.csv", "results.json", "overview.jpg"),
+)
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """sha256 of a file's content, in hex; of its path where it cannot be read, which its reader will say."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError:
+        digest.update(b"unreadable " + os.fsencode(path))
+    return digest.hexdigest()
+
+
+def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
+    """Whether two paths, relative or not, are one."""
+    return os.path.abspath(a) == os.path.abspath(b)
+
+
+def folder_name(text: str) -> str:
+    """A text as the name of a folder: what cannot be printed is ``_``; it is never hidden, empty or too long."""
+    text = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).lstrip(".")
+    return text[:100].encode()[:200].decode("utf-8", "ignore") or "item"
+
+
+def folder_names(
+    contents: Mapping[Path, str],
+    done: Mapping[str, Mapping[str, Any]] | None = None,
+    numbered: bool = False,
+    label: str | None = None,
+) -> dict[Path, str]:
+    """{file: name of its folder}: its stem; where others have that, its whole name, or its stem and content.
+
+    Names do not depend on the order of the files and, but for files of one stem, not on which there are. Two are never
+    one, not even where a file system takes capitals for small letters; only copies, files of one stem and content,
+    share theirs.
+
+    Args:
+        contents: {path: digest of the content}, see :func:`file_digest`.
+        done: {name: facts} of what is finished (:meth:`RunDirectory.completed`). A file keeps the name under which its
+            ``content``, else its ``path``, is there; other names there, and those of their ``parts``, are taken.
+        numbered: results may be called NAME_0, NAME_1, ..., which no other name may be, then.
+        label: instead of the stem, for a single file.
+    """
+    done, taken = done or {}, {_folded(name) for name in _RESERVED}
+    holders: dict[str, set[str]] = {}
+    for item, facts in done.items():
+        for name in (item, *facts.get("parts", ())):
+            for key in (_folded(name), _series(name)) if numbered else (_folded(name),):
+                holders.setdefault(key, set()).add(item)
+    first: dict[tuple[str, str], Path] = {}
+    options: dict[Path, list[str]] = {}
+    own: dict[Path, tuple[list[str], list[str]]] = {}
+    for path, content in contents.items():
+        stem = folder_name(Path(path).stem if label is None else label)
+        if first.setdefault((stem, content), path) is not path:
+            continue
+        whole = [folder_name(Path(path).name)] if label is None else []
+        options[path] = [stem, *whole, f"{stem[:80]}-{content[:12]}"]
+        there = [name for name in options[path] if name in done]
+        own[path] = (
+            [name for name in there if done[name].get("content") == content],
+            [name for name in there if same_file(str(done[name].get("path", "")), path)],
+        )
+    wanted = Counter(key for of in options.values() for key in {_folded(name) for name in of})
+
+    def alone(name: str) -> bool:
+        return wanted[_folded(name)] == 1 and not (numbered and wanted[_series(name)[:-1]])
+
+    names: dict[Path, str] = {}
+    for turn in range(3):  # those that keep a name by content, by path, and the others
+        for path, (by_content, by_path) in own.items():
+            choice = (by_content, by_path, filter(alone, options[path]))[turn]
+            for name in choice if path not in names else ():
+                held = holders.get(_folded(name), set()) | holders.get(f"{_folded(name)}/", set())
+                if _folded(name) not in taken and held <= {*by_content, *by_path}:
+                    names[path] = name
+                    taken.add(_folded(name))
+                    break
+    names = {path: names.get(path, of[-1]) for path, of in options.items()}
+    return {
+        path: names[first[folder_name(Path(path).stem if label is None else label), content]]
+        for path, content in contents.items()
+    }
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _series(name: str) -> str:
+    """Of ``a_7``, which may be one of several results of a file: ``a/``; of other names nothing."""
+    match = re.fullmatch(r"(.*)_\d+", _folded(name), re.DOTALL)
+    return f"{match[1]}/" if match else ""
 
 
 def _differences(old: Any, new: Any, shared: bool, path: str = "") -> dict[str, tuple[Any, Any]]:

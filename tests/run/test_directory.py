@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from facerecon.errors import ConfigError, InputError, OutputError
 from facerecon.run import RunDirectory
+from facerecon.run.directory import file_digest, folder_name, folder_names
 
 CONFIG = {"seed": 0, "fitting": {"steps": 100, "weights": (1.0, 2.0)}, "device": "cpu"}
 
@@ -139,3 +143,98 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot be written .*choose another folder"):
         RunDirectory(tmp_path / "file" / "run")
+
+
+def named(*paths, done=None, numbered=False):
+    """{path: folder} of photos that differ: the content is the path."""
+    return {str(p): n for p, n in folder_names({Path(p): digest(p) for p in paths}, done, numbered).items()}
+
+
+def digest(text):
+    import hashlib
+
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def test_names_are_stems_where_they_can_be():
+    assert named("p/ada.jpg", "p/x.jpg", "p/x.png") == {"p/ada.jpg": "ada", "p/x.jpg": "x.jpg", "p/x.png": "x.png"}
+    two = named("a/I_1.jpg", "b/I_1.jpg", "c/other.jpg")
+    assert two == {p: f"I_1-{digest(p)[:12]}" for p in ("a/I_1.jpg", "b/I_1.jpg")} | {"c/other.jpg": "other"}
+    assert len({name.casefold() for name in named("IMG.jpg", "img.jpg").values()}) == 2
+    assert named("...jpg")["...jpg"] in ("item", "jpg")  # as Python's stem has it
+    assert named("config.json.png", "a\nb.jpg", "caf\udce9.jpg") == {
+        "config.json.png": "config.json.png", "a\nb.jpg": "a_b", "caf\udce9.jpg": "caf_",
+    }  # fmt: skip
+    copies = folder_names({Path("a/x.jpg"): "1", Path("b/x.jpg"): "1"})
+    assert set(copies.values()) == {"x"}
+
+
+STEMS = st.sampled_from(
+    ["a", "A", "a_0", "a_1", "a_0_1", "..", ".", "", " ", "checkpoints", "é", "e\u0301", "caf\udce9", "x" * 240]
+)
+
+PHOTOS = st.tuples(st.sampled_from("pq"), STEMS, st.sampled_from([".jpg", ".png"]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    photos=st.lists(PHOTOS, max_size=7, unique=True),
+    numbered=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_folders_never_meet_and_do_not_depend_on_the_order(photos, numbered, data):
+    """Whatever is called what, in one run and in a later one with other photos, faces and settings."""
+    paths = [f"{where}/{stem}{ending}" for where, stem, ending in photos]
+    names = named(*paths, numbered=numbered)
+    assert named(*data.draw(st.permutations(paths)), numbered=numbered) == names
+    faces = {path: data.draw(st.integers(1, 3)) if numbered else 1 for path in paths}
+
+    def folders(names):
+        return {p: [n] if faces[p] == 1 else [f"{n}_{i}" for i in range(faces[p])] for p, n in names.items()}
+
+    def check(names):
+        every = [name.casefold() for of in folders(names).values() for name in of]
+        assert len(set(every)) == len(every)
+        for name in every:
+            assert name.isprintable() and len(name.encode()) < 256 and "/" not in name
+            assert not name.startswith(".") and name not in ("", "checkpoints", "config.json")
+
+    check(names)
+    first = paths[: data.draw(st.integers(0, len(paths)))]
+    early = named(*first, numbered=numbered)
+    done = {
+        name: {"content": digest(path), "path": path} | ({"parts": folders(early)[path]} if faces[path] > 1 else {})
+        for path, name in early.items()
+    }
+    later = named(*paths, done=done, numbered=numbered)
+    assert {path: later[path] for path in first} == early  # what is finished stays where it is
+    check(later)
+
+
+def test_a_photo_is_known_by_its_content():
+    done = {"I_1": {"content": digest("a/I_1.jpg"), "path": "a/I_1.jpg"}}
+    assert named("a/I_1.jpg", done=done) == {"a/I_1.jpg": "I_1"}
+    assert named("b/I_1.jpg", done=done) == {"b/I_1.jpg": "I_1.jpg"}  # another photo of that name
+    moved = {Path("b/I_1.jpg"): digest("a/I_1.jpg"), Path("a/I_1.jpg"): "new"}
+    assert list(folder_names(moved, done).values()) == ["I_1", "I_1-new"]
+    assert folder_names({Path("a/I_1.jpg"): "new"}, done) == {Path("a/I_1.jpg"): "I_1"}  # replaced under its path
+    old = {"I_1": {"path": "a/I_1.jpg"}}  # of a run that kept no content
+    assert named("a/I_1.jpg", "b/I_1.jpg", done=old)["a/I_1.jpg"] == "I_1"
+    assert named("b/I_1.jpg", done=old) == {"b/I_1.jpg": "I_1.jpg"}
+
+
+def test_faces_of_one_photo_leave_other_photos_their_folders():
+    assert named("group.jpg", "group_0.jpg", numbered=True) == {"group.jpg": "group", "group_0.jpg": "group_0.jpg"}
+    group = {"content": digest("group.jpg"), "path": "group.jpg"}
+    single = {"group_0": {"content": digest("group_0.jpg"), "path": "group_0.jpg"}}
+    assert named("group_0.jpg", done={"group": group | {"parts": ["group_0", "group_1"]}}) == {
+        "group_0.jpg": "group_0.jpg"
+    }
+    assert named("group.jpg", done=single, numbered=True) == {"group.jpg": "group.jpg"}
+    assert named("group.jpg", done=single | {"group": group}, numbered=True) == {"group.jpg": "group.jpg"}
+
+
+def test_what_cannot_be_read_has_a_digest_of_its_own(tmp_path):
+    (tmp_path / "a").write_bytes(b"x")
+    digests = [file_digest(tmp_path / name) for name in ("a", "none", "other")]
+    assert len(set(digests)) == 3 and digests[0] == digest("x")
+    assert folder_name("é" * 200) == "é" * 100
