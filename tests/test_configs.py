@@ -407,7 +407,7 @@ def test_a_number_out_of_range_is_one_line_of_a_script(script, override, capsys,
     missing = {
         "render": "params=x",
         "transfer": "texture=x",
-        "reconstruct": "img=samples",
+        "reconstruct": "img=samples/astronaut.jpg",
         "invert_texture": "maps=samples",
     }
     more = [missing[script]] if script in missing else []
