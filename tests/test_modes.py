@@ -148,7 +148,7 @@ def photo() -> Observation:
 def made() -> Fitter:
     """A fitter of two steps, its models loaded anew."""
     load_identity()
-    steps = {"texture": None, "joint": {"steps": 2}}
+    steps = {"texture": None, "joint": {"steps": 2, "weights": {"pix": 4, "id": 1, "lm": 4e-3, "silhouette": 1}}}
     return Fitter(
         load_face_model(num_identity=4), load_decoder("linear", 3), Renderer(224, antialias=True), stages=steps,
         detail=DetailSettings(enabled=False), occlusion=OcclusionSettings(enabled=False),

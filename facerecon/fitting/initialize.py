@@ -82,8 +82,8 @@ class LandmarkStart:
             check_number(f"start.{name}", getattr(self, name), 0, 1000, whole=True)
         for name in ("sigma", "sigma_jaw", "sigma_expression", "refine_noise", "refine_identity", "refine_expression"):
             if getattr(self, name) is not None or not name.startswith("refine_"):
-                check_number(f"start.{name}", getattr(self, name), 1e-3, 1e3)
-        check_number("start.sigma_mesh", self.sigma_mesh, 0, 1e3)
+                check_number(f"start.{name}", getattr(self, name), 1e-3)
+        check_number("start.sigma_mesh", self.sigma_mesh, 0)
 
     def refine_spread(self, count: int, residual: Tensor | None, name: str) -> Tensor:
         """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: of weights."""
