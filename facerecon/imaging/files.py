@@ -8,7 +8,9 @@ import io
 import math
 import os
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +71,13 @@ _FOREIGN = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf
 _HEIC = "to read HEIC: pip install 'facerecon[heic]' (or: pip install pillow-heif), or export it as JPEG or PNG"
 _ORIENTATION_TAG = 0x0112
 _GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError, RuntimeError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises at a file that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
         raise InputError(_not_an_image(name, data)) from None
     except Image.DecompressionBombError:
         raise InputError(_too_large(name, "more pixels than can be decoded", max_pixels)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is truncated or corrupt ({reason}); export it again.") from None
     _warn_of_depth(loaded.name, loaded.white)

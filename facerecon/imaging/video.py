@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.imaging.files import from_uint8, list_images, read_image, write_bytes
+from facerecon.imaging.files import BROKEN, list_images, read_image, write_bytes
 
 __all__ = ["ANIMATED", "FILMS", "Frame", "chosen_frames", "film_reader", "is_film", "read_frames", "write_film"]
 
@@ -25,6 +27,9 @@ ANIMATED = (".gif", ".webp", ".png", ".apng", ".tif", ".tiff")
 """Endings of files that may hold several pictures, which Pillow reads."""
 
 _RATE = 25.0  # frames a second of numbered pictures
+_MAX_SIDE = 4096
+_MAX_PIXELS = 100_000_000  # of a frame, as of a photo; and of all frames that are kept, which are reduced to it
+_MAX_DECODED = 2_000_000_000  # of all frames of an animated picture: a thousand of 1920 x 1080
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,12 @@ def read_frames(source: str | os.PathLike, count: int = 16) -> Iterator[Frame]:
     Args:
         source: a film (read by PyAV), an animated picture, a folder or a pattern of pictures in natural order, which
             are taken as 25 a second.
-        count: frames to take; all where there are no more.
+        count: frames to take; all where there are no more. Their images are reduced (antialiased) where together they
+            have more than 100 megapixels.
 
     Raises:
-        InputError: nothing is there, the file is no video, or PyAV is needed and missing. ConfigError: ``count``.
+        InputError: nothing is there, the file is no video, a frame is broken or of more than 100 megapixels, an
+        animated picture of more than 2000 in all, or PyAV is needed and missing. ConfigError: ``count``.
     """
     chosen_frames(1, count)
     path = Path(source).expanduser()
@@ -100,24 +107,58 @@ def read_frames(source: str | os.PathLike, count: int = 16) -> Iterator[Frame]:
     return _of_pictures(list_images(source), count)
 
 
+def _max_side(frames: int) -> int:
+    """Px of each frame's longer side, such that so many may be kept."""
+    return min(_MAX_SIDE, math.isqrt(_MAX_PIXELS // max(1, frames)))
+
+
+def _refuse_large(name: str, width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise InputError(
+            f"{name} has {width} x {height} pixels; at most {_MAX_PIXELS / 1e6:.0f} megapixels are read. Reduce it."
+        )
+
+
+def _frame(number: int, time: float, picture: Image.Image, path: Path, frames: int) -> Frame:
+    name = f"{path.name} frame {number}"
+    try:
+        return Frame(number, time, read_image(picture, _max_side(frames)), name)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
 def _of_pictures(paths: Sequence[Path], count: int) -> Iterator[Frame]:
-    for number in chosen_frames(len(paths), count):
-        yield Frame(number, number / _RATE, read_image(paths[number]), paths[number].name)
+    numbers = chosen_frames(len(paths), count)
+    for number in numbers:
+        image = read_image(paths[number], _max_side(len(numbers)))
+        yield Frame(number, number / _RATE, image, paths[number].name)
 
 
 def _of_animation(path: Path, count: int) -> Iterator[Frame]:
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures: handled here
+            picture = Image.open(path)
+        with picture:
             total = getattr(picture, "n_frames", 1)
+            if total * math.prod(picture.size) > _MAX_DECODED:
+                width, height = picture.size
+                raise InputError(
+                    f"{path} has {total} frames of {width} x {height} pixels; at most {_MAX_DECODED / 1e6:.0f} "
+                    "megapixels are read in all. Shorten or reduce it, or give a film or a folder of frames."
+                )
             wanted, time = set(chosen_frames(total, count)), 0.0
             for number, frame in enumerate(ImageSequence.Iterator(picture)):
                 lasts = float(frame.info.get("duration") or 1000 / _RATE) / 1000
                 if number in wanted:
-                    pixels = np.asarray(frame.convert("RGBA").convert("RGB"))
-                    yield Frame(number, time, from_uint8(pixels), f"{path.name} frame {number}")
+                    _refuse_large(str(path), *frame.size)
+                    yield _frame(number, time, frame, path, len(wanted))
                 time += lasts
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); check the file.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has more pixels than can be decoded; reduce it first.") from None
+    except BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read as a picture ({reason}); check the file.") from None
 
 
 def _of_film(path: Path, count: int) -> Iterator[Frame]:
@@ -134,8 +175,9 @@ def _of_film(path: Path, count: int) -> Iterator[Frame]:
                 time = number / rate if frame.time is None else float(frame.time)
                 first = time if first is None else first
                 if number in wanted:
-                    image = from_uint8(_upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0)))
-                    yield Frame(number, time - first, image, f"{path.name} frame {number}")
+                    _refuse_large(str(path), frame.width, frame.height)
+                    pixels = _upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
+                    yield _frame(number, time - first, Image.fromarray(pixels), path, len(wanted))
     except av.error.FFmpegError as error:
         raise InputError(f"{path} cannot be read as a film ({error.strerror}); check the file.") from None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -88,3 +90,70 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch) -> None:
         video.write_film(tmp_path / "out.avi", [gray(1)])
     with pytest.raises(InputError, match="at least one frame"):
         video.write_film(tmp_path / "out.mp4", [])
+
+
+def animation(path, size: tuple[int, int], count: int = 3, **options):
+    frames = [gray(60 * i, size).convert("P") for i in range(count)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, **options)
+    return path
+
+
+def test_frames_together_are_no_more_than_a_photo_may_be(tmp_path, monkeypatch) -> None:
+    """Each frame is kept until the fit, so 16 of them may not take 16 times the memory of the largest photo."""
+    monkeypatch.setattr(video, "_MAX_PIXELS", 3 * 20 * 20)
+    path = animation(tmp_path / "clip.gif", (40, 30))
+    assert [tuple(f.image.shape) for f in video.read_frames(path)] == [(3, 15, 20)] * 3
+    assert [tuple(f.image.shape) for f in video.read_frames(path, 1)] == [(3, 26, 34)]
+    for number in range(3):
+        gray(9, (40, 30)).save(tmp_path / f"{number}.png")
+    assert [tuple(f.image.shape) for f in video.read_frames(tmp_path / "*.png")] == [(3, 15, 20)] * 3
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tiff"])
+def test_an_animation_that_is_too_large_is_refused_before_it_is_decoded(ending, tmp_path, monkeypatch) -> None:
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    path = animation(tmp_path / f"clip.{ending}", (40, 30))
+    monkeypatch.setattr(video, "read_image", decoded)
+    for limit, value, words in (
+        ("_MAX_PIXELS", 40 * 30 - 1, "40 x 30 pixels"),
+        ("_MAX_DECODED", 3 * 40 * 30 - 1, "3 frames of 40 x 30 pixels"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(video, limit, value)
+            with pytest.raises(InputError, match=words) as caught:
+                list(video.read_frames(path, 2))
+        assert "\n" not in str(caught.value) and path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_a_canvas_that_lies_is_refused(ending, tmp_path) -> None:
+    """A few hundred bytes that say they are 60,000 px a side: 10 GB a frame."""
+    path = animation(tmp_path / f"clip.{ending}", (40, 30))
+    data = bytearray(path.read_bytes())
+    at, sizes = {
+        "gif": (6, struct.pack("<HH", 60_000, 60_000)),
+        "webp": (24, (16_383).to_bytes(3, "little") * 2),
+        "png": (16, struct.pack(">II", 60_000, 60_000)),
+    }[ending]
+    data[at : at + len(sizes)] = sizes
+    if ending == "png":
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        list(video.read_frames(path, 2))
+    assert "\n" not in str(caught.value) and "clip" in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tiff"])
+def test_a_broken_animation_is_one_line(ending, tmp_path) -> None:
+    path = animation(tmp_path / f"clip.{ending}", (40, 30))
+    data, said = path.read_bytes(), []
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        path.write_bytes(data[: int(share * len(data))])
+        try:
+            list(video.read_frames(path))
+        except InputError as error:
+            said.append(str(error))
+    assert said and all("\n" not in text and "clip" in text for text in said)
