@@ -438,8 +438,10 @@ def _flattened(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, s
 
 
 def _href(where: str) -> str:
-    """A relative path as an attribute value; anything with a scheme becomes a harmless relative path."""
-    return escape(quote(str(where).replace(os.sep, "/")))
+    """A path of this disk as an attribute value; what looks like an address (scheme, //host) becomes a harmless one."""
+    path = str(where).replace(os.sep, "/")
+    path = "/" + path.lstrip("/") if path.startswith("/") else path
+    return escape(quote(os.fsencode(path)))
 
 
 def _data_uri(picture: Any, quality: int = 90) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import os
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from facerecon.errors import InputError
 from facerecon.export.report import (
     IndexEntry,
     Subject,
+    _href,
     loss_curve,
     stand_ins,
     write_index,
@@ -139,6 +143,31 @@ def test_every_string_from_outside_is_escaped(tmp_path):
 def test_a_name_that_is_no_utf8_is_shown(tmp_path):
     page = write_report(tmp_path / "r.html", Subject("caf\udce9"), failures={"caf\udce9.jpg": "is empty"}, assets=[])
     assert "caf\\udce9.jpg" in page.read_text(encoding="utf-8")
+
+
+ADDRESSES = [
+    "//evil.example/x.png", "///evil.example/x.png", "////evil.example/x.png", "\\\\evil.example\\x",
+    "/\\evil.example/x",
+    "\\/evil.example/x", "https://evil.example/x", "https:/evil.example", "https:evil.example", "JaVaScRiPt:alert(1)",
+    " javascript:alert(1)", "java\tscript:alert(1)", "\x01javascript:alert(1)", "javascript\n:alert(1)",
+    "data:text/html,<script>alert(1)</script>", "vbscript:x", "file://evil.example/x", "\t//evil.example/x",
+    "/\t/evil.example/x", "/\n/evil.example/x", "x:y", "?a=https://evil.example", "#//evil.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ADDRESSES)
+def test_a_link_leads_to_this_disk_alone(where):
+    """As browsers read it, which drop tabs and newlines, take a backslash for a slash and //host for an address."""
+    target = html.unescape(_href(where))
+    assert not re.search(r"[\x00-\x20\\\"'<>]", target)
+    for base in ("file:///home/user/heads/index.html", "https://own.example/heads/index.html"):
+        found, start = urlsplit(urljoin(base, target)), urlsplit(base)
+        assert (found.scheme, found.netloc) == (start.scheme, start.netloc) and not found.query + found.fragment
+
+
+def test_a_link_keeps_a_path():
+    for path in ("a b/panel.png", "é/ü.glb", "50%/x?y#z.obj", "/home/user/head.obj", "caf\udce9/head.glb"):
+        assert os.fsdecode(unquote_to_bytes(html.unescape(_href(path)))) == path
 
 
 def test_a_face_reports_itself(sphere_face, tmp_path):
