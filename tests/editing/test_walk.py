@@ -1,12 +1,14 @@
 """The walk in a world whose attributes are known functions of the code: what it must reach, record and refuse."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from facerecon.editing.attributes import Attributes
 from facerecon.editing.directions import CLASSES, LIGHT, MEASURED, Directions
-from facerecon.editing.walk import Normalizer, WalkSettings, next_angle
+from facerecon.editing.walk import Normalizer, WalkSettings, _Walk, next_angle, unmet
 from facerecon.errors import ConfigError, ShapeError
 
 NAMES = (*MEASURED, *CLASSES)
@@ -115,14 +117,145 @@ def test_what_the_image_shows_counts_not_what_the_code_says() -> None:
     assert [reason.split(":")[0] for reason in stays.reasons] == ["occlusion"]
 
 
-def test_every_reason_starts_with_its_filter() -> None:
-    class Stuck(Planes):
-        def step(self, codes, current, targets, keep=()):
-            return codes
+# -- walks whose every measurement is given ----------------------------------------------------------------------
 
-    made = Normalizer(Painter(), Stuck(**vars(planes())), Reader())(source())
-    assert {reason.split(":")[0] for reason in made.reasons} == {"yaw", "expression", "light", "glasses"}
-    assert all("\n" not in reason for reason in made.reasons)
+GOOD = {"yaw": 0.0, "pitch": 0.0, "smiling": 0.0, "opening": 0.0, "evenness": 0.0, "far": 0.0, "worn": (-20.0,) * 3}
+
+
+def shown(*rows: dict) -> Attributes:
+    """What pictures show, each like ``GOOD`` but for what is given; ``far``: length of the identity embedding."""
+    row = {key: torch.tensor([{**GOOD, **given}[key] for given in rows]) for key in GOOD}
+    zeros = torch.zeros(len(rows))
+    expression, identity = torch.zeros(len(rows), 7), torch.zeros(len(rows), 128)
+    expression[:, 1], identity[:, 5] = row["smiling"], row["far"]  # with the corners of the mouth far up
+    light = torch.ones(len(rows), 9, 3)
+    return Attributes(
+        yaw=row["yaw"], pitch=row["pitch"], roll=zeros, expression=expression, opening=row["opening"], smile=zeros + 1,
+        age=zeros, male=zeros + 0.5, light=light, skin=light[:, 0], hair=light[:, 0], worn=row["worn"],
+        evenness=row["evenness"], identity=identity, landmarks68=torch.zeros(len(rows), 68, 2),
+        mesh468=torch.zeros(len(rows), 468, 3), score=zeros + 1,
+    )  # fmt: skip
+
+
+class Steps:
+    """An editor that raises the first number of a code by 1 a step, and keeps the yaw that it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def read(self, codes):
+        return {name: codes.new_zeros(len(codes)) for name in NAMES}
+
+    def step(self, codes, current, targets, keep=()):
+        self.asked.append(float(targets["yaw"]))
+        return codes + torch.eye(1, 512)
+
+
+def walked(source: dict, *measured: dict, **settings) -> tuple[Normalizer, object]:
+    """A walk from a code of zeros whose pictures, one after another, show what is given."""
+    rest = iter((source, *measured))
+    normalizer = Normalizer(Painter(), Steps(), lambda images: shown(next(rest)), WalkSettings(**settings))
+    made = normalizer(torch.zeros(512))
+    assert next(rest, None) is None  # all were looked at
+    return normalizer, made
+
+
+def yaws(*values: float) -> list[dict]:
+    return [{"yaw": value} for value in values]
+
+
+def test_a_view_is_done_once_it_is_near_enough() -> None:
+    """Cost of a yaw alone: the square of its error over 4 degrees; 1.2 is enough."""
+    normalizer, made = walked(*yaws(9, 4.5, 4.3), *yaws(25, 34.5, 31), *yaws(-34.3))
+    names = [row["step"] for row in made.trace]
+    assert names == ["source", "front 1", "front 2", "left 1", "left 2", "left 3", "right 1"]
+    assert made.codes[:, 0].tolist() == [2, 5, 3]  # sides begin at the front
+    assert normalizer.generator.calls == 7
+    # the yaw measured, and what is asked for besides: by the usual rate, by the one found, between what lies around
+    first = 25.7 / 0.85
+    second = first + 5 * first / 20.7
+    third = first + 5 / 9.5 * (second - first)
+    left = [4.3 + first, 25 + second - first, 34.5 + third - second]
+    assert normalizer.directions.asked == pytest.approx([0, 0, *left, 4.3 - 34.3 / 0.85])
+
+
+def test_the_best_of_all_tries_is_kept() -> None:
+    _, made = walked(*yaws(0), *yaws(7, 6, 8), *yaws(20, 40, 45), *yaws(-10, -20, -22))
+    assert len(made.trace) == 1 + 3 + 3 + 3  # none was near enough
+    assert made.attributes.yaw.tolist() == [6, 20, -22]
+    assert made.codes[:, 0].tolist() == [2, 3, 5]
+    assert torch.equal(made.images[:, 0, 0], made.codes)
+    _, made = walked(*yaws(0), *yaws(7, 6), *yaws(20), *yaws(-10), rounds=2, side_rounds=1)
+    assert made.codes[:, 0].tolist() == [2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "given, cost",
+    [
+        ({"yaw": 22.0}, (8 / 4) ** 2),
+        ({"pitch": 5.0}, 0.3),
+        ({"evenness": 0.09}, 2 * 0.5**2),
+        ({"opening": 0.12}, 2 * 2**2),
+        ({"smiling": 0.15}, 2 * 0.5**2),
+        ({"smiling": 0.9}, 2 * 4),  # at most
+        ({"far": 1.5}, 0.5 * 2**2),
+        ({"yaw": 34.0, "pitch": -10.0, "far": 0.75}, 1 + 0.3 * 4 + 0.5),
+    ],
+)
+def test_what_a_view_costs(given, cost) -> None:
+    walk = _Walk(Normalizer(Painter(), Steps(), lambda images: shown({})), torch.zeros(512))
+    seen = shown({"yaw": 30.0, **given, "worn": (0.0, 0.0, 0.0)})
+    assert walk.cost(seen, torch.tensor([30.0]), front=False).item() == pytest.approx(cost, rel=1e-5)
+    worn = (2 + 1 + 2) / 2  # glasses, fringe and headwear, at odds of 1
+    assert walk.cost(seen, torch.tensor([30.0]), front=True).item() == pytest.approx(cost + worn, rel=1e-5)
+
+
+SEEN = {"front": {}, "left": {"yaw": 30.0}, "right": {"yaw": -30.0}}
+
+
+@pytest.mark.parametrize(
+    "view, within, beyond, reason",
+    [
+        ("front", {"yaw": -2.9}, {"yaw": -3.1}, "yaw: -3.1 degrees in the front view, 0 wanted"),
+        ("left", {"yaw": 33.9}, {"yaw": 34.1}, "yaw: 34.1 degrees in the left view, 30 wanted"),
+        ("right", {"yaw": -26.1}, {"yaw": 30.0}, "yaw: 30.0 degrees in the right view, -30 wanted"),
+        ("left", {"pitch": -9.9}, {"pitch": -10.1}, "pitch: -10.1 degrees in the left view"),
+        ("right", {"smiling": 0.29}, {"smiling": 0.31}, "expression: a smile of 0.31 in the right view"),
+        (
+            "front",
+            {"opening": 0.05},
+            {"opening": 0.07},
+            "expression: mouth open by 0.07 of its width in the front view",
+        ),
+        ("right", {"evenness": 0.17}, {"evenness": 0.19}, "light: bands 1-8 at 0.19 of band 0 in the right view"),
+        ("front", {"worn": (-0.1, -9, -9)}, {"worn": (0.1, -9, -9)}, "glasses: glasses with probability 0.52"),
+        ("front", {"worn": (-9, -0.1, -9)}, {"worn": (-9, 0.1, -9)}, "occlusion: fringe with probability 0.52"),
+        ("front", {"worn": (-9, -9, -0.1)}, {"worn": (-9, -9, 0.1)}, "occlusion: headwear with probability 0.52"),
+        ("front", {"far": 0.74}, {"far": 0.76}, "identity: the front view is 0.76 from the source, at most 0.75"),
+        ("front", {}, {"far": math.nan}, "identity: the front view is nan from the source"),
+        ("left", {"far": 9.0, "worn": (9.0, 9.0, 9.0)}, {"yaw": math.nan}, "yaw: nan degrees in the left view"),
+    ],
+)
+def test_targets_that_are_not_met_are_named(view, within, beyond, reason) -> None:
+    def reasons(given: dict) -> list[str]:
+        rows = {**SEEN, view: {**SEEN[view], **given}}
+        return unmet(WalkSettings(), shown({}), shown(*rows.values()))
+
+    assert reasons(within) == []
+    found = reasons(beyond)
+    assert len(found) == 1 and found[0].startswith(reason)
+
+
+def test_another_person_is_refused() -> None:
+    """However well all else is met; the distance is that from the source, not from nothing."""
+    same = {"far": 3.0}
+    views = [{**same, "yaw": 30.0}], [{**same, "yaw": -30.0}]
+    assert walked(same, {"far": 3.7}, *views[0], *views[1])[1].reasons == []
+    _, made = walked(same, {"far": 3.8}, *views[0], *views[1])
+    assert made.reasons == ["identity: the front view is 0.80 from the source, at most 0.75"]
+
+
+# -- codes and angles --------------------------------------------------------------------------------------------
 
 
 def test_rows_of_a_wide_code_move_alike() -> None:
