@@ -24,6 +24,7 @@ from facerecon.evaluation.realy import (
     write_mesh,
     write_realy_errors,
 )
+from facerecon.evaluation.regions import REGION_LANDMARKS
 
 NOSE = Path("data", "REALY_scan_region", "2", "nose.obj")
 
@@ -143,31 +144,63 @@ def test_shells_are_as_far_apart_as_their_radii() -> None:
     assert found == pytest.approx(5.0, rel=0.02)  # facets
 
 
+def plane(count: int = 21) -> tuple[np.ndarray, np.ndarray]:
+    """[-1, 1]^2 at z = 0."""
+    vertices, faces = dome(count)
+    return vertices * [1, 1, 0], faces
+
+
 def test_correspondences_from_both_sides_see_what_a_distance_does_not() -> None:
-    """A flat face whose mouth is painted elsewhere: every point lies on the prediction, but not where it belongs."""
-    y, x = np.meshgrid(np.linspace(-1, 1, 41), np.linspace(-1, 1, 41), indexing="ij")
-    plane = np.stack([x, y, 0 * x], -1).reshape(-1, 3)
-    faces = dome()[1]
-    keys = np.random.default_rng(2).uniform(-0.9, 0.9, (68, 3)) * [1, 1, 0]
-    keys[[36, 39, 42, 45, 33]] = [[-0.5, 0.5, 0], [-0.2, 0.5, 0], [0.2, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]]
-    lips = np.array([48, 50, 52, 54, 56, 58])
-    around = np.linspace(0, 2 * np.pi, 6, endpoint=False)
-    keys[lips] = np.stack([0.2 * np.cos(around), -0.5 + 0.1 * np.sin(around), 0 * around], 1)
-    region = regions_of(plane, faces)["mouth"]
-    scan = Scan(keys, {"mouth": region}, 10.0, icp={}, bending={"mouth": lips})
-    wide = 3 * plane
-    assert realy_errors(wide, faces, keys, scan).errors["mouth"] < 1e-9
+    """A flat face whose mouth is painted 2 mm to the side: every point lies on the prediction, but not where it
+    belongs, and the whole region is bent there. A keypoint 4 mm or more from the region does not hold it."""
+    vertices, faces = plane(41)
+    keys = np.zeros((68, 3))
+    keys[[36, 39, 42, 45, 33, 48, 54], :2] = [[-5, 5], [-2, 5], [2, 5], [5, 5], [0, 0], [-2, -5], [2, -5]]
+    keys *= 0.1
+    keys[[50, 52, 56, 58], :2] = [[-0.1, -0.4], [0.1, -0.4], [0.1, -0.6], [-0.1, -0.6]]
+    keys[60] = [0.9, 0.5, 0]
+    region, held = {"mouth": regions_of(vertices, faces)["mouth"]}, (50, 52, 56, 58, 60)
     other = keys.copy()
-    other[[48, 54]] = keys[[48, 54]] + [[0.2, 0, 0], [-0.2, 0, 0]]  # its corners 0.2 units, 2 mm, further out
-    nearest = realy_errors(wide, faces, other, Scan(keys, scan.regions, 10.0, icp={}, bending={}))
-    assert nearest.errors["mouth"] < 1e-6
-    assert 0.2 < realy_errors(wide, faces, other, scan).errors["mouth"] < 2.0
+    other[[50, 52, 56, 58]] += [0.2, 0, 0]
+    other[60] -= [0.7, 0, 0]
+    for predicted, bending, expected in ((keys, held, 0.0), (other, (), 0.0), (other, held, 2.0)):
+        scan = Scan(keys, region, 10.0, icp={}, bending={"mouth": bending})
+        found = realy_errors(3 * vertices, faces, predicted, scan).errors["mouth"]
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_keypoints_of_a_region_weigh_as_much_as_its_points_those_of_the_cheek_a_quarter() -> None:
+    """Points want to stay on a plane, the one keypoint wants to go 1 unit up: it wins 1 / 2, of the cheek 1 / 5."""
+    vertices, faces = plane()
+    keys = np.zeros((68, 3))
+    keys[[36, 39, 42, 45, 33, 48, 54], :2] = [[-5, 5], [-2, 5], [2, 5], [5, 5], [0, 1], [-2, -5], [2, -5]]
+    predicted = keys.copy()
+    predicted[0, 2] = 1  # in the middle of the region
+    for name in REGIONS:
+        scan = Scan(keys, {name: (vertices, faces)}, 10.0, icp={name: [0]}, bending={})
+        found = realy_errors(3 * vertices, faces, predicted, scan).errors[name]
+        assert found == pytest.approx(10 / 5 if name == "cheek" else 10 / 2, rel=1e-3)
+
+
+def test_keypoints_are_those_of_the_released_code() -> None:
+    """``keypoints_region_map`` of utils/util.py of github.com/czh-98/REALY; step 2 (utils/rICP.py) takes ``nose_part``
+    and step 3 (utils/eval.py) ``nose``, and nothing for the cheek."""
+    lips = [48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 64]
+    nose = [27, 28, 29, 30, 31, 32, 33, 34, 35]
+    forehead = [36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]
+    cheek = [76, 77, 36, 41, 40, 39, 42, 47, 46, 45, 7, 8, 9]
+    assert {name: sorted(held) for name, held in ICP_KEYPOINTS.items()} == {
+        "nose": [*nose, 70, 71], "mouth": lips, "forehead": sorted(forehead), "cheek": sorted([*lips, *cheek]),
+    }  # fmt: skip
+    assert {name: sorted(held) for name, held in BENDING_KEYPOINTS.items()} == {
+        "nose": nose, "mouth": lips, "forehead": sorted(forehead), "cheek": [],
+    }  # fmt: skip
+    assert (KEYPOINTS, REGIONS) == (85, ("nose", "mouth", "forehead", "cheek"))
 
 
 def test_prediction_with_68_points_is_aligned_by_those(truth: dict) -> None:
     vertices, faces, rows, scan = (truth[k] for k in ("vertices", "faces", "rows", "scan"))
     assert max(realy_errors(vertices, faces, vertices[rows[:68]], scan).errors.values()) < 1e-9
-    assert max(k for held in (*ICP_KEYPOINTS.values(), *BENDING_KEYPOINTS.values()) for k in held) < KEYPOINTS
     with pytest.raises(ShapeError, match="68"):
         realy_errors(vertices, faces, vertices[rows[:60]], scan)
     with pytest.raises(InputError, match="region 'nose'"):
@@ -181,6 +214,7 @@ def test_a_head_as_a_scan_keeps_its_regions(truth: dict) -> None:
     keys = vertices[truth["rows"][:68]]
     scan = scan_of_head(vertices, faces, keys, masks)
     assert scan.by_area and scan.millimeters == 100
+    assert scan.icp == REGION_LANDMARKS and scan.bending == {**REGION_LANDMARKS, "cheek": ()}
     for name, mask in masks.items():
         points, triangles = scan.regions[name]
         assert len(points) == mask.sum() and triangles.max() < len(points)

@@ -10,6 +10,8 @@ import torch
 
 from facerecon.errors import InputError, ShapeError
 from facerecon.evaluation.regions import (
+    ALIGNMENT_LANDMARKS,
+    REGION_LANDMARKS,
     Surface,
     face_regions,
     region_errors,
@@ -93,6 +95,35 @@ def test_a_sphere_inside_a_shell_is_as_far_as_the_radii_differ() -> None:
     # but a sphere of another size with landmarks to match is the same shape
     same = region_errors(1.05 * ball, faces, 1.05 * points, ball, faces, points, all_of_it)
     assert same["all"] < 0.01
+
+
+def test_landmarks_are_those_of_the_68_points_of_ibug() -> None:
+    """Counted from 0: 27-30 bridge of the nose, 31-35 its base with 33 in the middle; 36-41 and 42-47 the eyes, from
+    their corner on the picture's left over the upper lid; 48-59 the outer lips from a corner, 54 the other corner."""
+    assert ALIGNMENT_LANDMARKS == (36, 39, 42, 45, 33, 48, 54)  # seven_keypoints of REALY's utils/util.py
+    assert REGION_LANDMARKS == {
+        "nose": (27, 28, 29, 30, 32, 33, 34),
+        "mouth": (48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59),
+        "forehead": (27, 36, 39, 42, 45),
+        "cheek": (32, 34, 36, 45, 48, 54),
+    }
+
+
+def test_landmarks_pull_a_region_by_their_weight() -> None:
+    """Of a flat face two landmarks in the middle are predicted 1 unit too high: of six of the cheek, which weigh a
+    quarter of the points, of seven of the nose. The points want to stay; k of n that pull win w k / n / (1 + w)."""
+    plane, faces = grid(21)
+    points = np.zeros((68, 3))
+    points[[36, 39, 42, 45, 48, 54], :2] = [[-5, 5], [-2, 5], [2, 5], [5, 5], [-5, -5], [5, -5]]
+    points[[27, 28, 29, 30], :2] = [[0, 4], [0, -4], [3, 0], [-3, 0]]
+    points *= 0.1
+    predicted = points.copy()
+    predicted[[32, 34], 2] = 1
+    everywhere = np.ones(len(plane), bool)
+    regions = dict.fromkeys(("nose", "mouth", "cheek", "chin"), everywhere)
+    errors = region_errors(3 * plane, faces, predicted, plane, faces, points, regions)
+    expected = {"nose": 100 * 2 / 7 / 2, "mouth": 0.0, "cheek": 100 * 0.25 * 2 / 6 / 1.25, "chin": 0.0}
+    assert errors == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_density_of_the_true_mesh_does_not_count() -> None:
