@@ -108,6 +108,35 @@ def test_faces_behind_the_camera_empty_meshes_and_nan_draw_nothing(sphere, backe
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_a_slanted_wall_is_cut_where_it_crosses_the_near_and_the_far_plane(backend):
+    """Depth is 10 - 4 x, so x = 0.25 lies 9 and x = -1.25 lies 15 away: at column 4 + 36.25 x / depth."""
+    corners = torch.tensor([[-8.0, -20.0, -32.0], [2.0, -20.0, 8.0], [2.0, 20.0, 8.0], [-8.0, 20.0, -32.0]])
+    camera, faces = Camera.deep3d(8), torch.tensor([[0, 1, 2], [0, 2, 3]])
+    for near, far, first, last in ((9.0, 15.0, 1, 4), (4.0, 15.0, 1, 7), (9.0, 30.0, 0, 4), (9.4, 10.5, 4, 4)):
+        clip = clip_coordinates(camera.replace(near=near, far=far), corners[None])
+        ends = [4 + 36.25 * x / depth for x, depth in (((10 - d) / 4, d) for d in (far, near))]
+        assert [c for c in range(8) if ends[0] <= c + 0.5 <= ends[1]] == list(range(first, last + 1))
+        drawn = rasterize(clip, faces, (8, 8), backend)[0] >= 0
+        assert drawn.any(0).tolist() == drawn.all(0).tolist() == [first <= column <= last for column in range(8)]
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_what_lies_behind_shows_where_a_triangle_is_cut(backend):
+    """z / w = 2 x / w of the first, whatever the w of its corners: within -1 to 1 in columns 2 to 5. The second is even
+    behind it. A third with a corner at or behind the camera is not drawn, though it would be nearest."""
+    w = torch.tensor([1.0, 3.0, 0.5])
+    points = torch.tensor([[-1.0, -1.0], [3.0, -1.0], [-1.0, 3.0]])
+    first = torch.cat([points, 2 * points[:, :1], torch.ones(3, 1)], 1) * w[:, None]
+    second = torch.cat([points, torch.full((3, 1), 0.95), torch.ones(3, 1)], 1)
+    third = torch.cat([points, torch.full((3, 1), -0.9), torch.ones(3, 1)], 1)
+    for behind in (0.0, -1.0):
+        third[0, 3] = behind
+        clip = torch.cat([first, second, third])[None]
+        ids = rasterize(clip, torch.arange(9).view(3, 3), (8, 8), backend, cull=False)[0]
+        assert ids.tolist() == [[1, 1, 0, 0, 0, 0, 1, 1]] * 8
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_huge_triangles_are_cut_to_the_image(backend):
     clip = torch.tensor([[[-4e6, -4e6, 0, 1.0], [8e6, -4e6, 0, 1.0], [-4e6, 8e6, 0, 1.0]]])
     assert (rasterize(clip, torch.tensor([[0, 1, 2]]), (16, 16), backend) == 0).all()
