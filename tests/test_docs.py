@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import functools
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from facerecon.assets.__main__ import _parser as assets_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -130,8 +137,53 @@ def commands() -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
-def test_each_command_of_the_readme_is_one(words) -> None:
+def spoken_commands() -> list[list[str]]:
+    """Commands within the sentences of the pages, and in what scripts say of themselves (``--help``)."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for words in map(shlex.split, re.findall(r"`((?:python )?(?:benchmarks|tools)/\w+\.py[^`]*)`", text)):
+            if words[0] == "python" or len(words) > 1:
+                found.append(words)
+    for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py")):
+        help_text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+        for line in re.findall(r"^    (python (?:benchmarks|tools)/.*)", help_text, re.MULTILINE):
+            found.append(shlex.split(line.split("  ")[0].replace("[", "").replace("]", ""), comments=True))
+    return found
+
+
+class Parsed(Exception):
+    """A script has understood its arguments, and is stopped."""
+
+
+@functools.cache
+def script_module(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"documented_{Path(script).stem}", ROOT / script)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses ask for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+def stops_once_parsed(script: str, arguments: list[str]) -> None:
+    """Run a script up to its parser: wrong arguments are its exit, with status 2."""
+    if "ArgumentParser" not in (ROOT / script).read_text(encoding="utf-8"):
+        assert not arguments
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(Parsed):
+            script_module(script).main()
+
+
+@pytest.mark.parametrize("words", [*commands(), *spoken_commands()], ids=lambda words: " ".join(words)[:60])
+def test_each_documented_command_is_one(words) -> None:
     from configs.compose import compose
 
     if words[0] == "make":
@@ -141,12 +193,27 @@ def test_each_command_of_the_readme_is_one(words) -> None:
     script = next((word for word in words if word.endswith(".py")), None)
     if script is None:
         assert words[0] in ("git", "pip") or words[:3] == ["python", "-m", "facerecon.assets"]
+        if words[0] == "python":
+            assets_parser().parse_args(words[3:])
         return
     assert (ROOT / script).is_file()
-    config = ROOT / "configs" / f"{Path(script).stem}.yaml"
+    arguments = words[words.index(script) + 1 :]
     if script.startswith(("fit/", "train/")):
+        config = ROOT / "configs" / f"{Path(script).stem}.yaml"
         assert config.is_file()
-        compose(config.stem, words[words.index(script) + 1 :])
+        compose(config.stem, arguments)
+    else:
+        stops_once_parsed(script, [word for word in arguments if word != "..."])
+
+
+def test_commands_are_parsed_for_real(capsys) -> None:
+    assert ["python", "benchmarks/silhouettes.py"] in spoken_commands()
+    stops_once_parsed("benchmarks/silhouettes.py", ["--yaws", "0", "20"])
+    for wrong in (["--yaws", "north"], ["--yaw-s", "0"], ["more"]):
+        with pytest.raises(SystemExit) as error:
+            stops_once_parsed("benchmarks/silhouettes.py", wrong)
+        assert error.value.code == 2
+    capsys.readouterr()
 
 
 def test_each_make_target_of_the_readme_exists() -> None:
