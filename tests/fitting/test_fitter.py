@@ -103,6 +103,8 @@ def test_losses_fall_and_constraints_hold(fitter, fitted) -> None:
         total = history[f"{name}.total"]
         assert total.shape == (2, SHORT[name]["steps"])
         assert (total[:, -1] < total[:, 0]).all()
+        terms = [weight * history[f"{name}.{term}"] for term, weight in fitter.stages[name].weights.items()]
+        torch.testing.assert_close(total, sum(terms), rtol=1e-5, atol=1e-5)
     code = fitter.stage_params["texture"][1].codes
     assert torch.allclose(code.norm(dim=-1), torch.tensor(math.sqrt(code.shape[-1])), rtol=1e-4)
     assert fitted.params.expression.min() >= 0
@@ -138,12 +140,6 @@ def test_the_photo_camera_agrees_with_the_crop(fitter, photos, fitted) -> None:
     to_photo = photo.fit.to_photo
     expected = crop @ to_photo[:, :, :2].mT + to_photo[:, None, :, 2]
     assert torch.allclose(project(face.camera, posed[:, ::500])[..., :2], expected, atol=0.02)
-
-
-def test_same_seed_same_result(fitter, photos, fitted) -> None:
-    again = fitter(photos)
-    assert (again.params.identity - fitted.params.identity).abs().max() < 3e-2  # rounding on several threads
-    assert (again.texture - fitted.texture).abs().max() < 1e-2
 
 
 @pytest.fixture
