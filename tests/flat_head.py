@@ -14,18 +14,20 @@ PIXEL = 10 / (1015 / 28)
 def flat_head() -> MorphableModel:
     """A square over columns and rows 2 to 5 of the picture; identity 1 is a pixel to the right, expression 1 one up.
 
-    Landmark k is corner k % 4: in pixels (2, 6), (6, 6), (6, 2), (2, 2).
+    Landmark k is corner k % 4: in pixels (2, 6), (6, 6), (6, 2), (2, 2). On the other side of the square is the first
+    candidate of landmark 0, an end of the jaw, which the outline of a picture is not.
     """
     corners = torch.tensor([[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [1.0, 1.0, 0.0], [-1.0, 1.0, 0.0]])
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
-    at = torch.arange(68) % 4
+    at = (torch.arange(68) % 4)[:, None].repeat(1, 2)
+    at[0, 0] = 1
     none = torch.zeros(0, dtype=torch.int64)
     topology = MeshTopology(
         faces=faces,
         uvs=(corners[:, :2] + 1) / 2,
         uv_faces=faces,
-        landmark_faces=(at == 3).long()[:, None],
-        landmark_barycentric=torch.eye(3)[torch.tensor([0, 1, 2, 2])[at]][:, None],
+        landmark_faces=(at == 3).long(),
+        landmark_barycentric=torch.eye(3)[torch.tensor([0, 1, 2, 2])[at]],
         mesh_points=none,
         mesh_point_faces=none,
         mesh_point_barycentric=torch.zeros(0, 3),

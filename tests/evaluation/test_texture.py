@@ -62,7 +62,8 @@ def test_error_of_a_map_of_four_columns_by_hand() -> None:
     assert error([1.0, 1, 1, 1]) == pytest.approx(255 * 0.45, rel=1e-4)
     assert error([1.0, 1, 1, 0]) == pytest.approx(255 * 0.2, rel=1e-4)  # 0 has lost its partner, and does not count
     assert error([0.0, 1, 1, 1]) == pytest.approx(255 * 0.2, rel=1e-4)
-    assert error([1.0, 0.5, 1, 1]) == pytest.approx(255 * (2 * 0.7 + 0.2) / 3, rel=1e-4)  # by the lesser of the two
+    assert error([1.0, 0.5, 0.8, 1]) == pytest.approx(255 * (2 * 0.7 + 0.2) / 3, rel=1e-4)  # by the lesser of the two
+    assert error([1.0, 0.04, 1, 1]) == pytest.approx(255 * 0.7, rel=1e-4)  # too little of 1 was seen to know its mean
     assert error([1.0, 0, 0, 1], [0.0, 1, 1, 0]) == pytest.approx(255 * (3 * 0.7 + 0.2) / 4, rel=1e-4)
 
 
