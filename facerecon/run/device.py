@@ -177,7 +177,8 @@ def set_threads(count: int | None = None) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(f"threads must be a whole number, 1 or more; got {count!r}.")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["OMP_NUM_THREADS"] = str(count)
+    for library in ("OMP", "MKL", "OPENBLAS"):  # torch takes the count of MKL's where it is set
+        os.environ[f"{library}_NUM_THREADS"] = str(count)
     if "numba" not in sys.modules:  # numba refuses a later change
         os.environ["NUMBA_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:

@@ -92,12 +92,14 @@ def test_thread_counts_are_whole_and_positive(count):
 
 
 def test_threads_are_set_before_torch_is_loaded():
+    """Whatever the environment says of the libraries' own threads, as the jobs of a cluster have it."""
     code = (
         "import json, os, sys\nfrom facerecon.run import set_threads\nn = set_threads(1)\n"
         "early = 'torch' not in sys.modules\nimport torch\n"
         "print(json.dumps([n, early, torch.get_num_threads(), os.environ['OMP_WAIT_POLICY']]))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "NUMBA_", "MKL_"))}
+    environment |= {"MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     cwd = Path(__file__).resolve().parents[2]
     said = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=cwd, text=True)
     assert json.loads(said) == [1, True, 1, "PASSIVE"]
@@ -105,8 +107,8 @@ def test_threads_are_set_before_torch_is_loaded():
 
 def test_threads_can_change_after_torch_is_loaded(monkeypatch):
     before = torch.get_num_threads()
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        monkeypatch.setenv(name, str(before))  # so that both are put back
+    for name in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
+        monkeypatch.setenv(f"{name}_NUM_THREADS", str(before))  # so that all are put back
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     try:
         assert set_threads(1) == 1 == torch.get_num_threads()
