@@ -73,10 +73,13 @@ def test_maps_of_a_batch_do_not_see_one_another(path) -> None:
     targets = decoder(decoder.sample(2, torch.Generator().manual_seed(1)))
     settings = TextureInversionSettings(steps=20, features=0)
     both = invert_texture(targets, decoder, settings=settings)
-    alone = invert_texture(targets[1:], decoder, settings=settings)
-    torch.testing.assert_close(both.latent.codes[1:], alone.latent.codes, atol=1e-3, rtol=0)
     again = invert_texture(targets, decoder, settings=settings)
-    assert torch.equal(both.latent.codes, again.latent.codes)
+    alone = invert_texture(targets[1:], decoder, settings=settings)
+    other = invert_texture(torch.cat([torch.rand_like(targets[:1]), targets[1:]]), decoder, settings=settings)
+    for found, row in ((again, 1), (alone, 0), (other, 1)):
+        torch.testing.assert_close(found.history["l1"][row, 0], both.history["l1"][1, 0], atol=0, rtol=1e-4)
+        moved = (found.texture[row] - both.texture[1]).abs().mean()  # Adam turns rounding into steps
+        assert moved < 0.02 * both.history["l1"][1, 0], moved
 
 
 def test_a_linear_basis_starts_at_its_least_squares_and_never_gets_worse() -> None:

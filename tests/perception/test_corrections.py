@@ -110,7 +110,7 @@ def test_given_landmarks_need_no_detector(astronaut) -> None:
     image, seen, points = astronaut
     again = observe(image, landmarks=points)
     assert (again.landmarks68 - seen.landmarks68).abs().max() < 1e-3
-    assert torch.equal(again.fit.image, seen.fit.image)
+    assert (again.fit.image - seen.fit.image).abs().max() < 1e-3  # of a point that moved by rounding, 1e-4 px
     assert (
         torch.minimum(again.face_mask, seen.face_mask).sum() / torch.maximum(again.face_mask, seen.face_mask).sum()
         > 0.97

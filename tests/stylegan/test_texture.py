@@ -174,7 +174,7 @@ def test_geocross_is_on_w(path) -> None:
     assert abs(float(geocross_loss(w) - geocross_loss(codes))) > 0.1
 
 
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 0.08)])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-4), (torch.bfloat16, 0.08)])
 @pytest.mark.parametrize("size", [None, 16])
 def test_frozen_synthesis_is_the_networks_own(dtype, near, size) -> None:
     """Pictures and gradients in the codes, against autograd through the trainable network in float32."""
