@@ -119,7 +119,7 @@ def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tm
     assert (result.w - w).norm() < 0.95 * (start - w).norm()
     assert result.trace[-1]["loss"] < 0.6 * result.trace[0]["loss"]
     assert seen[0] == ("w", 0, 6) and seen[-1] == ("w+", 1, 2)
-    assert torch.equal(result.image, generator(result.code[None])[0])
+    assert (result.image - generator(result.code[None])[0]).abs().mean() < 1e-3
 
     def stop(phase: str, step: int, steps: int) -> None:
         if (phase, step) == ("w+", 1):

@@ -47,7 +47,7 @@ def test_error_over_a_mask_ignores_what_lies_outside_of_it() -> None:
     assert brightness_symmetry_error(texture, torch.zeros_like(mask)).isnan().all()
     # the whole map as a mask: the same but for the blur's mirrored border
     full = brightness_symmetry_error(texture, torch.ones_like(mask))
-    assert full.item() == pytest.approx(brightness_symmetry_error(texture).item(), rel=1e-5)
+    assert full.item() == pytest.approx(brightness_symmetry_error(texture).item(), rel=1e-4)
 
 
 def test_error_of_a_map_of_four_columns_by_hand() -> None:
@@ -82,7 +82,7 @@ def test_a_batch_gives_each_map_its_own_error() -> None:
     textures = torch.rand(3, 3, 64, 64)
     together = brightness_symmetry_error(textures)
     alone = torch.cat([brightness_symmetry_error(t[None]) for t in textures])
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, alone, atol=0, rtol=1e-4)
 
 
 def test_share_of_observed_texels() -> None:

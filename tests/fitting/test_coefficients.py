@@ -97,7 +97,7 @@ def test_the_open_head_takes_them(asset):
     config = RegressorConfig(identity=12, expression=model.num_expression, texture=0)
     params = model.sample(batch=2).replace(rotation=torch.rand(2, 3) * 0.3)
     again = coefficients_to_params(params_to_coefficients(params, config), model)
-    assert torch.equal(model(again), model(params))
+    assert torch.allclose(model(again), model(params), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -120,5 +120,5 @@ def test_the_released_layout_poses_the_papers_head(reference, hifi3dpp_mat, tmp_
         params = coefficients_to_params(said, model)
         expected = hifi3dpp.coefficients_to_params(vector, num_identity=100)
         assert vector.shape == (2, 1049) and said.angles.abs().min() > 0
-        assert torch.equal(model(params), model(expected)) and model(params).isfinite().all()
-        assert torch.equal(model.albedo(params), model.albedo(expected))
+        assert torch.allclose(model(params), model(expected), atol=1e-5) and model(params).isfinite().all()
+        assert torch.allclose(model.albedo(params), model.albedo(expected), atol=1e-5)

@@ -202,7 +202,7 @@ def test_residuals_say_which_coefficients_may_move(model) -> None:
     by_setting = fit_landmarks(
         model, target, start=start, settings=LandmarkStart(refine_identity=0.4, refine_expression=0.1)
     )
-    assert torch.equal(by_file.identity, by_setting.identity)
+    assert torch.allclose(by_file.identity, by_setting.identity, atol=1e-4)
     known = fit_landmarks(model, target, start=start, start_residual=even | {
         "identity": torch.where(torch.arange(IDENTITY) == 3, 1e-3, 0.4)})  # fmt: skip
     assert (known.identity - start.identity)[0, 3].abs() < 1e-3 < (by_file.identity - start.identity)[0, 3].abs()
@@ -210,7 +210,7 @@ def test_residuals_say_which_coefficients_may_move(model) -> None:
     fixed = fit_landmarks(
         model, target, start=start, settings=LandmarkStart(refine_identity=0.5, refine_expression=0.2)
     )
-    assert torch.equal(default.identity, fixed.identity)
+    assert torch.allclose(default.identity, fixed.identity, atol=1e-4)
 
 
 def test_residuals_of_fewer_coefficients_leave_the_rest_to_the_prior(model) -> None:
@@ -236,7 +236,7 @@ def test_what_it_says_is_where_the_fit_starts(model) -> None:
         model, oracle(moved(true)), photo, Camera.deep3d(batch=2), LandmarkStart(refine=0)
     )
     assert reasons == {}
-    assert torch.equal(params.identity, said.identity)
+    assert torch.allclose(params.identity, said.identity, atol=1e-5)
     refined, _, _ = start_from_said(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
     assert (refined.identity - true.identity).abs().mean() < 0.1
     assert (refined.rotation - true.rotation).abs().max() < 0.01
@@ -261,13 +261,13 @@ def test_a_person_starts_where_the_photos_that_can_be_read_agree(model) -> None:
     params, _, reasons = start_from_said(model, oracle(nothing), photo, camera, shared_identity=True)
     assert len(reasons) == 4
     expected = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, shared_identity=True, averaged=True)
-    assert torch.equal(params.identity, expected.identity)
+    assert torch.allclose(params.identity, expected.identity, atol=1e-4)
     # one photo of a person is a photo
     one, _, _ = start_from_said(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
     assert (model(one) - model(single[1])).abs().max() < 1e-2  # 1 mm: two ways to the same optimum
 
 
-def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None:
+def test_photos_out_of_its_depth_start_from_their_landmarks(model) -> None:
     true = heads(model, [0.0, 76.0, 0.0, 0.0, 0.0, 20.0])
     photo, camera = observed(model, true), Camera.deep3d(batch=6)
     photo.box[2] = torch.tensor([0.0, 0.0, 44.0, 90.0])
@@ -282,8 +282,8 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model, same) -> None
     assert 68 < float(reasons[1].split("turned by ")[1].split()[0]) < 86
     rows = torch.tensor([1, 2, 3, 4])
     alone = fit_landmarks(model, photo.landmarks68[rows], camera[rows], photo.mesh468[rows])
-    same(params[rows].identity, alone.identity)
-    same(params[rows].light.coefficients, SHLight.ambient(4).coefficients)
+    assert torch.allclose(params[rows].identity, alone.identity, atol=1e-4)
+    assert torch.allclose(params[rows].light.coefficients, SHLight.ambient(4).coefficients)
     # the others are what they are without them
     fine = torch.tensor([0, 5])
     others, _, none = start_from_said(model, oracle(said[fine]), photo[fine], camera[fine])
@@ -342,7 +342,7 @@ def test_a_fit_that_starts_by_the_network(model, photo) -> None:
     with pytest.warns(UserWarning, match=r"astronaut\.jpg: stage 1 starts from its landmarks.*misses"):
         fitter(photo)
     assert list(fitter.fallbacks) == [0]
-    assert torch.equal(fitter.stage_params["start"][0].identity, landmarks.identity)
+    assert torch.allclose(fitter.stage_params["start"][0].identity, landmarks.identity, atol=1e-4)
 
 
 def test_light_and_texture_may_be_the_networks(model, photo) -> None:
@@ -359,7 +359,8 @@ def test_light_and_texture_may_be_the_networks(model, photo) -> None:
         network.heads["shift"].bias += 0.5
     again, code = fitter.initialize(photo)
     closed, expected = build(model).initialize(photo)
-    assert torch.equal(again.light.coefficients, closed.light.coefficients) and torch.equal(code.codes, expected.codes)
+    assert torch.allclose(again.light.coefficients, closed.light.coefficients, atol=1e-4)
+    assert torch.allclose(code.codes, expected.codes, atol=1e-3)
 
 
 def test_a_network_of_another_head_is_refused(model) -> None:

@@ -53,7 +53,7 @@ def test_constant_offset_of_the_guide_does_not_matter():
     mask = torch.zeros(1, 1, 40, 40)
     mask[..., 10:30, 5:25] = 1
     one, two = poisson_edit(base, guide, mask), poisson_edit(base, guide + 5, mask)
-    assert torch.allclose(one, two, atol=1e-5)
+    assert torch.allclose(one, two, atol=1e-4)
     assert torch.equal(one[:, :, :10], base[:, :, :10])
     assert torch.allclose(poisson_edit(base, base - 0.3, mask), base, atol=1e-5)
 
@@ -65,7 +65,7 @@ def test_a_batch_with_equal_and_different_masks():
     together = poisson_edit(base, guide, mask)
     for b in range(3):
         alone = poisson_edit(base[b : b + 1], guide[b : b + 1], mask[b : b + 1])
-        assert torch.allclose(together[b], alone[0], atol=1e-6)
+        assert torch.allclose(together[b], alone[0], atol=1e-5)
     assert torch.equal(together[2], base[2])
 
 

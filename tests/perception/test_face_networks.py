@@ -75,7 +75,7 @@ def test_networks_load_frozen_and_do_not_mix_a_batch(asset, name: str, build, co
     images = torch.rand(2, 3, getattr(net, "size", 160), getattr(net, "size", 160))
     both, one = net(images), net(images[1:])
     for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (both, one)), strict=True):
-        torch.testing.assert_close(a[1:], b, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a[1:], b, atol=1e-4, rtol=1e-3)
 
 
 def test_attributes_of_the_sample(seen) -> None:
@@ -88,10 +88,10 @@ def test_attributes_of_the_sample(seen) -> None:
 
 def test_attribute_networks_agree_with_the_observation(seen) -> None:
     again = load_expression()(seen.fit.image, seen.landmarks68)
-    torch.testing.assert_close(again, seen.expression)
+    torch.testing.assert_close(again, seen.expression, atol=1e-4, rtol=0)
     age, male = load_age_gender()(seen.fit.image, seen.landmarks68)
-    torch.testing.assert_close(age, seen.age)
-    torch.testing.assert_close(male, seen.male)
+    torch.testing.assert_close(age, seen.age, atol=1e-2, rtol=0)
+    torch.testing.assert_close(male, seen.male, atol=1e-4, rtol=0)
 
 
 def test_the_person_is_segmented(networks, photo) -> None:
@@ -107,7 +107,7 @@ def test_the_judge_gives_unit_vectors_and_does_not_mix_a_batch(seen) -> None:
     landmarks = seen.landmarks68.expand(2, -1, -1)
     found = load_judge()(image, landmarks)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
-    torch.testing.assert_close(found[:1], seen.judge, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[:1], seen.judge, atol=1e-4, rtol=0)
     assert np.isfinite(found.numpy()).all()
 
 

@@ -72,9 +72,9 @@ def test_features_reach_the_image_and_agree_with_one_pass(seen) -> None:
     image = seen.fit.image.clone().requires_grad_()
     features = net.features(image, seen.landmarks68)
     together, embedding = net.embed_with_features(image, seen.landmarks68)
-    torch.testing.assert_close(embedding, net(image, seen.landmarks68))
+    torch.testing.assert_close(embedding, net(image, seen.landmarks68), atol=1e-4, rtol=1e-4)
     for a, b in zip(features, together, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
         (gradient,) = torch.autograd.grad(a.square().mean(), image, retain_graph=True)
         assert gradient.abs().sum() > 0
     assert [f.shape[1] for f in features] == [32, 64, 128]

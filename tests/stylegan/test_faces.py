@@ -22,17 +22,17 @@ def test_pictures_are_the_networks_in_the_unit_range(faces) -> None:
     rows = w[:, None].expand(-1, faces.num_styles, -1)
     expected = (faces.generator.synthesis(rows) + 1) / 2
     assert expected.min() < 0 < 1 < expected.max()
-    torch.testing.assert_close(faces(w), expected.clamp(0, 1))
-    assert torch.equal(faces(w), faces(rows))
+    torch.testing.assert_close(faces(w), expected.clamp(0, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(faces(w), faces(rows), atol=1e-4, rtol=0)
     assert (faces.resolution, faces.num_styles, faces.style_dim) == (32, 8, 8)
 
 
 def test_a_seed_is_a_face_in_any_batch(faces) -> None:
     both = faces.sample([3, 11], 0.7)
-    torch.testing.assert_close(both[1:], faces.sample(11, 0.7))
+    torch.testing.assert_close(both[1:], faces.sample(11, 0.7), atol=1e-4, rtol=0)
     z = torch.randn(8, generator=torch.Generator().manual_seed(11))
     w = faces.generator.mapping(z[None])
-    torch.testing.assert_close(both[1:], faces.mean_w + 0.7 * (w - faces.mean_w))
+    torch.testing.assert_close(both[1:], faces.mean_w + 0.7 * (w - faces.mean_w), atol=1e-4, rtol=0)
     torch.testing.assert_close(faces.sample(11, 0.0)[0], faces.mean_w)
 
 

@@ -95,8 +95,8 @@ def test_constants_enter_at_their_resolutions() -> None:
     before = g.synthesis(w, size=4), g.synthesis(w, size=8)
     with torch.no_grad():
         g.synthesis.blocks[1].constant[:, 2, 3] = 5.0
-    assert torch.equal(g.synthesis(w, size=4), before[0])
-    changed = (g.synthesis(w, size=8) - before[1]).abs().amax((0, 1)) > 1e-6
+    torch.testing.assert_close(g.synthesis(w, size=4), before[0], atol=1e-5, rtol=1e-5)
+    changed = (g.synthesis(w, size=8) - before[1]).abs().amax((0, 1)) > 1e-4
     assert changed[1:4, 2:5].all() and changed.sum() == 9  # what the 3x3 convolution after it reaches
     with pytest.raises(ConfigError, match="constant_size"):
         GeneratorConfig(size=16, constant_size=32)
@@ -116,7 +116,7 @@ def test_what_lies_below_is_kept_in_files(tmp_path, compact) -> None:
     assert bool((error > 0).all()) is compact
     read.synthesis.linear = linear
     w = g.rows_of(draws(2, 6))
-    assert torch.equal(read.synthesis(w), g.synthesis(w))
+    torch.testing.assert_close(read.synthesis(w), g.synthesis(w), atol=1e-4, rtol=0)
     halves = draws(6, 3, 8, 4, seed=4)
     sign = torch.tensor([1.0, -1, 1, -1, -1, 1]).view(6, 1, 1, 1)
     images = torch.cat([halves, sign * halves.flip(-1)], -1).flatten(1)

@@ -108,13 +108,13 @@ def test_what_the_discriminator_sees_is_of_the_weights_as_they_are() -> None:
             seen = run.generator.synthesis(w)
         fresh = tiny()
         fresh.load_state_dict(run.generator.state_dict())
-        assert torch.equal(seen, fresh.synthesis(w).detach())
+        torch.testing.assert_close(seen, fresh.synthesis(w).detach(), atol=1e-5, rtol=1e-5)
         run.warm_step(code, pattern().expand(2, -1, -1, -1), 0.5)
         run.finish_step(1)
         with torch.no_grad():
             seen = run.average.synthesis(w)
         fresh.load_state_dict(run.average.state_dict())
-        assert torch.equal(seen, fresh.synthesis(w).detach())
+        torch.testing.assert_close(seen, fresh.synthesis(w).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_adversarial_steps_approach_one_image() -> None:
@@ -300,14 +300,14 @@ def test_growing_keeps_the_image() -> None:
     assert "grown from 16 to 32 px: 1 new block" in text
     z = torch.randn(2, 8)
     with torch.no_grad():
-        assert torch.allclose(large(z, size=16), small(z), atol=1e-6)
+        assert torch.allclose(large(z, size=16), small(z), atol=1e-5)
         from facerecon.stylegan.layers import upsample_image
 
-        assert torch.allclose(large(z), upsample_image(small(z)), atol=1e-6)
+        assert torch.allclose(large(z), upsample_image(small(z)), atol=1e-5)
     again = tiny(16)
     assert "cut from 32 to 16" in initialize_from(again, large)
     with torch.no_grad():
-        assert torch.allclose(again(z), small(z), atol=1e-6)
+        assert torch.allclose(again(z), small(z), atol=1e-5)
 
 
 def test_a_start_with_other_channels_is_refused() -> None:
