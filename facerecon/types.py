@@ -451,6 +451,8 @@ class Observation(TensorStruct):
         path: one string a face, where it came from.
         photo_size: one (H, W) a face, of the file.
         mask_given: one bool a face: whether a user drew its mask, which is then believed as it is.
+        turned: one number a face: degrees, clockwise, by which the photo was turned for the crops to be upright (0, 90,
+            180, 270). ``to_photo``, ``box`` and ``photo_size`` are of the photo as it is.
     """
 
     fit: Crop
@@ -467,6 +469,7 @@ class Observation(TensorStruct):
     path: tuple = ()
     photo_size: tuple = ()
     mask_given: tuple = ()
+    turned: tuple = ()
 
     @property
     def image(self) -> Tensor:

@@ -125,6 +125,24 @@ def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Ten
     return torch.cat([landmarks[:, :36], own + weight * (mesh[:, list(EYES_AND_MOUTH), :2] - own)], 1)
 
 
+MOST_APART = 0.03
+"""Of :func:`disagreement`, in what is trusted."""
+
+
+def disagreement(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor:
+    """How far apart the two networks were at eyes and mouth: they see the same in a face, and something each in what
+    is none.
+
+    Args:
+        landmarks: (B, 68, 2), of :func:`fused_landmarks` with this ``weight``. mesh: (B, 468, 2 or 3), in the same px.
+
+    Returns:
+        (B,) mean distance, as a share of the landmarks' extent.
+    """
+    apart = (landmarks[:, 36:] - mesh[:, list(EYES_AND_MOUTH), :2]).norm(dim=-1).mean(1) / (1 - weight)
+    return apart / (landmarks.amax(1) - landmarks.amin(1)).amax(1).clamp(min=1e-6)
+
+
 @kept()
 def load_facemesh() -> FaceMeshNet:
     """The open pack's face mesh, frozen."""

@@ -7,8 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from facerecon.perception.attributes import load_age_gender, load_expression, lo
 from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
-from facerecon.perception.facemesh import fused_landmarks, load_facemesh
+from facerecon.perception.facemesh import MOST_APART, disagreement, fused_landmarks, load_facemesh
 from facerecon.perception.identity import landmark_box, load_identity, load_judge
-from facerecon.perception.landmarks import load_landmarks68, map_points
+from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
 from facerecon.perception.parsing import face_masks
 from facerecon.types import Crop, Observation
 
@@ -56,6 +55,7 @@ _SMALL_FACE = 64
 _ENOUGH = 640  # px of a face that all crops can use
 _AROUND = 2.5  # from the face's center, in its sides: more than the full crop reaches
 _MESH_SCORE = 0.5  # of the face mesh, below which a detection is no face
+_LEANING = 0.9  # radians off upright up to which a photo need not be turned
 
 
 def _inverse(transform: Tensor) -> Tensor:
@@ -119,24 +119,25 @@ def observe(
         if landmarks is not None:
             found, face = [_given(landmarks, loaded, closer)], "largest"
         else:
-            shaped = (_shaped(*closer(detection), confirm=loaded.scale < 1) for detection in load_detector()(image))
-            faces = (item for item in shaped if item is not None)  # lazily: the largest alone is measured alone
-            found = list(islice(faces, 1) if face == "largest" else faces)
+            found = _find(loaded, closer, face == "largest")
         if not found:
             raise NoFaceError(
                 f"{name}: no face found; use a photo with a visible, roughly upright face, or give landmarks=."
             )
+        if turn := 90 * found[0].view.turn:
+            warnings.warn(f"{name}: its face is not upright; turned by {turn} degrees clockwise it is.", stacklevel=3)
         if isinstance(face, int):
             if face >= len(found):
                 raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
             found = [found[face]]
-        large = [item for item in found if item[1].side >= _SMALLEST_FACE]
+        large = [item for item in found if item.detection.side >= _SMALLEST_FACE]
         if not large:
+            side = found[0].detection.side
             raise InputError(
-                f"{name}: the face is only {found[0][1].side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
+                f"{name}: the face is only {side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
                 "use a larger copy of the photo."
             )
-        small = min(item[1].side for item in large)
+        small = min(item.detection.side for item in large)
         if small < _SMALL_FACE:
             warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=3)
         area = None if mask is None else read_mask(mask, loaded.size)
@@ -144,7 +145,7 @@ def observe(
             area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
         measured = Observation.cat(
             [
-                _measure(*item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser)
+                _measure(item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser)
                 for item in large
             ]
         )
@@ -186,52 +187,116 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _View:
-    """The photo, or the part of it around a face that is small in it, with more pixels.
+    """The photo, or the part of it around a face that is small in it, with more pixels; turned so that it is upright.
 
     Args:
-        image: (3, h, w). zoom: its pixels per photo pixel. left, top: photo pixels of its corner.
+        image: (3, h, w). zoom: its pixels per photo pixel. left, top: photo pixels of its corner, before it was turned.
+        turn: quarter turns, clockwise, from the photo to the image.
     """
 
     image: Tensor
     zoom: float = 1.0
     left: float = 0.0
     top: float = 0.0
+    turn: int = 0
+
+    def turned(self, turn: int) -> _View:
+        """This view, which is not turned yet, turned clockwise by quarters."""
+        return replace(self, image=torch.rot90(self.image, -turn, (1, 2)), turn=turn) if turn else self
 
     def seen(self, detection: Detection) -> Detection:
         """A detection in photo pixels -> in pixels of the view."""
-        x0, y0, x1, y1 = detection.box
-        left, top, zoom = self.left, self.top, self.zoom
-        box = ((x0 - left) * zoom, (y0 - top) * zoom, (x1 - left) * zoom, (y1 - top) * zoom)
-        return Detection(box, detection.score)
+        from_photo = _inverse(self.to_photo(torch.eye(2, 3, dtype=torch.float64)[None]))
+        return Detection(_mapped(from_photo, detection.box), detection.score)
 
     def to_photo(self, transform: Tensor) -> Tensor:
         """An affine map (B, 2, 3) into the view -> into the photo."""
+        if self.turn:
+            transform = _turned_back(transform, self.turn, tuple(self.image.shape[-2:]))
         return transform / self.zoom + transform.new_tensor([[0, 0, self.left], [0, 0, self.top]])
 
 
+def _turned_back(transform: Tensor, turn: int, size: tuple[int, int]) -> Tensor:
+    """An affine map (B, 2, 3) into an image of ``size`` (h, w) -> into what it was before that many quarter turns."""
+    height, width = size
+    back = {1: [[0, 1, 0], [-1, 0, width]], 2: [[-1, 0, width], [0, -1, height]], 3: [[0, -1, height], [1, 0, 0]]}
+    matrix = transform.new_tensor(back[turn])
+    return torch.cat([matrix[:, :2] @ transform[:, :, :2], matrix[:, :2] @ transform[:, :, 2:] + matrix[:, 2:]], -1)
+
+
+def _mapped(transform: Tensor, box: tuple[float, ...]) -> tuple[float, ...]:
+    """The box (x0, y0, x1, y1) of a box's corners through an affine map (1, 2, 3)."""
+    corners = map_points(transform, transform.new_tensor(box).view(1, 2, 2))[0]
+    return (*corners.amin(0).tolist(), *corners.amax(0).tolist())
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A face that was found; everything in pixels of the view.
+
+    Args:
+        view: where it is seen. detection: there. landmarks: (1, 68, 2). mesh: (1, 468, 3).
+        sure: whether what was measured on it goes together.
+    """
+
+    view: _View
+    detection: Detection
+    landmarks: Tensor
+    mesh: Tensor
+    sure: bool = True
+
+
 def _closer(source: Any, loaded: LoadedImage) -> Callable[[Detection], tuple[_View, Detection]]:
-    """A function that gives a face's best view, and its detection there: where the photo was reduced and the face is
-    small, the part around it at the file's own resolution."""
+    """A function that gives a face's best view, turned clockwise by quarters, and its detection there: where the photo
+    was reduced and the face is small, the part around it at the file's own resolution."""
     whole = _View(loaded.image)
     height, width = loaded.image.shape[-2:]
     regions = open_regions(source)
 
-    def view(detection: Detection) -> tuple[_View, Detection]:
+    def view(detection: Detection, turn: int = 0) -> tuple[_View, Detection]:
+        seen = upright(detection).turned(turn)
+        return seen, seen.seen(detection)
+
+    def upright(detection: Detection) -> _View:
         zoom = min(_ENOUGH / max(detection.side, 1.0), 1 / loaded.scale)
         if zoom < 1.1:
-            return whole, detection
+            return whole
         x0, y0, x1, y1 = detection.box
         reach, x, y = _AROUND * detection.side, (x0 + x1) / 2, (y0 + y1) / 2
         box = ((x - reach) / width, (y - reach) / height, (x + reach) / width, (y + reach) / height)
         image, found = regions(box, round(2 * reach * zoom))
         left, top = found[0] * width, found[1] * height
-        closer = _View(image, image.shape[-1] / (found[2] * width - left), left, top)
-        return closer, closer.seen(detection)
+        return _View(image, image.shape[-1] / (found[2] * width - left), left, top)
 
     return view
 
 
-def _shaped(view: _View, detection: Detection, confirm: bool) -> tuple[_View, Detection, Tensor, Tensor] | None:
+_TURNS = (0, 1, 3, 2)  # quarter turns, in the order in which they are tried
+
+
+def _find(loaded: LoadedImage, closer: Callable, largest: bool) -> list[_Face]:
+    """The faces of a photo, largest first; of the photo turned by quarters where it shows none to be trusted as it is.
+
+    Args:
+        largest: one is enough: the largest to be trusted, else the largest. The others are then not measured.
+    """
+    upright: list[_Face] = []
+    for turn in _TURNS:
+        image = torch.rot90(loaded.image, -turn, (1, 2))
+        whole, faces = _View(image, turn=turn), []
+        for detection in load_detector()(image):
+            in_photo = Detection(_mapped(whole.to_photo(torch.eye(2, 3)[None]), detection.box), detection.score)
+            face = _shaped(*closer(in_photo, turn), confirm=loaded.scale < 1)
+            faces += [] if face is None else [face]
+            if largest and face is not None and face.sure:
+                return [face]
+        if any(face.sure for face in faces):
+            return faces
+        upright = upright or (faces if turn == 0 else [])
+    return upright[:1] if largest else upright
+
+
+def _shaped(view: _View, detection: Detection, confirm: bool) -> _Face | None:
     """A detection with its 68 landmarks and 468 mesh points, in pixels of the view; None without a face.
     ``confirm``: look for it once more where the view is closer than the one in which it was found."""
     if confirm and view.zoom > 1 and not load_detector().confirm(view.image, detection):
@@ -245,11 +310,13 @@ def _shaped(view: _View, detection: Detection, confirm: bool) -> tuple[_View, De
     center, reach = landmarks.mean(1), (landmarks.amax(1) - landmarks.amin(1)).amax(1)
     if (mesh[..., :2].mean(1) - center).norm(dim=1).item() > 0.35 * reach.item():  # it lost the face: look again
         mesh, _ = load_facemesh()(photo, landmark_box(landmarks))
-    return view, detection, fused_landmarks(landmarks, mesh), mesh
+    fused = fused_landmarks(landmarks, mesh)
+    sure = disagreement(fused, mesh).item() <= MOST_APART and abs(eye_angle(landmarks).item()) < _LEANING
+    return _Face(view, detection, fused, mesh, sure)
 
 
-def _given(landmarks: Any, loaded: LoadedImage, closer: Callable) -> tuple[_View, Detection, Tensor, Tensor]:
-    """A face where the user says that it is, with its landmarks (1, 68, 2) and mesh (1, 468, 3), pixels of its view."""
+def _given(landmarks: Any, loaded: LoadedImage, closer: Callable) -> _Face:
+    """A face where the user says that it is."""
     name = Path(landmarks).name if isinstance(landmarks, str | Path) else "landmarks"
     points = read_landmarks(landmarks)
     check_landmarks(points, loaded.size, name)
@@ -258,14 +325,11 @@ def _given(landmarks: Any, loaded: LoadedImage, closer: Callable) -> tuple[_View
     points = (points - points.new_tensor([view.left, view.top])) * view.zoom
     box = landmark_box(points)
     mesh, _ = load_facemesh()(view.image[None], box)
-    return view, Detection(tuple(box[0].tolist()), 1.0), points, fit_mesh(mesh, points)
+    return _Face(view, Detection(tuple(box[0].tolist()), 1.0), points, fit_mesh(mesh, points))
 
 
 def _measure(
-    view: _View,
-    detection: Detection,
-    landmarks: Tensor,
-    mesh: Tensor,
+    found: _Face,
     name: str,
     size: int,
     full_size: int,
@@ -275,8 +339,8 @@ def _measure(
     photo_size: tuple[int, int],
     parser: FaceParser | None = None,
 ) -> Observation:
-    """Observation of batch 1 from one detection, its landmarks (1, 68, 2) and mesh (1, 468, 3) in pixels of the view;
-    ``area`` (1, H, W), of the whole photo, is the face mask if it is known."""
+    """Observation of batch 1 of one face; ``area`` (1, H, W), of the whole photo, is the face mask if it is known."""
+    view, detection, landmarks, mesh = found.view, found.detection, found.landmarks, found.mesh
     image = view.image
     photo = image[None]
     to_photo = deep3d_crop_transform(landmarks, points3d, size)
@@ -321,7 +385,7 @@ def _measure(
         full=full,
         landmarks68=fit_landmarks,
         mesh468=fit_mesh,
-        box=torch.tensor([detection.box]) / view.zoom + torch.tensor([[view.left, view.top] * 2]),
+        box=torch.tensor([_mapped(view.to_photo(torch.eye(2, 3)[None]), detection.box)]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
         judge=load_judge()(fit_image, fit_landmarks),
@@ -331,4 +395,5 @@ def _measure(
         path=(name,),
         photo_size=(photo_size,),
         mask_given=(area is not None,),
+        turned=(90 * view.turn,),
     )

@@ -1,5 +1,6 @@
 """observe: landmarks against the released ones, invariances of a photo, crops that fit together, one-line errors."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -11,8 +12,9 @@ from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import MEAN_FIVE_POINTS, observe
+from facerecon.perception.detection import Detection
 from facerecon.perception.landmarks import MIRRORED_68, map_points
-from facerecon.perception.observe import _loaded
+from facerecon.perception.observe import _loaded, _View
 from facerecon.types import Observation
 
 pytestmark = pytest.mark.usefixtures("networks")
@@ -98,6 +100,56 @@ def test_a_tilted_head_is_measured_as_well(seen, photo, degrees: int) -> None:
     to_photo = torch.cat([turn, offset[:, None]], 1)[None]
     found = observe(crop_affine(photo[None], to_photo, 320))
     assert error(map_points(to_photo, in_photo(found)[None])[0], in_photo(seen)) < 1.6
+
+
+def upright(points: torch.Tensor, turn: int, size: tuple[int, int]) -> torch.Tensor:
+    """Points (N, 2) of a photo that was turned counter-clockwise by quarters from one of ``size`` (H, W) -> there."""
+    x, y = points.unbind(-1)
+    height, width = size
+    return torch.stack({0: (x, y), 1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[turn], -1)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_turned_photo_is_put_upright(seen, photo, turn: int) -> None:
+    """What is measured stays in pixels of the photo as it is; the crops are upright."""
+    cut = photo[:, :400]
+    with pytest.warns(UserWarning, match=f"turned by {90 * turn} degrees clockwise") as said:
+        found = observe(torch.rot90(cut, turn, (1, 2)))
+    assert len(said) == 1 and found.turned == (90 * turn,) and seen.turned == (0,)
+    assert found.photo_size == ((512, 400) if turn == 1 else (400, 512),)
+    points = upright(in_photo(found), turn, (400, 512))
+    assert error(points, in_photo(seen)) < 0.5
+    corners = upright(found.box.view(2, 2), turn, (400, 512))
+    assert torch.cat([corners.amin(0), corners.amax(0)]).sub(seen.box[0]).abs().max() < 10
+    for crop, other in ((found.fit, seen.fit), (found.full, seen.full)):
+        assert (crop.image - other.image)[:, :, : crop.image.shape[-1] // 2].abs().mean() < 0.02
+    assert ((found.face_mask - seen.face_mask).abs() > 0.5).float().mean() < 0.03
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+def test_views_of_a_turned_photo_say_where_in_it_they_are(photo, turn: int) -> None:
+    """A part of a photo, enlarged and turned: its pixels, and a box in it, are where they came from."""
+    part = F.interpolate(photo[None, :, 100:220, 60:260], scale_factor=2, mode="nearest")[0]
+    view = _View(part, 2.0, 60.0, 100.0).turned(turn)
+    to_photo = torch.tensor([[[0.5, 0.0, 20.0], [0.0, 0.5, 30.0]]])  # half a pixel of the view a pixel of the crop
+    shown = crop_affine(view.image[None], to_photo, 100)
+    assert (crop_affine(photo[None], view.to_photo(to_photo), 100) - shown).abs().mean() < 0.01
+    seen = view.seen(Detection((100.0, 120.0, 140.0, 200.0), 0.5))
+    x0, y0, x1, y1 = seen.box
+    assert (x1 - x0, y1 - y0) == ((160, 80) if turn % 2 else (80, 160))
+    back = map_points(view.to_photo(torch.eye(2, 3)[None]), torch.tensor([[[x0, y0], [x1, y1]]]))[0]
+    assert torch.cat([back.amin(0), back.amax(0)]).tolist() == pytest.approx([100, 120, 140, 200], abs=1e-3)
+
+
+def test_the_largest_face_to_be_trusted_is_taken(photo, seen) -> None:
+    """A large sheet that the detector takes for a face, beside a small one that is: the small one."""
+    detections = [Detection((0.0, 300.0, 200.0, 500.0), 0.9), Detection(tuple(seen.box[0].tolist()), 0.9)]
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["facerecon.perception.observe"]
+        patch.setattr(module, "load_detector", lambda: lambda image: detections)
+        patch.setattr(module, "_MESH_SCORE", -1.0)
+        found = observe(photo)
+    assert error(in_photo(found), in_photo(seen)) < 0.5
 
 
 # What comes out --------------------------------------------------------------------------------------
