@@ -85,7 +85,7 @@ def reconstruct_person(config: Any, digest: str) -> int:
         same = facts.get("content", content) == content
         if config.resume and facts.get("settings") == settings and same:
             print(f"nothing to do: {name} is finished in {folder.path}; resume=false does it again.")
-            return 0
+            return 1 if any(row.get("item") == name and "suspect" in row for row in folder.metrics.read()) else 0
         if not same:
             print(f"note: {config.img} has changed; its head is made again in {folder.path / name}")
         elif name != folder_name(label):
@@ -169,14 +169,18 @@ class _Person:
         for i in set(range(len(used))) - set(fitter.used):
             self._fail(used[i].name, FitError("what was measured on it is not finite"))
         used, photo = [used[i] for i in fitter.used], photo[fitter.used]
+        suspects = {used[i].name: why for i, why in fitter.suspect.items()}
         clock = time.perf_counter()
-        row = self._write(face, photo, used, fitter, judge)
+        row = self._write(face, photo, used, fitter, judge, suspects)
         seconds |= fitter.seconds | {"export": time.perf_counter() - clock}
         row["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         logger(row)
         self.folder.metrics.write_rows([row])
+        for name, why in suspects.items():
+            self.folder.doubt(name, f"{name} is suspect: {why}")
+            print(f"suspect: {name}: {why}", file=sys.stderr)
         self.folder.complete(self.name, settings=self.settings, content=self.content, path=str(config.img))
-        self.folder.tidy([self.name, *self.failed])
+        self.folder.tidy([self.name, *(source.name for source in used), *self.failed])
         for name, message in self.failed.items():
             print(f"left out: {name}: {message}", file=sys.stderr)
         print(
@@ -185,7 +189,7 @@ class _Person:
         )
         if fitter.diverged:
             print("the fit diverged and is kept at an earlier state: 'diverged' in metrics.jsonl")
-        return 1 if self.failed or fitter.diverged else 0
+        return 1 if self.failed or fitter.diverged or suspects else 0
 
     def _observe(self, sources: Iterator[_Source], parser: Any) -> tuple[list[_Source], list[Observation]]:
         """Those that show a face, and what was measured on them; the others are noted."""
@@ -209,7 +213,13 @@ class _Person:
         self.folder.fail(name, error)
 
     def _write(
-        self, face: ReconstructedFace, photo: Observation, used: list[_Source], fitter: Any, judge: Any
+        self,
+        face: ReconstructedFace,
+        photo: Observation,
+        used: list[_Source],
+        fitter: Any,
+        judge: Any,
+        suspects: dict[str, str],
     ) -> dict[str, Any]:
         """All files of the person; returns the row of metrics.jsonl."""
         from omegaconf import OmegaConf
@@ -230,6 +240,10 @@ class _Person:
         result = {"metrics": mean, "photos": dict(zip(names, each, strict=True)), "left_out": self.failed}
         if fitter.diverged:
             result["diverged"] = fitter.diverged[0]
+        if suspects:
+            result["suspect"] = suspects
+        if any(photo.turned):
+            result["turned"] = {name: turn for name, turn in zip(names, photo.turned, strict=True) if turn}
 
         if self.video:
             track = SavedTrack(
@@ -266,6 +280,7 @@ class _Person:
         if "report" in config.export:
             left = [f"Left out: {name}: {message}" for name, message in self.failed.items()]
             notes = [f"The fit diverged: {result['diverged']}."] if "diverged" in result else []
+            notes += [f"Suspect, this may be no face: {name}: {why}." for name, why in suspects.items()]
             subject = Subject(
                 name=self.name,
                 pictures={"": picture, "one lamp, walking from left to right": relit_strip(person)},

@@ -76,7 +76,7 @@ def main(config: Any) -> int:
         if not pending:
             _finish(folder, paths, names)
             print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
-            return 0
+            return 1 if _suspects(folder, paths, names) else 0
         # faces that could not be fitted go last: the others make the same batches as in a run that meets them first
         kinds = folder.failure_kinds()
         pending.sort(key=lambda path: kinds.get(names[path]) == "FitError")
@@ -144,12 +144,13 @@ class _Job:
         )
         if self.diverged:
             print(f"{self.diverged} face(s) diverged and are kept at an earlier state: 'diverged' in metrics.jsonl")
+        suspects = _suspects(self.folder, self.paths, self.names)
         if self.failed and len(self.paths) == 1:
             return 2
         if len(self.failed) == len(self.paths):
             where = self.folder.path / "failures.jsonl"
             raise InputError(f"none of the {len(self.paths)} photos could be used; see {where}.")
-        return 1 if self.failed or self.diverged else 0
+        return 1 if self.failed or self.diverged or suspects else 0
 
     def groups(self) -> Iterator[list[tuple[Any, Any, float]]]:
         """(path, observation, seconds) of whole photos that together fill a batch, or of one that has more faces.
@@ -205,12 +206,18 @@ class _Job:
         self.folder.metrics.write_rows(rows)
         self.written += len(rows)
         self.diverged += sum("diverged" in row for row in rows)
+        doubts: dict[Any, list[str]] = {}
+        for row in rows:
+            if "suspect" in row:
+                doubts.setdefault(row["path"], []).append(f"{row['item']} is suspect: {row['suspect']}")
         facts = {}
         for path, photo, _ in group:
             if path not in failures:
                 facts[self.names[path]] = {
                     "settings": self.settings[path], "content": self.contents[path], "path": str(path),
                 }  # fmt: skip
+                if str(path) in doubts:
+                    self.folder.doubt(self.names[path], "; ".join(doubts[str(path)]))
                 if photo.batch > 1:
                     facts[self.names[path]]["parts"] = [item.name for item in items if item.path == path]
         self.folder.complete_all(facts)
@@ -232,6 +239,14 @@ class _Item:
     seconds: float
 
 
+def _suspects(folder: Any, paths: list, names: dict) -> bool:
+    """Whether results are not to be trusted; says which."""
+    found = {name: why for name, why in folder.suspects().items() if name in {names[path] for path in paths}}
+    for why in found.values():
+        print(f"suspect: {why}", file=sys.stderr)
+    return bool(found)
+
+
 def _finish(folder: Any, paths: list, names: dict) -> None:
     """The records in order, and for several photos a page that shows them."""
     from facerecon.export.report import write_index
@@ -239,7 +254,11 @@ def _finish(folder: Any, paths: list, names: dict) -> None:
     folder.tidy(names[path] for path in paths)
     if len(paths) > 1:
         items = sorted(panel.parent.name for panel in folder.path.glob("*/panel.png"))
-        write_index(folder.path / "index.html", [(item, f"{item}/panel.png") for item in items], folder.failures())
+        write_index(
+            folder.path / "index.html",
+            [(item, f"{item}/panel.png") for item in items],
+            folder.failures() | folder.suspects(),
+        )
 
 
 def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict], dict[Any, str]]:
@@ -284,6 +303,10 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
             row["stage1"] = f"landmarks: {fitter.fallbacks[i]}" if i in fitter.fallbacks else "regressor"
         if i in fitter.diverged:
             row["diverged"] = fitter.diverged[i]
+        if i in fitter.suspect:
+            row["suspect"] = fitter.suspect[i]
+        if photo.turned[k]:
+            row["turned"] = photo.turned[k]
         clock = time.perf_counter()
         write_face(face[k], photo[k], fitter, job.folder.path / item.name, job.config, row)
         seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in fitter.seconds.items()}
@@ -332,9 +355,13 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
         save_obj(face, folder, eyes=config.eyes)
     if "glb" in config.export:
         save_glb(face, folder / "head.glb", eyes=config.eyes)
-    result = {key: row[key] for key in ("metrics", "stage1", "diverged") if key in row}
+    result = {key: row[key] for key in ("metrics", "stage1", "diverged", "suspect", "turned") if key in row}
     if "report" in config.export:
         notes = [f"The fit diverged: {row['diverged']}."] if "diverged" in row else []
+        if "suspect" in row:
+            notes.insert(0, f"Suspect, this may be no face: {row['suspect']}.")
+        if "turned" in row:
+            notes.append(f"The photo was turned by {row['turned']} degrees clockwise to have the face upright.")
         if row.get("stage1", "").startswith("landmarks: "):
             notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
         write_report(

@@ -357,12 +357,16 @@ def test_a_photo_without_a_face_is_fitted_to_given_landmarks(script, tmp_path, m
     file = tmp_path / "points.csv"
     np.savetxt(file, points, delimiter=",")
     command = (f"img={nobody}", f"landmarks={file}", f"mask={mask}", f"out={tmp_path / 'o'}", "fitting=smoke")
-    run = script("fit/reconstruct.py", *command, "export=[]")
-    assert run.returncode == 0, run.stderr
-    assert (tmp_path / "o" / "nobody" / "params.safetensors").is_file()
-    assert "nothing to do" in script("fit/reconstruct.py", *command, "export=[]").stdout
+    run = script("fit/reconstruct.py", *command, "export=[report]")
+    assert run.returncode == 1, run.stderr  # a head of nothing
+    folder = tmp_path / "o" / "nobody"
+    assert (folder / "params.safetensors").is_file()
+    why = json.loads((folder / "metrics.json").read_text())["suspect"]
+    assert f"suspect: nobody is suspect: {why}" in run.stderr and f"nobody.png: suspect, {why}" in run.stderr
+    assert why in (folder / "report.html").read_text() and why in (tmp_path / "o" / "failures.jsonl").read_text()
+    assert "nothing to do" in script("fit/reconstruct.py", *command, "export=[report]").stdout
     np.savetxt(file, points[:67], delimiter=",")  # the file has changed: done again, and refused
-    assert "got 67 points" in one_line(script("fit/reconstruct.py", *command, "export=[]"))
+    assert "got 67 points" in one_line(script("fit/reconstruct.py", *command, "export=[report]"))
 
 
 def fit_and_render(script, model: str, path: Path, out: Path, *overrides: str) -> str:

@@ -26,6 +26,7 @@ from facerecon.fitting.initialize import (
 )
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
 from facerecon.fitting.stage import DetailSettings, SmoothnessSettings, Stage, stages_from_config
+from facerecon.fitting.trust import find_suspects
 from facerecon.fitting.variables import Variables, chosen_rows
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.modes import in_own_modes, ordinary
@@ -151,6 +152,7 @@ class Fitter:
         self.failed: dict[int, str] = {}
         self.diverged: dict[int, str] = {}
         self.fallbacks: dict[int, str] = {}
+        self.suspect: dict[int, str] = {}
         self.used: list[int] = []
 
     # -- stage 1 -----------------------------------------------------------------------------------
@@ -160,6 +162,7 @@ class Fitter:
         """Stage 1: the start, by N_enc or from landmarks (Sec. 4.2).
 
         ``self.fallbacks`` names the faces that N_enc cannot read, {index: why}; they start from their landmarks.
+        ``self.suspect`` names those that may be no face, {index: why}.
         ``one_person``: identity and texture are the same in every row, the best for all photos.
         """
         one_person = one_person and photo.batch > 1
@@ -192,7 +195,12 @@ class Fitter:
                 believed = [i for i in range(photo.batch) if i not in self.fallbacks] or slice(None)
                 codes = codes[believed].mean(0, keepdim=True).expand_as(codes)
             light, latent = SHLight(gamma), Latent(codes, latent.space)
-        return params.replace(light=light), latent
+        params = params.replace(light=light)
+        view, _ = self._prepare(params, camera)
+        with torch.no_grad():
+            render = view.shade(self.decoder(latent, _COARSE).nan_to_num()).surface
+        self.suspect = find_suspects(self.model, photo, params, camera, render, view.rendering.mask)
+        return params, latent
 
     def _check_regressor(self, regressor: Regressor) -> None:
         """Refuse one that speaks of another head, or of another kind of texture.
@@ -224,10 +232,11 @@ class Fitter:
 
         Returns:
             B reconstructed faces; ``face.history`` holds every loss of every step, ``fitter.seconds`` the time by
-            stage, ``fitter.fallbacks`` the faces that N_enc cannot read, ``fitter.observed`` the observation without
-            what was found to hide the faces. A face that cannot be fitted (its observation, or its first loss, is not
-            finite) is NaN throughout and named in ``fitter.failed``, {index: why}; one that diverged later is kept at
-            its best state and named in ``fitter.diverged``. Both warn, and neither changes the others.
+            stage, ``fitter.fallbacks`` the faces that N_enc cannot read, ``fitter.suspect`` those that may be no face,
+            ``fitter.observed`` the observation without what was found to hide the faces. A face that cannot be fitted
+            (its observation, or its first loss, is not finite) is NaN throughout and named in ``fitter.failed``,
+            {index: why}; one that diverged later is kept at its best state and named in ``fitter.diverged``. All three
+            warn, and none changes the others.
 
         Raises:
             FitError: no face of the observation can be fitted. InputError: a list. ConfigError: the renderer makes
@@ -329,6 +338,9 @@ class Fitter:
         for i, reason in self.fallbacks.items():
             if i not in self.failed:
                 warnings.warn(f"{_called(photo, i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=4)
+        self.suspect = {i: reason for i, reason in self.suspect.items() if i not in self.failed}
+        for i, reason in self.suspect.items():
+            warnings.warn(f"{_called(photo, i)}: suspect, {reason}.", stacklevel=4)
         variables = Variables(params, latent, self.model.expression_bounds, self.decoder, one_person)
         for i in (~variables.finite()).nonzero()[:, 0].tolist():
             self.failed.setdefault(i, "its start from the landmarks and the light is not finite")
@@ -626,6 +638,7 @@ class _Track:
     times: Tensor | None
 
 
+_COARSE = 128  # texels of the texture in which stage 1 is looked at
 _BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has left its path
 
 

@@ -23,6 +23,7 @@ from facerecon.storage import output_error, refuse_link, remove_leftovers, write
 
 __all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
 
+_SUSPECT = "suspect"  # kind of a failure that leaves a result
 FREE_TO_CHANGE = (
     *("out", "resume", "overwrite", "device", "threads", "workers", "logger"),
     *("kimg", "warm.kimg", "max_minutes"),  # of trainings: how long,
@@ -302,6 +303,10 @@ class RunDirectory:
         text = (str(error).splitlines() or [""])[0]
         self._failures.write(item=str(item), kind=kind, message=text or kind)
 
+    def doubt(self, item: str, reason: str) -> None:
+        """Note that an item's result is not to be trusted; it may be done all the same."""
+        self._failures.write(item=str(item), kind=_SUSPECT, message=reason)
+
     def forget_failures(self, items: Iterable[str]) -> None:
         """Drop what is noted about items that are tried again."""
         retried = set(items)
@@ -323,7 +328,10 @@ class RunDirectory:
             last = {row["item"]: i for i, row in enumerate(records.read()) if "item" in row}
             place = itertools.count()
             records.keep(lambda row, last=last, place=place: last.get(row.get("item"), at := next(place)) == at)
-        self._failures.keep(lambda row: row.get("item") not in done, lambda row: rank.get(row.get("item"), len(rank)))
+        self._failures.keep(
+            lambda row: row.get("item") not in done or row.get("kind") == _SUSPECT,
+            lambda row: rank.get(row.get("item"), len(rank)),
+        )
 
     def failure_kinds(self) -> dict[str, str]:
         """Kind (name of the exception) of every failure, by item."""
@@ -339,6 +347,11 @@ class RunDirectory:
         done = self.completed()
         rows = [row for row in self._failures.read() if "item" in row]
         return {row["item"]: row.get("message", "") for row in rows if row["item"] not in done}
+
+    def suspects(self) -> dict[str, str]:
+        """What :meth:`doubt` noted, by item."""
+        rows = [row for row in self._failures.read() if row.get("kind") == _SUSPECT and "item" in row]
+        return {row["item"]: row.get("message", "") for row in rows}
 
     def pending(self, items: Iterable[str]) -> list[str]:
         """Those that are not done yet, in order; failed ones are tried again."""

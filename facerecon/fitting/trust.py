@@ -1,0 +1,102 @@
+"""Whether what stage 1 found is a face (ours, not the paper's).
+
+A detector and landmark networks always say something. What they say of a face goes together: two networks put eyes and
+mouth in the same places, the head of stage 1 has its landmarks there, skin covers it, that skin is shaded smoothly, and
+as the head is. The limits are far from what good faces have (`benchmarks/trust.py`); a suspect face is fitted all the
+same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from facerecon.geometry.camera import project
+from facerecon.morphable import MorphableModel
+from facerecon.perception.facemesh import MOST_APART, disagreement
+from facerecon.types import Camera, FaceParams, Observation
+
+__all__ = ["find_suspects", "flatness", "unlike"]
+
+_MISSED = 5.0  # px of a 224 px crop by which the head of stage 1 may miss the inner landmarks
+_LEAST_SKIN = 0.3  # share of the head's face that must be skin
+_MOST_FLAT = 0.4  # of :func:`flatness`
+_MOST_UNLIKE = 0.75  # of :func:`unlike`
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, H, W)."""
+    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)
+
+
+def flatness(image: Tensor, skin: Tensor) -> Tensor:
+    """Share of the skin where brightness changes by less than a tenth of the mean change.
+
+    Skin is shaded everywhere; a drawing, or a picture of few colors, is flat between hard edges.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1]. skin: (B, H, W) bool.
+
+    Returns:
+        (B,): below 0.1 in photos, whatever their light and size, up to 0.3 in strongly compressed ones.
+    """
+    luma = _luma(image)
+    corner = luma[:, :-1, :-1]
+    change = ((luma[:, 1:, :-1] - corner).square() + (luma[:, :-1, 1:] - corner).square()).sqrt()
+    inside = skin[:, :-1, :-1] & skin[:, 1:, :-1] & skin[:, :-1, 1:]
+    found = [c[i] if bool(i.any()) else c.new_zeros(1) for c, i in zip(change, inside, strict=True)]
+    return torch.stack([(values <= 0.1 * values.mean()).float().mean() for values in found])
+
+
+def unlike(image: Tensor, render: Tensor, skin: Tensor) -> Tensor:
+    """How much of the light and shade on the skin the head of stage 1, in its light and texture, does not have.
+
+    Args:
+        image, render: (B, 3, H, W) in [0, 1]. skin: (B, H, W) bool.
+
+    Returns:
+        (B,): mean square of the difference of brightness over the variance of the image's: 0 where they are equal, 1
+        where a plain color would do as well.
+    """
+    shares = []
+    for shown, drawn, inside in zip(_luma(image), _luma(render), skin, strict=True):
+        a, b = shown[inside], drawn[inside]
+        shares.append((a - b).square().mean() / a.var(correction=0).clamp(min=1e-5) if len(a) else a.new_zeros(()))
+    return torch.stack(shares)
+
+
+def find_suspects(
+    model: MorphableModel, photo: Observation, params: FaceParams, camera: Camera, render: Tensor, covered: Tensor
+) -> dict[int, str]:
+    """Faces that may be none.
+
+    Args:
+        model: head model. photo: B observed faces. params: of stage 1. camera: of the fit crop.
+        render: (B, 3, H, W), the head of stage 1 there, in its light. covered: (B, 1, H, W), where that has its face.
+
+    Returns:
+        {index: why} of what does not go together; whether a face is among them depends on it alone.
+    """
+    with torch.no_grad():
+        apart = disagreement(photo.landmarks68, photo.mesh468)
+        points = project(camera, model.landmarks3d(model(params), camera))[..., :2]
+        missed = (points - photo.landmarks68)[:, 17:].norm(dim=-1).mean(1) * (224 / photo.image.shape[-1])
+        luma, head = _luma(photo.image), covered[:, 0] > 0.9
+        skin = (photo.skin_mask[:, 0] > 0.9) & head & (luma > 0.015) & (luma < 0.985)  # what is clipped says nothing
+        share = skin.sum((1, 2)) / head.sum((1, 2)).clamp(min=1)
+        flat, other = flatness(photo.image, skin), unlike(photo.image, render, skin)
+    found: dict[int, str] = {}
+    figures = torch.stack([apart, missed, share, flat, other], 1).tolist()
+    for i, (a, m, s, f, u) in enumerate(figures):
+        given = i < len(photo.mask_given) and photo.mask_given[i]  # by a user, who may want a part of the face alone
+        if a > MOST_APART:
+            found[i] = f"two networks put eyes and mouth {100 * a:.1f} % of the face apart, over {100 * MOST_APART:g}"
+        elif m > _MISSED:
+            found[i] = f"the head of stage 1 misses its landmarks by {m:.1f} px, over {_MISSED:g}"
+        elif s < _LEAST_SKIN and not given:
+            found[i] = f"only {100 * s:.0f} % of the face is seen as skin, under {100 * _LEAST_SKIN:g}"
+        elif f > _MOST_FLAT:
+            found[i] = f"{100 * f:.0f} % of its skin is flat, as if drawn, over {100 * _MOST_FLAT:g}"
+        elif u > _MOST_UNLIKE:
+            found[i] = f"{100 * u:.0f} % of its light and shade are not a head's, over {100 * _MOST_UNLIKE:g}"
+    return found
