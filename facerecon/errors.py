@@ -6,9 +6,11 @@ Every message says what was expected, what came, and what to do next, in one lin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -157,8 +159,15 @@ def output_closed() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+            if hasattr(select, "poll"):  # what could not be written is not kept, so a second flush may say nothing
+                watch = select.poll()
+                watch.register(stream.fileno(), select.POLLOUT)
+                if any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0)):
+                    return True
         except BrokenPipeError:
             return True
+        except (OSError, ValueError):  # no file of the system, in a notebook
+            continue
     return False
 
 
@@ -174,5 +183,6 @@ def quietly(command: Callable[[], int]) -> int:
             raise
         with open(os.devnull, "w") as nothing:  # for what Python itself flushes at the end
             for stream in (sys.stdout, sys.stderr):
-                os.dup2(nothing.fileno(), stream.fileno())
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(nothing.fileno(), stream.fileno())
         return 141

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -469,6 +470,42 @@ def test_one_person_from_a_folder(script, tmp_path, models) -> None:
     assert "Left out: blank.jpg" in report
     again = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,panel,report]")
     assert "nothing to do" in again.stdout
+
+
+def test_a_person_is_known_by_the_content_of_the_photos(tmp_path, monkeypatch, capsys) -> None:
+    from configs.compose import compose
+    from fit import person as module
+
+    def done(job, sources) -> int:
+        sources = list(sources)
+        job.folder.complete(job.name, settings=job.settings, content=job.content, path=str(job.config.img))
+        print(job.name, [source.folder for source in sources], [Path(source.name).parent.name for source in sources])
+        return 0
+
+    monkeypatch.setattr(module._Person, "run", done)
+    for where in "ab":
+        (tmp_path / where / "ada").mkdir(parents=True)
+        (tmp_path / where / "ada" / "1.jpg").write_text(where)
+
+    def start(source, *overrides: str) -> str:
+        config = compose(
+            "reconstruct", [f"img={tmp_path / source}", f"out={tmp_path / 'o'}", "person=true", *overrides]
+        )
+        module.reconstruct_person(config, "digest")
+        return capsys.readouterr().out
+
+    assert start("a/ada") == "ada ['1'] ['']\n"
+    assert "ada is finished" in start("a/ada")
+    other = start("b/ada")
+    assert "ada is of other photos" in other and re.search(r"^ada-[0-9a-f]{12} \['1'\]", other, re.M)
+    assert start("*/ada/1.jpg").splitlines()[-1].startswith("person ['1-") and "['ada', 'ada']" in start(
+        "*/ada/*.jpg", "resume=false"
+    )
+    (tmp_path / "a" / "ada" / "1.jpg").write_text("changed")
+    assert "has changed; its head is made again" in start("a/ada")
+    assert "ada is finished" in start("a/ada")
+    (tmp_path / "..jpg").write_text("x")
+    assert start("..jpg").split()[0] in ("item", "jpg")  # not the parent of out
 
 
 @pytest.mark.parametrize(
