@@ -195,11 +195,11 @@ class Poisoned(LinearDecoder):
         super().__init__(decoder.mean, decoder.basis)
         self.value, self.stage, self.steps, self.at = value, stage, steps, ("texture", 0)
 
-    def synthesis(self, codes):
+    def synthesis(self, codes, size=None):
         factor = torch.ones(len(codes), 1, 1, 1)
         if self.at[0] == self.stage and self.at[1] in self.steps:
             factor[1] = self.value
-        return super().synthesis(codes) * factor
+        return super().synthesis(codes, size) * factor
 
     def follow(self, report) -> None:
         last = report.step + 1 == report.steps
