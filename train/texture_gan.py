@@ -50,6 +50,9 @@ STRUCTURE = (
 STATISTICS = {"textures": 600}
 """How the statistics of W that a finished run's decoder holds are measured, see ``stylegan.texture.save_decoder``."""
 
+DIRECTIONS = 20_000
+"""Samples of W whose distribution decides on the directions that are kept of it."""
+
 
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
@@ -396,7 +399,7 @@ class _Job:
 
         if self.pairs is None:
             raise ConfigError(f"w_dim={self.config.w_dim} with mapping=open is learnt from pairs; set warm.kimg.")
-        z = torch.randn(20_000, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
+        z = torch.randn(DIRECTIONS, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             samples = generator.mapping(z)
         side = min(64, self.memory.size)

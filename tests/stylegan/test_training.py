@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import math
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,7 +75,7 @@ def test_supervised_steps_overfit_one_map() -> None:
     run = TextureTraining(generator, None, batch=1, warm=WarmSettings(batch=2, coarse=0.2, rampup=0))
     run.enter("warm")
     target, code = pattern().expand(2, -1, -1, -1), torch.ones(2, 8)
-    first, total = float(run.warm_step(code, target, 0.5)["l1"]), 200
+    first, total = float(run.warm_step(code, target, 0.5)["l1"]), 100
     for step in range(total):
         figures = run.warm_step(code, target, step / total)
         run.finish_step(10)
@@ -119,11 +120,9 @@ def test_what_the_discriminator_sees_is_of_the_weights_as_they_are() -> None:
 
 def test_adversarial_steps_approach_one_image() -> None:
     """A generator against a set of one map: what it makes comes nearer to that map."""
-    from facerecon.stylegan.discriminator import Discriminator
-
     torch.manual_seed(1)
     generator = tiny(8, channel_base=128, channel_max=16)
-    settings = AdversarialSettings(path_weight=0, mixing=0, noise="none", r1_gamma=0.5, r1_every=4, rate=5e-3)
+    settings = AdversarialSettings(path_weight=0, mixing=0, noise="none", r1_gamma=0.5, r1_every=4, rate=1e-2)
     run = TextureTraining(
         generator, Discriminator(8, 128, 16, group=2), batch=4, adversarial=settings, train_mapping=False
     )
@@ -137,12 +136,12 @@ def test_adversarial_steps_approach_one_image() -> None:
         return float((image - target).abs().mean())
 
     before = distance()
-    for step in range(150):
+    for step in range(50):
         run.generator_step()
         run.discriminator_step(target.expand(4, -1, -1, -1))
         if step % 4 == 0:
             run.r1_step(target.expand(4, -1, -1, -1))
-        run.finish_step(40, None)
+        run.finish_step(20, None)
     assert run.augment.p == 0
     assert distance() < 0.5 * before
 
@@ -324,7 +323,7 @@ def test_inversion_finds_an_image_of_the_generator() -> None:
         generator.w_mean.copy_(w.mean(0))
         truth = generator.synthesis(generator.rows_of(w[:2]))
     mean = generator.synthesis(generator.rows_of(generator.w_mean[None]))
-    _, image = invert_maps(generator, truth, 150)
+    _, image = invert_maps(generator, truth, 60)
     assert float((image - truth).abs().mean()) < 0.15 * float((mean - truth).abs().mean())
 
 
@@ -362,10 +361,11 @@ def test_a_checkpoint_of_another_resolution_is_refused() -> None:
 
 
 def test_two_processes_do_what_one_does(tmp_path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    command += [str(SCRIPT), str(tmp_path / "two.safetensors")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "two.safetensors")]
+    env = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     two, one = load_checkpoint(tmp_path / "two.safetensors"), trained(ALONE).state()

@@ -1,7 +1,8 @@
-"""One step of everything, by as many processes as torchrun started; rank 0 saves what came of it (test_training.py)."""
+"""One step of everything, by two processes; rank 0 saves what came of it (test_training.py)."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,15 +54,23 @@ def trained(processes, dtype=torch.float32, steps: int = 1):
 
 
 def main(path: str) -> None:
+    """As torchrun starts two; forked, so that everything is imported once."""
+    import kornia.geometry.transform  # noqa: F401
+
+    import facerecon.stylegan.training  # noqa: F401
     from facerecon.run import save_checkpoint
     from facerecon.run.processes import Processes
 
     torch.set_num_threads(1)
+    other = os.fork()
+    os.environ["RANK"] = "0" if other else "1"
     with Processes(torch.device("cpu")) as processes:
         assert processes.any(processes.rank == 1) == (processes.count > 1)
         state = trained(processes).state()
         if processes.first:
             save_checkpoint(path, state)
+    if other:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 
 
 if __name__ == "__main__":
