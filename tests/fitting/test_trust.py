@@ -134,6 +134,7 @@ class _Folder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path) -> None:
         import facerecon.perception
         import fit.models
+        import fit.person  # imports what is replaced below
         import fit.reconstruct
 
         self.suspect, self.out, self.script = "", out, fit.reconstruct
