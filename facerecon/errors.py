@@ -34,10 +34,11 @@ __all__ = [
 
 
 class FaceReconError(Exception):
-    """Base of every error a user can cause or mend; its text is one line, whatever was put into it."""
+    """Base of every error a user can cause or mend; its text is one line that can be read, whatever was put into it."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        words = super().__str__().split()  # no path has one of 500 characters, a damaged file may
+        return " ".join(word if len(word) <= 500 else f"{word[:200]}...{word[-50:]}" for word in words)
 
 
 class InputError(FaceReconError):

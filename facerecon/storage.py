@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ __all__ = [
     "all_finite",
     "no_follow",
     "open_safetensors",
+    "parse_json",
+    "read_array",
+    "read_bounded",
     "read_safetensors",
     "refuse_link",
     "refuse_pickle",
@@ -115,6 +120,50 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+# -- small files of others --------------------------------------------------------------------------------
+
+
+def read_bounded(path: str | os.PathLike, largest: int) -> bytes:
+    """A file's content, if it is no larger than such a file can be.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is larger.
+    """
+    with open(path, "rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest / 1e6:.3g} MB")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON from outside.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_array(path: str | os.PathLike, largest: int = 1 << 30) -> np.ndarray:
+    """The array of a .npy file of ``largest`` bytes at most; nothing is unpickled.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is larger, or something else is in it.
+    """
+    data = read_bounded(path, largest)
+    try:
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy's parser of headers has many kinds
+        raise ValueError(_first_line(error)) from None
+    if not isinstance(found, np.ndarray):
+        raise ValueError("it is an archive (.npz), not one array (.npy)")
+    return found
 
 
 # -- tensor files ----------------------------------------------------------------------------------------

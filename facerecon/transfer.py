@@ -61,7 +61,7 @@ from facerecon.perception import observe
 from facerecon.perception.landmarks import map_points
 from facerecon.render.interpolate import fragments, interpolate
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import read_array, read_bounded, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import Camera
 
 __all__ = [
@@ -596,11 +596,12 @@ def read_landmarks3d(source: Any, vertices: NDArray) -> NDArray:
         name = path.name
         try:
             if path.suffix.lower() == ".npy":
-                values = np.load(path, allow_pickle=False)
+                values = read_array(path, 1 << 20)
             else:
-                rows = [line.split("#")[0].replace(",", " ").split() for line in path.read_text("utf8").splitlines()]
+                text = read_bounded(path, 1 << 20).decode("utf8")
+                rows = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
                 values = [[float(x) for x in row] for row in rows if row]
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{name}: landmarks cannot be read ({reason}); {expected}.") from None
     try:

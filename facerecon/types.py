@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError, ShapeError, check_shape
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
 __all__ = [
     "Camera",
@@ -188,7 +188,7 @@ class TensorStruct:
         if meta.get("type") != cls.__name__:
             raise InputError(f"{path} holds {meta.get('type')!r}, expected {cls.__name__}; check the path.")
         try:
-            plain = json.loads(meta.get("fields", "{}"))
+            plain = parse_json(meta.get("fields", "{}"))
             return _build(cls, "", tensors, plain)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]

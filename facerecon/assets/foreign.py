@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _AGAIN = "get the released file again"
+_MAGIC = 0x1950A86A20F9469CFC6C  # before all else in what torch.save wrote of old
 _LARGEST = 1 << 31  # bytes of one tensor or file: the largest released file has 1.2 GB
 _DEEPEST = 60  # nesting of modules
 _LONGEST = 300  # characters of a dotted name
@@ -454,7 +455,9 @@ def _survey(file: IO[bytes]) -> None:
     archived = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
     file.seek(0)
     if not archived:
-        for _ in range(5):  # magic number, version, system, content, keys
+        if _Survey().read(file) != _MAGIC:
+            raise _Refused("no tensors of torch.save")
+        for _ in range(4):  # version, system, content, keys
             _Survey().read(file)
         return
     with zipfile.ZipFile(file) as archive:
@@ -647,10 +650,8 @@ def read_checkpoint(path: str | Path) -> Any:
         with warnings.catch_warnings():  # of odd pickle protocols
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except _Refused as error:
-        raise _refusal(path, error) from None
     except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
+        if isinstance(error, _Refused) or type(error).__name__ == "UnpicklingError":
             raise AssetError(
                 f"{path} is a pickle with more than tensors in it, which could run code, so it was not opened; "
                 f"{_AGAIN}."

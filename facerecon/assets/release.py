@@ -7,6 +7,7 @@ a folder that holds them, or single files of them) as they are. Files are found 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,7 +219,7 @@ def _damage(path: Path) -> str:
                 return ""
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{path} is damaged or cut off ({reason}); get the released file again."
     return (

@@ -125,7 +125,7 @@ def _read_manifest() -> dict[str, dict[str, Any]]:
             raise ValueError("not a table of assets")
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise AssetError(
             f"the list of converted assets is damaged: {path}. Run: python -m facerecon.assets fetch open --force"
         ) from None

@@ -28,7 +28,7 @@ from facerecon.perception.identity import IdentityNet
 from facerecon.perception.observe import observe
 from facerecon.run import item_seed
 from facerecon.run.lock import FolderLock
-from facerecon.storage import read_safetensors, remove_leftovers, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, remove_leftovers, safetensors_bytes, write_whole
 from facerecon.types import Observation
 
 __all__ = ["CropShards", "Wear", "WearSettings", "observed_faces", "photo_batch", "photo_sources"]
@@ -51,8 +51,8 @@ class CropShards:
         made = self._facts_path
         if made.is_file():
             try:
-                found = json.loads(made.read_text(encoding="utf-8"))
-            except ValueError:
+                found = dict(parse_json(made.read_bytes()))
+            except (OSError, ValueError, TypeError):
                 found = {}
             wrong = sorted(k for k in {*found, *self.facts} if found.get(k) != self.facts.get(k))
             if wrong:
@@ -81,12 +81,20 @@ class CropShards:
         if not self.path(shard).is_file():
             return False
         try:
-            keys = ("number", "asked")
-            tensors, _ = read_safetensors(self.path(shard), "a shard", "it is made again", keys, error=InputError)
+            tensors = self._read(shard)
         except InputError as error:
             warnings.warn(f"{error}", stacklevel=3)
             return False
         return len(tensors["number"]) == 0 or int(tensors["asked"][0]) >= len(self.numbers(shard))
+
+    def _read(self, shard: int) -> dict[str, Tensor]:
+        advice = "it is made again, or remove it"
+        tensors, _ = read_safetensors(self.path(shard), "a shard", advice, error=InputError)
+        rows = tensors.get("number", torch.zeros(()))
+        others, asked = [t for name, t in tensors.items() if name != "asked"], tensors.get("asked", torch.zeros(0))
+        if asked.shape != (1,) or rows.dim() != 1 or any(t.shape[:1] != rows.shape for t in others):
+            raise InputError(f"{self.path(shard)} is no shard of samples; {advice}.")
+        return tensors
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -132,7 +140,7 @@ class CropShards:
         """
         parts: list[dict[str, Tensor]] = []
         for shard in range(self.shards):
-            tensors, _ = read_safetensors(self.path(shard), "a shard", "remove it, it is made again", error=InputError)
+            tensors = self._read(shard)
             wanted = tensors["number"] < self.count
             parts.append({k: t[wanted] for k, t in tensors.items() if k != "asked"})
         parts = [part for part in parts if len(part["number"])]

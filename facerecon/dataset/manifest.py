@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["Manifest"]
 
@@ -105,15 +105,22 @@ class Manifest:
         tensors, meta = read_safetensors(path, "a manifest", advice, error=InputError, finite=False)
         if meta.get("type") != "Manifest" or "numbers" not in tensors or "tensor.views" not in tensors:
             raise InputError(f"{path} is no manifest; {advice}.")
-        names = json.loads(meta.get("figures", "[]"))
-        columns = tensors["figures"].unbind(1) if names else ()
-        return cls(
-            tensors["numbers"].long(),
-            tensors["seeds"].long(),
-            {key[7:]: value.float() for key, value in tensors.items() if key.startswith("tensor.")},
-            dict(zip(names, columns, strict=True)),
-            json.loads(meta.get("facts", "{}")),
-        )
+        try:
+            names, facts = parse_json(meta.get("figures", "[]")), parse_json(meta.get("facts", "{}"))
+            columns = tensors["figures"].unbind(1) if names else ()
+            figures = dict(zip(names, columns, strict=True))
+            if not isinstance(facts, dict) or not all(isinstance(name, str) for name in figures):
+                raise ValueError("its figures have no names")
+            numbers, seeds = tensors["numbers"].long(), tensors["seeds"].long()
+            if seeds.dim() != 1 or any(t.shape[:1] != numbers.shape for t in tensors.values()):
+                raise ValueError("not a row an item in all of it")
+            if any(column.dim() != 1 for column in columns):
+                raise ValueError("its figures are no numbers")
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} is no whole manifest ({reason}); {advice}.") from None
+        kept = {key[7:]: value.float() for key, value in tensors.items() if key.startswith("tensor.")}
+        return cls(numbers, seeds, kept, figures, facts)
 
     def items(self) -> Iterator[tuple[int, int | None, dict[str, Tensor], dict[str, float]]]:
         """(number, seed, tensors, figures) of each item."""

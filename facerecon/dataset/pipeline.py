@@ -39,7 +39,7 @@ from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
 from facerecon.run import choose_device
-from facerecon.storage import safetensors_bytes
+from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.e4e import load_e4e
 from facerecon.stylegan.faces import load_face_generator
 from facerecon.types import FaceParams
@@ -167,10 +167,10 @@ class Search:
         try:
             tensors = {key: value.float() for key, value in load(content).items()}
             length = int.from_bytes(content[:8], "little")
-            facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+            facts = parse_json(parse_json(content[8 : 8 + length])["__metadata__"]["facts"])
             descriptors = {key[11:]: value for key, value in tensors.items() if key.startswith("descriptor_")}
             return cls(tensors["source"], tensors["views"], **facts, descriptors=descriptors, made=False)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"a saved search is not readable ({error}); remove search/ and run again.") from None
 
 

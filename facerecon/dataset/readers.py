@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 
 from facerecon.errors import InputError
 from facerecon.imaging.files import list_images, read_image
+from facerecon.storage import parse_json, read_array
 
 __all__ = ["UVMaps", "identity_of"]
 
@@ -84,7 +84,9 @@ class UVMaps(Dataset):
         self.meta: dict[str, Any] = {}
         if info.is_file():
             try:
-                self.meta = json.loads(info.read_text(encoding="utf-8"))
+                self.meta = parse_json(info.read_bytes())
+                if not isinstance(self.meta, dict):
+                    raise ValueError("no object")
             except (OSError, ValueError) as error:
                 raise InputError(f"{info} is not readable JSON ({error}); remove or replace it.") from None
 
@@ -123,6 +125,6 @@ class UVMaps(Dataset):
         """
         path = self.folder / "face-latents" / f"{self.paths[index % len(self.paths)].stem}.npy"
         try:
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        except (OSError, ValueError) as error:
+            return torch.from_numpy(read_array(path))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error}); this set has no latent codes for that map.") from None

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +33,7 @@ from facerecon.editing.linear import cross_validate, cross_validate_ridge, logis
 from facerecon.editing.worn import WORN
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
 from facerecon.modes import in_own_modes
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct, _struct
 
 __all__ = [
@@ -246,12 +247,12 @@ class Directions(TensorStruct):
         keys = ("weight", "bias", "mean", "response")
         tensors, metadata = read_safetensors(path, "a file of latent directions", advice, keys)
         try:
-            names, figures = tuple(json.loads(metadata["names"])), json.loads(metadata["figures"])
+            names, figures = tuple(parse_json(metadata["names"])), parse_json(metadata["figures"])
             k, width = len(names), tensors["mean"].shape[0]
             expected = {"weight": (k, width), "bias": (k,), "mean": (width,), "response": (k, width)}
             if any(tuple(tensors[key].shape) != shape for key, shape in expected.items()):
                 raise ValueError("shapes that do not fit each other")
-        except (KeyError, ValueError, TypeError) as problem:
+        except (LookupError, ValueError, TypeError) as problem:
             raise AssetError(f"{path} is not a file of latent directions ({problem}); {advice}.") from None
         return cls(**tensors, names=names, figures=figures)
 
@@ -289,11 +290,12 @@ def read_labels(path: str | os.PathLike) -> dict[str, dict[int, int]]:
     rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip() and line[0] != "#"]
     header = rows[0][1].split(",") if rows else []
     if header[:1] != ["seed"] or len(header) < 2:
-        raise InputError(f"{path} has no header 'seed,CLASS,...'; got '{rows[0][1] if rows else ''}'.")
+        raise InputError(f"{path} has no header 'seed,CLASS,...'; got '{rows[0][1][:60] if rows else ''}'.")
     labels: dict[str, dict[int, int]] = {name: {} for name in header[1:]}
     for number, line in rows[1:]:
         cells = line.split(",")
-        if len(cells) != len(header) or not cells[0].isdigit() or any(c not in ("", "0", "1") for c in cells[1:]):
+        whole = len(cells) == len(header) and re.fullmatch(r"[0-9]{1,18}", cells[0])
+        if not whole or any(c not in ("", "0", "1") for c in cells[1:]):
             raise InputError(f"{path}, line {number}: expected a seed and {len(labels)} cells of 0, 1 or nothing.")
         for name, cell in zip(header[1:], cells[1:], strict=True):
             if cell:

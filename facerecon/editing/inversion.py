@@ -29,7 +29,7 @@ from facerecon.losses.identity import identity_loss, identity_similarity
 from facerecon.modes import in_own_modes, kept
 from facerecon.perception import load_facemesh, load_identity, load_judge, load_landmarks68
 from facerecon.perception.facemesh import fused_landmarks
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.mobile import FACE_WINDOW, NUM_STYLES, STYLE_DIM, MobileGenerator, framed
 
 __all__ = [
@@ -479,7 +479,7 @@ def _read_state(path: str | Path | None, key: str) -> tuple[list[str], dict[str,
         tensors, notes = read_safetensors(path, "a state of an inversion", "remove it", error=InputError)
         if notes.get("key") != key:
             return [], {}, []
-        return json.loads(notes["done"]), {name: tensors[name] for name in ("w", "delta")}, json.loads(notes["trace"])
+        return parse_json(notes["done"]), {name: tensors[name] for name in ("w", "delta")}, parse_json(notes["trace"])
     except (FaceReconError, KeyError, ValueError):
         return [], {}, []
 

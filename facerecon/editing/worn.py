@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from facerecon.editing.linear import logistic, ranked
 from facerecon.errors import AssetError, InputError, check_shape
 from facerecon.modes import kept
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["WORN", "WornClassifier", "fit_worn", "load_worn", "upper_face", "upper_face_features"]
 
@@ -110,7 +110,10 @@ class WornClassifier(nn.Module):
         features = (BINS + 3) * (SIZE // CELL) ** 2
         if tuple(tensors["weight"].shape) != (len(WORN), features) or tuple(tensors["bias"].shape) != (len(WORN),):
             raise AssetError(f"{path} is not a classifier of what is worn (other shapes); {advice}.")
-        return cls(tensors["weight"], tensors["bias"], json.loads(metadata.get("figures", "{}")))
+        try:
+            return cls(tensors["weight"], tensors["bias"], parse_json(metadata.get("figures", "{}")))
+        except ValueError as error:
+            raise AssetError(f"{path} is not a classifier of what is worn ({error}); {advice}.") from None
 
 
 @kept()

@@ -22,7 +22,6 @@ were not at hand: the layout of files is as its published code reads it, tested 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -48,6 +47,7 @@ from facerecon.evaluation.regions import (
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
 from facerecon.morphable.obj import read_obj
+from facerecon.storage import parse_json, read_bounded
 
 __all__ = [
     "BENDING_KEYPOINTS",
@@ -325,8 +325,8 @@ def read_keypoint_places(path: str | os.PathLike) -> tuple[NDArray, NDArray]:
         InputError: it is something else.
     """
     try:
-        rows = np.array(json.loads(Path(path).read_text(encoding="utf-8")), dtype=np.float64)
-    except (OSError, ValueError) as error:
+        rows = np.array(parse_json(read_bounded(path, 1 << 20)), dtype=np.float64)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{path} is not a list of [triangle, b0, b1] ({str(error)[:80]}).") from None
     if rows.shape != (KEYPOINTS, 3) or not np.isfinite(rows).all() or rows[:, 0].min() < 0:
         raise InputError(f"{path} must hold {KEYPOINTS} rows of [triangle, b0, b1]; got shape {rows.shape}.")

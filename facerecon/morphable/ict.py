@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,7 @@ _PARTS = {
 
 _KEPT = 24591
 _NUM_VERTICES = 26719
+_LARGEST = 1 << 30  # bytes of all arrays: those of the source have 160 MB
 _ORIGIN = (0.0, 0.08, -0.04)
 """Added after the change of units: it brings the five alignment points to those of the released crops."""
 
@@ -114,12 +116,19 @@ def _read_clone(folder: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     keys = ("vertices", "uv", "faces", "faces_uv", "identity", "expression", "expression_names")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _LARGEST:
+                raise ValueError(f"it unpacks to more than {_LARGEST / 1e6:.0f} MB")
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile have many kinds
         raise AssetError(
-            f"{path} is not an ICT-FaceKit npz file ({error}); expected arrays {', '.join(keys)}."
+            f"{path} is not an ICT-FaceKit npz file ({_first_line(error)}); expected arrays {', '.join(keys)}."
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _triangles(quads: np.ndarray) -> np.ndarray:
@@ -175,6 +184,9 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
     Raises:
         AssetError: not these arrays. ConfigError: more modes than there are.
     """
+    for key in ("vertices", "uv", "identity", "expression"):
+        if arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
+            raise AssetError(f"'{key}' of ICT-FaceKit must hold finite numbers; get it again.")
     if arrays["vertices"].shape != (_NUM_VERTICES, 3):
         raise AssetError(
             f"expected the {_NUM_VERTICES} vertices of ICT-FaceKit Light; got {arrays['vertices'].shape}. "
@@ -265,5 +277,8 @@ def load_ict(path: str | Path | None = None, num_identity: int | None = None) ->
         )
     if path.suffix == ".safetensors":
         return read_face_model(path, num_identity)
-    arrays = _read_clone(path) if path.is_dir() else _read_npz(path)
-    return ict_model(arrays, num_identity).eval().requires_grad_(False)
+    try:
+        arrays = _read_clone(path) if path.is_dir() else _read_npz(path)
+        return ict_model(arrays, num_identity).eval().requires_grad_(False)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError) as error:
+        raise AssetError(f"{path} does not hold ICT-FaceKit's arrays ({_first_line(error)}); get it again.") from None

@@ -188,8 +188,8 @@ def read_base_mesh(source: Path) -> BaseMesh:
 
 def read_target(path: Path, num_vertices: int) -> np.ndarray:
     """A displacement target (text, possibly gzipped: ``index dx dy dz``) as a dense (N, 3) float64 array."""
-    raw = Path(path).read_bytes()
-    text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf8", "replace")
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+        text = file.read(1 << 26).decode("utf8", "replace")
     rows = [line.split()[:4] for line in text.splitlines() if line and line[0].isdigit()]
     offsets = np.zeros((num_vertices, 3))
     if rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.modes import in_own_modes, own_modes
 from facerecon.morphable.regions import JAW_OUTWARD
-from facerecon.storage import all_finite, open_safetensors, refuse_pickle
+from facerecon.storage import all_finite, open_safetensors, parse_json, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
 __all__ = ["FACE_MODELS", "MorphableModel", "load_face_model", "read_face_model"]
@@ -361,33 +360,36 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
             missing += [key for key in ("name", "expression_names") if key not in meta]
             if missing:
                 raise SafetensorError(f"no '{missing[0]}' in it")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, LookupError) as error:
         raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None
     for key, array in {**arrays, "identity_basis": basis}.items():
         if array.is_floating_point() and not all_finite(array):
             raise AssetError(
                 f"{path} holds NaN or infinite numbers (in '{key}'); run: python -m facerecon.assets fetch open --force"
             )
-    regions = {key.removeprefix("region."): rows.bool() for key, rows in arrays.items() if key.startswith("region.")}
-    topology = MeshTopology(
-        **{key: arrays[key].long() if not arrays[key].is_floating_point() else arrays[key] for key in _TOPOLOGY},
-        regions=regions,
-        name=meta["name"],
-    )
-    low, high = meta.get("expression_low", ""), meta.get("expression_high", "")
-    bounds = (float(low or "-inf"), float(high or "inf")) if low or high else None
-    return MorphableModel(
-        mean=arrays["mean"],
-        identity_basis=basis,
-        expression_basis=arrays["expression_basis"].float(),
-        topology=topology,
-        name=meta["name"],
-        expression_names=tuple(json.loads(meta["expression_names"])),
-        expression_bounds=bounds,
-        albedo_mean=arrays.get("albedo_mean"),
-        albedo_basis=arrays["albedo_basis"].float() if "albedo_basis" in arrays else None,
-        identity_variance=tuple(json.loads(meta.get("identity_variance", "[]"))[:count]),
-    )
+    try:
+        regions = {key[7:]: rows.bool() for key, rows in arrays.items() if key.startswith("region.")}
+        topology = MeshTopology(
+            **{key: arrays[key].long() if not arrays[key].is_floating_point() else arrays[key] for key in _TOPOLOGY},
+            regions=regions,
+            name=meta["name"],
+        )
+        low, high = meta.get("expression_low", ""), meta.get("expression_high", "")
+        bounds = (float(low or "-inf"), float(high or "inf")) if low or high else None
+        return MorphableModel(
+            mean=arrays["mean"],
+            identity_basis=basis,
+            expression_basis=arrays["expression_basis"].float(),
+            topology=topology,
+            name=meta["name"],
+            expression_names=tuple(parse_json(meta["expression_names"])),
+            expression_bounds=bounds,
+            albedo_mean=arrays.get("albedo_mean"),
+            albedo_basis=arrays["albedo_basis"].float() if "albedo_basis" in arrays else None,
+            identity_variance=tuple(parse_json(meta.get("identity_variance", "[]"))[:count]),
+        )
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None
 
 
 def _makehuman(num_identity: int | None, path: str | Path | None) -> MorphableModel:

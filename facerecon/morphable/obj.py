@@ -87,9 +87,11 @@ def read_obj(path: str | os.PathLike, textured: bool = True) -> ObjMesh:
         vertices, uvs = (
             np.array(rows[kind], dtype=np.float64).reshape(-1, size) for kind, size in (("v", 3), ("vt", 2))
         )
+        both = np.array(corners, dtype=np.int64).reshape(-1, 3, 2)
+    except OverflowError:
+        raise InputError(f"{path}: a face names a vertex that is not there. Export the head again.") from None
     except ValueError:
         raise InputError(f"{path} holds vertices of different lengths; expected 'v x y z' and 'vt u v'.") from None
-    both = np.array(corners, dtype=np.int64).reshape(-1, 3, 2)
     if not textured:
         uvs, both[..., 1] = np.zeros((1, 2)), 0
     for index, count, what in ((both[..., 0], len(vertices), "vertex"), (both[..., 1], len(uvs), "UV")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from facerecon.errors import InputError
 from facerecon.imaging.files import load_image
 from facerecon.perception.facemesh import EYES_AND_MOUTH
+from facerecon.storage import parse_json, read_array, read_bounded
 
 __all__ = ["LANDMARK_FORMATS", "check_landmarks", "fit_mesh", "read_landmarks", "read_mask"]
 
@@ -22,6 +22,7 @@ LANDMARK_FORMATS = (".npy", ".json", ".csv", ".txt", ".pts")
 """Endings of files that :func:`read_landmarks` reads."""
 
 _EXPECTED = "expected 68 x 2 numbers: x and y in photo pixels, y down, in iBUG order"
+_LARGEST = 1 << 20  # bytes of a file of landmarks
 _BEYOND = 0.25  # of the landmarks' extent: how far a jaw that the photo cuts off may lie outside
 
 
@@ -45,7 +46,7 @@ def read_landmarks(source: Any) -> Tensor:
         name, values = "landmarks", source
     try:
         points = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name}: {_EXPECTED}; got something else.") from None
     if points.size == 136 and points.shape[-1] in (2, 136):
         points = points.reshape(68, 2)
@@ -65,16 +66,16 @@ def _values(path: Path) -> Any:
         raise InputError(f"{path.name}: landmarks are read from {known}; got '{path.suffix}'. Convert the file.")
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
-        text = path.read_text(encoding="utf-8-sig")
+            return read_array(path, _LARGEST)
+        text = read_bounded(path, _LARGEST).decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, ValueError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path.name} cannot be read ({reason}); {_EXPECTED}.") from None
     if path.suffix.lower() == ".json":
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise InputError(f"{path.name} is not JSON ({error}); {_EXPECTED}.") from None
         if isinstance(values, dict):

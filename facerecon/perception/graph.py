@@ -7,7 +7,6 @@ file, weights from its body; no code is stored or loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
-from facerecon.storage import read_safetensors
+from facerecon.storage import parse_json, read_safetensors
 
 __all__ = ["OPERATIONS", "GraphNet", "read_converted", "same_padding"]
 
@@ -79,7 +78,13 @@ class GraphNet(nn.Module):
         tensors, meta = read_converted(path)
         if "steps" not in meta:
             raise AssetError(f"{path} holds no graph; run: python -m facerecon.assets fetch open")
-        return cls(json.loads(meta["steps"]), tensors, json.loads(meta["literals"]), json.loads(meta["outputs"]))
+        try:
+            steps, literals, outputs = (parse_json(meta[key]) for key in ("steps", "literals", "outputs"))
+            return cls(steps, tensors, literals, outputs)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise AssetError(
+                f"{path} holds no whole graph ({error}); run: python -m facerecon.assets fetch open --force"
+            ) from None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Run the graph on (B, H, W, C) input; returns the outputs in order."""

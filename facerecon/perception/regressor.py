@@ -29,7 +29,7 @@ from facerecon.assets.foreign import read_state
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes
-from facerecon.storage import all_finite, read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import all_finite, parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct
 
 __all__ = [
@@ -409,7 +409,7 @@ def read_regressor(path: str | Path) -> Regressor:
     path = Path(path)
     tensors, metadata = read_safetensors(path, "a face regressor", _ADVICE)
     try:
-        header = json.loads(metadata.get("facerecon", ""))
+        header = parse_json(metadata.get("facerecon", ""))
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
         config = RegressorConfig.from_plain(header["config"])
@@ -417,7 +417,7 @@ def read_regressor(path: str | Path) -> Regressor:
         for name, values in about.get("residual", {}).items():
             if len(values) != getattr(config, name) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise ValueError(f"residual of '{name}' is not {getattr(config, name)} numbers above 0")
-    except (AttributeError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, OverflowError, ConfigError) as error:
         raise AssetError(
             f"{path} is not a face regressor of this library ({error or 'no header'}); {_ADVICE}."
         ) from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from facerecon.errors import InputError
 from facerecon.modes import in_own_modes
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["Checkpoints", "is_due", "load_checkpoint", "save_checkpoint"]
 
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | os.PathLike, device: str | torch.device = "cpu")
     if meta.get("type") != "checkpoint":
         raise InputError(f"{path} is a safetensors file but no checkpoint; check the path.")
     try:
-        tree = _unpack(json.loads(meta["tree"]), tensors)
+        tree = _unpack(parse_json(meta["tree"]), tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is damaged ({reason}); {advice}.") from None

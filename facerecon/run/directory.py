@@ -19,7 +19,7 @@ from facerecon.errors import ConfigError
 from facerecon.run.checkpoint import Checkpoints
 from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
-from facerecon.storage import output_error, refuse_link, remove_leftovers, write_whole
+from facerecon.storage import output_error, parse_json, refuse_link, remove_leftovers, write_whole
 
 __all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
 
@@ -245,7 +245,7 @@ class RunDirectory:
     @staticmethod
     def _read_config(path: Path) -> Any:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); choose another out=.") from None
 

@@ -138,11 +138,11 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
         if line.strip():
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = _numbers(json.loads(line))
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
-                yield _numbers(row)
+                yield row
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

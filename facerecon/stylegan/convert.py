@@ -57,19 +57,22 @@ class _Graph:
         self.constant: dict[int, Tensor] = {}
         self.inputs: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
-        for layer in layers:
-            node, kind, data = int(layer.attrib["id"]), layer.attrib["type"], layer.find("data")
-            self.kind[node] = kind
-            self.by_name[layer.attrib["name"]] = node
-            if kind == "Const" and data is not None and data.attrib["element_type"] == "f32":
-                start, size = int(data.attrib["offset"]), int(data.attrib["size"])
-                shape = [int(n) for n in data.attrib["shape"].replace(" ", "").split(",") if n]
-                values = np.frombuffer(weights[start : start + size].tobytes(), "<f4").reshape(shape)
-                self.constant[node] = torch.from_numpy(values.copy())
-        for edge in sorted(edges, key=lambda e: (int(e.attrib["to-layer"]), int(e.attrib["to-port"]))):
-            source, target = int(edge.attrib["from-layer"]), int(edge.attrib["to-layer"])
-            self.inputs.setdefault(target, []).append(source)
-            self.outputs.setdefault(source, []).append(target)
+        try:
+            for layer in layers:
+                node, kind, data = int(layer.attrib["id"]), layer.attrib["type"], layer.find("data")
+                self.kind[node] = kind
+                self.by_name[layer.attrib["name"]] = node
+                if kind == "Const" and data is not None and data.attrib["element_type"] == "f32":
+                    start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+                    shape = [int(n) for n in data.attrib["shape"].replace(" ", "").split(",") if n]
+                    values = np.frombuffer(weights[start : start + size].tobytes(), "<f4").reshape(shape)
+                    self.constant[node] = torch.from_numpy(values.copy())
+            for edge in sorted(edges, key=lambda e: (int(e.attrib["to-layer"]), int(e.attrib["to-port"]))):
+                source, target = int(edge.attrib["from-layer"]), int(edge.attrib["to-layer"])
+                self.inputs.setdefault(target, []).append(source)
+                self.outputs.setdefault(source, []).append(target)
+        except (ValueError, LookupError, TypeError) as error:
+            raise AssetError(f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again.") from None
 
     def named(self, name: str) -> int:
         if name not in self.by_name:

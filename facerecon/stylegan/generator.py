@@ -37,7 +37,7 @@ class GeneratorConfig:
             texel, so that what is always in one place need not be told from blurred 4 px. 4 is plain StyleGAN2.
 
     Raises:
-        ConfigError: a size that is no power of two, or a number below 1.
+        ConfigError: a size that is no power of two, or a number below 1 or above any that works.
     """
 
     size: int = 1024
@@ -52,8 +52,9 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 0 if field.name in ("mapped_dim", "mapping_layers") else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"generator: {field.name} must be an integer, {least} or more; got {value!r}.")
+            most = 64 if field.name == "mapping_layers" else 1 << 20  # a file may say anything
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ConfigError(f"generator: {field.name} must be an integer, {least} to {most}; got {value!r}.")
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
             raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
 

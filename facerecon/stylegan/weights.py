@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import AssetError, ConfigError
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 
 __all__ = ["FORMAT", "read_generator", "save_generator"]
@@ -78,7 +78,7 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     path = Path(path)
     tensors, metadata = read_safetensors(path, "a texture generator", _ADVICE)
     try:
-        header = json.loads(metadata.get("facerecon", ""))
+        header = parse_json(metadata.get("facerecon", ""))
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
         config = GeneratorConfig.from_mapping(header["config"])
