@@ -674,7 +674,7 @@ def test_overrides_or_one_line(overrides: list[str]) -> None:
         ("resume=yesterday", "resume must be true or false"),
         ("fitting.stages.joint.learning_rate=fast", "learning_rate must be a number"),
         ("export=obj", "export must be a list"),
-        ("out=${nowhere}", "nowhere"),
+        ("batch=${nowhere}", "nowhere"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_one_line(override: str, expected: str) -> None:
