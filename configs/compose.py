@@ -130,7 +130,7 @@ def _defaults(name: str) -> dict[str, Any]:
     return {key: OmegaConf.select(config, key, default="???") for key in _keys(config)}
 
 
-TRAINING = ("texture_gan", "regressor", "edit_directions", "uv_dataset")
+TRAINING = ("texture_gan", "regressor", "uv_dataset")
 """Scripts whose ``resume`` may also be ``force``."""
 
 _KINDS = {bool: "true or false", float: "a number", list: "a list", dict: "a group of keys"}

@@ -123,6 +123,15 @@ def test_a_number_stays_one_where_another_script_has_a_path() -> None:
     assert compose("transfer", ["texture=3", "target=ict"]).texture == "3"
 
 
+def test_trainings_alone_may_be_forced_to_go_on() -> None:
+    assert compose("texture_gan", ["resume=force"]).resume == "force"
+    assert compose("uv_dataset", ["resume=false"]).resume is False
+    with pytest.raises(ConfigError, match="resume must be true, false or force; got 'maybe'"):
+        compose("regressor", ["resume=maybe"])
+    with pytest.raises(ConfigError, match="resume must be true or false; got 'force'"):
+        compose("reconstruct", ["resume=force"])
+
+
 def test_paths_need_no_quoting() -> None:
     assert compose("reconstruct", ["img=a b (1), c=d.jpg"]).img == "a b (1), c=d.jpg"
     assert compose("reconstruct", ["img=photos/*.jpg"]).img == "photos/*.jpg"

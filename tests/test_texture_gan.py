@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -290,6 +291,20 @@ def test_what_changed_is_named(maps, tmp_path, capsys) -> None:
         assert "cannot go on with what changed (maps.content " in line
     (maps / "uv-maps" / "000003.png").unlink()
     assert "maps.files 20 -> 19" in refused(capsys, f"data={maps}", out, *change, "resume=force")
+
+
+def test_a_run_of_an_earlier_version_goes_on(maps, tmp_path, capsys) -> None:
+    """It recorded what cannot change, and no word of the maps or of rates."""
+    keys, path = (f"data={maps}", f"out={tmp_path / 'o'}", "kimg=0.004"), tmp_path / "o" / "config.json"
+    assert train(*keys) == 0
+    whole = json.loads(path.read_text())
+    old = {key: whole[key] for key in (*texture_gan.STRUCTURE, "script", "batch") if key != "train_mapping"}
+    path.write_text(json.dumps(old))
+    assert "cannot go on with what changed (size 16 -> 8)" in refused(capsys, *keys, "size=8")
+    assert train(*keys) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("whether they changed is unknown.") and "did not record adversarial" in line
+    assert json.loads(path.read_text()) == whole
 
 
 def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:

@@ -26,8 +26,8 @@ _spec.loader.exec_module(regressor)
 
 TINY = {
     "num_identity": 4, "texture": 3, "backbone": "resnet10", "width": 0.125, "size": 32, "batch": 8, "kimg": 0.032,
-    "synthetic.cached": 12, "snapshot_kimg": 0.016, "log_kimg": 0.008, "measure": 4, "grid": 2, "step.average": 16,
-    "precision": "float32", "device": "cpu", "threads": 1,
+    "synthetic.cached": 12, "synthetic.relief": 0, "snapshot_kimg": 0.016, "log_kimg": 0.008, "measure": 4, "grid": 2,
+    "step.average": 16, "precision": "float32", "device": "cpu", "threads": 1,
 }  # fmt: skip
 TINY = [f"{key}={value}" for key, value in TINY.items()]
 
@@ -98,8 +98,11 @@ def test_a_run_and_one_that_was_cut_in_two_end_alike(tmp_path, cache, capsys, sa
     assert network.about["kimg"] == 0.032 and network.about["synthetic_faces"] == 12
     assert train(shared, f"out={whole}") == 0
     assert "nothing to do" in capsys.readouterr().out
-    line = refused(capsys, shared, f"out={whole}", "batch=4")
-    assert "differs: batch" in line
+    for key, words in (
+        ("batch=4", "(batch 8 -> 4); go on with the change by resume=force"),
+        ("size=64", "cannot go on with what changed (size 32 -> 64)"),
+    ):
+        assert words in refused(capsys, f"cache={tmp_path / 'c'}", f"out={whole}", key)
     assert "settings (differs: settings)" in refused(capsys, shared, f"out={tmp_path / 'o'}", "synthetic.yaw=3")
 
 
@@ -129,7 +132,19 @@ def test_persons_in_several_pictures(tmp_path, capsys) -> None:
     assert "in groups of 2" in refused(capsys, *keys, "batch=7")
 
 
-def test_photos_without_truth(tmp_path, cache, capsys, asset) -> None:
+def test_photos_without_truth(tmp_path, cache, capsys, asset, monkeypatch) -> None:
+    from facerecon.dataset import crops
+
+    kept, observe = {}, crops.observe
+
+    def once(path: Path, **options):
+        """Ten photos of one content are looked at once."""
+        content = path.read_bytes()
+        if content not in kept:
+            kept[content] = observe(path, **options)
+        return kept[content]
+
+    monkeypatch.setattr(crops, "observe", once)
     for name in ("face_detector", "landmarks68", "facemesh468", "identity128", "selfie", "faceres1024"):
         asset(name)
     photos = tmp_path / "photos"
@@ -166,6 +181,9 @@ def test_maps_and_backgrounds(tmp_path, capsys) -> None:
     keys = [f"synthetic.maps={maps}", f"synthetic.backgrounds={pictures}", "kimg=0.008", f"out={tmp_path / 'o'}"]
     assert train(*keys) == 0
     assert read_regressor(tmp_path / "o" / "regressor.safetensors").about["texture_maps"] == 3
+    other = Image.open(pictures / "0.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    other.save(pictures / "0.png")
+    assert "cannot go on with what changed (files.backgrounds.content" in refused(capsys, *keys, "resume=force")
     (maps / "0.png").write_bytes(b"cut")
     assert "0.png" in refused(capsys, keys[0], f"out={tmp_path / 'p'}")
     for path in pictures.iterdir():
@@ -227,7 +245,7 @@ def test_the_mean_of_several_networks(tmp_path, cache, capsys) -> None:
 
 
 def test_numbers_that_are_none_stop_the_run(tmp_path, cache, capsys) -> None:
-    out = [f"cache={cache}", f"out={tmp_path / 'o'}"]
+    out = [f"cache={cache}", f"out={tmp_path / 'o'}", "resume=force"]
     assert train(*out, "kimg=0.016") == 0
     before = {path.name for path in (tmp_path / "o" / "checkpoints").iterdir()}
     assert "is not finite. The last checkpoint is kept" in refused(capsys, *out, "step.rate=1e30")

@@ -15,6 +15,7 @@ another rate, say, resume=force goes on.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import sys
@@ -177,9 +178,8 @@ class _Job:
         self.faces = SyntheticFaces(
             self.model, self.decoder, self.settings, item_seed(c.seed, "faces"), c.size, c.texture, maps, backgrounds
         )
-        self.unseen = SyntheticFaces(
-            self.model, self.decoder, self.settings, item_seed(c.seed, "held out"), c.size, c.texture, maps, backgrounds
-        )
+        self.unseen = copy.copy(self.faces)
+        self.unseen.seed = item_seed(c.seed, "held out")
         self.wear = Wear(wear, c.seed)
 
         self.cache = Path(c.cache or Path(c.out) / "cache")

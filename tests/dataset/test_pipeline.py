@@ -74,6 +74,17 @@ def test_the_same_command_has_nothing_to_do(made, capsys):
     assert files_of(made) == before
 
 
+def test_what_changed_is_named(made, capsys):
+    before = files_of(made)
+    same = (f"out={made}", "n=2", "dark_share=null", *SMALL)
+    assert run_script(*same, "first_seed=5000", "blending=naive", "extract.contrast=2") == 2
+    error = capsys.readouterr().err
+    assert '(blending "poisson" -> "naive", extract.contrast 1.0 -> 2); go on with the change by resume=force' in error
+    assert run_script(*same, "first_seed=6", "resume=force") == 2
+    assert "cannot go on with what changed (from [5000, null, 0] -> [6, null, 0])" in capsys.readouterr().err
+    assert files_of(made) == before
+
+
 def test_a_manifest_builds_the_set_again(made, tmp_path):
     source = ("source=manifest", f"manifest={made / 'manifest.safetensors'}")
     assert run_script(*source, f"out={tmp_path / 'again'}", *SMALL) == 0
