@@ -69,7 +69,7 @@ class Fitter:
     Args:
         model: head model. decoder: texture decoder.
         renderer: at the size of the fit crop (224). With ``antialias=True`` outlines move shape; without it the term
-            ``silhouette`` is computed but has no gradient, which a warning says.
+            ``silhouette`` is computed but has no gradient.
         identity: differentiable identity network; the open pack's if left out.
         perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex`` or
             ``lpips_squeeze``.

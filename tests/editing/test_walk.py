@@ -91,6 +91,7 @@ def test_all_targets_are_met_and_recorded() -> None:
     assert float(made.source.yaw) == 12
     assert [row["step"] for row in made.trace][:2] == ["source", "front 1"]
     assert torch.equal(made.images[:, 0, 0], made.codes)  # each picture is that of its code
+    assert torch.equal(made.codes, made.codes.half().float())  # which a manifest keeps as it is
 
 
 def test_pictures_are_made_once() -> None:
@@ -204,9 +205,9 @@ def test_the_best_of_all_tries_is_kept() -> None:
 )
 def test_what_a_view_costs(given, cost) -> None:
     walk = _Walk(Normalizer(Painter(), Steps(), lambda images: shown({})), torch.zeros(512))
-    seen = shown({"yaw": 30.0, **given, "worn": (0.0, 0.0, 0.0)})
+    seen = shown({"yaw": 30.0, **given, "worn": (0.0, math.log(3), -math.log(3))})  # at chances of 1/2, 3/4 and 1/4
     assert walk.cost(seen, torch.tensor([30.0]), front=False).item() == pytest.approx(cost, rel=1e-5)
-    worn = (2 + 1 + 2) / 2  # glasses, fringe and headwear, at odds of 1
+    worn = 2 / 2 + 3 / 4 + 2 / 4  # glasses, fringe and headwear
     assert walk.cost(seen, torch.tensor([30.0]), front=True).item() == pytest.approx(cost + worn, rel=1e-5)
 
 
