@@ -37,7 +37,11 @@ evaluate: assets ## the numbers of the paper, on open data (about half an hour):
 test: assets ## the tests (about 5 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
-test-all: assets gltf-validator ## the tests, slow ones and the Khronos glTF validator included
+$(VENV)/.installed-all: $(VENV)/.installed
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-all]'
+	@touch $@
+
+test-all: assets gltf-validator $(VENV)/.installed-all ## the tests, slow ones and the Khronos glTF validator included
 	@FACERECON_GLTF_VALIDATOR=$(abspath $(VENV))/gltf/node_modules/gltf-validator $(PY) -m pytest $(WORKERS) $(ARGS)
 
 gltf-validator: $(VENV)/.installed

