@@ -122,9 +122,9 @@ class TensorStruct:
             if isinstance(value, dict):
                 return {key: pick(item) for key, item in value.items()}
             if isinstance(value, tuple):
-                if isinstance(index, slice) or not value:  # a field that was left out stays so
-                    return value[index] if value else value
-                return tuple(value[int(i)] for i in index)
+                if isinstance(index, slice):
+                    return value[index]
+                return tuple(value[int(i)] for i in index) if value else value  # empty: not in an older file
             return value[index] if isinstance(value, Tensor) else value
 
         names = [f.name for f in dataclasses.fields(self) if f.name not in self.SHARED]

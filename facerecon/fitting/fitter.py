@@ -198,7 +198,7 @@ class Fitter:
         params = params.replace(light=light)
         view, _ = self._prepare(params, camera)
         with torch.no_grad():
-            render = view.shade(self.decoder(latent, _COARSE).nan_to_num()).surface
+            render = view.shade(self.decoder(latent).nan_to_num()).surface
         self.suspect = find_suspects(self.model, photo, params, camera, render, view.rendering.mask)
         return params, latent
 
@@ -638,7 +638,6 @@ class _Track:
     times: Tensor | None
 
 
-_COARSE = 128  # texels of the texture in which stage 1 is looked at
 _BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has left its path
 
 

@@ -98,5 +98,5 @@ def find_suspects(
         elif f > _MOST_FLAT:
             found[i] = f"{100 * f:.0f} % of its skin is flat, as if drawn, over {100 * _MOST_FLAT:g}"
         elif u > _MOST_UNLIKE:
-            found[i] = f"{100 * u:.0f} % of its light and shade are not a head's, over {100 * _MOST_UNLIKE:g}"
+            found[i] = f"its light and shade are not a head's (left of their variance: {u:.2f}, over {_MOST_UNLIKE:g})"
     return found

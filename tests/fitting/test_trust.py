@@ -52,7 +52,6 @@ def test_what_is_no_face_is_marked_and_a_face_is_not(fitter, faces) -> None:
     found = initialized(fitter, faces)
     assert sorted(found) == [1, 2]
     assert "as if drawn" in found[1] and "two networks put eyes and mouth" in found[2]
-    assert all("over" in why and why[-1] not in ".:" for why in found.values())
 
 
 def test_the_mark_does_not_depend_on_the_batch(fitter, faces) -> None:
@@ -61,6 +60,12 @@ def test_the_mark_does_not_depend_on_the_batch(fitter, faces) -> None:
     for i, place in ((1, 2), (2, 0)):
         alone = initialized(fitter, faces[i])
         assert alone[0].split(" %")[0][:-2] == together[place].split(" %")[0][:-2]  # but for the figure's last digit
+
+
+def test_an_observation_of_an_older_file_is_judged_as_well(fitter, faces, tmp_path) -> None:
+    faces.replace(turned=(), mask_given=()).save(tmp_path / "old.safetensors")
+    old = Observation.load(tmp_path / "old.safetensors")
+    assert old.turned == () and sorted(initialized(fitter, old[torch.tensor([1, 0])])) == [0]
 
 
 def test_each_reason_is_found_on_its_own(fitter, faces) -> None:
@@ -104,7 +109,7 @@ def test_flatness_of_what_is_known() -> None:
     skin = torch.ones(1, 64, 64, dtype=torch.bool)
     for image, expected in ((ramp, 0.0), (0.2 * ramp, 0.0), (steps, 60 / 63), (torch.zeros_like(ramp), 1.0)):
         assert flatness(image, skin).item() == pytest.approx(expected, abs=1e-4)
-    half = torch.cat([ramp[:, :, :32], steps[:, :, 32:]], 2)
+    half = torch.cat([0.01 * ramp[:, :, :32], steps[:, :, 32:]], 2)
     above = (torch.arange(64) < 31).view(1, -1, 1).expand(1, 64, 64)
     assert flatness(half, above).item() == 0  # only the skin counts
     assert flatness(ramp, ~skin).item() == 1
