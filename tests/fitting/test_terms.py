@@ -173,3 +173,20 @@ def test_steps_of_adam_by_hand() -> None:
     assert [(report.step, report.total.item()) for report in seen] == list(enumerate(found["total"]))
     for name in ("expression", "rotation", "translation", "light"):  # not optimized
         assert torch.equal(variables.tensors[name], Variables(params, variables.latent).tensors[name])
+
+
+@pytest.mark.parametrize("one_person", [True, False])
+def test_what_one_person_shares_moves_by_the_mean_of_the_slopes(one_person) -> None:
+    """A first step of Adam with an epsilon of 1 tells slopes: it is rate x slope / (slope + 1)."""
+    stage = Stage("joint", 1, 0.1, ("identity", "expression"), {"lm": 1.0}, epsilon=1.0)
+    fit = fitter(landmark_weighting="uniform")
+    photo = flat.flat_photo(2)
+    photo.landmarks68[0] += torch.tensor([0.8, -0.4])  # to the right, and up
+    photo.landmarks68[1] += torch.tensor([0.4, -0.2])
+    params = FaceParams.cat([start(), start()])
+    variables = Variables(params, Latent(torch.ones(2, 1, 1), "linear"), one_person=one_person)
+    fit.run_stage(stage, photo, variables)
+    expression = [0.1 * 0.8 / 1.8, 0.1 * 0.4 / 1.4]
+    assert variables.current.expression[:, 0].tolist() == pytest.approx(expression, abs=1e-5)
+    identity = [0.1 * 1.2 / 2.2] * 2 if one_person else [0.1 * 1.6 / 2.6, 0.1 * 0.8 / 1.8]
+    assert variables.current.identity[:, 0].tolist() == pytest.approx(identity, abs=1e-5)
