@@ -38,7 +38,7 @@ test: assets ## the tests (about 5 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 $(VENV)/.installed-all: $(VENV)/.installed
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-all]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test_all]'
 	@touch $@
 
 test-all: assets gltf-validator $(VENV)/.installed-all ## the tests, slow ones and the Khronos glTF validator included

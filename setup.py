@@ -62,6 +62,6 @@ setup(
         "heic": HEIC,
         "styleflow": STYLEFLOW,
         "dev": DEV + PYTORCH3D,
-        "test-all": DEV + PYTORCH3D + RAY + HEIC + STYLEFLOW + VIDEO + ["trimesh"],
+        "test_all": DEV + PYTORCH3D + RAY + HEIC + STYLEFLOW + VIDEO + ["trimesh"],
     },
 )
