@@ -207,7 +207,6 @@ BOMBS = {
     "tuples": doubled(b"N\x85", b"t", 60, b""),
     "a key that is hashed": doubled(b"N\x85", b"t", 60, b"}h\x3cNs"),
     "members of a set": doubled(b"N\x85", b"t", 60, b"c__builtin__\nset\n(h\x3c\x85tR"),
-    "dictionaries": doubled(b"}", b"\x86q\xc8}K\0h\xc8s", 50, b"")[:-1] + b".",
     "a list that holds itself twice": b"\x80\x02]q\0(h\0h\0e.",
     "copies of a long list": b"\x80\x02](%be\x85q\1c__builtin__\nset\nq\2%b." % (b"N" * 9000, b"h\2h\1R" * 2000),
     "copies of a long text": b"\x80\x02X\0\0\x10\0%b\x85q\1c_codecs\nencode\nq\2%b."
@@ -262,7 +261,7 @@ def test_archives_that_are_packed_are_refused(script, tmp_path) -> None:
         with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "z", "w", zipfile.ZIP_DEFLATED) as archive:
             for name in whole.namelist():
                 archive.writestr(name, whole.read(name) + (bytes(1 << 20) if name.endswith("data/0") else b""))
-        with pytest.raises(AssetError, match="packed"):
+        with pytest.raises(AssetError, match="it is packed, as torch"):
             read(tmp_path / "z")
 
 
