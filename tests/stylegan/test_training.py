@@ -211,6 +211,33 @@ def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
     assert p[0] == p[1] < p[2] == p[3] > p[4]  # up, then down
 
 
+def test_supervised_steps_are_adam_on_pairs_and_codes() -> None:
+    """Two steps in float64: at half the size while the rate rises, at the full size while it falls; a learnt code moves
+    at a rate of its own, and is drawn to 0."""
+    warm = WarmSettings(batch=2, rate=0.01, code_rate=0.003, code_prior=0.5, rampup=0.1, rampdown=0.4)
+    table, maps = torch.randn(5, 8).double(), torch.rand(2, 3, 16, 16).double() * 2 - 1
+    weights = PairWeights(l1=0.7, pyramid=0.4, gradient=0.2)
+    run = TextureTraining(
+        tiny().double(), None, batch=1, warm=warm, table=table, pair_weights=weights, precision=torch.float64
+    )
+    plain, codes = copy.deepcopy(run.generator), table.clone().requires_grad_()
+    run.enter("warm")
+    groups = [{"params": list(plain.synthesis.parameters())}, {"params": [codes]}]
+    optimizer = torch.optim.Adam(groups, 1.0, (0.9, 0.99), eps=1e-8)
+    for done, size, factor in ((0.05, 8, 0.5), (0.9, 16, 0.5 - 0.5 * math.cos(math.pi / 4))):
+        rows, around = torch.tensor([3, 1]), 0.1 * torch.randn(2, 8).double()
+        run.warm_step(run.table.detach()[rows] + around, maps, done, rows)
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.01 * factor, 0.003 * factor
+        optimizer.zero_grad()
+        image = plain.synthesis(plain.rows_of(codes[rows] + around), noise="none", size=size)
+        small = maps.view(2, 3, size, 16 // size, size, 16 // size).mean((3, 5))
+        (pair_loss(image, small, weights).mean() + 0.5 * (codes[rows] ** 2).mean()).backward()
+        optimizer.step()
+        for found, expected in zip(run.generator.synthesis.parameters(), plain.synthesis.parameters(), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+        torch.testing.assert_close(run.table, codes, atol=1e-8, rtol=0)
+
+
 def test_regularizers_compute_in_their_own_precision() -> None:
     """R1 and path length in float32 beside networks of bfloat16, which compute so again afterwards."""
     run = TextureTraining(
