@@ -49,7 +49,7 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.60",
         "pygltflib>=1.16",
-        "filelock>=3.12",
+        "filelock>=3.30",
     ],
     extras_require={
         "pytorch3d": PYTORCH3D,
