@@ -199,7 +199,7 @@ def test_weak_losses_of_a_face_that_is_its_own_rendering(head) -> None:
     assert values["photometric"].max() < 2e-3 and values["landmarks"].max() < 1e-3
     assert torch.allclose(composite, image, atol=1e-5)
     assert torch.allclose(values["identity"], c.identity.square().sum(1))
-    assert values["light"].max() == 0
+    assert values["light"].max() < 1e-6
     skin = weak.skin[0] > 0
     albedo = weak.texture(c.texture)[:, :, skin]
     assert torch.allclose(values["flatness"], albedo.var(-1, unbiased=False).mean(1), rtol=1e-3)

@@ -72,7 +72,7 @@ def test_one_camera_serves_many_heads_and_one_head_many_cameras():
     points = torch.randn(3, 10, 3)
     together = project(Camera.deep3d(224), points)
     for b in range(3):
-        torch.testing.assert_close(project(Camera.deep3d(224), points[b : b + 1])[0], together[b])
+        torch.testing.assert_close(project(Camera.deep3d(224), points[b : b + 1])[0], together[b], atol=1e-3, rtol=1e-5)
     assert project(Camera.deep3d(224, batch=4), points[:1]).shape == (4, 10, 3)
 
 

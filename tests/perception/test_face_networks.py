@@ -96,7 +96,7 @@ def test_attribute_networks_agree_with_the_observation(seen) -> None:
 
 def test_the_person_is_segmented(networks, photo) -> None:
     mask = load_segmenter()(torch.stack([photo, photo.flip(-1)]))
-    assert mask.shape == (2, 1, 512, 512) and mask.min() >= 0 and mask.max() <= 1
+    assert mask.shape == (2, 1, 512, 512) and mask.min() >= 0 and mask.max() <= 1 + 1e-5
     assert mask[0, 0, 60:160, 190:260].mean() > 0.95  # the face
     assert mask[0, 0, :100, 400:].mean() < 0.2  # background on the right
     assert (mask[1].flip(-1) - mask[0]).abs().mean() < 0.05

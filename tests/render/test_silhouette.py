@@ -132,7 +132,8 @@ def test_inner_silhouettes_blend_near_and_far_colors(topology_of):
     border = SIZE / 2 + focal * 0.33 / 9
     row, column = SIZE // 2, int(border)
     assert image[0, row, column].item() == pytest.approx(border - column, abs=2e-3)
-    torch.testing.assert_close(image[0] + image[2], (image.amax(0) > 0).float(), atol=0.51, rtol=0)
+    apart = (image[0] + image[2] - (image.amax(0) > 0).float()).abs()
+    assert (apart > 0.51).float().mean() < 1e-3  # but for pixels whose center lies on a corner
     assert image[0, row, column - 1] > 0.999
     assert image[2, row, column + 1] > 0.999
     assert image[1].abs().max() == 0

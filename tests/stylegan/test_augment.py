@@ -127,7 +127,7 @@ def test_each_sample_has_its_own_draws() -> None:
     strengths = {"shift": 0.2, "turn": 20.0, "scale": 0.3, "hue": 60.0, "brightness": 0.3}
     together = augmented(0.6, True, **strengths)
     alone = torch.cat([augmented(0.6, True, [i], images()[i : i + 1], **strengths) for i in range(4)])
-    assert torch.allclose(together, alone, atol=1e-6)
+    assert torch.allclose(together, alone, atol=1e-4)
     draws = draws_of(1, "a", [3, 4], 2)
     assert torch.equal(draws[1:], draws_of(1, "a", [4], 2))
     assert not torch.equal(draws, draws_of(1, "b", [3, 4], 2))
