@@ -115,8 +115,28 @@ def killed_again_and_again(tmp_path: Path, items: int, kills: int) -> None:
     assert differing(content(out), undisturbed) == []
 
 
-def test_killed_it_ends_with_the_same_files(tmp_path):
-    killed_again_and_again(tmp_path, items=2, kills=1)
+def test_interrupted_at_a_file_it_ends_with_the_same_files(run_script, monkeypatch, tmp_path):
+    """In the second subject a file is not written to the end; another process left half of one, too."""
+    reference, out = tmp_path / "reference", tmp_path / "out"
+    keys, sync, written = ("n=2", "workers=1", *PLAIN), os.fsync, []
+    assert run_script("train/uv_dataset.py", f"out={reference}", *keys).returncode == 0
+    undisturbed = content(reference)
+
+    def stop(handle: int) -> None:
+        written.extend([handle] * rows(out / "completed.jsonl"))  # once for each file after the first subject's
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", stop)
+    run = run_script("train/uv_dataset.py", f"out={out}", *keys)
+    assert run.returncode == 130 and rows(out / "completed.jsonl") == 1, run.stderr
+    for path in out.rglob("*"):
+        if path.suffix in (".png", ".npy", ".safetensors"):
+            assert path.read_bytes() == undisturbed[path.relative_to(out).as_posix()], path
+    (out / "uv-maps" / ".000001.png.abcdefgh.part").write_bytes(b"half")
+    assert run_script("train/uv_dataset.py", f"out={out}", *keys).returncode == 0
+    assert differing(content(out), undisturbed) == []
 
 
 @pytest.mark.slow

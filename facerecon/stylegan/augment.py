@@ -26,7 +26,7 @@ class AugmentSettings:
     """How strong each transform is, and how its probability follows the discriminator.
 
     Args:
-        target: mean sign of D(real) that p is steered to (Sec. 3: 0.6); 0 < target < 1.
+        target: mean sign of D(real) that p is steered to (Sec. 3: 0.6), in [-1, 1].
         speed_kimg: thousands of images in which p may rise from 0 to 1. limit: of p.
         every: steps between two changes of p.
         shift: largest integer translation, share of the side. scale: standard deviation of log2 of the zoom.
@@ -49,7 +49,7 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         check_number("augment.every", self.every, 1, whole=True)
-        check_number("augment.target", self.target, 0, 1)
+        check_number("augment.target", self.target, -1, 1)
         check_number("augment.limit", self.limit, 0, 1)
 
 

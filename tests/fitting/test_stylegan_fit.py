@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -225,13 +222,7 @@ def test_a_fit_in_each_space(path, photo, space, preset) -> None:
 # -- scripts ---------------------------------------------------------------------------------------------
 
 
-def script(name: str, *overrides: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / name), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
-
-
-def test_invert_texture_goes_on_around_a_corrupt_map_and_resumes(path, tmp_path) -> None:
+def test_invert_texture_goes_on_around_a_corrupt_map_and_resumes(run_script, path, tmp_path) -> None:
     maps, out = tmp_path / "maps", tmp_path / "out"
     decoder = load_decoder(str(path), precision="float32")
     pictures = decoder(decoder.sample(3, torch.Generator().manual_seed(0)))
@@ -241,7 +232,7 @@ def test_invert_texture_goes_on_around_a_corrupt_map_and_resumes(path, tmp_path)
     write_png(maps / "wide.png", torch.rand(3, 20, 30))
     options = [f"maps={maps}", f"out={out}", f"decoder={path}", "decoder_space=w", "perceptual=none",
                "inversion.steps=30", "batch=2", "device=cpu"]  # fmt: skip
-    first = script("fit/invert_texture.py", *options)
+    first = run_script("fit/invert_texture.py", *options)
     assert first.returncode == 1, first.stderr
     assert "Traceback" not in first.stderr
     assert first.stderr.count("failed:") == 2 and "broken.png" in first.stderr and "square" in first.stderr
@@ -252,7 +243,7 @@ def test_invert_texture_goes_on_around_a_corrupt_map_and_resumes(path, tmp_path)
     for row in rows:
         assert {"fitted.png", "latent.safetensors", "panel.png"} <= {p.name for p in (out / row["map"]).iterdir()}
     stamp = (out / "1" / "fitted.png").stat().st_mtime_ns
-    again = script("fit/invert_texture.py", *options)
+    again = run_script("fit/invert_texture.py", *options)
     assert again.returncode == 1 and (out / "1" / "fitted.png").stat().st_mtime_ns == stamp
     assert json.loads((out / "results.json").read_text()) == results
 
@@ -274,15 +265,15 @@ def test_invert_texture_errors_are_one_line(tmp_path, capsys, monkeypatch) -> No
 
 
 @pytest.mark.slow
-def test_reconstruct_and_render_with_a_decoder_file(path, photo, asset, tmp_path) -> None:
+def test_reconstruct_and_render_with_a_decoder_file(run_script, path, photo, asset, tmp_path) -> None:
     asset("faceres1024")
     out = tmp_path / "out"
-    result = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={out}", f"decoder={path}", "decoder_space=w+",
-                    "fitting=smoke")  # fmt: skip
+    result = run_script("fit/reconstruct.py", f"img={SAMPLE}", f"out={out}", f"decoder={path}", "decoder_space=w+",
+                        "fitting=smoke")  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "space w+" in result.stdout
     (out / "astronaut" / "texture.png").unlink()
     saved = out / "astronaut" / "params.safetensors"
-    result = script("fit/render.py", f"params={saved}", f"out={tmp_path / 'r.png'}")
+    result = run_script("fit/render.py", f"params={saved}", f"out={tmp_path / 'r.png'}")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "r.png").is_file()
