@@ -7,6 +7,7 @@ from PIL import Image
 
 from facerecon.dataset import Manifest
 from facerecon.dataset.memory import MapCodes, MapMemory, PairedCodes, held_out, share_of
+from facerecon.dataset.readers import identity_of
 from facerecon.errors import ConfigError, InputError
 
 
@@ -93,3 +94,19 @@ def test_codes_of_maps_are_whitened_coordinates(tmp_path) -> None:
     torch.testing.assert_close(codes.coordinates(some), codes.table[3:4], atol=1e-4, rtol=0)
     flipped = codes.coordinates(memory.images([3])[0].flip(-1))
     torch.testing.assert_close(flipped, codes.table[3 + len(memory)][None], atol=1e-4, rtol=0)
+
+
+def test_files_are_known_by_name_size_and_content_not_by_place(tmp_path) -> None:
+    """Other pixels change the end of a PNG, also of one that is as long; a missing file is one line."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for folder, pixels in (("a", noise), ("b", noise), ("c", noise[::-1])):
+        (tmp_path / folder).mkdir()
+        for name in ("0.png", "1.png"):
+            Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / folder / name, compress_level=0)
+    a, b, c = (identity_of(sorted((tmp_path / folder).iterdir())) for folder in "abc")
+    assert a == b != c and a["files"] == c["files"] == 2
+    assert len({path.stat().st_size for path in tmp_path.rglob("*.png")}) == 1
+    (tmp_path / "a" / "0.png").rename(tmp_path / "a" / "2.png")
+    assert identity_of(sorted((tmp_path / "a").iterdir()))["content"] != b["content"]
+    with pytest.raises(InputError, match=r"0\.png cannot be read"):
+        identity_of([tmp_path / "a" / "0.png"])
