@@ -11,6 +11,9 @@ ARGS   ?=
 # a process a core, each with one thread; each may take 2 GB
 WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 
+# each file is compiled once, not in every process that tests start
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup assets reconstruct evaluate test test-all gltf-validator check format docs benchmark clean
 
 help: ## list the targets

@@ -16,7 +16,7 @@ from facerecon.editing.inversion import InversionSettings, LinearEncoder
 from facerecon.errors import AssetError, InputError, ShapeError
 from facerecon.stylegan.mobile import MobileGenerator, load_generator
 
-SHORT = InversionSettings(w_steps=6, plus_steps=2, refresh=3, patience=9)
+SHORT = InversionSettings(w_steps=5, plus_steps=2, refresh=3, patience=9)
 
 
 def simple_face() -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tm
     assert result.code.shape == (23, 512) and result.image.shape == (3, 1024, 1024)
     assert (result.w - w).norm() < 0.95 * (start - w).norm()
     assert result.trace[-1]["loss"] < 0.6 * result.trace[0]["loss"]
-    assert seen[0] == ("w", 0, 6) and seen[-1] == ("w+", 1, 2)
+    assert seen[0] == ("w", 0, 5) and seen[-1] == ("w+", 1, 2)
     assert (result.image - generator(result.code[None])[0]).abs().mean() < 1e-3
 
     def stop(phase: str, step: int, steps: int) -> None:
