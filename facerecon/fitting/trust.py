@@ -21,7 +21,7 @@ __all__ = ["find_suspects", "flatness", "unlike"]
 _MISSED = 5.0  # px of a 224 px crop by which the head of stage 1 may miss the inner landmarks
 _LEAST_SKIN = 0.3  # share of the head's face that must be skin
 _MOST_FLAT = 0.4  # of :func:`flatness`
-_MOST_UNLIKE = 0.75  # of :func:`unlike`
+_MOST_UNLIKE = 0.9  # of :func:`unlike`
 
 
 def _luma(image: Tensor) -> Tensor:

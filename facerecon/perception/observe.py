@@ -55,6 +55,7 @@ _SMALL_FACE = 64
 _ENOUGH = 640  # px of a face that all crops can use
 _AROUND = 2.5  # from the face's center, in its sides: more than the full crop reaches
 _MESH_SCORE = 0.5  # of the face mesh, below which a detection is no face
+_CLEAR = 0.85  # score of a detection from which on a photo need not be turned; nine of ten good faces have more
 _LEANING = 0.9  # radians off upright up to which a photo need not be turned
 
 
@@ -277,23 +278,27 @@ _TURNS = (0, 1, 3, 2)  # quarter turns, in the order in which they are tried
 def _find(loaded: LoadedImage, closer: Callable, largest: bool) -> list[_Face]:
     """The faces of a photo, largest first; of the photo turned by quarters where it shows none to be trusted as it is.
 
+    A turn with a face of which the detector is sure, too, is taken at once: upside down, a chin may pass for a nose.
+
     Args:
         largest: one is enough: the largest to be trusted, else the largest. The others are then not measured.
     """
-    upright: list[_Face] = []
+    tried: list[list[_Face]] = []
     for turn in _TURNS:
         image = torch.rot90(loaded.image, -turn, (1, 2))
-        whole, faces = _View(image, turn=turn), []
+        whole, faces, clear = _View(image, turn=turn), [], False
         for detection in load_detector()(image):
             in_photo = Detection(_mapped(whole.to_photo(torch.eye(2, 3)[None]), detection.box), detection.score)
             face = _shaped(*closer(in_photo, turn), confirm=loaded.scale < 1)
             faces += [] if face is None else [face]
-            if largest and face is not None and face.sure:
-                return [face]
-        if any(face.sure for face in faces):
-            return faces
-        upright = upright or (faces if turn == 0 else [])
-    return upright[:1] if largest else upright
+            clear |= face is not None and face.sure and detection.score >= _CLEAR
+            if largest and clear:
+                break
+        tried.append(faces)
+        if clear:
+            break
+    chosen = tried[-1] if clear else next((faces for faces in tried if any(face.sure for face in faces)), tried[0])
+    return sorted(chosen, key=lambda face: not face.sure)[:1] if largest else chosen
 
 
 def _shaped(view: _View, detection: Detection, confirm: bool) -> _Face | None:

@@ -126,6 +126,24 @@ def test_a_turned_photo_is_put_upright(seen, photo, turn: int) -> None:
     assert ((found.face_mask - seen.face_mask).abs() > 0.5).float().mean() < 0.03
 
 
+@pytest.mark.parametrize(("scores", "turned"), [((0.7, 0.9), 180), ((0.7, 0.8), 0), ((0.9, 0.99), 0)])
+def test_what_the_detector_is_unsure_of_gives_way_to_a_turn_with_a_clear_face(photo, scores, turned: int) -> None:
+    """Two faces, one upside down; the scores are of upright faces in the photo as it is, and when it is turned."""
+    both = torch.cat([photo[:, :320, 100:420], torch.rot90(photo, 2, (1, 2))[:, -320:, 100:420]], 2)
+    module, calls = sys.modules["facerecon.perception.observe"], []
+
+    def detector(image: torch.Tensor) -> list[Detection]:
+        calls.append(image)
+        box = (66.0, 75.0, 182.0, 187.0)
+        return [Detection(box, scores[len(calls) > 1])] if len(calls) in (1, 4) else []
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(module, "load_detector", lambda: detector)
+        warnings.simplefilter("ignore")
+        assert observe(both).turned == (turned,)
+    assert len(calls) == (1 if scores[0] == 0.9 else 4)
+
+
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
 def test_views_of_a_turned_photo_say_where_in_it_they_are(photo, turn: int) -> None:
     """A part of a photo, enlarged and turned: its pixels, and a box in it, are where they came from."""
