@@ -174,7 +174,7 @@ def test_geocross_is_on_w(path) -> None:
     assert abs(float(geocross_loss(w) - geocross_loss(codes))) > 0.1
 
 
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-4), (torch.bfloat16, 0.08)])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-5), (torch.bfloat16, 0.08)])
 @pytest.mark.parametrize("size", [None, 16])
 def test_frozen_synthesis_is_the_networks_own(dtype, near, size) -> None:
     """Pictures and gradients in the codes, against autograd through the trainable network in float32."""
@@ -198,7 +198,9 @@ def test_frozen_synthesis_is_the_networks_own(dtype, near, size) -> None:
     torch.testing.assert_close(got / scale, expected / scale, atol=near, rtol=0)
     probe = torch.randn_like(expected)
     first, second = (torch.autograd.grad((picture * probe).sum(), ws)[0] for picture in (got, expected))
-    torch.testing.assert_close(first / second.abs().max(), second / second.abs().max(), atol=near, rtol=0)
+    apart = (first - second).abs().amax(2) / second.abs().max()  # (faces, rows)
+    assert apart.amin(0).max() < near
+    assert apart.max() < 0.1  # rounding may take a value of one face over the bend of the leaky ReLU
 
 
 # -- files -----------------------------------------------------------------------------------------------
