@@ -11,8 +11,10 @@ ARGS   ?=
 # a process a core, each with one thread; each may take 2 GB
 WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 
-# each file is compiled once, not in every process that tests start
+# each file is compiled once, not in every process that tests start; freed memory is kept (glibc), a tenth of the time
 unexport PYTHONDONTWRITEBYTECODE
+test test-all: export MALLOC_MMAP_THRESHOLD_ = 33554432
+test test-all: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 
 .PHONY: help setup assets reconstruct evaluate test test-all gltf-validator check format docs benchmark clean
 
