@@ -41,7 +41,16 @@ def photos(tmp_path_factory) -> Path:
 
 
 def keys(photos: Path, out: Path, *overrides: str) -> list[str]:
-    return [f"img={photos}", f"out={out}", "fitting=smoke", "batch=2", "threads=1", "device=cpu", *overrides]
+    return [
+        f"img={photos}",
+        f"out={out}",
+        "fitting=smoke",
+        "decoder=linear",
+        "batch=2",
+        "threads=1",
+        "device=cpu",
+        *overrides,
+    ]
 
 
 def start(photos: Path, out: Path, *overrides: str) -> subprocess.Popen:
