@@ -62,7 +62,7 @@ def output_error(path: str | os.PathLike, error: OSError) -> OutputError:
 
 
 def no_follow(path: str | os.PathLike, flags: int) -> int:
-    """An opener, for :func:`open`, that refuses a symbolic link (ELOOP); a new file's mode is the umask's."""
+    """An opener, for ``open``, that refuses a symbolic link (ELOOP); a new file's mode is the umask's."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
