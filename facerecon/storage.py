@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from facerecon.errors import AssetError, FaceReconError, OutputError
 
+if TYPE_CHECKING:  # these are imported where they are needed: models are fetched without them
+    import numpy as np
+    import torch
+    from torch import Tensor
+
 __all__ = [
     "all_finite",
+    "file_sha256",
     "no_follow",
     "open_safetensors",
     "parse_json",
@@ -122,6 +125,19 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
     return removed
 
 
+def file_sha256(path: str | os.PathLike) -> str:
+    """sha256 of a file's content, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 # -- small files of others --------------------------------------------------------------------------------
 
 
@@ -156,6 +172,8 @@ def read_array(path: str | os.PathLike, largest: int = 1 << 30) -> np.ndarray:
     Raises:
         OSError: it cannot be read. ValueError: it is larger, or something else is in it.
     """
+    import numpy as np
+
     data = read_bounded(path, largest)
     try:
         found = np.load(io.BytesIO(data), allow_pickle=False)
@@ -265,6 +283,8 @@ def read_safetensors(
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether no number of a tensor is NaN or infinite; memory stays bounded by slices of it."""
+    import torch
+
     flat = tensor.detach().flatten()
     return all(bool(torch.isfinite(part).all()) for part in flat.split(1 << 22))
 

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import fnmatch
 import glob
-import hashlib
 import importlib
 import importlib.resources
 import importlib.util
@@ -42,7 +41,8 @@ from typing import IO, Any
 
 from facerecon.assets import registry
 from facerecon.assets.registry import Asset, OwnAsset, Package
-from facerecon.errors import AssetError, FaceReconError, nearest_name
+from facerecon.errors import AssetError, FaceReconError, OutputError, nearest_name
+from facerecon.storage import file_sha256, write_whole
 
 __all__ = ["Status", "convert", "derived", "fetch", "home", "locate", "seal_shipped", "shipped", "status", "verify"]
 
@@ -136,14 +136,6 @@ def _read_manifest() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
     """Size and sha256; hashed once a process for the same path, size, modification time and digest."""
     try:
@@ -155,7 +147,7 @@ def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
     key = (str(path), info.st_size, info.st_mtime_ns, sha256)
     if key not in _verified:
         try:
-            _verified[key] = _sha256(path) == sha256
+            _verified[key] = file_sha256(path) == sha256
         except OSError as error:
             raise AssetError(
                 f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME."
@@ -298,9 +290,9 @@ def seal_shipped() -> list[str]:
     """Write ``facerecon/data/SHA256SUMS`` anew (after a file there was made or changed on purpose)."""
     folder = _data_folder()
     names = shipped_names()
-    text = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    text = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names)
     with _clear_disk_errors(folder):
-        _write_atomically(folder / "SHA256SUMS", text)
+        write_whole(folder / "SHA256SUMS", text.encode())
     return names
 
 
@@ -338,7 +330,7 @@ def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
         try:
             with own_modes():
                 build(temporary)
-            path = folder / f"{start}{_sha256(temporary)}.safetensors"
+            path = folder / f"{start}{file_sha256(temporary)}.safetensors"
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -353,6 +345,8 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one line that says what to do."""
     try:
         yield
+    except OutputError as error:
+        raise AssetError(f"{error} FACERECON_HOME may name another folder.") from error
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise AssetError(
@@ -361,18 +355,6 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in _NOT_WRITABLE:
             raise AssetError(f"cannot write to {folder}; set FACERECON_HOME to a folder you can write to.") from error
         raise AssetError(f"writing to {folder} failed: {error}; FACERECON_HOME may name another folder.") from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
@@ -408,7 +390,7 @@ def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
     package = registry.PACKAGES[asset.package] if isinstance(asset, Asset) else None
     with open(made, "rb") as file:
         os.fsync(file.fileno())
-    digest = _sha256(made)
+    digest = file_sha256(made)
     folder = _folder()
     final = folder / f"{asset.name}-{digest[:12]}.safetensors"
     os.replace(made, final)
@@ -428,7 +410,7 @@ def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
         "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
-    _write_atomically(_manifest_path(), text + "\n")
+    write_whole(_manifest_path(), (text + "\n").encode())
     for old in folder.glob(f"{asset.name}-????????????.safetensors"):
         if old != final:
             with contextlib.suppress(OSError):
@@ -572,13 +554,13 @@ def _archive(package: Package, work: Path, given: Path | None, progress: Progres
         path = given / package.archive
         if not path.is_file():
             raise AssetError(f"{path} does not exist; {given} must hold {package.archive} ({package.label}).")
-    elif kept.is_file() and _sha256(kept) == package.sha256:
+    elif kept.is_file() and file_sha256(kept) == package.sha256:
         path = kept
     else:
         path = _download(package, work, progress)
     progress.step(f"checking {package.archive}", 0, 0)
     try:
-        digest = _sha256(path)
+        digest = file_sha256(path)
     except OSError as error:
         raise AssetError(f"cannot read {path} ({error.strerror}); mend its permissions.") from None
     if digest != package.sha256:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from facerecon.geometry.camera import project
+from facerecon.imaging.color import rgb_to_yuv
 from facerecon.morphable import MorphableModel
 from facerecon.perception.facemesh import MOST_APART, disagreement
 from facerecon.types import Camera, FaceParams, Observation
@@ -22,11 +23,6 @@ _MISSED = 5.0  # px of a 224 px crop by which the head of stage 1 may miss the i
 _LEAST_SKIN = 0.3  # share of the head's face that must be skin
 _MOST_FLAT = 0.4  # of :func:`flatness`
 _MOST_UNLIKE = 0.9  # of :func:`unlike`
-
-
-def _luma(image: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, H, W)."""
-    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1)
 
 
 def flatness(image: Tensor, skin: Tensor) -> Tensor:
@@ -40,7 +36,7 @@ def flatness(image: Tensor, skin: Tensor) -> Tensor:
     Returns:
         (B,): below 0.1 in photos, whatever their light and size, up to 0.3 in strongly compressed ones.
     """
-    luma = _luma(image)
+    luma = rgb_to_yuv(image)[:, 0]
     corner = luma[:, :-1, :-1]
     change = ((luma[:, 1:, :-1] - corner).square() + (luma[:, :-1, 1:] - corner).square()).sqrt()
     inside = skin[:, :-1, :-1] & skin[:, 1:, :-1] & skin[:, :-1, 1:]
@@ -59,7 +55,7 @@ def unlike(image: Tensor, render: Tensor, skin: Tensor) -> Tensor:
         where a plain color would do as well.
     """
     shares = []
-    for shown, drawn, inside in zip(_luma(image), _luma(render), skin, strict=True):
+    for shown, drawn, inside in zip(rgb_to_yuv(image)[:, 0], rgb_to_yuv(render)[:, 0], skin, strict=True):
         a, b = shown[inside], drawn[inside]
         shares.append((a - b).square().mean() / a.var(correction=0).clamp(min=1e-5) if len(a) else a.new_zeros(()))
     return torch.stack(shares)
@@ -81,7 +77,7 @@ def find_suspects(
         apart = disagreement(photo.landmarks68, photo.mesh468)
         points = project(camera, model.landmarks3d(model(params), camera))[..., :2]
         missed = (points - photo.landmarks68)[:, 17:].norm(dim=-1).mean(1) * (224 / photo.image.shape[-1])
-        luma, head = _luma(photo.image), covered[:, 0] > 0.9
+        luma, head = rgb_to_yuv(photo.image)[:, 0], covered[:, 0] > 0.9
         skin = (photo.skin_mask[:, 0] > 0.9) & head & (luma > 0.015) & (luma < 0.985)  # what is clipped says nothing
         share = skin.sum((1, 2)) / head.sum((1, 2)).clamp(min=1)
         flat, other = flatness(photo.image, skin), unlike(photo.image, render, skin)

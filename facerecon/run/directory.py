@@ -19,7 +19,7 @@ from facerecon.errors import ConfigError
 from facerecon.run.checkpoint import Checkpoints
 from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
-from facerecon.storage import output_error, parse_json, refuse_link, remove_leftovers, write_whole
+from facerecon.storage import file_sha256, output_error, parse_json, refuse_link, remove_leftovers, write_whole
 
 __all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
 
@@ -40,14 +40,10 @@ _RESERVED = (
 
 def file_digest(path: str | os.PathLike) -> str:
     """sha256 of a file's content, in hex; of its path where it cannot be read, which its reader will say."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
+        return file_sha256(path)
     except OSError:
-        digest.update(b"unreadable " + os.fsencode(path))
-    return digest.hexdigest()
+        return hashlib.sha256(b"unreadable " + os.fsencode(path)).hexdigest()
 
 
 def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
@@ -169,7 +165,7 @@ class RunDirectory:
 
     Raises:
         ConfigError: the folder holds a run and neither ``resume`` nor ``overwrite`` is given, or the
-            configuration differs (names the keys).
+            configuration differs (names the keys), or another process is writing in a folder that is begun anew.
         OutputError: the folder cannot be made or written, or one of its records is a symbolic link.
     """
 
@@ -200,13 +196,13 @@ class RunDirectory:
             return
         if config_path.exists() and not overwrite:
             raise ConfigError(f"{self.path} already holds a run; continue it with resume=true or choose another out=.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for record in (*records, *self.checkpoints.folder.glob("step-*.safetensors")):
-                record.unlink(missing_ok=True)
-        except OSError as error:
-            raise output_error(self.path, error) from None
-        self._write_config()
+        with FolderLock(self.path):  # what another process is writing is not removed under it
+            try:
+                for record in (*records, *self.checkpoints.folder.glob("step-*.safetensors")):
+                    record.unlink(missing_ok=True)
+            except OSError as error:
+                raise output_error(self.path, error) from None
+            self._write_config()
 
     def _compare(self, old: Any, fixed: Sequence[str] | None, force: bool) -> None:
         """Hold the configuration of the run that is there against this one."""

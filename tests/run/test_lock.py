@@ -43,6 +43,11 @@ def test_the_holder_is_named_and_its_death_frees_the_folder(tmp_path, holder):
     assert "\n" not in str(e.value)
     with pytest.raises(ConfigError, match=rf"process {holder.pid} on "):  # the one before has not wiped the name
         FolderLock(tmp_path).__enter__()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ConfigError, match=rf"process {holder.pid} on "):  # to begin anew removes nothing under it
+        RunDirectory(tmp_path, overwrite=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     assert (tmp_path / ".lock").exists()
