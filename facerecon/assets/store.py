@@ -410,7 +410,8 @@ def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
         "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
-    write_whole(_manifest_path(), (text + "\n").encode())
+    with _clear_disk_errors(folder):
+        write_whole(_manifest_path(), (text + "\n").encode())
     for old in folder.glob(f"{asset.name}-????????????.safetensors"):
         if old != final:
             with contextlib.suppress(OSError):

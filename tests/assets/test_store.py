@@ -358,7 +358,7 @@ def test_a_manifest_that_cannot_be_replaced_leaves_the_old_state(pretend, monkey
 
     pretend.give_wheel({"pretend/data/mesh.txt": "v 0 0 2"})
     monkeypatch.setattr(store.os, "replace", fail)
-    with pytest.raises(AssetError, match="No space left.*FACERECON_HOME"):
+    with pytest.raises(AssetError, match=r"No space left.*FACERECON_HOME"):
         assets.fetch("head", archives=pretend.archives)
     monkeypatch.undo()
     assert old.exists()
