@@ -90,12 +90,12 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, Any]]:
     """Figures of each photo after each stage: [{"image", "seconds", "stages": {stage: {figure: value}}}]."""
     from configs.compose import compose
-    from facerecon.perception import load_judge
+    from facerecon.perception import load_eval_identity
     from fit.models import build_fitter, prepare
 
     config = compose("reconstruct", [f"fitting={preset}", "img=none", *overrides])
     device = prepare(config)
-    fitter, judge = build_fitter(config, device), load_judge().to(device)
+    fitter, judge = build_fitter(config, device), load_eval_identity().to(device)
     rows = []
     for number, path in enumerate([paths[0], *paths]):  # the first one warms up
         clock = time.perf_counter()

@@ -35,7 +35,7 @@ from facerecon.imaging.files import contact_sheet, read_image, write_jpg, write_
 from facerecon.imaging.masks import gaussian_blur
 from facerecon.perception import observe
 from facerecon.render import Renderer
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, SHLight
 from fit.models import build_fitter, prepare
 

@@ -41,10 +41,10 @@ from facerecon.errors import FaceReconError
 from facerecon.run import choose_device, set_threads
 from facerecon.storage import write_whole
 from facerecon.stylegan.discriminator import Discriminator, minibatch_deviation
-from facerecon.stylegan.frozen import FrozenSynthesis
-from facerecon.stylegan.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
+from facerecon.stylegan.frozen_synthesis import FrozenSynthesis
 from facerecon.stylegan.generator import Generator, GeneratorConfig
-from facerecon.stylegan.texture import synthesis_precision
+from facerecon.stylegan.texture_decoder import synthesis_precision
+from facerecon.training.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
 
 R1_EVERY, PATH_EVERY, PATH_SHARE = 16, 4, 0.5
 MATRIX = 2048
@@ -133,7 +133,8 @@ class Way:
     """One way of computing the same networks.
 
     Args:
-        name: of its row. precision: of the product's networks, or None for the plain twin in float32.
+        name: of its row.
+        precision: of the product's networks, or None for the plain twin in float32.
     """
 
     def __init__(self, name: str, generator: Generator, discriminator: Discriminator, precision: Any) -> None:

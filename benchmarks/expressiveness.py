@@ -38,16 +38,16 @@ from torch import Tensor
 
 from facerecon import load_face_model
 from facerecon.dataset import UVMaps, face_layout
-from facerecon.dataset.memory import held_out, share_of
 from facerecon.errors import FaceReconError
-from facerecon.evaluation import MapFigures, bootstrap_interval
+from facerecon.evaluation import MapMetrics, bootstrap_interval
 from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.run import set_threads
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.stylegan.linear_basis import principal_components
-from facerecon.stylegan.texture import StyleGANDecoder, read_decoder
+from facerecon.stylegan.texture_decoder import StyleGANDecoder, read_decoder
+from facerecon.training.uv_maps import held_out, share_of
 from facerecon.types import Latent
 
 
@@ -56,7 +56,8 @@ class Method:
     """A way to express maps by numbers.
 
     Args:
-        name: of its row. family: rows of one family start from one another.
+        name: of its row.
+        family: rows of one family start from one another.
         decoder: that is inverted.
         start: (targets, w (B, N, C) of the family's last row or None) -> where the inversion begins, or None.
         settings: what a result depends on.
@@ -132,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
     if options.maps and options.maps < len(unseen):  # spread over the set
         unseen = [unseen[i * len(unseen) // options.maps] for i in range(options.maps)]
     targets = read_maps(maps, unseen)
-    measured = MapFigures(face_layout(load_face_model("makehuman"), 512).face)
+    measured = MapMetrics(face_layout(load_face_model("makehuman"), 512).face)
     if measured.missing:
         print(f"note: no LPIPS, {measured.missing}")
     inversion = TextureInversionSettings(steps=options.steps)

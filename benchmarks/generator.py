@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
-from facerecon.stylegan.mobile import FACE_WINDOW, MobileGenerator, framed, load_generator
+from facerecon.stylegan.face_generator import FACE_WINDOW, MobileGenerator, framed, load_generator
 
 FIRST_SEED = 5000
 ROUNDS = 5

@@ -44,9 +44,9 @@ from facerecon.geometry.camera import project
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.imaging.warp import affine_scale, crop_affine
 from facerecon.morphable import MorphableModel
-from facerecon.perception import load_judge, observe
+from facerecon.perception import load_eval_identity, observe
 from facerecon.render.uv import bake
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, Observation, ReconstructedFace
 from fit.models import build_fitter, prepare
 
@@ -62,7 +62,8 @@ class Canvas:
     """A photo, the frame of its face, and what is drawn over it.
 
     Args:
-        image: (H, W, 3) in [0, 1]. landmarks: (68, 2) px of the photo.
+        image: (H, W, 3) in [0, 1].
+        landmarks: (68, 2) px of the photo.
     """
 
     def __init__(self, image: np.ndarray, landmarks: np.ndarray) -> None:
@@ -198,7 +199,10 @@ def occlude(image: Tensor, landmarks: Tensor, kind: str, seed: int, skin: Tensor
     """Paste an occluder over a face.
 
     Args:
-        image: (3, H, W) in [0, 1]. landmarks: (68, 2) px. kind: of :data:`OCCLUDERS`. seed: of its place and shape.
+        image: (3, H, W) in [0, 1].
+        landmarks: (68, 2) px.
+        kind: of :data:`OCCLUDERS`.
+        seed: of its place and shape.
         skin: (3,) color of a hand.
 
     Returns:
@@ -318,7 +322,7 @@ def clean_figures(fitter: Fitter, judge: torch.nn.Module, plain: list, robust: l
 def run(arguments: argparse.Namespace) -> int:
     config = compose("reconstruct", [f"fitting={arguments.preset}", "img=none", *arguments.set])
     device = prepare(config)
-    fitter, judge = build_fitter(config, device), load_judge().to(device)
+    fitter, judge = build_fitter(config, device), load_eval_identity().to(device)
     settings = fitter.occlusion
     images = clean_photos(arguments.faces)
     clean = {name: observe(image) for name, image in images.items()}

@@ -115,7 +115,9 @@ def lit(points: Tensor, parts: list[tuple[Tensor, Tensor]], direction: tuple, si
     """(N, 1) in [0, 1], how much of a far lamp's light reaches points: a shadow map with soft borders.
 
     Args:
-        points: (N, 3). parts: vertices (1, V, 3) and faces of all that casts a shadow. direction: towards the lamp.
+        points: (N, 3).
+        parts: vertices (1, V, 3) and faces of all that casts a shadow.
+        direction: towards the lamp.
     """
     ahead = F.normalize(torch.tensor(direction), dim=0)
     right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), ahead), dim=0)

@@ -40,7 +40,7 @@ from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
 from facerecon.errors import FaceReconError, NoFaceError
 from facerecon.evaluation import bootstrap_interval, brightness_symmetry_error, stage_figures
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
-from facerecon.perception import load_judge, observe
+from facerecon.perception import load_eval_identity, observe
 from facerecon.stylegan.decoder import SHIPPED, is_decoder_file
 from facerecon.types import Observation
 
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     rows: dict[str, dict[str, Any]] = json.loads(journal.read_text())["fits"] if journal.is_file() else {}
     threads = [f"threads={options.threads}"] if options.threads else []
     prepare(compose("reconstruct", ["img=none", *threads]))
-    judge = load_judge()
+    judge = load_eval_identity()
     seen: list[tuple[str, Tensor, Observation]] = []
     for name, source in photos(options):
         try:

@@ -29,11 +29,11 @@ from torch import Tensor
 
 from facerecon.errors import FaceReconError, InputError
 from facerecon.evaluation import head_regions, reconstruction_metrics, region_errors
-from facerecon.evaluation.heads import SKINS, Subject, clay, make_subject, skins
 from facerecon.fitting import LandmarkStart, fit_landmarks
 from facerecon.imaging.files import contact_sheet, write_png
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
+from facerecon.synthetic.ict_heads import SKINS, Subject, clay, make_subject, skins
 from facerecon.types import FaceParams, Observation
 
 ICT_FILE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "ict" / "ict_facekit_light.npz"

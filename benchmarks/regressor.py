@@ -52,10 +52,8 @@ from benchmarks.accuracy import ROOT
 from benchmarks.reconstruction import photos, save
 from benchmarks.recovery import ICT_FILE
 from configs.compose import compose
-from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings, directional_light
 from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
-from facerecon.evaluation.heads import Subject, Wardrobe, clay, spoil
 from facerecon.evaluation.realy import realy_errors, scan_of_head
 from facerecon.fitting import RegressorStart, coefficients_to_params, fit_landmarks, start_from_regressor
 from facerecon.geometry.camera import project
@@ -64,6 +62,8 @@ from facerecon.imaging.files import contact_sheet, read_image, write_bytes, writ
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.decoder import load_decoder
+from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings, directional_light
+from facerecon.synthetic.ict_heads import Subject, Wardrobe, clay, degrade
 from facerecon.types import Camera, FaceParams, Observation, SHLight
 
 PARTS = ("synthetic", "ict", "yaw", "spread", "limits", "fits", "speed")
@@ -272,7 +272,7 @@ class Bench:
 
         def measure(number: int) -> dict[str, Any]:
             batch = self.synthetic([number])
-            photo = observe(spoil(batch.image, np.random.default_rng([self.options.seed, number])))
+            photo = observe(degrade(batch.image, np.random.default_rng([self.options.seed, number])))
             check_found(photo, batch.landmarks68[0] * (batch.image.shape[-1] / 224))
             shape = self.model.shape(batch.params)
             truth = shape[0], self.model.topology.faces, self.model.landmarks3d(shape)[0]
@@ -561,7 +561,8 @@ def check_found(photo: Observation, truth: Tensor) -> None:
     """Is what the detector found the face? An eye behind glasses, say, is not.
 
     Args:
-        photo: one observed face. truth: (68, 2), px of the photo.
+        photo: one observed face.
+        truth: (68, 2), px of the photo.
 
     Raises:
         InputError: its inner landmarks are off by over 15 % of their extent, so nothing about the head was measured.
@@ -634,7 +635,9 @@ def plot(path: Path, curves: dict[str, list[tuple[float, float]]], x_label: str,
     """Lines on axes, as a PNG.
 
     Args:
-        path: to write. curves: {name: points}. x_label, y_label, title: texts.
+        path: to write.
+        curves: {name: points}.
+        x_label, y_label, title: texts.
     """
     scale, width, height = 3, 760, 440
     left, right, top, bottom = 64, 178, 48, 56

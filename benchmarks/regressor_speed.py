@@ -22,16 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from facerecon.dataset.crops import Wear
-from facerecon.dataset.synthetic import SyntheticFaces
 from facerecon.errors import FaceReconError
 from facerecon.fitting import params_to_coefficients
-from facerecon.fitting.regression import CoefficientLosses, PhotoBatch, SupervisedWeights, WeakLosses, WeakWeights
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity
 from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig
 from facerecon.run import autocast, supports_bfloat16
 from facerecon.stylegan.decoder import load_decoder
+from facerecon.synthetic.faces import SyntheticFaces
+from facerecon.training.crops import PhotometricAugmentation
+from facerecon.training.regressor import CoefficientLosses, PhotoBatch, SupervisedWeights, WeakLosses, WeakWeights
 
 
 def milliseconds(work: Callable[[], object], images: int, rounds: int) -> float:
@@ -57,7 +57,7 @@ def parts_of(size: int, widths: list[float], backbone: str, batch: int, rounds: 
     found["truth"] = milliseconds(lambda: faces.truth(numbers), batch, rounds)
     drawn = faces(numbers)
     found["picture in all"] = milliseconds(lambda: faces(numbers), batch, rounds)
-    wear = Wear()
+    wear = PhotometricAugmentation()
     found["wear"] = milliseconds(lambda: wear(drawn.image, numbers), batch, rounds)
     dtype = torch.bfloat16 if supports_bfloat16("cpu") else torch.float32
     for width in widths:

@@ -4,13 +4,13 @@
     python benchmarks/several_photos.py --n 8 --heads ict --set decoder=linear --out several_ict
 
 Truth: random heads, each seen in several photos with expressions, poses, lights and surroundings of their own; blurred,
-with noise, JPEG-compressed. ``synthetic``: of the head model that fits them (:mod:`facerecon.dataset.synthetic`, with
+with noise, JPEG-compressed. ``synthetic``: of the head model that fits them (:mod:`facerecon.synthetic.faces`, with
 hair and shoulders), so that the basis could express them exactly. ``ict``: of ICT-FaceKit, as in
 benchmarks/recovery.py, with a camera of its own for every photo. Nothing of how they were made is told to the fit.
 
 Compared, by the person's neutral shape (Sec. 4.3, as in REALY): the head model's mean face; each photo fitted alone
 (the mean of the errors of the three); the average of those three heads, which needs no joint fit; one fit to all three
-(``Fitter.together``). A head is kept in ``OUT/heads.jsonl`` when it is done, and the same command goes on from there.
+(``Fitter.multiview``). A head is kept in ``OUT/heads.jsonl`` when it is done, and the same command goes on from there.
 Differences are paired by head, with bootstrap intervals of 95 %.
 """
 
@@ -34,14 +34,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.recovery import ICT_FILE
-from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
 from facerecon.errors import FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
-from facerecon.evaluation.heads import SKINS, clay, make_subject, skins, spoil
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.decoder import load_decoder
+from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+from facerecon.synthetic.ict_heads import SKINS, clay, degrade, make_subject, skins
 from facerecon.types import Observation
 
 METHODS = ("mean face", "one photo", "three fits, averaged", "three together")
@@ -53,7 +53,8 @@ class Heads:
     """True heads and their photos.
 
     Args:
-        kind: "synthetic" (of ``model``) or "ict". photos: of each head.
+        kind: "synthetic" (of ``model``) or "ict".
+        photos: of each head.
     """
 
     def __init__(self, kind: str, model: MorphableModel, count: int, photos: int, seed: int, ict: Path) -> None:
@@ -71,7 +72,7 @@ class Heads:
             numbers = range(head * self.photos, (head + 1) * self.photos)
             made = faces(list(numbers), persons=[numbers[0]] * self.photos)
             rng = np.random.default_rng([self.seed, head])
-            yield head, self.model.neutral_shape(made.params)[0], [spoil(image[None], rng) for image in made.image]
+            yield head, self.model.neutral_shape(made.params)[0], [degrade(image[None], rng) for image in made.image]
 
     def _of_ict(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
         order = np.random.default_rng(self.seed).permutation(SKINS)[np.arange(self.count) % len(SKINS)]
@@ -99,7 +100,7 @@ def measure(fitter: Any, heads: Heads, true: Tensor, photo: Observation) -> tupl
     alone = fitter(photo)
     row["cpu_alone"] = time.process_time() - clock
     clock = time.process_time()
-    together = fitter.together(photo)
+    together = fitter.multiview(photo)
     row["cpu_together"] = time.process_time() - clock
     mean = model.shape(model.neutral(1))[0]
     each = [heads.errors(true, shape, model) for shape in alone.neutral_vertices]

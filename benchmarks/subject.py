@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import Renderer, load_face_model
+from facerecon.correspond.resample import retarget
 from facerecon.dataset import Item, PipelineSettings, UVPipeline
 from facerecon.dataset.complete import complete, load_template
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.evaluation.reconstruction import reconstruction_metrics
 from facerecon.evaluation.texture import brightness_symmetry_error
-from facerecon.fitting import carry_over, fit_landmarks, fit_light_and_texture
+from facerecon.fitting import fit_landmarks, fit_light_and_texture
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.morphable import MorphableModel
 from facerecon.perception import observe
-from facerecon.perception.identity import load_judge
+from facerecon.perception.identity import load_eval_identity
 from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.types import Camera, Observation, SHLight
 
@@ -43,7 +44,9 @@ def rendered(texture: Tensor, photo: Observation, model: MorphableModel) -> tupl
     view = renderer.prepare(vertices, model.topology, Camera.deep3d(), SHLight.ambient(1), face_region="face")
     fixed = LinearDecoder(texture[0], torch.zeros(1, *texture.shape[1:]))
     light, _ = fit_light_and_texture(photo, fixed, view, vertices, model.topology.faces)
-    figures, image = reconstruction_metrics(photo, params.replace(light=light), texture, model, renderer, load_judge())
+    figures, image = reconstruction_metrics(
+        photo, params.replace(light=light), texture, model, renderer, load_eval_identity()
+    )
     return image[0], figures["identity"].item()
 
 
@@ -71,7 +74,7 @@ def main() -> None:
         raise SystemExit(f"error: {alone.error}")
     alone_map = read_image(alone.files["uv-maps/000000.png"])[None]
     released = read_image(path("final_uv.png"))[None]
-    carried = carry_over(model, source=head).texture(released, head)
+    carried = retarget(model, source=head).texture(released, head)
     carried = F.interpolate(carried, size, mode="bilinear", antialias=True)
     carried = torch.where(template.layout.skin > 0, carried, ours.texture)
 

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from benchmarks.preview_glb import picture
-from facerecon import transfer
+from facerecon.correspond import transfer
 from facerecon.export import save_glb
 from facerecon.imaging.files import list_images, read_image, to_pil
 from facerecon.morphable import MorphableModel, load_face_model

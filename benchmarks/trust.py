@@ -40,14 +40,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from facerecon import Renderer, load_face_model
+from facerecon.correspond.resample import decoder_for
 from facerecon.dataset.sampling import FIRST_HELD_OUT, draw_seeds
 from facerecon.errors import FaceReconError
-from facerecon.fitting import Fitter, decoder_for
+from facerecon.fitting import Fitter
 from facerecon.imaging.files import contact_sheet, from_uint8, to_pil, write_jpg
 from facerecon.perception import load_regressor, observe
 from facerecon.perception.detection import load_detector
 from facerecon.perception.landmarks import map_points
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Observation
 
 ANGLES = (90, 180, 270, 120, 240, 150, 210, 135, 225, 105)

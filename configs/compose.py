@@ -73,7 +73,9 @@ def _text(key: str, value: str, default: Any) -> Any:
     """The value of an override that is no matter of Hydra's grammar; _HYDRAS if it is.
 
     Args:
-        key: of the configuration. value: as written. default: of the key.
+        key: of the configuration.
+        value: as written.
+        default: of the key.
 
     Raises:
         ConfigError: an empty path.
@@ -248,7 +250,8 @@ def check_stop() -> None:
     callback or a ``__del__`` runs, so long work looks here between its steps.
 
     Raises:
-        KeyboardInterrupt: after SIGINT. Stopped: after SIGTERM or SIGHUP.
+        KeyboardInterrupt: after SIGINT.
+        Stopped: after SIGTERM or SIGHUP.
     """
     if _asked:
         if _asked[-1] == signal.SIGINT:
@@ -316,7 +319,8 @@ def row_logger(
 
     Args:
         config: of the run; ``logger`` and ``out`` are looked at, all of it is kept with the figures.
-        numbers: row -> {name: number}, what is logged of it. step: key of the row that counts; None: rows count.
+        numbers: row -> {name: number}, what is logged of it.
+        step: key of the row that counts; None: rows count.
 
     Raises:
         ConfigError: an unknown logger.

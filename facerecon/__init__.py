@@ -47,6 +47,9 @@ __all__ = [
     "Renderer",
     "SHLight",
     "assets",
+    "correspond",
+    "dataset",
+    "editing",
     "errors",
     "evaluation",
     "export",
@@ -64,13 +67,17 @@ __all__ = [
     "render",
     "run",
     "stylegan",
-    "transfer",
+    "synthetic",
+    "training",
     "types",
 ]
 
 if TYPE_CHECKING:
     from facerecon import (
         assets,
+        correspond,
+        dataset,
+        editing,
         errors,
         evaluation,
         export,
@@ -83,7 +90,8 @@ if TYPE_CHECKING:
         render,
         run,
         stylegan,
-        transfer,
+        synthetic,
+        training,
         types,
     )
     from facerecon.errors import FaceReconError

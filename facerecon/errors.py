@@ -141,7 +141,10 @@ def check_number(
     """Hold a setting against its range.
 
     Args:
-        name: of the setting. value: what the user gave. least, most: the range. whole: only whole numbers will do.
+        name: of the setting.
+        value: what the user gave.
+        least, most: the range.
+        whole: only whole numbers will do.
         unit: what is counted, for the message ("px").
 
     Raises:

@@ -145,7 +145,8 @@ def read_bounded(path: str | os.PathLike, largest: int) -> bytes:
     """A file's content, if it is no larger than such a file can be.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is larger.
+        OSError: it cannot be read.
+        ValueError: it is larger.
     """
     with open(path, "rb") as file:
         data = file.read(largest + 1)
@@ -170,7 +171,8 @@ def read_array(path: str | os.PathLike, largest: int = 1 << 30) -> np.ndarray:
     """The array of a .npy file of ``largest`` bytes at most; nothing is unpickled.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is larger, or something else is in it.
+        OSError: it cannot be read.
+        ValueError: it is larger, or something else is in it.
     """
     import numpy as np
 
@@ -250,10 +252,13 @@ def read_safetensors(
     """Tensors and metadata of a safetensors file.
 
     Args:
-        path: the file. what: it should hold, with its article, for messages ("a face decoder").
+        path: the file.
+        what: it should hold, with its article, for messages ("a face decoder").
         advice: what to do when it does not, ended without a full stop.
         keys: the tensors to read; all if left out.
-        error: the kind to raise. device: where the tensors go. finite: refuse NaN and infinity, as weights must.
+        error: the kind to raise.
+        device: where the tensors go.
+        finite: refuse NaN and infinity, as weights must.
 
     Raises:
         ``error``: missing, a pickle, truncated or inconsistent, without one of ``keys``, or holding NaN or infinity.

@@ -328,7 +328,8 @@ class MeshTopology(TensorStruct):
             pose. A point with fewer candidates repeats its first.
         landmark_barycentric: (68, K, 3) weights of those candidates.
         mesh_points: (M,) int64, which of the 468 face-mesh points have a stable place on this head.
-        mesh_point_faces: (M,) int64. mesh_point_barycentric: (M, 3).
+        mesh_point_faces: (M,) int64.
+        mesh_point_barycentric: (M, 3).
         mirror: (V,) int64, the vertex on the other side (x -> -x); a point of the midline is its own.
         regions: {name: (F,) bool}: "face", "skin", "eyes", "mouth", "neck", "scalp", "ears", "nose", ...
         name: the head model this belongs to.
@@ -449,7 +450,8 @@ class Observation(TensorStruct):
         identity: (B, 128), embedding of the differentiable identity network.
         judge: (B, 1024), unit vectors of the network that judges results and is never optimised.
         expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised.
-        age: (B,), years. male: (B,), probability.
+        age: (B,), years.
+        male: (B,), probability.
         path: one string a face, where it came from.
         photo_size: one (H, W) a face, of the file.
         mask_given: one bool a face: whether a user drew its mask, which is then believed as it is.
@@ -494,14 +496,18 @@ class ReconstructedFace(TensorStruct):
     """The result of a fit.
 
     Args:
-        params: fitted coefficients. latent: fitted texture code.
+        params: fitted coefficients.
+        latent: fitted texture code.
         texture: (B, 3, S, S) in [0, 1], albedo in UV (with the detail step: of that person).
         decoded: (B, 3, S', S'), what the decoder alone made of ``latent``.
         seen: (B, 1, S, S) in [0, 1]: 1 where the photo showed the texel and colors it, 0 where it is invented (hidden,
             turned away, occluded, or copied from the other side of the face); between the two at the borders.
-        vertices: (B, V, 3), unposed, with expression. neutral_vertices: (B, V, 3), unposed, without.
-        camera: in pixels of the photo. topology: the mesh.
-        expression_basis: (E, V, 3). expression_names: E names.
+        vertices: (B, V, 3), unposed, with expression.
+        neutral_vertices: (B, V, 3), unposed, without.
+        camera: in pixels of the photo.
+        topology: the mesh.
+        expression_basis: (E, V, 3).
+        expression_names: E names.
         path, photo_size: one string and one (H, W) a face.
         history: {"stage.term": (B, steps)}, every loss term of every step.
     """
@@ -536,7 +542,9 @@ class SavedFace(TensorStruct):
     """What ``params.safetensors`` holds: enough to make the head again from its models.
 
     Args:
-        params, latent, camera: of one face. face_model, decoder: names to load. num_identity: basis size.
+        params, latent, camera: of one face.
+        face_model, decoder: names to load.
+        num_identity: basis size.
         path: the photo's name.
         face_model_path: the head model's own file, "" where it came from the cache.
     """
@@ -559,7 +567,8 @@ class SavedTrack(TensorStruct):
     """What ``track.safetensors`` holds: one person along a video.
 
     Args:
-        face: of batch T; identity and latent are the same in every row. times: (T,), seconds from the first frame.
+        face: of batch T; identity and latent are the same in every row.
+        times: (T,), seconds from the first frame.
         frames: (T,) int64, their numbers in the video.
     """
 

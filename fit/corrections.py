@@ -42,12 +42,14 @@ def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
     """The corrections of each photo.
 
     Args:
-        config: its ``landmarks`` and ``mask`` are null, a file (for one photo), or a folder whose files are called
-            as the photos are; photos without one are detected as usual. paths: the photos.
+        config: its ``landmarks`` and ``mask`` are null, a file (for one photo), or a folder whose files are called as
+            the photos are; photos without one are detected as usual.
+        paths: the photos.
 
     Raises:
         ConfigError: a file for several photos, two files for one photo, a folder that matches no photo, or
-        ``face=all``. InputError: the file or folder does not exist.
+        ``face=all``.
+        InputError: the file or folder does not exist.
     """
     found: dict[Any, dict[str, Path]] = {path: {} for path in paths}
     for kind, endings in KINDS.items():

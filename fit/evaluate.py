@@ -106,7 +106,8 @@ class Sweep:
         """Whether all that is asked for has a meaning, before anything is measured.
 
         Raises:
-            ConfigError: an unknown preset, decoder, or key of set=. AssetError: a decoder's file is missing.
+            ConfigError: an unknown preset, decoder, or key of set=.
+            AssetError: a decoder's file is missing.
         """
         from facerecon.errors import AssetError, ConfigError, nearest_name
         from facerecon.stylegan.decoder import CONVERTED, SHIPPED, is_decoder_file
@@ -218,9 +219,9 @@ class Sweep:
 
     @cached_property
     def judge(self) -> Any:
-        from facerecon.perception import load_judge
+        from facerecon.perception import load_eval_identity
 
-        return load_judge().to(self.device)
+        return load_eval_identity().to(self.device)
 
     def observed(self, image: Any) -> Any:
         """A photo as the fits see it."""
@@ -270,9 +271,9 @@ class Sweep:
     def _person(self, photo: Any, face: Any) -> dict[str, float]:
         """Age in years and probability of male, of the photo; tone (ITA, degrees) of the fitted albedo's skin."""
         from facerecon.dataset import face_layout
-        from facerecon.dataset.tone import skin_color, skin_tone
         from facerecon.errors import ConfigError
         from facerecon.perception import load_age_gender
+        from facerecon.perception.skin_tone import skin_color, skin_tone
 
         age, male = load_age_gender()(photo.image.cpu(), photo.landmarks68.cpu())
         about = {"age": float(age), "male": float(male)}
@@ -378,11 +379,11 @@ class Sweep:
         """Heads of the fit's own model."""
         import numpy as np
 
-        from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
         from facerecon.errors import ConfigError
         from facerecon.evaluation import head_regions, scan_of_head
-        from facerecon.evaluation.heads import spoil
         from facerecon.stylegan.decoder import load_decoder
+        from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+        from facerecon.synthetic.ict_heads import degrade
 
         if self.model.name != "makehuman":
             raise ConfigError(
@@ -395,7 +396,7 @@ class Sweep:
 
         def make(number: int) -> tuple[Any, Any, Any]:
             batch = faces([number])
-            photo = self.observed(spoil(batch.image, np.random.default_rng([self.config.seed, number])))
+            photo = self.observed(degrade(batch.image, np.random.default_rng([self.config.seed, number])))
             shape = model.shape(batch.params)
             points = model.landmarks3d(shape)[0]
             return photo, scan_of_head(shape[0], model.topology.faces, points, regions), None
@@ -405,8 +406,8 @@ class Sweep:
     def _ict_heads(self) -> Callable[[int], tuple[Any, Any, Any]]:
         """Heads of another model, from light-stage scans."""
         from facerecon.evaluation import head_regions, scan_of_head
-        from facerecon.evaluation.heads import Wardrobe
         from facerecon.morphable import load_face_model
+        from facerecon.synthetic.ict_heads import Wardrobe
 
         ict = load_face_model("ict", num_identity=None, path=self.config.ict or None)
         self._ict_digest = _hash([float(ict.mean.double().sum()), ict.num_identity, ict.num_vertices])
@@ -618,7 +619,7 @@ class Sweep:
         import torch
 
         from facerecon.errors import ConfigError
-        from facerecon.evaluation import MapFigures
+        from facerecon.evaluation import MapMetrics
         from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
         from facerecon.imaging.files import read_image
         from facerecon.stylegan.decoder import load_decoder
@@ -642,7 +643,7 @@ class Sweep:
                         raise ConfigError(f"decoder {decoder} makes maps of {net.atlas}, not of {atlas} as these are.")
                     target = read_image(self._map_file(seed, "png"))[None]
                     features = tool("features", lambda: MapFeatures("face_features", atlas))
-                    measure = tool("measure", lambda: MapFigures(self.pipeline.template.layout.face, atlas))
+                    measure = tool("measure", lambda: MapMetrics(self.pipeline.template.layout.face, atlas))
                     found = invert_texture(target, net, features, settings, lambda *_: check_stop())
                     side = (target.shape[-1],) * 2
                     fitted = torch.nn.functional.interpolate(found.texture, side, mode="bilinear").clamp(0, 1)

@@ -14,17 +14,9 @@ from omegaconf import OmegaConf
 
 from facerecon.assets import shipped, status
 from facerecon.assets.release import require
+from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
 from facerecon.errors import ConfigError, nearest_name
-from facerecon.fitting import (
-    CarriedDecoder,
-    DetailSettings,
-    Fitter,
-    LandmarkStart,
-    OcclusionSettings,
-    RegressorStart,
-    carry_over,
-    decoder_for,
-)
+from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import Regressor, load_identity, load_regressor
@@ -51,7 +43,8 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
     """The fitter that a configuration describes, on its device.
 
     Raises:
-        ConfigError: an unknown key or name. AssetError: a model is missing; the message says how to fetch it.
+        ConfigError: an unknown key or name.
+        AssetError: a model is missing; the message says how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
     known = (
@@ -165,7 +158,8 @@ def build_regressor(config: Any, model: MorphableModel, settings: dict) -> Regre
     """N_enc of a head model, or None where stage 1 starts from landmarks; says which.
 
     Raises:
-        ConfigError: as :func:`stage1_of`, or its texture is asked for and is of another decoder. AssetError: there are
+        ConfigError: as :func:`stage1_of`, or its texture is asked for and is of another decoder.
+        AssetError: there are
         no weights for this head model, or the file given is none.
     """
     if stage1_of(config) == "landmarks":
@@ -207,19 +201,20 @@ def build_head(
     ``decoder``, ``space`` and ``precision`` are those of :func:`~facerecon.fitting.decoder_for`.
 
     Raises:
-        ConfigError: an unknown name. AssetError: a file is missing; the message says how to get it.
+        ConfigError: an unknown name.
+        AssetError: a file is missing; the message says how to get it.
     """
     model = load_face_model(name, num_identity=num_identity, path=path or None)
     if name == "makehuman":
         return model, decoder_for(model, decoder, space=space, precision=precision)
-    carried = carry_over(model)
+    carried = retarget(model)
     if name == "hifi3dpp":
         carried = replace(carried, model=fill_sockets(carried.model))
     made = decoder_for(carried.model, decoder, carried=carried, space=space, precision=precision)
     if decoder == "albedo":
         texture = "its own linear albedo"
     else:
-        resampled = isinstance(made, CarriedDecoder) or decoder_kind(decoder) == "linear"
+        resampled = isinstance(made, ResampledDecoder) or decoder_kind(decoder) == "linear"
         texture = "the decoder of makehuman, resampled" if resampled else "its own decoder"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
     return carried.model, made

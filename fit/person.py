@@ -23,7 +23,7 @@ from facerecon.export.views import overlays, panel, person_panel, relit_strip, s
 from facerecon.fitting import SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_bytes, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
-from facerecon.perception import load_judge, load_parser, observe
+from facerecon.perception import load_eval_identity, load_parser, observe
 from facerecon.run import RunDirectory
 from facerecon.run.directory import file_digest, folder_name, folder_names
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
@@ -52,10 +52,12 @@ def reconstruct_person(config: Any, digest: str) -> int:
     """One head from all photos of ``config.img``; returns the exit status.
 
     Args:
-        config: of fit/reconstruct.py. digest: of everything that changes a result.
+        config: of fit/reconstruct.py.
+        digest: of everything that changes a result.
 
     Raises:
-        ConfigError: settings that do not go together. InputError: no photo or frame shows a face.
+        ConfigError: settings that do not go together.
+        InputError: no photo or frame shows a face.
     """
     video = is_video(config)
     if str(config.face) == "all":
@@ -139,7 +141,7 @@ class _Person:
         config, started = self.config, time.perf_counter()
         device = prepare(config)
         fitter = build_fitter(config, device)
-        judge, parser = load_judge().to(device), load_parser(config.parsing)
+        judge, parser = load_eval_identity().to(device), load_parser(config.parsing)
         logger = row_logger(config, lambda row: {f"final/{k}": v for k, v in row["metrics"].items()})
         kind = "frame" if self.video else "photo"
         print(
@@ -165,7 +167,7 @@ class _Person:
 
         photo = Observation.cat(photos).to(device)
         times = torch.tensor([source.time for source in used]) if self.video else None
-        face = fitter.together(photo, times, smoothness, callback=show)
+        face = fitter.multiview(photo, times, smoothness, callback=show)
         for i in set(range(len(used))) - set(fitter.used):
             self._fail(used[i].name, FitError("what was measured on it is not finite"))
         used, photo = [used[i] for i in fitter.used], photo[fitter.used]

@@ -111,13 +111,13 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.errors import InputError
-        from facerecon.perception import load_judge, load_parser
+        from facerecon.perception import load_eval_identity, load_parser
         from fit.models import build_fitter, prepare
 
         config, started = self.config, time.perf_counter()
         device = prepare(config)
         self.fitter = build_fitter(config, device)
-        self.judge = load_judge().to(device)
+        self.judge = load_eval_identity().to(device)
         self.parser = load_parser(config.parsing)
         self.logger = row_logger(config, _figures_of)
         print(

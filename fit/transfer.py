@@ -26,7 +26,7 @@ def main(config: Any) -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from facerecon import transfer
+    from facerecon.correspond import transfer
     from facerecon.errors import ConfigError, check_number
     from facerecon.export import views
     from facerecon.imaging.files import read_image, write_bytes, write_png

@@ -75,7 +75,7 @@ def hifi3dpp_mat(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def release(reference: Path, hifi3dpp_mat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every file of the FFHQ-UV release that is converted, of random tensors (2 GB; for slow tests)."""
-    small = _module("stylegan/test_official.py")
+    small = _module("stylegan/test_released_checkpoints.py")
     folder = tmp_path_factory.mktemp("release") / "FFHQ-UV"
     state = small.random_state(small.SMALL)
     return _module("released_files.py").write_release(folder, reference, hifi3dpp_mat, state)

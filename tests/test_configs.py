@@ -31,9 +31,9 @@ from facerecon.fitting import (  # noqa: E402
 )
 from facerecon.morphable import load_face_model  # noqa: E402
 from facerecon.render import Renderer  # noqa: E402
-from facerecon.stylegan.augment import AugmentSettings  # noqa: E402
 from facerecon.stylegan.decoder import load_decoder  # noqa: E402
-from facerecon.stylegan.training import AdversarialSettings  # noqa: E402
+from facerecon.training.ada import ADASettings  # noqa: E402
+from facerecon.training.texture_gan import AdversarialSettings  # noqa: E402
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -394,7 +394,7 @@ def test_a_seed_is_a_key_only_where_something_is_drawn_with_it(script) -> None:
         (lambda: stages_from_config({"joint": {"learning_rate": -1}}), "learning_rate"),
         (lambda: AdversarialSettings(r1_every=0), "r1_every"),
         (lambda: AdversarialSettings(path_every=0), "path_every"),
-        (lambda: AugmentSettings(every=0), "augment.every"),
+        (lambda: ADASettings(every=0), "augment.every"),
         (lambda: CompleteSettings(levels=0), "complete.levels"),
         (lambda: Renderer(size=0), "size"),
         (lambda: Renderer(size=(224, 2.5)), "size"),

@@ -320,12 +320,12 @@ def test_a_killed_sweep_goes_on_and_ends_alike(tmp_path, models) -> None:
 @pytest.mark.slow
 def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     """A head of our own as REALY's subject 1: photo, 85 keypoints, regions of a scan in units of 9 mm."""
-    from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
+    from facerecon.correspond.obj import read_obj
     from facerecon.evaluation import head_regions, realy, scan_of_head
     from facerecon.imaging.files import write_png
     from facerecon.morphable import load_face_model
-    from facerecon.morphable.obj import read_obj
     from facerecon.stylegan.decoder import load_decoder
+    from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
 
     model = load_face_model("makehuman")
     plain = SyntheticSettings(glasses=0, occluded=0, hair=0, wide=0, yaw=3)

@@ -31,12 +31,13 @@ from configs.compose import compose
 from facerecon import assets
 from facerecon.assets.foreign import read_pickle, read_state
 from facerecon.assets.release import _damage
-from facerecon.dataset.crops import CropShards
+from facerecon.correspond.obj import read_obj
+from facerecon.correspond.transfer import read_landmarks3d
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import Search
 from facerecon.dataset.readers import UVMaps
+from facerecon.editing.accessories import AccessoryClassifier
 from facerecon.editing.directions import Directions, read_labels
-from facerecon.editing.worn import WornClassifier
 from facerecon.errors import AssetError, ConfigError, FaceReconError, InputError
 from facerecon.evaluation.realy import read_keypoint_places
 from facerecon.imaging.files import load_image
@@ -44,7 +45,6 @@ from facerecon.imaging.video import read_frames
 from facerecon.morphable.hifi3dpp import _read_mat
 from facerecon.morphable.ict import load_ict
 from facerecon.morphable.model import read_face_model
-from facerecon.morphable.obj import read_obj
 from facerecon.perception.corrections import read_landmarks
 from facerecon.perception.graph import GraphNet, read_converted
 from facerecon.perception.regressor import Regressor, RegressorConfig, read_regressor, save_regressor
@@ -55,7 +55,7 @@ from facerecon.stylegan.decoder import load_decoder
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
 from facerecon.stylegan.weights import FORMAT, read_generator
-from facerecon.transfer import read_landmarks3d
+from facerecon.training.crops import CropShards
 from facerecon.types import Camera, FaceParams, Latent, SavedFace, SHLight
 
 QUICK = settings(
@@ -474,7 +474,7 @@ OUTSIDE: dict[str, tuple[bytes, Callable[[Path], Any]]] = {
     ),
     "worn": (
         safetensors_bytes({"weight": torch.zeros(3, 1584), "bias": torch.zeros(3)}, {"figures": "{}"}),
-        WornClassifier.load,
+        AccessoryClassifier.load,
     ),
     "clip.gif": (_animation("GIF"), lambda path: list(read_frames(path, 2))),
     "clip.webp": (_animation("WEBP"), lambda path: list(read_frames(path, 2))),

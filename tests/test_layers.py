@@ -13,9 +13,10 @@ LAYERS = [
     {"types", "errors", "storage", "modes", "assets", "data"},
     {"geometry", "imaging", "run"},
     {"morphable", "render", "stylegan", "perception"},
-    {"losses", "export", "transfer"},
+    {"correspond", "losses", "export"},
     {"fitting"},
-    {"editing", "evaluation"},
+    {"synthetic"},
+    {"editing", "evaluation", "training"},
     {"dataset"},
     {"train", "fit"},
 ]

@@ -190,7 +190,7 @@ def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys, same)
     generator, facts = read_generator(tmp_path / "whole" / "decoder.safetensors")
     assert generator.synthesis.linear.shape == (8, 3, 16, 16)
     assert generator.config.mapping_layers == 0 and facts["about"]["codes"] == "maps"
-    from facerecon.dataset.memory import MapCodes, MapMemory, share_of
+    from facerecon.training.uv_maps import MapCodes, MapMemory, share_of
 
     memory = MapMemory(maps, 16)
     first = MapCodes(memory, share_of(20), 8, mirror=True).table
@@ -480,7 +480,7 @@ def test_all_ranks_stop_at_the_same_step(maps, tmp_path, same) -> None:
 
 def test_the_decoder_of_a_finished_run_holds_statistics(whole_some, monkeypatch, same) -> None:
     """So that no fit has to measure them; those of snapshots on the way do not, and are read as well."""
-    from facerecon.stylegan import texture
+    from facerecon.stylegan import texture_decoder as texture
     from facerecon.stylegan.decoder import load_decoder
 
     final, plain = whole_some / "decoder.safetensors", whole_some / "decoders" / "decoder-000000.0.safetensors"
@@ -504,7 +504,7 @@ def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
     """Learnt codes are looked up where they are learnt; noise has the deviation of all codes times the setting."""
     from configs.compose import compose
     from facerecon.run.processes import Processes
-    from facerecon.stylegan.augment import draws_of
+    from facerecon.training.ada import draws_of
 
     job = texture_gan._Job(compose("texture_gan", [*TINY, f"data={maps}", *SOME]), Processes(torch.device("cpu")))
     job.load()

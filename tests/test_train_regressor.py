@@ -117,7 +117,7 @@ def test_persons_in_several_pictures(tmp_path, capsys) -> None:
     keys = [
         "synthetic.pictures=2",
         "synthetic.relief=2",
-        "synthetic.slip=0.01",
+        "synthetic.uv_jitter=0.01",
         "loss.spread=2",
         "kimg=0.016",
         "measure=5",
@@ -133,7 +133,7 @@ def test_persons_in_several_pictures(tmp_path, capsys) -> None:
 
 
 def test_photos_without_truth(tmp_path, cache, capsys, asset, monkeypatch) -> None:
-    from facerecon.dataset import crops
+    from facerecon.training import crops
 
     kept, observe = {}, crops.observe
 

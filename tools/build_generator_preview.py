@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from facerecon.assets.store import seal_shipped
 from facerecon.storage import safetensors_bytes, write_whole
-from facerecon.stylegan.mobile import fit_preview, load_generator
+from facerecon.stylegan.face_generator import fit_preview, load_generator
 
 SEEDS = range(40)
 CHECKED = range(1000, 1010)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from facerecon.assets.store import seal_shipped
 from facerecon.editing.inversion import LinearEncoder
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
-from facerecon.stylegan.mobile import MobileGenerator, load_generator
+from facerecon.stylegan.face_generator import MobileGenerator, load_generator
 
 OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "inversion_encoder.safetensors"
 FIRST_SEED = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from facerecon.stylegan.texture import save_decoder
+from facerecon.stylegan.texture_decoder import save_decoder
 from facerecon.stylegan.weights import read_generator
 
 TARGET = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_open.safetensors"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.storage import safetensors_bytes, write_whole
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 
 DATA = Path(__file__).resolve().parents[1] / "facerecon" / "data"
 BACKGROUND = range(1_000_000, 1_003_000)  # taken for not dark: less than one in a hundred is

@@ -39,8 +39,11 @@ class Patch:
     """A disk to flatten: rest triangles in their own 2D frames, and which unknowns are held on the midline.
 
     Args:
-        corners: (t, 3) vertex indices. rest: (t, 3, 2) target shapes. weights: (t,).
-        midline: (n,) bool, u = 0 there. outline: ordered boundary loop of vertex indices.
+        corners: (t, 3) vertex indices.
+        rest: (t, 3, 2) target shapes.
+        weights: (t,).
+        midline: (n,) bool, u = 0 there.
+        outline: ordered boundary loop of vertex indices.
     """
 
     corners: np.ndarray
@@ -215,7 +218,10 @@ def make_patch(
     """Patch of a piece of the head, its openings filled by fans of light scaffold triangles.
 
     Args:
-        quads: (q, 4). points: (n, 3). midline: (n,) bool. density: (n,).
+        quads: (q, 4).
+        points: (n, 3).
+        midline: (n,) bool.
+        density: (n,).
         openings: (rim counter-clockwise from the front, least openness) each; an open rim starts and ends on the
             midline.
 
@@ -299,7 +305,9 @@ def place_skin(uv: np.ndarray, quads: np.ndarray, distance: np.ndarray) -> np.nd
     """Left half chart -> its place in the unit square; what the bust's cut removes may stick out.
 
     Args:
-        uv: (n, 2). quads: (q, 4). distance: (n,) signed distance to the cut, < 0 where kept.
+        uv: (n, 2).
+        quads: (q, 4).
+        distance: (n,) signed distance to the cut, < 0 where kept.
     """
     a, b = quads.ravel(), np.roll(quads, -1, axis=1).ravel()
     crossed = (distance[a] < 0) & (distance[b] > 0)

@@ -67,16 +67,16 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     """Measure what is not measured, fit, write."""
     import torch
 
+    from facerecon.editing.accessories import ACCESSORIES, fit_worn
     from facerecon.editing.directions import fit_directions
-    from facerecon.editing.worn import WORN, fit_worn
     from facerecon.errors import InputError, nearest_name
     from facerecon.run import choose_device, set_threads
     from facerecon.storage import write_whole
     from facerecon.stylegan.faces import load_face_generator
 
     for name in labels:
-        if name not in WORN:
-            raise InputError(nearest_name(name, WORN, "class of the labels"))
+        if name not in ACCESSORIES:
+            raise InputError(nearest_name(name, ACCESSORIES, "class of the labels"))
     set_threads(config.threads)
     generator = load_face_generator(config.generator, choose_device(config.device), getattr(torch, config.precision))
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
 
     codes = torch.cat([generator.sample(part.tolist(), config.truncation).cpu() for part in seeds.split(500)])
     known = {}
-    for name in WORN:
+    for name in ACCESSORIES:
         rows = {s - config.first_seed: there for s, there in labels.get(name, {}).items()}
         rows = {row: there for row, there in rows.items() if 0 <= row < config.n}
         known[name] = torch.tensor(list(rows), dtype=torch.long), torch.tensor(list(rows.values()), dtype=torch.long)
@@ -101,7 +101,7 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     report |= {"image": worn.figures}
     write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_whole(out / "report.md", describe(report).encode())
-    for name in WORN:
+    for name in ACCESSORIES:
         index, there = known[name]
         wrong = [
             (int(seeds[index[i]]), int(there[i]), float(read[name][i]), float(seen[name][i]))
@@ -120,8 +120,8 @@ def measure(config: Any, out: Path, generator: Any) -> tuple[Any, Any]:
     import torch
     from tqdm import tqdm
 
+    from facerecon.editing.accessories import upper_face, upper_face_features
     from facerecon.editing.attributes import AttributeMeter, Attributes
-    from facerecon.editing.worn import upper_face, upper_face_features
     from facerecon.errors import AssetError, InputError
     from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 

@@ -112,13 +112,17 @@ class _Job:
         import torch
 
         from facerecon.assets.release import require
-        from facerecon.dataset.crops import CropShards, Wear, WearSettings, photo_sources
-        from facerecon.dataset.memory import MapMemory
-        from facerecon.dataset.synthetic import SyntheticFaces, SyntheticSettings
+        from facerecon.correspond.resample import decoder_for, retarget
         from facerecon.errors import ConfigError, check_number
         from facerecon.evaluation import head_region_forms
-        from facerecon.fitting import carry_over, decoder_for
-        from facerecon.fitting.regression import (
+        from facerecon.imaging.files import list_images
+        from facerecon.morphable import load_face_model
+        from facerecon.perception import load_identity
+        from facerecon.perception.regressor import Regressor, RegressorConfig, mean_regressor, read_regressor
+        from facerecon.run import choose_training_precision, item_seed
+        from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+        from facerecon.training.crops import CropShards, PhotometricAugmentation, PhotometricSettings, photo_sources
+        from facerecon.training.regressor import (
             CoefficientLosses,
             RegressorTraining,
             StepSettings,
@@ -127,11 +131,7 @@ class _Job:
             WeakWeights,
             settings_of,
         )
-        from facerecon.imaging.files import list_images
-        from facerecon.morphable import load_face_model
-        from facerecon.perception import load_identity
-        from facerecon.perception.regressor import Regressor, RegressorConfig, mean_regressor, read_regressor
-        from facerecon.run import choose_training_precision, item_seed
+        from facerecon.training.uv_maps import MapMemory
 
         c, v, device = self.config, self.values, self.processes.device
         for key, least in (("batch", 1), ("keep", 1), ("measure", 0), ("grid", 1), ("size", 32)):
@@ -144,7 +144,7 @@ class _Job:
             raise ConfigError(f"file must be float32, float16 or int8; got {c.file!r}.")
         if c.kimg < 0 or (c.kimg == 0 and not c.init):
             raise ConfigError(f"kimg must be above 0 (or 0, to measure and save the mean of init=); got {c.kimg!r}.")
-        wear = WearSettings(**v["wear"])
+        wear = PhotometricSettings(**v["wear"])
         chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         self.photos_a_step = round(c.batch * c.weak.share)
         self.faces_a_step = c.batch - self.photos_a_step
@@ -160,7 +160,7 @@ class _Job:
 
         require(_needed(c))
         model = load_face_model(c.face_model, c.num_identity, c.face_model_path)
-        carried = None if model.name == "makehuman" else carry_over(model)
+        carried = None if model.name == "makehuman" else retarget(model)
         self.model = model if carried is None else carried.model
         components = c.texture if c.decoder == "albedo" else None
         self.decoder = decoder_for(self.model, c.decoder, components, carried)
@@ -180,7 +180,7 @@ class _Job:
         )
         self.unseen = copy.copy(self.faces)
         self.unseen.seed = item_seed(c.seed, "held out")
-        self.wear = Wear(wear, c.seed)
+        self.wear = PhotometricAugmentation(wear, c.seed)
 
         self.cache = Path(c.cache or Path(c.out) / "cache")
         facts = {"face_model": self.model.name, "size": c.size}
@@ -275,11 +275,11 @@ class _Job:
         import torch
         from tqdm import tqdm
 
-        from facerecon.dataset.crops import observed_faces
-        from facerecon.dataset.memory import held_out
         from facerecon.perception import load_identity, load_parser
         from facerecon.run import choose_training_precision
         from facerecon.stylegan.faces import load_face_generator
+        from facerecon.training.crops import observed_faces
+        from facerecon.training.uv_maps import held_out
 
         c, first, rank, ranks = self.config, self.processes.first, self.processes.rank, self.processes.count
         self.rows = self.photos = None
@@ -424,8 +424,8 @@ class _Job:
         """This rank's part of the next batch: rendered faces, then photos."""
         import torch
 
-        from facerecon.dataset.crops import photo_batch
         from facerecon.run import item_generator
+        from facerecon.training.crops import photo_batch
 
         c, t = self.config, self.training
         number, parts = t.step_number, [None, None, None, None, None]
@@ -502,7 +502,7 @@ class _Job:
         """Errors on held-out faces, worn once, beside those of the mean face; weak losses of held-out photos."""
         import torch
 
-        from facerecon.dataset.crops import photo_batch
+        from facerecon.training.crops import photo_batch
 
         c, t = self.config, self.training
         self.residual: dict[str, list[float]] = {}
@@ -549,8 +549,8 @@ class _Job:
         """Grids: input, rendering of what the average says, rendering of the truth; of photos the composite."""
         import torch
 
-        from facerecon.dataset.crops import photo_batch
         from facerecon.imaging.files import contact_sheet, write_png
+        from facerecon.training.crops import photo_batch
 
         c, t = self.config, self.training
         numbers = range(c.grid)

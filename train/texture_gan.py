@@ -144,8 +144,8 @@ class _Job:
 
     def load_maps(self) -> None:
         """The maps, and which of them are to train on and which to measure on."""
-        from facerecon.dataset.memory import MapMemory, held_out, share_of
         from facerecon.errors import InputError
+        from facerecon.training.uv_maps import MapMemory, held_out, share_of
 
         c = self.config
         self.memory = memory = MapMemory(c.data, c.size, c.memory_gb)
@@ -164,7 +164,7 @@ class _Job:
     def choose_mapping(self) -> Any:
         """The open face generator where its mapping network is to be the decoder's; None: one of its own."""
         from facerecon.errors import ConfigError
-        from facerecon.stylegan.mobile import load_generator
+        from facerecon.stylegan.face_generator import load_generator
 
         c = self.config
         kind = ("open" if self.codes == "faces" else "own") if c.mapping == "auto" else c.mapping
@@ -182,8 +182,8 @@ class _Job:
         the standard deviation of the noise on them; ``coded``, the maps to train on that have one, ``pair_rows``, these
         and their mirror images, and ``unseen_pairs``, the held-out ones.
         """
-        from facerecon.dataset.memory import MapCodes, PairedCodes
         from facerecon.errors import InputError
+        from facerecon.training.uv_maps import MapCodes, PairedCodes
 
         c, memory = self.config, self.memory
         self.pairs = self.map_codes = self.known = None
@@ -214,8 +214,8 @@ class _Job:
         from facerecon.run import item_seed
         from facerecon.stylegan.decoder import CONVERTED
         from facerecon.stylegan.generator import Generator, GeneratorConfig
-        from facerecon.stylegan.training import initialize_from, open_mapping, start_gently, start_without_color
         from facerecon.stylegan.weights import read_generator
+        from facerecon.training.texture_gan import initialize_from, open_mapping, start_gently, start_without_color
 
         c = self.config
         mapped = 0 if source is None or c.w_dim == len(source.mean_w) else len(source.mean_w)
@@ -274,8 +274,8 @@ class _Job:
         """Networks, optimizers and settings put together."""
         import torch
 
-        from facerecon.stylegan.augment import Augment, AugmentSettings
-        from facerecon.stylegan.training import (
+        from facerecon.training.ada import ADASettings, Augment
+        from facerecon.training.texture_gan import (
             AdversarialSettings,
             Latents,
             PairWeights,
@@ -307,7 +307,7 @@ class _Job:
             adversarial=AdversarialSettings(**v["adversarial"]),
             pair_weights=PairWeights(**v["pair_loss"]),
             adversarial_pair_weights=PairWeights(**v["adversarial_pair_loss"]),
-            augment=Augment(AugmentSettings(**strengths), c.mirror),
+            augment=Augment(ADASettings(**strengths), c.mirror),
             train_mapping=v["mapping"] == "own" if c.train_mapping == "auto" else c.train_mapping,
             precision=self.precision,
             regularizer_precision=self.regularizer_precision,
@@ -413,7 +413,7 @@ class _Job:
         """(b, w_dim) codes of the faces that maps show; for samples of these ``numbers`` with noise, if any."""
         import torch
 
-        from facerecon.stylegan.augment import draws_of
+        from facerecon.training.ada import draws_of
 
         codes = self.known[torch.as_tensor(rows, device=self.known.device)]
         if numbers is not None and self.config.warm.code_noise:
@@ -558,8 +558,9 @@ class _Job:
         """Write a checkpoint, with the figures since the last row of metrics.
 
         Args:
-            folder: None on ranks that do not write; they take part in averages. snapshot: whether pictures and
-                measurements belong to it, which a run that is stopped before they are made begins with.
+            folder: None on ranks that do not write; they take part in averages.
+            snapshot: whether pictures and measurements belong to it, which a run that is stopped before they are made
+                begins with.
         """
         figures = {key: self.processes.average(value) for key, value in sorted(self.figures.items())}
         state = self.training.state() | {"figures": figures, "snapshot": snapshot}
@@ -570,7 +571,8 @@ class _Job:
         """What belongs to a checkpoint: measurements, decoder and pictures, and at last their row of metrics.
 
         Args:
-            final: the run is finished. bar: to write beside.
+            final: the run is finished.
+            bar: to write beside.
 
         Returns:
             Whether it was made; False if the run was asked to end before.
@@ -599,7 +601,7 @@ class _Job:
         """The running average, for ``decoder=PATH``; a final one with the statistics of W that fits start from."""
         import copy
 
-        from facerecon.stylegan.texture import save_decoder, synthesis_precision
+        from facerecon.stylegan.texture_decoder import save_decoder, synthesis_precision
         from facerecon.stylegan.weights import save_generator
 
         t, c = self.training, self.config
@@ -631,8 +633,8 @@ class _Job:
         import torch
 
         from facerecon.evaluation.distribution import frechet_distance, statistics_of
-        from facerecon.stylegan.augment import draws_of
-        from facerecon.stylegan.training import invert_maps
+        from facerecon.training.ada import draws_of
+        from facerecon.training.texture_gan import invert_maps
 
         c, t = self.config, self.training
         g, figures = t.average, {}
@@ -672,7 +674,7 @@ class _Job:
         """Samples and interpolations of fixed seeds, and held-out pairs beside the truth."""
         import torch
 
-        from facerecon.stylegan.augment import draws_of
+        from facerecon.training.ada import draws_of
 
         g, c, device = self.training.average, self.config, self.training.device
         z = draws_of(c.seed, "grid", range(c.grid.samples), g.config.z_dim).to(device)

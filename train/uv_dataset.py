@@ -42,7 +42,7 @@ def main(config: Any) -> int:
 
     from facerecon.assets.release import require
     from facerecon.dataset import ENGINES, settings_from
-    from facerecon.dataset.parts import check_inversion, needed_assets
+    from facerecon.dataset.load import check_inversion, needed_assets
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory, available_cores
 
@@ -188,7 +188,7 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.dataset import make_worker, run_items, settings_from
-        from facerecon.dataset.parts import describe_parts
+        from facerecon.dataset.load import describe_parts
         from facerecon.errors import InputError
 
         config, started = self.config, time.perf_counter()

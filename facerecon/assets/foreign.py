@@ -690,7 +690,9 @@ def float_tensors(
     """The expected tensors of a state dictionary, in float32; every key is used once, or known to be of no use.
 
     Args:
-        state: {name: tensor}. expected: {name: shape}. path, what: for messages ("an iresnet50").
+        state: {name: tensor}.
+        expected: {name: shape}.
+        path, what: for messages ("an iresnet50").
         unused: beginnings of names that may be there and are left out; counters of batches always are.
 
     Raises:
@@ -717,7 +719,8 @@ def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module
     """A network from its converted file, frozen, in eval mode and torch's channels-last layout.
 
     Args:
-        kind: makes the network. path: safetensors with its weights, without counters of batches.
+        kind: makes the network.
+        path: safetensors with its weights, without counters of batches.
 
     Raises:
         AssetError: the file cannot be read or does not hold this network's tensors.

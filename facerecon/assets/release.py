@@ -40,9 +40,11 @@ class ReleasedFile:
     """One file, or a folder of pictures, of the release.
 
     Args:
-        path: in the release; its last part is looked for. assets: of the registry that it becomes; none if it is not
-            used. source: where it comes from. licence: as stated there. instead: what does its work, where it is not
-            converted.
+        path: in the release; its last part is looked for.
+        assets: of the registry that it becomes; none if it is not used.
+        source: where it comes from.
+        licence: as stated there.
+        instead: what does its work, where it is not converted.
     """
 
     path: str
@@ -140,7 +142,9 @@ class PackReport:
     """What became of a folder.
 
     Args:
-        converted: {asset: file in the cache}. failed: {file: why, one line}. missing: files that were not there.
+        converted: {asset: file in the cache}.
+        failed: {file: why, one line}.
+        missing: files that were not there.
         unused: files that were there and are not converted.
     """
 

@@ -303,7 +303,8 @@ def derived(name: str, key: str, build: Callable[[Path], None]) -> Path:
     """A file that is computed from other files and kept: ``derived/NAME-KEY-SHA256.safetensors`` in the cache folder.
 
     Args:
-        name: what it is. key: digest of everything it depends on; files of other keys stay.
+        name: what it is.
+        key: digest of everything it depends on; files of other keys stay.
         build: writes the file to the path it is given.
 
     Returns:

@@ -6,10 +6,10 @@ from facerecon.dataset.extract import Extraction, ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.layout import Template, face_layout, load_template
 from facerecon.dataset.manifest import Manifest
-from facerecon.dataset.overview import summarize, write_overview
 from facerecon.dataset.pipeline import PipelineSettings, Search, UVPipeline, make_worker, settings_from
 from facerecon.dataset.readers import UVMaps
 from facerecon.dataset.records import Item, Outcome
+from facerecon.dataset.report import summarize, write_overview
 from facerecon.dataset.sampling import dark_skin_score, draw_seeds
 
 __all__ = [

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from facerecon.dataset.extract import Extraction
 from facerecon.dataset.layout import FaceLayout, Template, load_template
-from facerecon.dataset.tone import neutral_gain, skin_color
 from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
 from facerecon.imaging.pyramid import fill_holes, laplacian_blend
+from facerecon.perception.skin_tone import neutral_gain, skin_color
 from facerecon.render.uv import mirrored, pad_islands
 from facerecon.types import FaceParams, TensorStruct, _struct
 
@@ -68,9 +68,11 @@ class UVMap(TensorStruct):
     """A whole map.
 
     Args:
-        texture: (1, 3, S, S) in [0, 1]. observed: (1, 1, S, S) in [0, 1]: 1 a view's own texel, 0 invented.
+        texture: (1, 3, S, S) in [0, 1].
+        observed: (1, 1, S, S) in [0, 1]: 1 a view's own texel, 0 invented.
         params: of the head, one row a view.
-        observed_share: (1,), of the face's texels. iris: (1, 3).
+        observed_share: (1,), of the face's texels.
+        iris: (1, 3).
     """
 
     texture: Tensor
@@ -90,7 +92,8 @@ def complete(
 
     Args:
         extraction: what :func:`~facerecon.dataset.extract.extract` saw.
-        template: T_bar of the same head model at the same size. settings: of the completion.
+        template: T_bar of the same head model at the same size.
+        settings: of the completion.
 
     Returns:
         The map, of the extraction's size.
@@ -184,8 +187,9 @@ def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) 
     """Clean eyeballs with an iris color: what a photo shows of an eye is mostly lid, lash and glint.
 
     Args:
-        texture: (1, 3, S, S) to paint on. iris: (1, 3), its color as photographed. seen: (1,), texels it was read from;
-            with too few a brown one is taken.
+        texture: (1, 3, S, S) to paint on.
+        iris: (1, 3), its color as photographed.
+        seen: (1,), texels it was read from; with too few a brown one is taken.
         layout: of the atlas.
 
     Returns:

@@ -33,10 +33,13 @@ def run_items(
         make_worker: called once in each process; importable by name or a ``functools.partial`` of such, since it
             travels. Each worker computes with its own ``threads`` threads, so that an item's result does not depend on
             how many there are.
-        engine: "local" or "ray". workers: processes; 1 with "local" works in this process. threads: of each.
+        engine: "local" or "ray".
+        workers: processes; 1 with "local" works in this process.
+        threads: of each.
 
     Raises:
-        ConfigError: an unknown engine, or one that is not installed. FaceReconError: a worker process died.
+        ConfigError: an unknown engine, or one that is not installed.
+        FaceReconError: a worker process died.
     """
     if engine not in ENGINES:
         raise ConfigError(nearest_name(engine, ENGINES, "engine"))

@@ -95,8 +95,10 @@ class AlignedViews(TensorStruct):
     """What B FFHQ-aligned images show.
 
     Args:
-        image: (B, 3, S, S). landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
-        face, eye, mouth: (B, 1, s, s) soft masks, s at most 512. score: (B,), of the face mesh.
+        image: (B, 3, S, S).
+        landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
+        face, eye, mouth: (B, 1, s, s) soft masks, s at most 512.
+        score: (B,), of the face mesh.
     """
 
     image: Tensor
@@ -117,7 +119,8 @@ class Extraction(TensorStruct):
         observed: (1, 1, S, S) in [0, 1], how far a texel is taken from a view.
         views: (B, 3, S, S), each view unwrapped, evenly lit if asked.
         weights: (B, 1, S, S), what of each view can be trusted.
-        iris: (1, 3) color of the irises. iris_seen: (1,), texels it was read from.
+        iris: (1, 3) color of the irises.
+        iris_seen: (1,), texels it was read from.
         params: of batch B, identity and expression shared, with the light of each view.
         shading: (B, 2), least and largest shading divided out of a view's skin.
     """
@@ -194,7 +197,8 @@ def extract(
     Args:
         images: (B, 3, S, S) FFHQ-aligned views in [0, 1], the front view first, or what :func:`measure_views` made of
             them.
-        model: head model with regions. settings: of the extraction.
+        model: head model with regions.
+        settings: of the extraction.
         albedo: (1, 3, s, s), a usual face in even light, which tells light from skin; None: the head's shipped
             template, or plain skin where it has none.
         parser: as for :func:`measure_views`.
@@ -424,8 +428,10 @@ def join_views(
     what each can be trusted for; the front view comes over them where the normals of the head prefer it.
 
     Args:
-        views: (B, 3, S, S) in [0, 1]. weights: (B, 1, S, S) in [0, 1], what of each can be trusted.
-        layout: of the atlas at that size. settings: ``contrast`` and ``blending``.
+        views: (B, 3, S, S) in [0, 1].
+        weights: (B, 1, S, S) in [0, 1], what of each can be trusted.
+        layout: of the atlas at that size.
+        settings: ``contrast`` and ``blending``.
 
     Returns:
         texture (1, 3, S, S), continued where nothing was seen; observed (1, 1, S, S) in [0, 1].

@@ -22,8 +22,10 @@ class FilterSettings:
 
     Args:
         glasses: highest probability of glasses in the edited front view.
-        fringe: highest probability of hair over the forehead. occluder: of a hat or a hand.
-        happy: highest probability of a smile in any view. opening: widest gap between the lips, in mouth widths.
+        fringe: highest probability of hair over the forehead.
+        occluder: of a hat or a hand.
+        happy: highest probability of a smile in any view.
+        opening: widest gap between the lips, in mouth widths.
         front_yaw, front_pitch: degrees that the front view may be off.
         side_yaw: least angle to its side of each side view, degrees.
         score: least score of the face mesh in any view: below it the picture has fallen apart.

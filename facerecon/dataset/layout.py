@@ -53,19 +53,23 @@ class FaceLayout:
     """Masks of a UV atlas, (1, 1, S, S) in [0, 1].
 
     Args:
-        skin: the island of the skin. face: what a face's own pixels may color (no ears, neck or scalp). plain: skin of
-            one color: the face without brows, lids and lips. brows, lids, lips, ears, eyes: regions;
-            soft_lips: blurred.
+        skin: the island of the skin.
+        face: what a face's own pixels may color (no ears, neck or scalp).
+        plain: skin of one color: the face without brows, lids and lips.
+        brows, lids, lips, ears, eyes: regions.
+        soft_lips: blurred.
         front: how far the front view is preferred, by the normals of the mean head ('major' 1, 'minor' below).
-        upper: 1 above the tip of the nose; forehead: above the brows. around_eyes: brows, lids and what lashes shade;
-            nose_base: where nostrils may show.
+        upper: 1 above the tip of the nose.
+        forehead: above the brows.
+        around_eyes: brows, lids and what lashes shade.
+        nose_base: where nostrils may show.
         corrected: lid rims, inner lips and nostrils: where the template's gradients are kept (Poisson editing).
         solver: factorized for ``corrected``.
         eye_holes, mouth_hole: what no face covers between lids and between lips, rising from 0 at their rims to 1.
         gaze: (S, S), degrees between an eyeball's texel and where the eye looks; 180 elsewhere.
         unit: texels per hundredth of the map: radii are given in these.
-        grid: side on which soft masks are made (smooth as they are, they need no more). box: of the face with a margin:
-            first and last row, first and last column.
+        grid: side on which soft masks are made (smooth as they are, they need no more).
+        box: of the face with a margin: first and last row, first and last column.
     """
 
     skin: Tensor
@@ -129,7 +133,7 @@ def face_layout(model: MorphableModel, size: int) -> FaceLayout:
     if missing:
         raise ConfigError(
             f"face model '{model.name}' has no region '{missing[0]}'; use makehuman, or carry the regions over "
-            "with facerecon.fitting.carry_over."
+            "with facerecon.fitting.retarget."
         )
     return cached(f"face layout {size}", lambda: _layout(model, size), topology.uv_faces, topology.uvs, model.mean)
 
@@ -184,8 +188,11 @@ def with_masks(layout: FaceLayout, front: Tensor, valid: Tensor, nose_base: Tens
     """The layout by hand-drawn masks instead, (1, h, w) in [0, 1] each, as the release has them for HiFi3D++.
 
     Args:
-        layout: as derived. front: where the front view takes over ('major'). valid: what any view may color ('minor' of
-            all). nose_base: where nostrils may show. nostrils: where the template's gradients are kept, too.
+        layout: as derived.
+        front: where the front view takes over ('major').
+        valid: what any view may color ('minor' of all).
+        nose_base: where nostrils may show.
+        nostrils: where the template's gradients are kept, too.
     """
     size = layout.skin.shape[-1]
 
@@ -293,7 +300,9 @@ class Template:
     """T_bar of a head model: what a map falls back to.
 
     Args:
-        texture: (1, 3, S, S) in [0, 1]. layout: masks of that atlas at that size. topology: the mesh.
+        texture: (1, 3, S, S) in [0, 1].
+        layout: masks of that atlas at that size.
+        topology: the mesh.
     """
 
     texture: Tensor
@@ -308,7 +317,9 @@ def load_template(
     """The template of a head model (Sec. 3.1.3).
 
     Args:
-        model: head model with regions. size: S. texture: (1, 3, s, s) in [0, 1], your own; None: the shipped one.
+        model: head model with regions.
+        size: S.
+        texture: (1, 3, s, s) in [0, 1], your own; None: the shipped one.
         layout: of its atlas at that size; None: the derived one.
 
     Raises:

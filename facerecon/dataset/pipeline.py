@@ -26,18 +26,18 @@ from torch import Tensor
 from facerecon.dataset.complete import CompleteSettings, UVMap, complete
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
-from facerecon.dataset.parts import check_inversion, check_parts, load_head, load_normalizer, part_template
+from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.dataset.records import Item, Outcome, Refused
-from facerecon.dataset.tone import skin_color, skin_tone
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
-from facerecon.editing.walk import WalkSettings
+from facerecon.editing.latent_traversal import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.fitting.initialize import LandmarkStart
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
+from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run import choose_device
 from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.e4e import load_e4e
@@ -47,7 +47,7 @@ from facerecon.types import FaceParams
 __all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-WORN = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
+ACCESSORIES = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
 VIEWS = ("front", "left", "right")
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -67,10 +67,12 @@ class PipelineSettings:
     """How maps are made.
 
     Args:
-        truncation: of the generator's samples. precision: of its synthesis, "bfloat16" or "float32".
+        truncation: of the generator's samples.
+        precision: of its synthesis, "bfloat16" or "float32".
         device: where the generator runs; the rest runs on the CPU.
-        face_model: head model. face_model_path: its own file, where it is not in the cache.
-        generator, encoder, editor, parsing, pose, template: parts by name, see :mod:`facerecon.dataset.parts`.
+        face_model: head model.
+        face_model_path: its own file, where it is not in the cache.
+        generator, encoder, editor, parsing, pose, template: parts by name, see :mod:`facerecon.dataset.load`.
         size: texels a side of the maps.
         editing: normalize the face in latent space first; off unwraps the source as it is ("w/o editing").
         multi_view: blend three views; off takes the front view alone ("w/o multi-view").
@@ -131,11 +133,14 @@ class Search:
     """What a search found: the codes of the source and of its normalized views.
 
     Args:
-        source: (512,), or (N, 512) with the rows of the generator's W+. views: (V, ...), front first. Both are exact in
-            half precision.
-        figures: measurements. trace: one plain mapping a step.
-        images: (V, 3, 1024, 1024) if they are at hand. source_image: (3, H, W) likewise.
-        descriptors: {"source", "front"}: (128,) identity embeddings. made: now, not read.
+        source: (512,), or (N, 512) with the rows of the generator's W+.
+        views: (V, ...), front first. Both are exact in half precision.
+        figures: measurements.
+        trace: one plain mapping a step.
+        images: (V, 3, 1024, 1024) if they are at hand.
+        source_image: (3, H, W) likewise.
+        descriptors: {"source", "front"}: (128,) identity embeddings.
+        made: now, not read.
     """
 
     source: Tensor
@@ -399,7 +404,7 @@ def _view_figures(views: Attributes) -> dict[str, Any]:
         "evenness": front.evenness.item(),
         "score": float(views.score.min()),
     }
-    figures |= {name: front.probability(worn).item() for name, worn in WORN.items()}
+    figures |= {name: front.probability(worn).item() for name, worn in ACCESSORIES.items()}
     if len(views.yaw) > 1:
         left, right = views.yaw[1].item(), views.yaw[2].item()
         figures |= {"left_yaw": left, "right_yaw": right, "side_yaw": min(left, -right)}

@@ -47,7 +47,8 @@ def run_on_ray(
     it at the end. An item whose actor died is handed to another.
 
     Raises:
-        ConfigError: Ray is not installed, or the cluster cannot be reached. FaceReconError: an item's actors died.
+        ConfigError: Ray is not installed, or the cluster cannot be reached.
+        FaceReconError: an item's actors died.
     """
     try:
         import ray

@@ -41,7 +41,8 @@ class Outcome:
     """What came of one item.
 
     Args:
-        name: of the item. origin: its seed or photo.
+        name: of the item.
+        origin: its seed or photo.
         reasons: what speaks against it, each ``"filter: what was measured"``.
         kept: whether it is in the set; with filters off, in spite of reasons.
         error: one line, where it could not be done at all (a corrupt photo).

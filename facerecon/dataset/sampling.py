@@ -20,8 +20,8 @@ from facerecon.run.seeds import item_generator
 from facerecon.storage import read_safetensors
 
 if TYPE_CHECKING:
+    from facerecon.stylegan.face_generator import MobileGenerator
     from facerecon.stylegan.faces import FFHQFaces
-    from facerecon.stylegan.mobile import MobileGenerator
 
 __all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
 
@@ -54,7 +54,9 @@ def draw_seeds(
     """Seeds from ``first`` on, without end; whether one is taken depends on itself alone.
 
     Args:
-        generator: whose mapping is used. first: the first seed looked at. truncation: of the samples.
+        generator: whose mapping is used.
+        first: the first seed looked at.
+        truncation: of the samples.
         dark_share: share of faces with dark skin to aim at: other seeds are left out at random until it is reached.
             None takes every seed.
         seed: of that draw.
@@ -82,12 +84,13 @@ def held_out_faces(
     """Faces of the open generator whose seeds lie beyond those of any set, and in which a face is found.
 
     Args:
-        count: how many. first, truncation, dark_share: see :func:`draw_seeds`.
+        count: how many.
+        first, truncation, dark_share: see :func:`draw_seeds`.
 
     Yields:
         (seed, (3, 1024, 1024) in [0, 1]); the first ones are the same whatever ``count`` is.
     """
-    from facerecon.stylegan.mobile import load_generator
+    from facerecon.stylegan.face_generator import load_generator
 
     generator = load_generator(dtype=torch.bfloat16)
     seeds = draw_seeds(generator, first, truncation=truncation, dark_share=dark_share)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.editing.worn import WORN, load_worn
+from facerecon.editing.accessories import ACCESSORIES, load_accessories
 from facerecon.errors import check_shape
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
 from facerecon.geometry.alignment import deep3d_crop_transform
@@ -53,11 +53,15 @@ class Attributes(TensorStruct):
         yaw, pitch, roll: (B,) degrees; yaw positive when the face looks to the image's right (the
             release's "left" view, its +30 degrees), pitch when it looks up.
         expression: (B, 7) probabilities in the order of ``EXPRESSIONS``.
-        opening: (B,) gap between the lips over the mouth's width. smile: (B,) rise of the mouth's corners over it.
-        age: (B,) years. male: (B,) probability.
-        light: (B, 9, 3) SH coefficients, ambient included. skin: (B, 3) median color of the skin over the mean
-            albedo's. hair: (B, 3) color just above the face. evenness: (B,) energy of bands 1-8 over band 0, 0 is even.
-        worn: (B, 3) log odds of what ``WORN`` names: glasses, fringe, headwear (or a hand).
+        opening: (B,) gap between the lips over the mouth's width.
+        smile: (B,) rise of the mouth's corners over it.
+        age: (B,) years.
+        male: (B,) probability.
+        light: (B, 9, 3) SH coefficients, ambient included.
+        skin: (B, 3) median color of the skin over the mean albedo's.
+        hair: (B, 3) color just above the face.
+        evenness: (B,) energy of bands 1-8 over band 0, 0 is even.
+        worn: (B, 3) log odds of what ``ACCESSORIES`` names: glasses, fringe, headwear (or a hand).
         identity: (B, 128) embedding.
         landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
         score: (B,) of the face mesh, in [0, 1].
@@ -101,8 +105,8 @@ class Attributes(TensorStruct):
         return self.expression[:, EXPRESSIONS.index("neutral")]
 
     def probability(self, name: str) -> Tensor:
-        """(B,) of one of ``WORN``."""
-        return self.worn[:, WORN.index(name)].sigmoid()
+        """(B,) of one of ``ACCESSORIES``."""
+        return self.worn[:, ACCESSORIES.index(name)].sigmoid()
 
 
 class AttributeMeter:
@@ -175,7 +179,7 @@ class AttributeMeter:
             light=light,
             skin=skin,
             hair=_above_face(small, mesh),
-            worn=load_worn()(small, mesh),
+            worn=load_accessories()(small, mesh),
             evenness=luma[:, 1:].square().sum(1).sqrt() / luma[:, 0].clamp(min=1e-3),
             identity=load_identity()(crop, points),
             landmarks68=landmarks * up,

@@ -13,7 +13,8 @@ which stays where the generator was trained but follows what goes together there
 hats); C is the covariance plus 0.3, several times its mean eigenvalue, which was best for the person.
 
 Unlike FFHQ-UV: the release edits light, glasses, pose and hair by StyleFlow. A flow, or any other editor, plugs into
-:class:`facerecon.editing.walk.Normalizer` instead of a :class:`Directions` if it has the ``step`` of :class:`Editor`.
+:class:`facerecon.editing.latent_traversal.AttributeNormalizer` instead of a :class:`Directions` if it has the ``step``
+of :class:`Editor`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from facerecon.editing.accessories import ACCESSORIES
 from facerecon.editing.attributes import Attributes
 from facerecon.editing.linear import cross_validate, cross_validate_ridge, logistic, ranked, ridge, support_vectors
-from facerecon.editing.worn import WORN
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
@@ -52,7 +53,7 @@ __all__ = [
 LIGHT = tuple(f"light{band}" for band in range(1, 9))
 MEASURED = ("yaw", "pitch", *LIGHT, "smile", "opening", "age", "male")
 """What :func:`measured_values` gives: attributes that walks steer by what they measure."""
-CLASSES = ("happy", *WORN)
+CLASSES = ("happy", *ACCESSORIES)
 """What is there or not: margins, in units of the classifier (positive: there)."""
 STEADY_PARTS = {"identity": 16, "shape": 12, "skin": 3, "hair": 3}
 STEADY = ("age", "male", *(f"{part}{k}" for part, count in STEADY_PARTS.items() for k in range(count)))
@@ -132,7 +133,8 @@ def _unposed(mesh: Tensor, rounds: int = 2) -> Tensor:
 
 
 class Editor(Protocol):
-    """What :class:`~facerecon.editing.walk.Normalizer` needs of whatever moves codes (a slot for StyleFlow)."""
+    """What :class:`~facerecon.editing.latent_traversal.AttributeNormalizer` needs of whatever moves codes (a slot for
+    StyleFlow)."""
 
     def step(
         self, codes: Tensor, current: Mapping[str, Tensor], targets: Mapping[str, Tensor], keep: Sequence[str] = ()
@@ -151,7 +153,9 @@ class Directions(TensorStruct):
     """Planes in W: ``weight @ (w - mean) + bias`` predicts an attribute.
 
     Args:
-        weight: (K, 512). bias: (K,). mean: (512,), mean of the samples they were fitted on.
+        weight: (K, 512).
+        bias: (K,).
+        mean: (512,), mean of the samples they were fitted on.
         response: (K, 512), C weight^T, the shortest change of w with each attribute.
         names: K attributes, of ``MEASURED``, ``STEADY`` and ``CLASSES``.
         figures: {name: {figure: number}} of the cross-validation, and how the planes came about.
@@ -202,7 +206,8 @@ class Directions(TensorStruct):
         """Move codes so that attributes change from what was measured to what is wanted.
 
         Args:
-            codes: (B, 512). current, targets: {name: (B,)}; only names in ``targets`` are moved.
+            codes: (B, 512).
+            current, targets: {name: (B,)}; only names in ``targets`` are moved.
             keep: attributes that shall not change.
 
         Returns:
@@ -326,7 +331,8 @@ def fit_directions(
     """Planes for everything that was measured or labeled; strengths are chosen out of fold.
 
     Args:
-        codes: (N, 512). attributes: of the N images.
+        codes: (N, 512).
+        attributes: of the N images.
         labels: {class: (index (M,), there (M,) of 0 and 1)} for ``glasses``, ``fringe``, ``headwear``.
         folds: of the cross-validation.
 
@@ -344,7 +350,7 @@ def fit_directions(
     covariance = x.T @ x / (len(x) - 1)
     values = measured_values(attributes) | steady_values(attributes)
     y = torch.stack([value.double() for value in values.values()], 1)
-    bare = attributes.worn[:, WORN.index("headwear")] < 0  # whose hair is seen
+    bare = attributes.worn[:, ACCESSORIES.index("headwear")] < 0  # whose hair is seen
     squared, best, fitted = _ridges(x, y, folds)
     hair = [k for k, name in enumerate(values) if name.startswith("hair")]
     if int(bare.sum()) >= 4 * folds:

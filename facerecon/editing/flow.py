@@ -2,7 +2,8 @@
 
 What the face shows is measured once; StyleFlow then takes the light, glasses, yaw, pitch and hair to their targets, a
 walk along one direction takes the smile away for as long as a classifier sees one, and two more edits turn the head.
-:mod:`facerecon.editing.walk` is what the open pack has instead; it measures every picture it makes and corrects by it.
+:mod:`facerecon.editing.latent_traversal` is what the open pack has instead; it measures every picture it makes and
+corrects by it.
 
 Unlike FFHQ-UV: its attributes are a closed service's. Here yaw, pitch, age, gender and glasses are measured by ours,
 baldness by the parsing of hair, the smile by the classifier that also stops the walk; a beard is not measured, and
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
-from facerecon.editing.walk import Normalized, WalkSettings, trace_row, unmet
+from facerecon.editing.latent_traversal import Normalized, WalkSettings, trace_row, unmet
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.perception.attributes import AttributeNet
 from facerecon.perception.bisenet import CLASSES, FaceParser
@@ -74,7 +75,8 @@ class ConditionMeter:
         """(B, 17).
 
         Args:
-            image: (B, 3, S, S) in [0, 1]. seen: what :class:`AttributeMeter` measured on it.
+            image: (B, 3, S, S) in [0, 1].
+            seen: what :class:`AttributeMeter` measured on it.
         """
         check_shape("image", image, "B 3 H W")
         values = {
@@ -100,16 +102,20 @@ class ConditionMeter:
 
 
 class FlowNormalizer:
-    """Edits a code of W+ once for each attribute; it is called as :class:`~facerecon.editing.walk.Normalizer` is.
+    """Edits a code of W+ once for each attribute; it is called as
+    :class:`~facerecon.editing.latent_traversal.AttributeNormalizer` is.
 
     Args:
         generator: codes (B, 18, 512) -> images in [0, 1].
-        flow: StyleFlow's. smile: (1 or 18, 512), the direction of a smile.
-        meter: images -> Attributes. conditions: what the flow is told of the source.
+        flow: StyleFlow's.
+        smile: (1 or 18, 512), the direction of a smile.
+        meter: images -> Attributes.
+        conditions: what the flow is told of the source.
         settings: ``yaw`` and the limits, which ``Normalized.reasons`` is about; nothing else of it is used.
 
     Raises:
-        ConfigError: a yaw that no side view can have. ShapeError: a direction of another shape.
+        ConfigError: a yaw that no side view can have.
+        ShapeError: a direction of another shape.
     """
 
     def __init__(

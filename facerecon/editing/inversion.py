@@ -27,10 +27,10 @@ from facerecon.imaging.masks import gaussian_blur
 from facerecon.imaging.warp import crop_affine
 from facerecon.losses.identity import identity_loss, identity_similarity
 from facerecon.modes import in_own_modes, kept
-from facerecon.perception import load_facemesh, load_identity, load_judge, load_landmarks68
+from facerecon.perception import load_eval_identity, load_facemesh, load_identity, load_landmarks68
 from facerecon.perception.facemesh import fused_landmarks
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
-from facerecon.stylegan.mobile import FACE_WINDOW, NUM_STYLES, STYLE_DIM, MobileGenerator, framed
+from facerecon.stylegan.face_generator import FACE_WINDOW, NUM_STYLES, STYLE_DIM, MobileGenerator, framed
 
 __all__ = [
     "Encoder",
@@ -59,7 +59,8 @@ def ffhq_transform(landmarks68: Tensor, size: int = 1024) -> Tensor:
     a tenth of the way from the eyes to the mouth (Karras et al. 2018, appendix C, as released for FFHQ).
 
     Args:
-        landmarks68: (B, 68, 2) px. size: px of the crop.
+        landmarks68: (B, 68, 2) px.
+        size: px of the crop.
 
     Returns:
         (B, 2, 3).
@@ -82,7 +83,8 @@ def ffhq_crop(image: Tensor, landmarks68: Tensor, size: int = 1024) -> Tensor:
 
     Args:
         image: (B, 3, H, W) RGB in [0, 1], or (1, 3, H, W) for B faces of one photo.
-        landmarks68: (B, 68, 2) px of the photo. size: px of the crops.
+        landmarks68: (B, 68, 2) px of the photo.
+        size: px of the crops.
 
     Returns:
         (B, 3, S, S).
@@ -116,8 +118,8 @@ class LinearEncoder:
     """Reduced-rank ridge regression from what an aligned face shows to its w.
 
     Args:
-        mean, scale: (F,), of the features. down, up, bias: (F, R), (R, 512) and (512,), with
-            w = clip((features - mean) / scale) @ down @ up + bias.
+        mean, scale: (F,), of the features.
+        down, up, bias: (F, R), (R, 512) and (512,), with w = clip((features - mean) / scale) @ down @ up + bias.
     """
 
     thumbnail = 16
@@ -132,7 +134,8 @@ class LinearEncoder:
         """Identity, landmarks and a thumbnail; (B, 3, S, S) -> (B, F).
 
         Args:
-            crop: FFHQ-aligned, RGB in [0, 1]. landmarks: (B, 68, 2) px, measured if left out.
+            crop: FFHQ-aligned, RGB in [0, 1].
+            landmarks: (B, 68, 2) px, measured if left out.
         """
         points = face_points(crop) if landmarks is None else landmarks
         small = F.interpolate(crop, (512, 512), mode="area") if crop.shape[-1] > 512 else crop
@@ -146,7 +149,10 @@ class LinearEncoder:
         """Fit to faces of the generator.
 
         Args:
-            features: (N, F) of :meth:`features`. w: (N, 512). ridge: in samples. rank: of the map.
+            features: (N, F) of :meth:`features`.
+            w: (N, 512).
+            ridge: in samples.
+            rank: of the map.
         """
         x, y = features.double(), w.double()
         mean, bias, scale = x.mean(0), y.mean(0), x.std(0).clamp(min=1e-6)
@@ -229,7 +235,8 @@ class Inversion:
     """A photo in the generator.
 
     Attributes:
-        code: (23, 512), w and its residual; of an encoder (18, 512). w: (512,), without it.
+        code: (23, 512), w and its residual; of an encoder (18, 512).
+        w: (512,), without it.
         image: (3, 1024, 1024) of the code, RGB in [0, 1].
         quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
             of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
@@ -435,7 +442,8 @@ def encode(
 
     Args:
         crop: (1, 3, S, S) or (3, S, S) RGB in [0, 1], from :func:`ffhq_crop`.
-        generator: codes (1, N, 512) -> pictures in [0, 1]. encoder: crop -> (1, N, 512).
+        generator: codes (1, N, 512) -> pictures in [0, 1].
+        encoder: crop -> (1, N, 512).
 
     Returns:
         :class:`Inversion`: its code has N rows, its ``w`` is the mean of these; ``residual`` is not measured.
@@ -454,7 +462,7 @@ def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor)
     found = face_points(image)
     top, bottom, left, right = (v // 4 for v in FACE_WINDOW)
     with torch.no_grad():
-        judge = identity_similarity(load_judge()(image, found), load_judge()(crop, points))
+        judge = identity_similarity(load_eval_identity()(image, found), load_eval_identity()(crop, points))
         distance = (load_identity()(image, found) - load_identity()(crop, points)).norm()
     preview = F.interpolate(image, (_PREVIEW, _PREVIEW), mode="area")
     error = objective.error(preview[:, :, top:bottom, left:right])

@@ -15,7 +15,9 @@ def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """Ridge regression ``y = x @ weight + bias``: weight (D,) or (D, K), bias () or (K,).
 
     Args:
-        x: (N, D). y: (N,) or (N, K). strength: added to the diagonal of the centered x^T x.
+        x: (N, D).
+        y: (N,) or (N, K).
+        strength: added to the diagonal of the centered x^T x.
     """
     x, y = x.double(), y.double()
     center, offset = x.mean(0), y.mean(0)
@@ -58,7 +60,9 @@ def support_vectors(x: Tensor, y: Tensor, strength: float = 1.0) -> tuple[Tensor
     """Linear support vector machine with the squared hinge, in the primal (Newton).
 
     Args:
-        x: (N, D). y: (N,) of 0 and 1. strength: of |weight|^2 / 2 against the sum of the losses.
+        x: (N, D).
+        y: (N,) of 0 and 1.
+        strength: of |weight|^2 / 2 against the sum of the losses.
 
     Returns:
         weight (D,), bias (): the margin is ``x @ weight + bias``, beyond +-1 where a sample costs nothing.

@@ -1,6 +1,6 @@
 """Measurements of results; nothing here is ever optimized (Sec. 4.3)."""
 
-from facerecon.evaluation.expressiveness import MapFigures
+from facerecon.evaluation.expressiveness import MapMetrics
 from facerecon.evaluation.realy import RealyFolder, Scan, realy_errors, scan_of_head
 from facerecon.evaluation.reconstruction import reconstruction_metrics, stage_figures
 from facerecon.evaluation.regions import face_regions, head_region_forms, head_regions, region_errors, region_forms
@@ -14,7 +14,7 @@ from facerecon.evaluation.texture import (
 
 __all__ = [
     "Figure",
-    "MapFigures",
+    "MapMetrics",
     "RealyFolder",
     "Row",
     "Scan",

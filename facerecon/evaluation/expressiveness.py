@@ -9,12 +9,12 @@ from torch import Tensor
 from facerecon import losses
 from facerecon.errors import AssetError, check_shape
 from facerecon.fitting import MapFeatures
-from facerecon.perception import load_judge
+from facerecon.perception import load_eval_identity
 
-__all__ = ["MapFigures"]
+__all__ = ["MapMetrics"]
 
 
-class MapFigures:
+class MapMetrics:
     """Figures of pairs of maps of one atlas.
 
     Args:
@@ -32,7 +32,7 @@ class MapFigures:
         check_shape("face", face, "1 1 S S")
         self.features = MapFeatures("face_features", atlas)
         self.face = face
-        self.judge = load_judge()
+        self.judge = load_eval_identity()
         self.lpips, self.missing = None, None
         try:
             self.lpips = losses.load_perceptual("lpips_vgg")

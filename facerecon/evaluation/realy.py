@@ -35,6 +35,7 @@ from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
+from facerecon.correspond.obj import read_obj
 from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.evaluation.regions import (
     ALIGNMENT_LANDMARKS,
@@ -46,7 +47,6 @@ from facerecon.evaluation.regions import (
 )
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
-from facerecon.morphable.obj import read_obj
 from facerecon.storage import parse_json, read_bounded
 
 __all__ = [
@@ -107,7 +107,8 @@ class Scan:
     """The truth about one head.
 
     Args:
-        keypoints: (K, 3); the first 68 are the iBUG points. regions: {name: (vertices (N, 3), faces (F, 3))}.
+        keypoints: (K, 3); the first 68 are the iBUG points.
+        regions: {name: (vertices (N, 3), faces (F, 3))}.
         millimeters: of one of its units.
         icp, bending: {region: keypoints that hold it} in steps 2 and 3, REALY's if left out; those that the prediction
             lacks do not count.
@@ -127,7 +128,9 @@ class RealyErrors:
     """What came of one prediction.
 
     Args:
-        errors: {region: mm}. coarse: (V, 3), the prediction after step 1. aligned: {region: (V, 3)}, after step 2.
+        errors: {region: mm}.
+        coarse: (V, 3), the prediction after step 1.
+        aligned: {region: (V, 3)}, after step 2.
     """
 
     errors: dict[str, float]
@@ -156,7 +159,8 @@ def coarse_alignment(predicted: ArrayLike, true: ArrayLike) -> tuple[float, NDAr
         scale, rotation (3, 3) proper, translation (3,).
 
     Raises:
-        ShapeError: the shapes differ. InputError: a point is not finite, or all predicted points are one.
+        ShapeError: the shapes differ.
+        InputError: a point is not finite, or all predicted points are one.
     """
     predicted = as_array("predicted", np.asarray(predicted, dtype=np.float64), "N 3")
     true = as_array("true", np.asarray(true, dtype=np.float64), f"{len(predicted)} 3")
@@ -201,7 +205,10 @@ def _bent(
     """Step 3: the region's points, shifted onto a surface; (N, 3).
 
     Args:
-        vertices: (N, 3). faces: (F, 3). weights: (N,), areas. surface: the aligned prediction.
+        vertices: (N, 3).
+        faces: (F, 3).
+        weights: (N,), areas.
+        surface: the aligned prediction.
         held: (K,) vertices that keypoints are at, goals: (K, 3) where they shall come to lie.
     """
     stiff = _stiffness(vertices, faces)
@@ -230,12 +237,14 @@ def realy_errors(
     """Errors of one prediction, region by region; see the module for the protocol.
 
     Args:
-        predicted_vertices: (V, 3), in any frame and of any size. predicted_faces: (F, 3).
+        predicted_vertices: (V, 3), in any frame and of any size.
+        predicted_faces: (F, 3).
         predicted_keypoints: (K, 3) on the prediction: REALY's 85, or the 68 that they begin with.
         scan: the truth.
 
     Raises:
-        ShapeError: arrays do not fit. InputError: numbers that are not finite, or an empty region.
+        ShapeError: arrays do not fit.
+        InputError: numbers that are not finite, or an empty region.
     """
     predicted = as_array("predicted_vertices", predicted_vertices, "V 3").astype(np.float64)
     faces = as_array("predicted_faces", predicted_faces, "F 3")
@@ -287,8 +296,10 @@ def scan_of_head(vertices: ArrayLike, faces: ArrayLike, landmarks: ArrayLike, re
     models place differently.
 
     Args:
-        vertices: (V, 3), world units. faces: (F, 3). landmarks: (68, 3). regions: {name: (V,) bool}, of
-            :func:`~facerecon.evaluation.head_regions`.
+        vertices: (V, 3), world units.
+        faces: (F, 3).
+        landmarks: (68, 3).
+        regions: {name: (V,) bool}, of :func:`~facerecon.evaluation.head_regions`.
     """
     vertices = as_array("vertices", vertices, "V 3").astype(np.float64)
     faces = as_array("faces", faces, "F 3")

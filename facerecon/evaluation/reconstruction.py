@@ -28,7 +28,9 @@ def reconstruction_metrics(
     """Figures of B faces, none of which is what was optimized.
 
     Args:
-        photo: observed faces. params, texture: the head. model, renderer: what draws it.
+        photo: observed faces.
+        params, texture: the head.
+        model, renderer: what draws it.
         judge: the 1024-d network that is never optimized; its cosine is left out without it.
 
     Returns:
@@ -62,8 +64,10 @@ def stage_figures(
     Stages before the detail have the decoder's texture. Figures are those of :func:`reconstruction_metrics`.
 
     Args:
-        fitter: right after the fit. photo: of one face. face: what the fit returned. judge: its cosine is left out
-            without it.
+        fitter: right after the fit.
+        photo: of one face.
+        face: what the fit returned.
+        judge: its cosine is left out without it.
     """
     stages = {
         name: (params, fitter.decoder(latent).detach().clamp(0, 1))

@@ -94,9 +94,13 @@ def align_region(
     """Rigid ICP: the motion of true points onto a predicted surface (the inverse of moving the prediction).
 
     Args:
-        surface: the predicted one. points: (N, 3) of the true region. weights: (N,), areas.
-        predicted_keypoints, true_keypoints: (K, 3); K may be 0. keypoint_weight: of all of them, relative to points.
-        iterations: at most so many. tolerance: stop when the root mean square gains less, world units.
+        surface: the predicted one.
+        points: (N, 3) of the true region.
+        weights: (N,), areas.
+        predicted_keypoints, true_keypoints: (K, 3); K may be 0.
+        keypoint_weight: of all of them, relative to points.
+        iterations: at most so many.
+        tolerance: stop when the root mean square gains less, world units.
         most_points: so many of the points, chosen at random, drive the alignment.
 
     Returns:
@@ -137,9 +141,12 @@ def region_errors(
     """Mean distance of each region of the true head to the predicted surface, after alignment, in millimeters.
 
     Args:
-        predicted_vertices: (V, 3), any similarity of the world's frame. predicted_faces: (F, 3).
+        predicted_vertices: (V, 3), any similarity of the world's frame.
+        predicted_faces: (F, 3).
         predicted_landmarks: (68, 3), on the prediction.
-        true_vertices: (W, 3), world units (0.1 m). true_faces: (G, 3). true_landmarks: (68, 3).
+        true_vertices: (W, 3), world units (0.1 m).
+        true_faces: (G, 3).
+        true_landmarks: (68, 3).
         true_regions: {name: (W,) bool}, vertices of the true head; see :func:`face_regions`. Landmarks of the names
             of :data:`REGION_LANDMARKS` hold their region in place; other regions are aligned by their surface only.
         iterations: of the region-wise alignment, at most.
@@ -148,7 +155,8 @@ def region_errors(
         {name: mm}.
 
     Raises:
-        ShapeError: arrays do not fit. InputError: an empty region, or numbers that are not finite.
+        ShapeError: arrays do not fit.
+        InputError: an empty region, or numbers that are not finite.
     """
     predicted = as_array("predicted_vertices", predicted_vertices, "V 3")
     predicted_points = as_array("predicted_landmarks", predicted_landmarks, "68 3")
@@ -208,8 +216,11 @@ def region_forms(
     over the region, which :func:`region_errors`, a mean of distances, is a little below.
 
     Args:
-        vertices: (V, 3), world units. faces: (F, 3). landmarks: (68, 3).
-        changes: (K, V, 3), of a unit of each coefficient. landmark_changes: (K, 68, 3).
+        vertices: (V, 3), world units.
+        faces: (F, 3).
+        landmarks: (68, 3).
+        changes: (K, V, 3), of a unit of each coefficient.
+        landmark_changes: (K, 68, 3).
         regions: {name: (V,) bool}; see :func:`face_regions`.
 
     Returns:
@@ -269,7 +280,8 @@ def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, .
     """Which vertices a scanner would see from in front and from the sides: not nostrils, mouth and back of the head.
 
     Args:
-        vertices: (V, 3), upright and looking at +z, world units. faces: (F, 3).
+        vertices: (V, 3), upright and looking at +z, world units.
+        faces: (F, 3).
         yaws: angles of the views in radians.
 
     Returns:
@@ -300,7 +312,9 @@ def face_regions(
     * cheek: below the lower lids and above the mouth corners, outside of the nose, inside of 0.92 of the jaw's width.
 
     Args:
-        vertices: (V, 3), neutral, upright and looking at +z, world units. faces: (F, 3). landmarks: (68, 3).
+        vertices: (V, 3), neutral, upright and looking at +z, world units.
+        faces: (F, 3).
+        landmarks: (68, 3).
         skin: (V,) bool, the vertices that may be chosen (no eyeballs, teeth or mouth bag); all if left out. Of these
             only :func:`visible_vertices` are.
 

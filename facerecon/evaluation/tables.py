@@ -27,7 +27,8 @@ def bootstrap_interval(
 
     Args:
         values: (N,) or (N, ...), one row an item; items are drawn with replacement, the same ones in every call.
-        statistic: (N, ...) -> scalar; the mean of (N,) values if left out. draws: how many samples.
+        statistic: (N, ...) -> scalar; the mean of (N,) values if left out.
+        draws: how many samples.
 
     Returns:
         The statistic, and the 2.5th and 97.5th percentiles; all three are the same for one item.
@@ -53,7 +54,9 @@ class Summary:
     """One cell of a table.
 
     Args:
-        value: the mean, or another statistic. count: of items. low, high: of the interval of 95 %, or None.
+        value: the mean, or another statistic.
+        count: of items.
+        low, high: of the interval of 95 %, or None.
         spread: standard deviation over the items (divided by N - 1), or None.
     """
 
@@ -68,8 +71,8 @@ def summarize(values: Sequence[float] | Tensor, statistic: Callable[[Tensor], Te
     """Mean, or another statistic, of some items; with an interval from three items on.
 
     Args:
-        values: (N,), or (N, ...) with a statistic; those that are not finite are left out. statistic: see
-            :func:`bootstrap_interval`.
+        values: (N,), or (N, ...) with a statistic; those that are not finite are left out.
+        statistic: see :func:`bootstrap_interval`.
 
     Raises:
         InputError: no finite values.
@@ -87,8 +90,13 @@ class Figure:
     """One column.
 
     Args:
-        key: in the rows' cells and in the CSV. title: its heading. scale: factor of what is shown. digits: after the
-            point. spread: show the standard deviation. interval: show the interval. signed: show the sign.
+        key: in the rows' cells and in the CSV.
+        title: its heading.
+        scale: factor of what is shown.
+        digits: after the point.
+        spread: show the standard deviation.
+        interval: show the interval.
+        signed: show the sign.
     """
 
     key: str
@@ -120,7 +128,9 @@ class Row:
     """One row.
 
     Args:
-        label: what was measured. cells: {figure's key: summary}. note: in place of the cells (why it was not run).
+        label: what was measured.
+        cells: {figure's key: summary}.
+        note: in place of the cells (why it was not run).
         source: where published numbers come from; "" for our own measurements.
     """
 
@@ -141,8 +151,12 @@ class Table:
     """A table with our rows, then published ones.
 
     Args:
-        name: short, of the CSV. title: of the Markdown section. figures: columns. rows: ours and published ones.
-        first: heading of the first column. notes: sentences below it.
+        name: short, of the CSV.
+        title: of the Markdown section.
+        figures: columns.
+        rows: ours and published ones.
+        first: heading of the first column.
+        notes: sentences below it.
     """
 
     name: str

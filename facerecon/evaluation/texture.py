@@ -64,7 +64,8 @@ def observed_share(observed: Tensor, region: Tensor | None = None) -> Tensor:
     """Share of a region's texels that were seen, (B,).
 
     Args:
-        observed: (B, 1, S, S) in [0, 1]. region: (B or 1, 1, S, S), e.g. the face's texels; None: the whole map.
+        observed: (B, 1, S, S) in [0, 1].
+        region: (B or 1, 1, S, S), e.g. the face's texels; None: the whole map.
     """
     check_shape("observed", observed, "B 1 S S")
     region = torch.ones_like(observed[:1]) if region is None else region.to(observed)
@@ -78,7 +79,8 @@ def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:
     relative to that of the faces they come from. The paper reports 90.06 % for FFHQ-UV.
 
     Args:
-        rendered: (N, D), identity vectors of renders. source: (M, D), of the source faces.
+        rendered: (N, D), identity vectors of renders.
+        source: (M, D), of the source faces.
 
     Returns:
         Scalar; 1 keeps all.
@@ -95,7 +97,10 @@ def evenly_lit(model: MorphableModel, params: FaceParams, texture: Tensor, size:
     """Heads with a texture, under even light before plain gray: what identity networks are shown of a map (Table 2).
 
     Args:
-        model: head model. params: of B heads; their light is left out. texture: (B, 3, S, S) in [0, 1]. size: px.
+        model: head model.
+        params: of B heads; their light is left out.
+        texture: (B, 3, S, S) in [0, 1].
+        size: px.
 
     Returns:
         (B, 3, size, size) in [0, 1], and landmarks (B, 68, 2) px in it.

@@ -22,7 +22,10 @@ class Bar:
     """One bar.
 
     Args:
-        label: at its left. value: its length. low, high: of its whisker, or None. series: which color.
+        label: at its left.
+        value: its length.
+        low, high: of its whisker, or None.
+        series: which color.
         text: what is written at its end; the value with two digits if left out.
     """
 
@@ -52,8 +55,11 @@ def bar_chart(
     """Horizontal bars from 0, in groups, with whiskers.
 
     Args:
-        title: above. groups: (heading, bars); a heading may be "". axis: what the values are, below.
-        legend: names of the series, one a color; none for one series. width: px.
+        title: above.
+        groups: (heading, bars); a heading may be "".
+        axis: what the values are, below.
+        legend: names of the series, one a color; none for one series.
+        width: px.
 
     Returns:
         An RGB picture as high as its bars need.

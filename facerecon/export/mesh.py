@@ -104,8 +104,11 @@ class _Eyes:
 
     Args:
         rows: (F,) bool, faces of the head that the eyeballs replace or are.
-        vertices: (N, 3) in world units; the head's own, or spheres in its sockets. source: (N,) their vertices of the
-            head, -1 for those of a sphere. faces: (M, 3). uvs: (N, 2) on the map. map: (1, 3, S, S).
+        vertices: (N, 3) in world units; the head's own, or spheres in its sockets.
+        source: (N,) their vertices of the head, -1 for those of a sphere.
+        faces: (M, 3).
+        uvs: (N, 2) on the map.
+        map: (1, 3, S, S).
         balls: spheres, with the first row of each in ``vertices``.
     """
 

@@ -72,7 +72,8 @@ class Subject:
         """Pictures and loss history of one face of a batch; other fields are passed on.
 
         Args:
-            face: the fit. observation: of the same photo.
+            face: the fit.
+            observation: of the same photo.
             index: which subject of a batch.
             name: the photo's file name by default.
             renderer, model: see :func:`facerecon.export.views.panel`.
@@ -95,7 +96,9 @@ class IndexEntry:
     """One face of a batch in the index page; paths are relative to the page.
 
     Args:
-        name: headline. panel: path of its panel picture. report: path of its report, if there is one.
+        name: headline.
+        panel: path of its panel picture.
+        report: path of its report, if there is one.
         facts: short figures.
     """
 

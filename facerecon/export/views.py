@@ -241,8 +241,12 @@ def head_views(
     """An unposed head from several sides, in one row.
 
     Args:
-        vertices: (1, V, 3). texture: (1, 3, S, S). topology: of both. yaws: degrees, positive to the viewer's right.
-        size: of a view in pixels. light: the studio's if left out.
+        vertices: (1, V, 3).
+        texture: (1, 3, S, S).
+        topology: of both.
+        yaws: degrees, positive to the viewer's right.
+        size: of a view in pixels.
+        light: the studio's if left out.
 
     Returns:
         (1, 3, size, N * size) in [0, 1].
@@ -463,9 +467,12 @@ def person_panel(
     """One person from several photos in one picture: the neutral head, its texture, and every photo with its overlay.
 
     Args:
-        face: of batch B, whose rows share shape and texture (``Fitter.together``). observation: of the same B photos.
+        face: of batch B, whose rows share shape and texture (``Fitter.multiview``).
+        observation: of the same B photos.
         renderer: only its choice of rasterizer backend is used.
-        captions: B names of the photos. most: photos to show, evenly spread. tile, title: as of :func:`panel`.
+        captions: B names of the photos.
+        most: photos to show, evenly spread.
+        tile, title: as of :func:`panel`.
     """
     backend, big, count = _backend(renderer), tile * _OVERSAMPLING, len(face.vertices)
     person = face[0].replace(vertices=face.neutral_vertices[:1])
@@ -504,7 +511,9 @@ def overlays(
     """Frames of a film of a fitted video: frame, overlay and shape side by side, the face always in the middle.
 
     Args:
-        face: of batch T. observation: of the same T frames. renderer: only its choice of rasterizer backend is used.
+        face: of batch T.
+        observation: of the same T frames.
+        renderer: only its choice of rasterizer backend is used.
         size: px, side of each of the three pictures.
     """
     backend, big, pictures = _backend(renderer), size * _OVERSAMPLING, []
@@ -588,7 +597,8 @@ def save_animation(path: str | os.PathLike, frames: Sequence[Image.Image], fps: 
     """Write frames as an endless animated GIF or WebP, by the file's ending.
 
     Raises:
-        ConfigError: another ending. InputError: no frames.
+        ConfigError: another ending.
+        InputError: no frames.
     """
     path = Path(path)
     kind = path.suffix.lower()

@@ -1,6 +1,5 @@
 """The three stages of Sec. 4.2: linear start, texture latent on a hypersphere, joint refinement; then detail."""
 
-from facerecon.fitting.carry import CarriedDecoder, carry_over, decoder_for
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params, params_to_coefficients
 from facerecon.fitting.detail import add_detail, add_shared_detail
 from facerecon.fitting.fitter import Fitter, StepReport
@@ -19,7 +18,7 @@ from facerecon.fitting.invert import (
     invert_texture,
     load_map_features,
 )
-from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide, unexplained
+from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders, photometric_residual
 from facerecon.fitting.stage import (
     TERMS,
     VARIABLES,
@@ -34,7 +33,6 @@ from facerecon.fitting.variables import Variables
 __all__ = [
     "TERMS",
     "VARIABLES",
-    "CarriedDecoder",
     "DetailSettings",
     "Fitter",
     "InvertedTexture",
@@ -49,20 +47,18 @@ __all__ = [
     "Variables",
     "add_detail",
     "add_shared_detail",
-    "carry_over",
     "coefficients_to_latent",
     "coefficients_to_params",
-    "decoder_for",
     "default_stages",
     "find_occlusion",
     "fit_landmarks",
     "fit_light",
     "fit_light_and_texture",
-    "hide",
+    "mask_occluders",
     "invert_texture",
     "load_map_features",
     "params_to_coefficients",
     "stages_from_config",
     "start_from_regressor",
-    "unexplained",
+    "photometric_residual",
 ]

@@ -28,8 +28,9 @@ def coefficients_to_params(coefficients: Coefficients, model: MorphableModel) ->
     """Parameters of a head model, seen by ``Camera.deep3d``.
 
     Args:
-        coefficients: of batch B. model: the head they are of; loaded with fewer identity components than there are
-            coefficients the last ones are cut off, with more they are zero.
+        coefficients: of batch B.
+        model: the head they are of; loaded with fewer identity components than there are coefficients the last ones are
+            cut off, with more they are zero.
 
     Returns:
         FaceParams; ``albedo`` is the texture where the model has a linear albedo of its own.
@@ -65,7 +66,8 @@ def params_to_coefficients(
     """The truth that a regressor should say of a head: the inverse of the two functions above.
 
     Args:
-        params: of batch B, as ``Camera.deep3d`` sees them. config: how many coefficients of each there are.
+        params: of batch B, as ``Camera.deep3d`` sees them.
+        config: how many coefficients of each there are.
         latent: code of a linear decoder, (B, 1, K) or (B, K); ``params.albedo`` if left out.
 
     Raises:

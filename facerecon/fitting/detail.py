@@ -62,7 +62,10 @@ def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: i
     the other side (a beard). Fine structure passes.
 
     Args:
-        rgb: (B, 3, S, S), the photo in UV. base: the decoder's texture. shading: > 0. weight: (B, 1, S, S), seen skin.
+        rgb: (B, 3, S, S), the photo in UV.
+        base: the decoder's texture.
+        shading: > 0.
+        weight: (B, 1, S, S), seen skin.
     """
     side = max(32, size // 4)
 
@@ -115,8 +118,13 @@ def add_detail(
     """The final texture and what of it was seen.
 
     Args:
-        photo: B observed faces. vertices: (B, V, 3), posed. decoded: (B, 3, s, s), the decoder's texture.
-        light: fitted light. camera: of the fit crop. topology: mesh. settings: of the step.
+        photo: B observed faces.
+        vertices: (B, V, 3), posed.
+        decoded: (B, 3, s, s), the decoder's texture.
+        light: fitted light.
+        camera: of the fit crop.
+        topology: mesh.
+        settings: of the step.
 
     Returns:
         texture (B, 3, S, S) in [0, 1]; and seen (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
@@ -134,9 +142,11 @@ class _Shown:
     """What photos show of their heads, in UV.
 
     Args:
-        albedo: (B, 3, S, S). weight: (B, 1, S, S), how far its skin is taken. inner: (B, 1, S, S), the same of eyeballs
-            and the inside of the mouth. seen: (B, 1, S, S). sharpness: (B, 1, S, S), photo pixels per texel along a
-            side; None where it is not asked for.
+        albedo: (B, 3, S, S).
+        weight: (B, 1, S, S), how far its skin is taken.
+        inner: (B, 1, S, S), the same of eyeballs and the inside of the mouth.
+        seen: (B, 1, S, S).
+        sharpness: (B, 1, S, S), photo pixels per texel along a side; None where it is not asked for.
     """
 
     albedo: Tensor
@@ -232,8 +242,13 @@ def add_shared_detail(
     ways, or half a smile, are of nobody. The order of the photos does not matter.
 
     Args:
-        photo: B observed faces of one person. vertices: (B, V, 3), posed. decoded: (1, 3, s, s), the decoder's texture.
-        light: fitted light of each photo. camera: of the fit crop. topology: mesh. settings: of the step.
+        photo: B observed faces of one person.
+        vertices: (B, V, 3), posed.
+        decoded: (1, 3, s, s), the decoder's texture.
+        light: fitted light of each photo.
+        camera: of the fit crop.
+        topology: mesh.
+        settings: of the step.
 
     Returns:
         texture (1, 3, S, S) in [0, 1]; and seen (1, 1, S, S) in [0, 1], as of :func:`add_detail`.
@@ -300,8 +315,8 @@ def _sharpness(places: Tensor, photo: Observation) -> Tensor:
     """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is seen edge-on.
 
     Args:
-        places: (B, 2, S, S), where in the full crop each texel is, px. photo: a crop larger than what it was cut from
-            has no more pixels than that.
+        places: (B, 2, S, S), where in the full crop each texel is, px.
+        photo: a crop larger than what it was cut from has no more pixels than that.
     """
     along, down = places.diff(dim=3)[:, :, :-1], places.diff(dim=2)[..., :-1]
     area = (along[:, :1] * down[:, 1:] - along[:, 1:] * down[:, :1]).abs()

@@ -24,7 +24,7 @@ from facerecon.fitting.initialize import (
     fit_light_and_texture,
     start_from_regressor,
 )
-from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, hide
+from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders
 from facerecon.fitting.stage import DetailSettings, SmoothnessSettings, Stage, stages_from_config
 from facerecon.fitting.trust import find_suspects
 from facerecon.fitting.variables import Variables, chosen_rows
@@ -44,9 +44,13 @@ class StepReport:
     """What a callback sees after each step.
 
     Args:
-        stage: name. step: from 0. steps: of this stage.
-        losses: {term: (B,)}, unweighted. total: (B,), weighted.
-        image: (B, 3, H, W), the composite of this step. params, latent: before the step.
+        stage: name.
+        step: from 0.
+        steps: of this stage.
+        losses: {term: (B,)}, unweighted.
+        total: (B,), weighted.
+        image: (B, 3, H, W), the composite of this step.
+        params, latent: before the step.
     """
 
     stage: str
@@ -62,12 +66,13 @@ class StepReport:
 class Fitter:
     """Photo -> head: stage 1 from landmarks or by N_enc, stage 2 the texture latent, stage 3 everything, then detail.
 
-    Faces of a batch are fitted with independent losses; only the arithmetic is shared. :meth:`together` fits one person
-    to all of them. Whatever modes of torch the caller has switched on (inference mode, autocast, a default type), a fit
-    is in float32 and turns gradients on for itself.
+    Faces of a batch are fitted with independent losses; only the arithmetic is shared. :meth:`multiview` fits one
+    person to all of them. Whatever modes of torch the caller has switched on (inference mode, autocast, a default
+    type), a fit is in float32 and turns gradients on for itself.
 
     Args:
-        model: head model. decoder: texture decoder.
+        model: head model.
+        decoder: texture decoder.
         renderer: at the size of the fit crop (224). With ``antialias=True`` outlines move shape; without it the term
             ``silhouette`` is computed but has no gradient.
         identity: differentiable identity network; the open pack's if left out.
@@ -82,12 +87,15 @@ class Fitter:
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
-        start: noise and priors of stage 1. regressor: N_enc, of this head model; None starts from landmarks alone.
-        regressor_start: when it is believed, and what of it. detail: the last, optional step.
+        start: noise and priors of stage 1.
+        regressor: N_enc, of this head model; None starts from landmarks alone.
+        regressor_start: when it is believed, and what of it.
+        detail: the last, optional step.
         occlusion: how what hides the face is told and left out; found anew before each stage and before the detail.
 
     Raises:
-        ConfigError: an unknown name; the nearest known one is given. ShapeError: half precision.
+        ConfigError: an unknown name; the nearest known one is given.
+        ShapeError: half precision.
     """
 
     @in_own_modes
@@ -239,8 +247,11 @@ class Fitter:
             warn, and none changes the others.
 
         Raises:
-            FitError: no face of the observation can be fitted. InputError: a list. ConfigError: the renderer makes
-            pictures of another size than the fit crop's. ShapeError: half precision.
+            FitError: no face of the observation can be fitted.
+            InputError: a list.
+            ConfigError: the renderer makes
+            pictures of another size than the fit crop's.
+            ShapeError: half precision.
         """
         photo = self._taken(photo)
         self.seconds, self.failed, self.diverged = {}, {}, {}
@@ -250,7 +261,7 @@ class Fitter:
         """An observation that this fitter can fit, of what a caller gives."""
         if isinstance(photo, list | tuple):
             raise InputError(
-                f"a fit takes one observation; got a {type(photo).__name__} of {len(photo)}. Use together([...]) for "
+                f"a fit takes one observation; got a {type(photo).__name__} of {len(photo)}. Use multiview([...]) for "
                 "photos of one person, Observation.cat([...]) for several people."
             )
         if not isinstance(photo, Observation):
@@ -272,7 +283,7 @@ class Fitter:
         return photo
 
     @in_own_modes
-    def together(
+    def multiview(
         self,
         photos: Observation | Sequence[Observation],
         times: Sequence[float] | Tensor | None = None,
@@ -298,7 +309,8 @@ class Fitter:
             is left out, with a warning; ``fitter.used`` holds the numbers of those in the result.
 
         Raises:
-            InputError: no photo; times without smoothness, of another length or not increasing. FitError: no photo can
+            InputError: no photo; times without smoothness, of another length or not increasing.
+            FitError: no photo can
             be used, or the fit fails.
         """
         several = list(photos) if isinstance(photos, list | tuple) else [photos]
@@ -500,7 +512,7 @@ class Fitter:
             hidden = find_occlusion(photo, vertices, texture, params.light, camera, topology, self.occlusion)
             for b, given in enumerate(photo.mask_given):
                 hidden[b] *= not given
-            return hide(photo, hidden)
+            return mask_occluders(photo, hidden)
 
     def _targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
         """What every step compares with, computed once; ``start``: what stage 1 found."""
@@ -645,7 +657,8 @@ class _Watch:
     """Faces of a stage: which still move, their best states, and when the others stopped. Nothing waits for a GPU.
 
     Args:
-        moving: (B,) bool, at the start. variables: at the start.
+        moving: (B,) bool, at the start.
+        variables: at the start.
     """
 
     def __init__(self, moving: Tensor, variables: Variables) -> None:

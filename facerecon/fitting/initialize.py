@@ -132,7 +132,8 @@ def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tup
     """Pose from orthography with scaling: least squares for two rows of s R, then orthonormalized.
 
     Args:
-        points3d: (B, N, 3) model. points2d: (B, N, 2) px.
+        points3d: (B, N, 3) model.
+        points2d: (B, N, 2) px.
 
     Returns:
         rotation (B, 3, 3) and translation (B, 3) in the world.
@@ -380,8 +381,12 @@ def start_from_regressor(
     """Pose, identity and expression from N_enc's look at the fit crop, refined on the landmarks.
 
     Args:
-        model: head model. regressor: of that model. photo: B observed faces. camera: of the fit crop.
-        landmarks: of the refinement, and of the faces that N_enc cannot read. settings: when it is believed.
+        model: head model.
+        regressor: of that model.
+        photo: B observed faces.
+        camera: of the fit crop.
+        landmarks: of the refinement, and of the faces that N_enc cannot read.
+        settings: when it is believed.
         shared_identity: the B photos show one person, whose identity is refined around the mean of what N_enc says of
             those that it can read; the others start there, with the pose and expression of their landmarks.
 
@@ -396,7 +401,7 @@ def start_from_regressor(
         first = _both_sides(model, regressor, image, said) if settings.mirrored else coefficients_to_params(said, model)
         if settings.realigned:
             first = _looked_again(model, regressor, photo.image, first, camera, settings.mirrored)
-        reasons = _out_of_depth(model, first, photo, camera, settings)
+        reasons = outside_valid_range(model, first, photo, camera, settings)
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
@@ -446,7 +451,9 @@ def _looked_again(
     """Pose, identity and expression that N_enc says of the crops which its own landmarks ask for.
 
     Args:
-        image: (B, 3, N, N) crops. first: what it says of these. camera: of them.
+        image: (B, 3, N, N) crops.
+        first: what it says of these.
+        camera: of them.
 
     Returns:
         Parameters in the frame of ``camera``; ``first`` where its landmarks ask for a crop far from this one.
@@ -476,7 +483,7 @@ def _looked_again(
     return FaceParams.cat([again, first])[torch.where(near, rows, len(near) + rows)]
 
 
-def _out_of_depth(
+def outside_valid_range(
     model: MorphableModel, params: FaceParams, photo: Observation, camera: Camera, settings: RegressorStart
 ) -> dict[int, str]:
     """{index: why} of the faces whose parameters, as N_enc said them, are not to be believed."""
@@ -515,7 +522,8 @@ def fit_light(
 
     Args:
         image, albedo, normals: (P, 3) at P skin pixels; normals are unit vectors in the world.
-        prior: weight that pulls gamma to the ambient light; color_prior: that pulls it to a white one.
+        prior: weight that pulls gamma to the ambient light.
+        color_prior: that pulls it to a white one.
         rounds: of reweighting, which discounts shadows, highlights and hair.
 
     Returns:
@@ -567,7 +575,8 @@ def fit_light_and_texture(
         photo: B observed faces.
         decoder: the texture model; its :meth:`~facerecon.stylegan.decoder.TextureDecoder.start_basis` is solved for.
         view: ``Renderer.prepare`` of the fitted heads at the size of the fit crop.
-        vertices: (B, V, 3), posed. faces: (F, 3), of the topology.
+        vertices: (B, V, 3), posed.
+        faces: (F, 3), of the topology.
         rounds: of alternation between light and texture.
         prior: weight of |z|^2 against the mean squared error of the pixels.
         stride: use every ``stride``-th skin pixel.

@@ -77,8 +77,11 @@ class InvertedTexture:
     """Maps as a decoder expresses them.
 
     Args:
-        latent: their codes. texture: (B, 3, S, S) in [0, 1], S the decoder's. target: what was asked for, at that size.
-        l1: (B,) mean absolute difference in [0, 1]. features: (B,) feature distance; NaN where none was measured.
+        latent: their codes.
+        texture: (B, 3, S, S) in [0, 1], S the decoder's.
+        target: what was asked for, at that size.
+        l1: (B,) mean absolute difference in [0, 1].
+        features: (B,) feature distance; NaN where none was measured.
         history: {term: (B, steps)}; features are NaN in coarse steps.
     """
 
@@ -97,10 +100,13 @@ class MapFeatures:
     one, so the maps are drawn on the mean head, from the front, under even light.
 
     Args:
-        perceptual: of :func:`facerecon.losses.load_perceptual`. atlas: head model whose maps they are. device: where.
+        perceptual: of :func:`facerecon.losses.load_perceptual`.
+        atlas: head model whose maps they are.
+        device: where.
 
     Raises:
-        ConfigError: an unknown name. AssetError: its weights cannot be had.
+        ConfigError: an unknown name.
+        AssetError: its weights cannot be had.
     """
 
     def __init__(self, perceptual: str, atlas: str = "makehuman", device: str | torch.device = "cpu") -> None:

@@ -24,7 +24,7 @@ from facerecon.imaging.warp import crop_affine
 from facerecon.render import Renderer
 from facerecon.types import Camera, Crop, MeshTopology, Observation, SHLight
 
-__all__ = ["OcclusionSettings", "find_occlusion", "hide", "unexplained"]
+__all__ = ["OcclusionSettings", "find_occlusion", "mask_occluders", "photometric_residual"]
 
 _FLOOR, _DIM = 0.05, 0.12  # added to intensities before logarithms: darker than this is black, or has no color
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -65,13 +65,14 @@ class OcclusionSettings:
                 raise ConfigError(f"occlusion.{name} must be a number >= {low:g}; got {value!r}.")
 
 
-def unexplained(
+def photometric_residual(
     photo: Tensor, render: Tensor, face: Tensor, landmarks: Tensor, settings: OcclusionSettings | None = None
 ) -> Tensor:
     """What of each face the render does not explain.
 
     Args:
-        photo, render: (B, 3, S, S) in [0, 1]. face: (B, 1, S, S) in [0, 1], where both show the face.
+        photo, render: (B, 3, S, S) in [0, 1].
+        face: (B, 1, S, S) in [0, 1], where both show the face.
         landmarks: (B, 68, 2), px of these images.
         settings: thresholds.
 
@@ -100,7 +101,8 @@ class _Places:
     """Where on the image the parts of a face are.
 
     Args:
-        points: (68, 2) px. shape: (H, W).
+        points: (68, 2) px.
+        shape: (H, W).
     """
 
     def __init__(self, points: np.ndarray, shape: tuple[int, int]) -> None:
@@ -230,11 +232,16 @@ def find_occlusion(
     topology: MeshTopology,
     settings: OcclusionSettings | None = None,
 ) -> Tensor:
-    """What hides the faces of an observation, by :func:`unexplained` on its full crop.
+    """What hides the faces of an observation, by :func:`photometric_residual` on its full crop.
 
     Args:
-        photo: B observed faces. vertices: (B, V, 3), posed. texture: (B, 3, s, s), the decoder's. light: fitted.
-        camera: of the fit crop. topology: mesh. settings: of :func:`unexplained`.
+        photo: B observed faces.
+        vertices: (B, V, 3), posed.
+        texture: (B, 3, s, s), the decoder's.
+        light: fitted.
+        camera: of the fit crop.
+        topology: mesh.
+        settings: of :func:`photometric_residual`.
 
     Returns:
         (B, 1, S, S) in [0, 1], S = ``settings.size``.
@@ -248,14 +255,15 @@ def find_occlusion(
     image, face = F.interpolate(layers, size=(size, size), mode="area").split([3, 1], 1)
     to_full = fit_to_full(photo) * (size / crop.image.shape[-1])
     points = photo.landmarks68 @ to_full[:, :, :2].mT + to_full[:, None, :, 2]
-    return unexplained(image, render.image, face * render.mask, points, settings)
+    return photometric_residual(image, render.image, face * render.mask, points, settings)
 
 
-def hide(photo: Observation, occluded: Tensor) -> Observation:
+def mask_occluders(photo: Observation, occluded: Tensor) -> Observation:
     """An observation whose masks leave out what is hidden.
 
     Args:
-        photo: B observed faces. occluded: (B, 1, S, S) in [0, 1], a picture of the full crop at any size.
+        photo: B observed faces.
+        occluded: (B, 1, S, S) in [0, 1], a picture of the full crop at any size.
 
     Returns:
         The same with less in the masks of both crops.

@@ -163,7 +163,9 @@ class SmoothnessSettings:
     ``translation`` and ``light`` were not measured. Frames that are closer in time bear more.
 
     Args:
-        expression: on the expression weights. rotation: on Euler angles in radians. translation: on world units.
+        expression: on the expression weights.
+        rotation: on Euler angles in radians.
+        translation: on world units.
         light: on the 27 coefficients of light.
 
     Raises:

@@ -31,7 +31,8 @@ def flatness(image: Tensor, skin: Tensor) -> Tensor:
     Skin is shaded everywhere; a drawing, or a picture of few colors, is flat between hard edges.
 
     Args:
-        image: (B, 3, H, W) in [0, 1]. skin: (B, H, W) bool.
+        image: (B, 3, H, W) in [0, 1].
+        skin: (B, H, W) bool.
 
     Returns:
         (B,): below 0.1 in photos, whatever their light and size, up to 0.3 in strongly compressed ones.
@@ -48,7 +49,8 @@ def unlike(image: Tensor, render: Tensor, skin: Tensor) -> Tensor:
     """How much of the light and shade on the skin the head of stage 1, in its light and texture, does not have.
 
     Args:
-        image, render: (B, 3, H, W) in [0, 1]. skin: (B, H, W) bool.
+        image, render: (B, 3, H, W) in [0, 1].
+        skin: (B, H, W) bool.
 
     Returns:
         (B,): mean square of the difference of brightness over the variance of the image's: 0 where they are equal, 1
@@ -67,8 +69,12 @@ def find_suspects(
     """Faces that may be none.
 
     Args:
-        model: head model. photo: B observed faces. params: of stage 1. camera: of the fit crop.
-        render: (B, 3, H, W), the head of stage 1 there, in its light. covered: (B, 1, H, W), where that has its face.
+        model: head model.
+        photo: B observed faces.
+        params: of stage 1.
+        camera: of the fit crop.
+        render: (B, 3, H, W), the head of stage 1 there, in its light.
+        covered: (B, 1, H, W), where that has its face.
 
     Returns:
         {index: why} of what does not go together; whether a face is among them depends on it alone.

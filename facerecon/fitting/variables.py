@@ -31,7 +31,8 @@ class Variables:
     """Parameters and latent of B faces, as leaves of the autograd graph.
 
     Args:
-        params: start of the coefficients. latent: start of the texture code.
+        params: start of the coefficients.
+        latent: start of the texture code.
         expression_bounds: (low, high), or None where expressions are free.
         decoder: whose codes they are; needed where a stage moves w itself.
         one_person: the B rows are photos of one person: identity and latent are one leaf each, of batch 1 (the mean of

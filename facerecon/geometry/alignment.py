@@ -61,7 +61,8 @@ def similarity_transform(source: Tensor, target: Tensor, weights: Tensor | None 
     """:func:`umeyama` as one affine matrix [scale * rotation | translation].
 
     Args:
-        source, target: (B, N, D). weights: as in :func:`umeyama`.
+        source, target: (B, N, D).
+        weights: as in :func:`umeyama`.
 
     Returns:
         (B, D, D + 1); for 2D points the (B, 2, 3) maps that ``Crop.to_photo`` holds.

@@ -36,7 +36,8 @@ def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
     """Closest point of a triangle to a point, for N pairs.
 
     Args:
-        points: (N, 3). corners: (N, 3, 3); degenerate triangles (a line, a point) are allowed.
+        points: (N, 3).
+        corners: (N, 3, 3); degenerate triangles (a line, a point) are allowed.
 
     Returns:
         (N, 3).
@@ -64,7 +65,8 @@ class Surface:
     """A triangle mesh that finds its point nearest to a given one.
 
     Args:
-        vertices: (V, 3). faces: (F, 3) int.
+        vertices: (V, 3).
+        faces: (F, 3) int.
 
     Attributes:
         corners: (F, 3, 3). centers: (F, 3). normals: (F, 3) unit, 0 where a face has no area.
@@ -136,8 +138,10 @@ class Surface:
         does not find the lower one, nor a cheek the inside of the mouth; where no candidate does, the nearest is taken.
 
         Args:
-            points: (N, 3). normals: (N, 3) unit vectors, or None.
-            min_cosine: of the angle between a point's normal and a face's. candidates: faces tried for each point.
+            points: (N, 3).
+            normals: (N, 3) unit vectors, or None.
+            min_cosine: of the angle between a point's normal and a face's.
+            candidates: faces tried for each point.
 
         Returns:
             face (N,) int64, barycentric (N, 3), distance (N,), and whether the face looks the right way (N,) bool.
@@ -168,7 +172,8 @@ def barycentric_of(points: NDArray, corners: NDArray) -> NDArray:
     """Barycentric weights of points that lie on their triangles, clamped to [0, 1] and summing to 1.
 
     Args:
-        points: (N, 3). corners: (N, 3, 3); in a degenerate triangle the nearest corner takes all.
+        points: (N, 3).
+        corners: (N, 3, 3); in a degenerate triangle the nearest corner takes all.
 
     Returns:
         (N, 3).

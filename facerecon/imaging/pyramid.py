@@ -108,8 +108,10 @@ def multiband_blend(images: Sequence[Tensor], shares: Sequence[Tensor], levels: 
     """Join any number of images, none before another: :func:`laplacian_blend` of more than two.
 
     Args:
-        images: N of (B, C, H, W). shares: N of (B, 1, H, W) >= 0 which add up to 1 in each pixel; where they add up to
-            less than that at some scale, they are scaled to it. levels: of the pyramids.
+        images: N of (B, C, H, W).
+        shares: N of (B, 1, H, W) >= 0 which add up to 1 in each pixel; where they add up to less than that at some
+            scale, they are scaled to it.
+        levels: of the pyramids.
 
     Returns:
         (B, C, H, W), not clamped; 0 where no image has a share within reach of the coarsest level.
@@ -135,7 +137,8 @@ def push_pull(image: Tensor, weight: Tensor, finest: int = 128) -> Tensor:
     Each coarser level of a pyramid of weighted means fills what the finer ones leave open.
 
     Args:
-        image: (B, C, S, S). weight: (B, 1, S, S) in [0, 1], how far each pixel is known.
+        image: (B, C, S, S).
+        weight: (B, 1, S, S) in [0, 1], how far each pixel is known.
         finest: side of the finest level; the result has no finer structure, within the known part either.
 
     Returns:

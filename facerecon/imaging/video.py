@@ -37,7 +37,9 @@ class Frame:
     """One frame.
 
     Args:
-        number: from 0, in the file or folder. time: seconds from the first frame. image: (3, H, W) in [0, 1].
+        number: from 0, in the file or folder.
+        time: seconds from the first frame.
+        image: (3, H, W) in [0, 1].
         name: of the picture's file, or of the film and the frame's number.
     """
 
@@ -94,7 +96,8 @@ def read_frames(source: str | os.PathLike, count: int = 16) -> Iterator[Frame]:
 
     Raises:
         InputError: nothing is there, the file is no video, a frame is broken or of more than 100 megapixels, an
-        animated picture of more than 2000 in all, or PyAV is needed and missing. ConfigError: ``count``.
+        animated picture of more than 2000 in all, or PyAV is needed and missing.
+        ConfigError: ``count``.
     """
     chosen_frames(1, count)
     path = Path(source).expanduser()
@@ -191,10 +194,13 @@ def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: floa
     """Write pictures of one size as an H.264 film (.mp4), which browsers play; whole or not at all.
 
     Args:
-        path: the file. frames: RGB pictures; an odd last row or column is left out. fps: frames a second.
+        path: the file.
+        frames: RGB pictures; an odd last row or column is left out.
+        fps: frames a second.
 
     Raises:
-        InputError: no frames, or PyAV is missing. ConfigError: another ending.
+        InputError: no frames, or PyAV is missing.
+        ConfigError: another ending.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":

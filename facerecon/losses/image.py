@@ -31,7 +31,9 @@ def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
     The mask is detached: the losses move what is inside the outline, not the outline (SPEC Sec. 3, release).
 
     Args:
-        render: (B, 3, H, W). mask: (B, 1, H, W) in [0, 1]. photo: (B, 3, H, W) in [0, 1].
+        render: (B, 3, H, W).
+        mask: (B, 1, H, W) in [0, 1].
+        photo: (B, 3, H, W) in [0, 1].
 
     Returns:
         (B, 3, H, W).
@@ -53,7 +55,8 @@ def pixel_loss(image: Tensor, target: Tensor, mask: Tensor | None = None, norm: 
         (B,). An empty mask gives 0.
 
     Raises:
-        ShapeError: shapes differ. ConfigError: unknown norm.
+        ShapeError: shapes differ.
+        ConfigError: unknown norm.
     """
     check_shape("image", image, "B 3 H W")
     check_shape("target", target, " ".join(map(str, image.shape)))
@@ -73,7 +76,8 @@ def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
     """How far a rendered outline is from the photo's: the area that only one of the two calls face.
 
     Args:
-        mask: (B, 1, H, W) antialiased coverage of the rendered face. face: (B, 1, H, W), the photo's face.
+        mask: (B, 1, H, W) antialiased coverage of the rendered face.
+        face: (B, 1, H, W), the photo's face.
         weight: (B, 1, H, W) in [0, 1], where the two are compared.
 
     Returns:
@@ -172,7 +176,8 @@ def load_perceptual(name: str, features: Callable | None = None) -> nn.Module:
         features: needed for ``face_features``.
 
     Raises:
-        ConfigError: unknown name. AssetError: a backbone cannot be had.
+        ConfigError: unknown name.
+        AssetError: a backbone cannot be had.
     """
     known = ("face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
     if name not in known:

@@ -36,7 +36,9 @@ def facing_weights(points: Tensor, rotation: Tensor, least: float = 0.05) -> Ten
     head. Directions are those from the head's vertical axis, as far back as the jaw is on average.
 
     Args:
-        points: (68, 3) on the head, not posed. rotation: (B, 3) Euler angles. least: weight, however far it turned.
+        points: (68, 3) on the head, not posed.
+        rotation: (B, 3) Euler angles.
+        least: weight, however far it turned.
 
     Returns:
         (B, 68) in [least, 1]; 1 for the jaw (0-16), which slides to where the outline is.
@@ -56,7 +58,8 @@ def landmark_loss(points: Tensor, target: Tensor, weights: Tensor | None = None)
     """Mean over the points of the weighted squared distance, px^2.
 
     Args:
-        points, target: (B, N, 2), pixels. weights: (N,) or (B, N).
+        points, target: (B, N, 2), pixels.
+        weights: (N,) or (B, N).
 
     Returns:
         (B,).

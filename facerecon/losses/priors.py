@@ -43,7 +43,8 @@ def gaussian_loss(codes: Tensor, spread: float = 0.5) -> Tensor:
     near the mean texture. Of one row it is ``|z|^2 / d``.
 
     Args:
-        codes: (B, N, C), standardized. spread: standard deviation of a row about the mean of all.
+        codes: (B, N, C), standardized.
+        spread: standard deviation of a row about the mean of all.
 
     Returns:
         (B,).
@@ -82,7 +83,8 @@ def smoothness_loss(values: Tensor, times: Tensor | None = None) -> Tensor:
     neighbors (divided differences), in the unit of the track's mean step. A track that moves evenly costs nothing.
 
     Args:
-        values: (T, ...), one row a moment. times: (T,), increasing, any unit; evenly spaced if left out.
+        values: (T, ...), one row a moment.
+        times: (T,), increasing, any unit; evenly spaced if left out.
 
     Returns:
         (T,), 0 at both ends, where nothing bends.

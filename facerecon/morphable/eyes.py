@@ -61,10 +61,13 @@ class Eye:
     """One eye of a head.
 
     Args:
-        left: the person's left, at x > 0. rows: (N,) its faces.
+        left: the person's left, at x > 0.
+        rows: (N,) its faces.
         bulges: an eyeball, a piece of its own; else a socket, sewn to the skin.
         center: (3,), radius: of the sphere through its vertices.
-        opening: (2,) x and y of the middle between the lids. width: of the opening. lids: (6, 3) its landmarks.
+        opening: (2,) x and y of the middle between the lids.
+        width: of the opening.
+        lids: (6, 3) its landmarks.
     """
 
     left: bool
@@ -92,7 +95,8 @@ def find_eyes(vertices: NDArray, topology: MeshTopology) -> list[Eye]:
     """The eyes of a head: one at x < 0, one at x > 0; none where the topology names no region "eyes".
 
     Args:
-        vertices: (V, 3) float64, unposed. topology: with 68 landmarks.
+        vertices: (V, 3) float64, unposed.
+        topology: with 68 landmarks.
     """
     if "eyes" not in topology.regions:
         return []
@@ -121,7 +125,8 @@ def socket_sphere(inside: NDArray, on_skin: NDArray, lids: NDArray) -> tuple[NDA
     """Center (3,) and radius of the eyeball that fits behind the lids of a socket.
 
     Args:
-        inside: (N, 3) vertices of the socket. on_skin: (N,) bool, which of them lie on the rim, shared with the skin.
+        inside: (N, 3) vertices of the socket.
+        on_skin: (N,) bool, which of them lie on the rim, shared with the skin.
         lids: (6, 3) landmarks of the lids.
     """
     middle, width = lids.mean(0), np.ptp(lids[:, 0])
@@ -141,8 +146,9 @@ class Eyeball:
     """A sphere in a socket.
 
     Args:
-        vertices: (N, 3). faces: (M, 3), counter-clockwise from outside. eye: what it is made for, with the sphere's own
-            center and radius.
+        vertices: (N, 3).
+        faces: (M, 3), counter-clockwise from outside.
+        eye: what it is made for, with the sphere's own center and radius.
     """
 
     vertices: NDArray
@@ -166,7 +172,10 @@ def eyeball(vertices: NDArray, topology: MeshTopology, eye: Eye, rings: int = 24
     """An eyeball in a socket: a sphere whose pole is the pupil, with rings dense at the front.
 
     Args:
-        vertices: (V, 3) float64 of the head. topology: of it. eye: of :func:`find_eyes`. rings, segments: of the mesh.
+        vertices: (V, 3) float64 of the head.
+        topology: of it.
+        eye: of :func:`find_eyes`.
+        rings, segments: of the mesh.
     """
     faces = topology.faces.cpu().numpy()
     inside = np.unique(faces[eye.rows])
@@ -197,7 +206,8 @@ def eye_uvs(vertices: NDArray, center: NDArray) -> NDArray:
     """(N, 2) places on the azimuthal map of points on an eyeball; what lies behind is taken to the map's rim.
 
     Args:
-        vertices: (N, 3). center: (3,) of the eyeball, which looks at +z.
+        vertices: (N, 3).
+        center: (3,) of the eyeball, which looks at +z.
     """
     offset = vertices - center
     across = np.linalg.norm(offset[:, :2], axis=1)
@@ -222,7 +232,8 @@ def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, floa
 
     Args:
         offset: (N, 2) angle from the axis times (cos, sin) of the direction around it, radians; y up.
-        iris_angle: of the rim of the iris. iris: its mean color.
+        iris_angle: of the rim of the iris.
+        iris: its mean color.
     """
     angle = np.linalg.norm(offset, axis=1)
     around = np.arctan2(offset[:, 1], offset[:, 0])
@@ -269,7 +280,10 @@ def iris_color(
     """The mix of natural irises that is nearest to what a texture shows on a head's eyeballs.
 
     Args:
-        texture: (1, 3, S, S). vertices: (V, 3) float64, unposed. topology: of the head. eyes: of :func:`find_eyes`.
+        texture: (1, 3, S, S).
+        vertices: (V, 3) float64, unposed.
+        topology: of the head.
+        eyes: of :func:`find_eyes`.
 
     Returns:
         Mean sRGB color; brown for a head without eyeballs.

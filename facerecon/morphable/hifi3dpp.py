@@ -114,11 +114,17 @@ class HiFi3DPP:
     """The arrays of ``hifi3dpp_model_info.mat`` in this library's conventions: indices from 0, albedo in [0, 1].
 
     Args:
-        mean: (V, 3), mean of the vertices at 0. identity: (I, V, 3). expression: (45, V, 3).
-        albedo_mean: (V, 3) in [0, 1]. albedo: (439, V, 3), of albedo in [0, 1].
-        faces, uv_faces: (40832, 3), the head. face_region: (18318, 3), what the release renders.
-        uvs: (20792, 2), origin bottom-left. texel_places: (V, 2) (row, column) in 0..512 of each vertex.
-        keypoints: (68,) vertices. point_buf: (V, 8) rows of faces; the number of faces itself stands for "none".
+        mean: (V, 3), mean of the vertices at 0.
+        identity: (I, V, 3).
+        expression: (45, V, 3).
+        albedo_mean: (V, 3) in [0, 1].
+        albedo: (439, V, 3), of albedo in [0, 1].
+        faces, uv_faces: (40832, 3), the head.
+        face_region: (18318, 3), what the release renders.
+        uvs: (20792, 2), origin bottom-left.
+        texel_places: (V, 2) (row, column) in 0..512 of each vertex.
+        keypoints: (68,) vertices.
+        point_buf: (V, 8) rows of faces; the number of faces itself stands for "none".
         skin: (V,) in [0, 1].
     """
 
@@ -184,11 +190,13 @@ def read_hifi3dpp(path: str | Path, num_identity: int | None = None) -> HiFi3DPP
     """Read and check ``hifi3dpp_model_info.mat``.
 
     Args:
-        path: the file, or a folder that holds it. num_identity: leading identity components to keep; None keeps all.
+        path: the file, or a folder that holds it.
+        num_identity: leading identity components to keep; None keeps all.
 
     Raises:
-        AssetError: missing, another kind of file, a missing key, a wrong or transposed shape, indices that do not
-            count from 1, texture places in (column, row) order. ConfigError: more components than 532.
+        AssetError: missing, another kind of file, a missing key, a wrong or transposed shape, indices that do not count
+            from 1, texture places in (column, row) order.
+        ConfigError: more components than 532.
     """
     count = NUM_IDENTITY if num_identity is None else num_identity
     if not 0 <= count <= NUM_IDENTITY:
@@ -270,7 +278,9 @@ def release_normals(vertices: Tensor, faces: Tensor, point_buf: Tensor) -> Tenso
     Unlike :func:`facerecon.geometry.mesh.vertex_normals`, which weighs faces by their area.
 
     Args:
-        vertices: (B, V, 3). faces: (F, 3), those that ``point_buf`` counts. point_buf: (V, 8); F is the zero normal.
+        vertices: (B, V, 3).
+        faces: (F, 3), those that ``point_buf`` counts.
+        point_buf: (V, 8); F is the zero normal.
 
     Returns:
         (B, V, 3) unit vectors.
@@ -405,7 +415,8 @@ def load_hifi3dpp(path: str | Path | None = None, num_identity: int | None = Non
         num_identity: leading identity components to keep; None keeps all 532.
 
     Raises:
-        AssetError: nothing is there, or it is something else. ConfigError: more components than there are.
+        AssetError: nothing is there, or it is something else.
+        ConfigError: more components than there are.
     """
     path = assets.locate("hifi3dpp") if path is None else Path(path)
     if path.suffix == ".safetensors":
@@ -444,7 +455,8 @@ def coefficients_to_params(vector: Tensor, num_identity: int | None = None) -> F
     gamma is (3 colors x 9 bands); the release adds 0.8 to band 0 when it shades, here the light includes it.
 
     Args:
-        vector: (B, 1049). num_identity: components that the model was loaded with; the rest is cut off.
+        vector: (B, 1049).
+        num_identity: components that the model was loaded with; the rest is cut off.
 
     Returns:
         FaceParams with identity (B, I), expression (B, 45), albedo (B, 439), rotation in radians, translation, light.
@@ -466,8 +478,8 @@ def params_to_coefficients(params: FaceParams, albedo: Tensor | None = None) -> 
     """Parameters of the HiFi3D++ model as the release's (B, 1049) vector; components that were cut off are 0.
 
     Args:
-        params: of a fit with this model. albedo: (B, A) in place of ``params.albedo``; for a fit with decoder=albedo
-            ``face.latent.codes[:, 0]``.
+        params: of a fit with this model.
+        albedo: (B, A) in place of ``params.albedo``; for a fit with decoder=albedo ``face.latent.codes[:, 0]``.
 
     Raises:
         ShapeError: parameters of another model.

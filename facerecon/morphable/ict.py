@@ -182,7 +182,8 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
         num_identity: leading identity modes to keep; None keeps all.
 
     Raises:
-        AssetError: not these arrays. ConfigError: more modes than there are.
+        AssetError: not these arrays.
+        ConfigError: more modes than there are.
     """
     for key in ("vertices", "uv", "identity", "expression"):
         if arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
@@ -268,7 +269,8 @@ def load_ict(path: str | Path | None = None, num_identity: int | None = None) ->
         num_identity: leading identity modes to keep; None keeps all 100.
 
     Raises:
-        AssetError: nothing is there, or it is something else. ConfigError: more modes than there are.
+        AssetError: nothing is there, or it is something else.
+        ConfigError: more modes than there are.
     """
     path = assets.locate("ict") if path is None else Path(path)
     if not path.exists():

@@ -115,7 +115,10 @@ class BaseMesh:
     """MakeHuman's whole body, all quads.
 
     Args:
-        vertices: (N, 3), 0.1 m. uvs: (T, 2). quads, uv_quads: (Q, 4). groups: (Q,) group name of each quad.
+        vertices: (N, 3), 0.1 m.
+        uvs: (T, 2).
+        quads, uv_quads: (Q, 4).
+        groups: (Q,) group name of each quad.
         mirror: (N,) the vertex on the other side; exact in the source.
     """
 
@@ -132,8 +135,11 @@ class HeadMesh:
     """The head's control mesh: quads chosen from the body.
 
     Args:
-        vertex_ids: (n,) base-mesh vertices, ascending. vertices: (n, 3) of the template.
-        quads: (q, 4) into those. uv_ids, uv_quads: the same for the source's UVs. part: (q,) index into ``PARTS``.
+        vertex_ids: (n,) base-mesh vertices, ascending.
+        vertices: (n, 3) of the template.
+        quads: (q, 4) into those.
+        uv_ids, uv_quads: the same for the source's UVs.
+        part: (q,) index into ``PARTS``.
         mirror: (n,).
     """
 
@@ -288,8 +294,10 @@ def clip_triangles(
     the rim is the level curve (to the mesh's own resolution) and no triangle gets arbitrarily thin.
 
     Args:
-        points: (n, 3), only to choose the shorter diagonal. distance: (n,) signed, kept where < 0.
-        triangles: (t, 3). fixed: (n,) bool, vertices that are neither slid nor slid towards.
+        points: (n, 3), only to choose the shorter diagonal.
+        distance: (n,) signed, kept where < 0.
+        triangles: (t, 3).
+        fixed: (n,) bool, vertices that are neither slid nor slid towards.
         snap: fraction of an edge in [0, 0.5).
 
     Returns:
@@ -352,8 +360,11 @@ class FineMesh:
 
     Args:
         matrix: (V, n) sparse, control vertices to fine vertices; rows sum to 1.
-        faces: (F, 3), counter-clockwise from outside. uvs: (T, 2). uv_faces: (F, 3).
-        part: (F,) index into ``PARTS``. quad: (F,) control quad each triangle came from.
+        faces: (F, 3), counter-clockwise from outside.
+        uvs: (T, 2).
+        uv_faces: (F, 3).
+        part: (F,) index into ``PARTS``.
+        quad: (F,) control quad each triangle came from.
         child: (F,) in 0..7, which of the quad's triangles it was (before the clip).
         mirror: (V,).
     """
@@ -387,7 +398,9 @@ def refine(head: HeadMesh, atlas_uvs: np.ndarray, atlas_quads: np.ndarray) -> Fi
     """Subdivide once, triangulate, and end the neck on the bust's curve, geometry and UVs together.
 
     Args:
-        head: control mesh. atlas_uvs: (T0, 2). atlas_quads: (q, 4), the UV of every quad corner.
+        head: control mesh.
+        atlas_uvs: (T0, 2).
+        atlas_quads: (q, 4), the UV of every quad corner.
     """
     to_points, triangles = _refine_quads(head.quads, len(head.vertices))
     to_uvs, uv_triangles = _refine_quads(atlas_quads, len(atlas_uvs))
@@ -483,7 +496,8 @@ class Control:
     """One signed slider made of opposite targets.
 
     Args:
-        name: of the positive target, without its side. folder: where it comes from.
+        name: of the positive target, without its side.
+        folder: where it comes from.
         copies: (low, high) rows of ``Targets.offsets``, one pair, or a left and a right one; low is -1 if one-sided.
     """
 
@@ -499,7 +513,8 @@ class Targets:
     Args:
         macro: names of macro targets, e.g. "asian-female-old" and "universal-male-young-maxmuscle-minweight".
         macro_offsets: (M, n, 3).
-        controls: of the local targets. offsets: (L, n, 3).
+        controls: of the local targets.
+        offsets: (L, n, 3).
     """
 
     macro: tuple[str, ...]
@@ -569,8 +584,10 @@ def macro_weights(
     """MakeHuman's multilinear weights of its macro targets.
 
     Args:
-        names: of the targets. age: (N,) on MakeHuman's scale (0.1875 child, 0.5 a young adult, 1 old).
-        male: (N,) in [0, 1]. ethnicity: (N, 3), caucasian, asian, african, summing to 1.
+        names: of the targets.
+        age: (N,) on MakeHuman's scale (0.1875 child, 0.5 a young adult, 1 old).
+        male: (N,) in [0, 1].
+        ethnicity: (N, 3), caucasian, asian, african, summing to 1.
         muscle, weight: (N,) in [0, 1], 0.5 average.
 
     Returns:
@@ -632,7 +649,9 @@ def align_heads(heads: np.ndarray, reference: np.ndarray, weights: np.ndarray) -
     """Bring heads onto a reference by weighted least-squares similarities (Umeyama 1991): size is kept out.
 
     Args:
-        heads: (N, n, 3). reference: (n, 3). weights: (n,).
+        heads: (N, n, 3).
+        reference: (n, 3).
+        weights: (n,).
     """
     share = (weights / weights.sum())[:, None]
     center = (heads * share).sum(axis=1, keepdims=True)
@@ -656,8 +675,10 @@ def principal_components(
     halves are decomposed on their own and merged by variance.
 
     Args:
-        heads: (N, n, 3) aligned. mirror: (n,). weights: (n,), symmetric: components are principal, and coefficients
-            uncorrelated, in the metric that counts each vertex's squared displacement so often.
+        heads: (N, n, 3) aligned.
+        mirror: (n,).
+        weights: (n,), symmetric: components are principal, and coefficients uncorrelated, in the metric that counts
+            each vertex's squared displacement so often.
         count: components wanted, at most N.
 
     Returns:
@@ -714,7 +735,9 @@ def smooth_deformations(points: np.ndarray, count: int, seed: int = 1, num_waves
     points close in space, such as both lips or lid and eyeball, move together.
 
     Args:
-        points: (n, 3), 0.1 m. count: number of fields. num_waves: features a scale.
+        points: (n, 3), 0.1 m.
+        count: number of fields.
+        num_waves: features a scale.
 
     Returns:
         (count, n, 3) float32.

@@ -44,12 +44,14 @@ class MorphableModel(nn.Module):
         expression_basis: (E, V, 3).
         topology: faces, UVs, landmarks, mirror, regions.
         name: of the model.
-        expression_names: E names. expression_bounds: (low, high) of every coefficient, or None.
+        expression_names: E names.
+        expression_bounds: (low, high) of every coefficient, or None.
         albedo_mean, albedo_basis: (V, 3) and (A, V, 3) in [0, 1], or None: the model has no albedo of its own.
         identity_variance: (I,) share of the source's variance that the first 1, 2, ... components keep; may be empty.
 
     Attributes:
-        mean, identity_basis, expression_basis: buffers. topology: its tensors are buffers too.
+        mean, identity_basis, expression_basis: buffers.
+        topology: its tensors are buffers too.
     """
 
     def __init__(
@@ -293,7 +295,8 @@ class MorphableModel(nn.Module):
         """How much of each candidate of ``topology.landmark_faces`` a landmark takes.
 
         Args:
-            vertices: (B, V, 3), posed. camera: of the image.
+            vertices: (B, V, 3), posed.
+            camera: of the image.
             softness: px of a 224 px image over which neighbors on the outline share the point.
 
         Returns:
@@ -338,7 +341,8 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
     """Build a model from a file laid out as in :mod:`facerecon.morphable.convert`.
 
     Args:
-        path: the safetensors file. num_identity: components to keep, None keeps all.
+        path: the safetensors file.
+        num_identity: components to keep, None keeps all.
 
     Raises:
         AssetError: the file is missing or is not a head model.
@@ -428,7 +432,8 @@ def load_face_model(
         path: the model's own file or folder, where it is not in the cache.
 
     Raises:
-        ConfigError: no model of that name, or more components than it has. AssetError: its file is not there yet.
+        ConfigError: no model of that name, or more components than it has.
+        AssetError: its file is not there yet.
     """
     if name not in FACE_MODELS:
         raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))

@@ -87,7 +87,8 @@ def makehuman_regions(
     """Regions of the MakeHuman head from its template's geometry and the masks that come with it.
 
     Args:
-        centers: (F, 3) triangle centres on the template (base-mesh frame, 0.1 m). part: (F,) index into ``parts``.
+        centers: (F, 3) triangle centres on the template (base-mesh frame, 0.1 m).
+        part: (F,) index into ``parts``.
         lips, lids, ears: (F,) in [0, 1], the source's own masks.
 
     Returns:

@@ -5,7 +5,7 @@ from facerecon.perception.bisenet import FaceParser, load_parser
 from facerecon.perception.corrections import LANDMARK_FORMATS, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import load_facemesh
-from facerecon.perception.identity import IdentityNet, JudgeNet, load_identity, load_judge
+from facerecon.perception.identity import EvalIdentityNet, IdentityNet, load_eval_identity, load_identity
 from facerecon.perception.landmarks import load_landmarks68
 from facerecon.perception.observe import MEAN_FIVE_POINTS, observe
 from facerecon.perception.parsing import face_masks, frame_contrast
@@ -26,7 +26,7 @@ __all__ = [
     "Detection",
     "FaceParser",
     "IdentityNet",
-    "JudgeNet",
+    "EvalIdentityNet",
     "Regressor",
     "RegressorConfig",
     "face_masks",
@@ -36,7 +36,7 @@ __all__ = [
     "load_expression",
     "load_facemesh",
     "load_identity",
-    "load_judge",
+    "load_eval_identity",
     "load_landmarks68",
     "load_parser",
     "load_regressor",

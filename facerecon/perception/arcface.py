@@ -59,7 +59,8 @@ class ImprovedResNet(nn.Module):
     """(B, 3, 112, 112) in [0, 1] -> (B, 512), not normalized. Names of parameters are the released ones.
 
     Args:
-        blocks: of the four stages. channels: of them.
+        blocks: of the four stages.
+        channels: of them.
     """
 
     size = 112
@@ -131,7 +132,8 @@ class ArcFace(nn.Module):
         """Embed faces.
 
         Args:
-            image: (B, 3, H, W) in [0, 1]. landmarks: (B, 68, 2) px.
+            image: (B, 3, H, W) in [0, 1].
+            landmarks: (B, 68, 2) px.
 
         Returns:
             (B, 512) unit vectors.

@@ -23,7 +23,8 @@ class AttributeNet(nn.Module):
     """A classifier that looks at the landmarks' box.
 
     Args:
-        net: expression or age and gender network. softmax: turn logits into probabilities.
+        net: expression or age and gender network.
+        softmax: turn logits into probabilities.
     """
 
     def __init__(self, net: nn.Module, softmax: bool) -> None:

@@ -165,8 +165,8 @@ class FaceParser(nn.Module):
         The face is skin, brows, eyes, nose, mouth and lips; ears, glasses, hair and neck are not of it.
 
         Args:
-            image: (1, 3, H, W) in [0, 1], a crop of the head. mesh: (1, 468, 2 or 3) px, which says whose face is
-                meant where a crop shows two.
+            image: (1, 3, H, W) in [0, 1], a crop of the head.
+            mesh: (1, 468, 2 or 3) px, which says whose face is meant where a crop shows two.
         """
         found = self.probabilities(image) * near_face(image, mesh)
 
@@ -191,7 +191,8 @@ def load_parser(name: str) -> FaceParser | None:
     """A face parser, frozen; None for "outlines", which needs no network.
 
     Raises:
-        ConfigError: another name. AssetError: it is not in the cache; says how to get it.
+        ConfigError: another name.
+        AssetError: it is not in the cache; says how to get it.
     """
     if name not in PARSERS:
         raise ConfigError(nearest_name(name, PARSERS, "parsing"))

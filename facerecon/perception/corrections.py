@@ -106,7 +106,8 @@ def check_landmarks(points: Tensor, size: tuple[int, int], name: str = "landmark
     """Hold landmarks against their photo.
 
     Args:
-        points: (68, 2) px. size: (H, W) of the photo.
+        points: (68, 2) px.
+        size: (H, W) of the photo.
 
     Raises:
         InputError: they lie outside the photo, in one place, or are mirrored (y up, or left and right exchanged).
@@ -137,7 +138,8 @@ def read_mask(source: Any, size: tuple[int, int]) -> Tensor:
     """A user's face mask: white is face that may be used.
 
     Args:
-        source: whatever :func:`~facerecon.imaging.files.read_image` takes. size: (H, W) of the photo.
+        source: whatever :func:`~facerecon.imaging.files.read_image` takes.
+        size: (H, W) of the photo.
 
     Returns:
         (1, H, W) in [0, 1]; an image of another size but the same aspect is resized.
@@ -176,7 +178,8 @@ def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
     points put elsewhere than the mesh, draw it only where they are far away.
 
     Args:
-        mesh: (1, 468, 3) px. landmarks: (1, 68, 2) px.
+        mesh: (1, 468, 3) px.
+        landmarks: (1, 68, 2) px.
 
     Returns:
         (1, 468, 3).

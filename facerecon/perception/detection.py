@@ -36,7 +36,8 @@ class FaceDetector(nn.Module):
     """Tiny face detector, run at several input sizes and merged.
 
     Args:
-        net: the network. sizes: input sizes, px; small ones find large faces best.
+        net: the network.
+        sizes: input sizes, px; small ones find large faces best.
         fallback_sizes: tried only when those find nothing: small faces in large photos.
         threshold: confidence below which a box is dropped; lowered with the fallback.
         smallest_share: where no face has this share of a large photo's side, the photo is searched in tiles too, with

@@ -84,7 +84,8 @@ class FaceMeshNet(nn.Module):
         """Mesh of B faces.
 
         Args:
-            image: (B, 3, H, W) or (1, 3, H, W), [0, 1]. boxes: (B, 4), x0, y0, x1, y1 px.
+            image: (B, 3, H, W) or (1, 3, H, W), [0, 1].
+            boxes: (B, 4), x0, y0, x1, y1 px.
 
         Returns:
             points (B, 468, 3), px; z in the same scale, negative towards the viewer. score (B,) in [0, 1]: whether the
@@ -116,7 +117,9 @@ def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Ten
     """68 landmarks whose eye and mouth points lean on the face mesh, which follows lids and lips more closely.
 
     Args:
-        landmarks: (B, 68, 2) px. mesh: (B, 468, 2 or 3) px. weight: of the mesh.
+        landmarks: (B, 68, 2) px.
+        mesh: (B, 468, 2 or 3) px.
+        weight: of the mesh.
 
     Returns:
         (B, 68, 2) px.
@@ -134,7 +137,8 @@ def disagreement(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor
     is none.
 
     Args:
-        landmarks: (B, 68, 2), of :func:`fused_landmarks` with this ``weight``. mesh: (B, 468, 2 or 3), in the same px.
+        landmarks: (B, 68, 2), of :func:`fused_landmarks` with this ``weight``.
+        mesh: (B, 468, 2 or 3), in the same px.
 
     Returns:
         (B,) mean distance, as a share of the landmarks' extent.

@@ -45,7 +45,9 @@ class GraphNet(nn.Module):
 
     Args:
         steps: in order of execution, each with ``name``, ``op``, ``inputs`` (names) and ``attributes``.
-        tensors: {name: weight}. literals: {name: small integers as (nested) lists}. outputs: names of the results.
+        tensors: {name: weight}.
+        literals: {name: small integers as (nested) lists}.
+        outputs: names of the results.
     """
 
     def __init__(

@@ -16,7 +16,15 @@ from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
 from facerecon.perception.networks import DescriptorNet, load_weights
 
-__all__ = ["IDENTITIES", "IdentityNet", "JudgeNet", "identity_box", "landmark_box", "load_identity", "load_judge"]
+__all__ = [
+    "IDENTITIES",
+    "IdentityNet",
+    "EvalIdentityNet",
+    "identity_box",
+    "landmark_box",
+    "load_identity",
+    "load_eval_identity",
+]
 
 
 def identity_box(landmarks: Tensor) -> Tensor:
@@ -60,7 +68,8 @@ class IdentityNet(nn.Module):
         """Embed faces.
 
         Args:
-            image: (B, 3, H, W) in [0, 1]. landmarks: (B, 68, 2) px.
+            image: (B, 3, H, W) in [0, 1].
+            landmarks: (B, 68, 2) px.
 
         Returns:
             (B, 128); same person below about 0.6 apart (Euclidean).
@@ -76,7 +85,7 @@ class IdentityNet(nn.Module):
         return self.net.features(self.aligned(image, landmarks))
 
 
-class JudgeNet(nn.Module):
+class EvalIdentityNet(nn.Module):
     """1024-d descriptor that judges results and is never optimized.
 
     Args:
@@ -110,7 +119,8 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
         name: ``"identity128"``, the open pack's; ``"arcface"``, the paper's, once converted from the release.
 
     Raises:
-        ConfigError: another name. AssetError: it is not in the cache; says how to get it.
+        ConfigError: another name.
+        AssetError: it is not in the cache; says how to get it.
     """
     if name not in IDENTITIES:
         raise ConfigError(nearest_name(name, IDENTITIES, "identity network"))
@@ -120,6 +130,6 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
 
 
 @kept()
-def load_judge() -> JudgeNet:
+def load_eval_identity() -> EvalIdentityNet:
     """The open pack's independent judge, frozen."""
-    return JudgeNet(GraphNet.from_file(assets.locate("faceres1024"))).eval().requires_grad_(False)
+    return EvalIdentityNet(GraphNet.from_file(assets.locate("faceres1024"))).eval().requires_grad_(False)

@@ -33,7 +33,8 @@ def square_crop(boxes: Tensor, size: int) -> Tensor:
     """Crop-to-photo maps of the squares around boxes.
 
     Args:
-        boxes: (B, 4) x0, y0, x1, y1 px. size: side of the crop in pixels.
+        boxes: (B, 4) x0, y0, x1, y1 px.
+        size: side of the crop in pixels.
 
     Returns:
         (B, 2, 3).
@@ -55,8 +56,10 @@ def upright_crop(points: Tensor, angle: Tensor, margin: float, size: int) -> Ten
     """Crop-to-photo maps of the turned squares around points.
 
     Args:
-        points: (B, N, 2) px. angle: (B,) radians by which the squares are turned (clockwise on the screen).
-        margin: added on every side, as a share of the points' extent. size: side of the crop in pixels.
+        points: (B, N, 2) px.
+        angle: (B,) radians by which the squares are turned (clockwise on the screen).
+        margin: added on every side, as a share of the points' extent.
+        size: side of the crop in pixels.
 
     Returns:
         (B, 2, 3).

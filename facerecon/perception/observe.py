@@ -25,7 +25,7 @@ from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import MOST_APART, disagreement, fused_landmarks, load_facemesh
-from facerecon.perception.identity import landmark_box, load_identity, load_judge
+from facerecon.perception.identity import landmark_box, load_eval_identity, load_identity
 from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
 from facerecon.perception.parsing import face_masks
 from facerecon.types import Crop, Observation
@@ -83,7 +83,8 @@ def observe(
             image, an array (H, W, 3) or a tensor (3, H, W).
         face: ``"largest"``, ``"all"``, or an index (0 is the largest).
         crop_size: px, side of the fit crop in the released alignment.
-        full_size: px, side of the full crop; full_margin: its field of view over the fit crop's.
+        full_size: px, side of the full crop.
+        full_margin: its field of view over the fit crop's.
         mean_points3d: (5, 3) that the alignment uses; :data:`MEAN_FIVE_POINTS` if left out.
         landmarks: 68 points in photo pixels, as :func:`~facerecon.perception.corrections.read_landmarks` takes them.
             They replace what is detected, and say which face it is: no detector runs.
@@ -96,8 +97,10 @@ def observe(
         Observation of batch 1, or of one entry a face for ``"all"``.
 
     Raises:
-        NoFaceError: no face is found. InputError: the file cannot be used, the face is too small, there are fewer
-        faces than the index asks for, or landmarks or mask do not fit the photo. ConfigError: ``face`` is something
+        NoFaceError: no face is found.
+        InputError: the file cannot be used, the face is too small, there are fewer
+        faces than the index asks for, or landmarks or mask do not fit the photo.
+        ConfigError: ``face`` is something
         else, or ``"all"`` together with landmarks or a mask, which belong to one face.
     """
     if not (face in ("largest", "all") or (isinstance(face, int) and not isinstance(face, bool) and face >= 0)):
@@ -191,7 +194,9 @@ class _View:
     """The photo, or the part of it around a face that is small in it, with more pixels; turned so that it is upright.
 
     Args:
-        image: (3, h, w). zoom: its pixels per photo pixel. left, top: photo pixels of its corner, before it was turned.
+        image: (3, h, w).
+        zoom: its pixels per photo pixel.
+        left, top: photo pixels of its corner, before it was turned.
         turn: quarter turns, clockwise, from the photo to the image.
     """
 
@@ -236,7 +241,10 @@ class _Face:
     """A face that was found; everything in pixels of the view.
 
     Args:
-        view: where it is seen. detection: there. landmarks: (1, 68, 2). mesh: (1, 468, 3).
+        view: where it is seen.
+        detection: there.
+        landmarks: (1, 68, 2).
+        mesh: (1, 468, 3).
         sure: whether what was measured on it goes together.
     """
 
@@ -393,7 +401,7 @@ def _measure(
         box=torch.tensor([_mapped(view.to_photo(torch.eye(2, 3)[None]), detection.box)]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
-        judge=load_judge()(fit_image, fit_landmarks),
+        judge=load_eval_identity()(fit_image, fit_landmarks),
         expression=load_expression()(fit_image, fit_landmarks),
         age=age,
         male=male,

@@ -70,7 +70,9 @@ def face_masks(
     """Masks of one face.
 
     Args:
-        image: (1, 3, H, W) in [0, 1]. mesh: (1, 468, 2 or 3) px. person: (1, 1, H, W) soft mask of people.
+        image: (1, 3, H, W) in [0, 1].
+        mesh: (1, 468, 2 or 3) px.
+        person: (1, 1, H, W) soft mask of people.
         landmarks: (1, 68, 2) px, whose jaw line completes the mesh's outline, which is too narrow in turned faces.
         face: (1, 1, H, W) in [0, 1], taken for the face where it is already known.
 
@@ -105,7 +107,9 @@ def near_face(image: Tensor, mesh: Tensor, grow: float = 0.6) -> Tensor:
     """Where a face can be at most: its mesh's outline, enlarged.
 
     Args:
-        image: (1, 3, H, W). mesh: (1, 468, 2 or 3) px. grow: of the outline, in its own size.
+        image: (1, 3, H, W).
+        mesh: (1, 468, 2 or 3) px.
+        grow: of the outline, in its own size.
 
     Returns:
         (1, 1, H, W) in [0, 1]; nothing where the mesh is not finite.
@@ -121,7 +125,8 @@ def frame_contrast(image: Tensor, mesh: Tensor) -> Tensor:
     """How strongly a dark bar crosses the nose between the eyes: glasses.
 
     Args:
-        image: (B, 3, H, W) in [0, 1]. mesh: (B, 468, 2 or 3) px.
+        image: (B, 3, H, W) in [0, 1].
+        mesh: (B, 468, 2 or 3) px.
 
     Returns:
         (B,): steepest fall and rise of log luminance down the nose, in nats a pixel, where a pixel is a fortieth of the
@@ -181,7 +186,8 @@ class _Grid:
     """The part of an image around one face, resampled so that the face is _TALL px high, and its outlines.
 
     Args:
-        points: (468, 2) mesh, image px. contour: (N, 2) jaw and brows or None, image px.
+        points: (468, 2) mesh, image px.
+        contour: (N, 2) jaw and brows or None, image px.
         tall: height of the face, image px.
     """
 

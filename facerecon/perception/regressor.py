@@ -147,8 +147,9 @@ class RegressorConfig:
         size: px, side of the crop.
         expression_low, expression_high: bounds of the expression coefficients, None for none; 0 and None is the
             released ReLU, 0 and 1 fits blendshape weights.
-        face_model: head model that the coefficients are of. decoder: linear texture decoder whose code the texture is
-            ("linear", "linear_normalized", or "albedo" for the head model's own); "" says nothing.
+        face_model: head model that the coefficients are of.
+        decoder: linear texture decoder whose code the texture is ("linear", "linear_normalized", or "albedo" for the
+            head model's own); "" says nothing.
     """
 
     backbone: str = "resnet18"
@@ -344,13 +345,15 @@ def save_regressor(
     """Write a regressor.
 
     Args:
-        path: safetensors file to write. network: on any device.
+        path: safetensors file to write.
+        network: on any device.
         metadata: plain data about it (steps, figures, licence ...), kept as JSON; ``network.about`` if left out.
         dtype: of the stored kernels: float32, float16, or int8 (with a scale for each output channel; the heads, which
             are small, in float16). Normalization stays float32.
 
     Raises:
-        ConfigError: another ``dtype``, or metadata that JSON cannot hold. OutputError: the file cannot be written; one
+        ConfigError: another ``dtype``, or metadata that JSON cannot hold.
+        OutputError: the file cannot be written; one
         that was there is untouched.
     """
     name = str(dtype).removeprefix("torch.")
@@ -470,7 +473,8 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
     """A regressor from the released layout (``net_recon``); every key is used exactly once.
 
     Args:
-        state: {name: tensor}; the backbone may be any of :data:`BACKBONES`. path: for messages.
+        state: {name: tensor}; the backbone may be any of :data:`BACKBONES`.
+        path: for messages.
 
     Raises:
         AssetError: a key is missing, left over, of another shape or type, or holds NaN; one line names it.

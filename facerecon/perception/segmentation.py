@@ -17,7 +17,9 @@ class GaussianMixture:
     """A density of D features.
 
     Args:
-        weights: (K,), sum 1. means: (K, D). precisions: (K, D, D), inverse covariances.
+        weights: (K,), sum 1.
+        means: (K, D).
+        precisions: (K, D, D), inverse covariances.
     """
 
     weights: np.ndarray
@@ -52,8 +54,10 @@ def fit_mixture(x: np.ndarray, components: int, floor: np.ndarray, rounds: int =
     """Maximum-likelihood mixture (EM), started from slices along the direction of most variance; deterministic.
 
     Args:
-        x: (N, D) samples. components: K; fewer are used where there are under 20 samples for each.
-        floor: (D,) added to the diagonal of every covariance. rounds: of EM.
+        x: (N, D) samples.
+        components: K; fewer are used where there are under 20 samples for each.
+        floor: (D,) added to the diagonal of every covariance.
+        rounds: of EM.
 
     Returns:
         The mixture.
@@ -88,7 +92,9 @@ def random_walk(
     Minimizes ``sum c (x - t)^2 + sum_right w (x - x_right)^2 + sum_down w (x - x_down)^2`` by conjugate gradients.
 
     Args:
-        target: (H, W) t. confidence: (H, W) c > 0. right: (H, W - 1) and down: (H - 1, W) weights of neighbors, > 0.
+        target: (H, W) t.
+        confidence: (H, W) c > 0.
+        right: (H, W - 1) and down: (H - 1, W) weights of neighbors, > 0.
         tolerance: residual at which to stop, relative to the right-hand side.
 
     Returns:

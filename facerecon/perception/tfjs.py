@@ -34,7 +34,8 @@ def read_weights(groups: list[dict], folder: Path) -> dict[str, np.ndarray]:
     """Tensors of a weights manifest, dequantized: ``q * scale + min``.
 
     Args:
-        groups: the manifest's groups, each with ``paths`` and ``weights``. folder: where the binaries lie.
+        groups: the manifest's groups, each with ``paths`` and ``weights``.
+        folder: where the binaries lie.
 
     Returns:
         {name: float32, int64 or bool array}.
@@ -80,7 +81,8 @@ class LoweredGraph:
 
     Args:
         steps: in order of execution, each with ``name``, ``op``, ``inputs`` (names) and ``attributes``.
-        tensors: weights by name. literals: small integer constants by name, as (nested) lists.
+        tensors: weights by name.
+        literals: small integer constants by name, as (nested) lists.
         outputs: names of the results.
     """
 
@@ -94,7 +96,9 @@ def lowered_graph(model: dict, weights: dict[str, np.ndarray], outputs: list[str
     """The part of a tfjs graph that ``outputs`` need, ready to be executed.
 
     Args:
-        model: the parsed model JSON. weights: of :func:`read_weights`. outputs: node names.
+        model: the parsed model JSON.
+        weights: of :func:`read_weights`.
+        outputs: node names.
 
     Raises:
         AssetError: the graph holds an operation or an attribute that is not known here.

@@ -109,7 +109,9 @@ def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, T
     """List the covered pixels and their barycentrics.
 
     Args:
-        clip: (B, V, 4). faces: (F, 3). face_index: (B, H, W) of :func:`rasterize`.
+        clip: (B, V, 4).
+        faces: (F, 3).
+        face_index: (B, H, W) of :func:`rasterize`.
 
     Returns:
         The :class:`Covered` pixels and their depth (P,) along the camera's z, differentiable in ``clip``.

@@ -84,7 +84,8 @@ def rasterize(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str =
         (B, H, W) int64, -1 where there is no face.
 
     Raises:
-        ConfigError: unknown or missing backend. ShapeError: wrong shapes.
+        ConfigError: unknown or missing backend.
+        ShapeError: wrong shapes.
     """
     check_shape("clip", clip, "B V 4")
     check_shape("faces", faces, "F 3")

@@ -296,7 +296,8 @@ class Renderer(nn.Module):
                 first candidate of every landmark.
 
         Raises:
-            ConfigError: unknown region. ShapeError: wrong shapes, or half precision.
+            ConfigError: unknown region.
+            ShapeError: wrong shapes, or half precision.
         """
         check_shape("vertices", vertices, "B V 3")
         check_floats("vertices", vertices)

@@ -122,8 +122,10 @@ def find_outline(clip: Tensor, faces: Tensor, index: Tensor, depth: Tensor, draw
     """Where the silhouettes of a rendered mesh cross between pixel centers.
 
     Args:
-        clip: (B, V, 4) clip coordinates. faces: (F, 3), of which those seen from behind are not drawn.
-        index: (B, H, W) visible face ids, -1 on background. depth: (B, H, W) world units.
+        clip: (B, V, 4) clip coordinates.
+        faces: (F, 3), of which those seen from behind are not drawn.
+        index: (B, H, W) visible face ids, -1 on background.
+        depth: (B, H, W) world units.
         drawn: (F,) bool, the faces that were drawn; all if left out. The border to what is not drawn is an outline.
 
     Returns:

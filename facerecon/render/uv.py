@@ -112,7 +112,9 @@ def region_texels(topology: MeshTopology, regions: str | tuple[str, ...], size: 
     """The texels of the faces of some regions; those that the mesh does not have are skipped.
 
     Args:
-        topology: mesh. regions: one name or several. size: S.
+        topology: mesh.
+        regions: one name or several.
+        size: S.
 
     Returns:
         (1, 1, S, S) in {0, 1}.
@@ -159,7 +161,8 @@ def mirrored(texture: Tensor, topology: MeshTopology) -> tuple[Tensor, Tensor]:
     mirrored vertices (``topology.mirror``) and their UVs. Texels whose mirror image is cut by a seam have none.
 
     Args:
-        texture: (B, C, S, S). topology: faces, UVs and mirror.
+        texture: (B, C, S, S).
+        topology: faces, UVs and mirror.
 
     Returns:
         (B, C, S, S), and (1, 1, S, S) in {0, 1}, where there is a mirror image.
@@ -215,9 +218,11 @@ def _visibility(
     """How much of each texel the camera sees past everything else, by a z-buffer.
 
     Args:
-        texels: (T, 3) x and y in camera pixels, depth. cosine: (T,) of the angle between normal and view.
+        texels: (T, 3) x and y in camera pixels, depth.
+        cosine: (T,) of the angle between normal and view.
         depth_map: (H', W') depth of the nearest surface, 0 on background; any resolution.
-        camera_size: (H, W). focal: scalar, pixels.
+        camera_size: (H, W).
+        focal: scalar, pixels.
 
     Returns:
         (T,) in [0, 1]; 0 where any of the four pixels around the texel shows a nearer surface or none.

@@ -63,7 +63,8 @@ def save_checkpoint(path: str | os.PathLike, tree: dict[str, Any]) -> Path:
         tree: nested dictionaries (text or integer keys), lists and tuples of tensors, numbers, text and None.
 
     Raises:
-        InputError: the tree holds something else. OutputError: the file cannot be written.
+        InputError: the tree holds something else.
+        OutputError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     packed = json.dumps(_pack(tree, "", tensors))

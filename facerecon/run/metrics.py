@@ -107,7 +107,8 @@ class MetricsWriter:
         """Rewrite the file with the rows that are ``wanted``, whole or not at all; a torn line goes too.
 
         Args:
-            wanted: says of a row whether it stays. key: also sort the rows by it (equal ones stay in order).
+            wanted: says of a row whether it stays.
+            key: also sort the rows by it (equal ones stay in order).
 
         Returns:
             How many lines were removed. Nobody else may be writing.

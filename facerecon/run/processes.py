@@ -26,7 +26,8 @@ class Processes:
         device: where each rank computes; of ``cuda``, each takes the one of its own number.
 
     Attributes:
-        rank: number of this process, 0 to count - 1. count: how many. device: of this rank.
+        rank: number of this process, 0 to count - 1. count: how many.
+        device: of this rank.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -57,7 +58,8 @@ class Processes:
         """This rank's samples of a batch: consecutive ones, in whole groups.
 
         Args:
-            total: samples of the batch. group: samples that belong together.
+            total: samples of the batch.
+            group: samples that belong together.
 
         Raises:
             ConfigError: the batch does not divide so.

@@ -15,9 +15,9 @@ from facerecon.errors import AssetError, InputError
 from facerecon.imaging.files import read_image
 from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.e4e import read_official_e4e
-from facerecon.stylegan.ffhq import read_e4e_generator, read_ffhq_pickle
-from facerecon.stylegan.mobile import NUM_STYLES, STYLE_DIM, MobileGenerator
-from facerecon.stylegan.official import TOPOLOGY_PICTURES, read_official
+from facerecon.stylegan.face_generator import NUM_STYLES, STYLE_DIM, MobileGenerator
+from facerecon.stylegan.ffhq_generator import read_e4e_generator, read_ffhq_pickle
+from facerecon.stylegan.released_checkpoints import TOPOLOGY_PICTURES, read_official
 from facerecon.stylegan.styleflow import read_official_styleflow
 from facerecon.stylegan.weights import save_generator
 

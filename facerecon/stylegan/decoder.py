@@ -1,8 +1,8 @@
 """Texture decoders: latent code -> UV texture (Sec. 4.1), behind one interface.
 
 ``LinearDecoder`` is the paper's ablation 'PCA tex basis' (Table 5) in UV space. The StyleGAN2 decoder
-(:mod:`facerecon.stylegan.texture`) implements the same interface, so that the three stages do not know which one they
-drive.
+(:mod:`facerecon.stylegan.texture_decoder`) implements the same interface, so that the three stages do not know which
+one they drive.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Te
     latent of d dimensions lives near sqrt(d).
 
     Args:
-        codes: (B, N, C). radius: a number or (B, N, 1); sqrt(C) if left out.
+        codes: (B, N, C).
+        radius: a number or (B, N, 1); sqrt(C) if left out.
 
     Returns:
         (B, N, C) with rows of that norm.
@@ -84,7 +85,9 @@ class TextureDecoder(nn.Module):
         For a linear decoder this is the best code there is; for others it is a start.
 
         Args:
-            texture: (B, 3, S, S). mask: (B, 1, S, S). prior: weight of |z|^2 against the mean squared error.
+            texture: (B, 3, S, S).
+            mask: (B, 1, S, S).
+            prior: weight of |z|^2 against the mean squared error.
 
         Returns:
             Latent of this decoder's space.
@@ -121,10 +124,12 @@ class TextureDecoder(nn.Module):
         """Decode a :class:`Latent`, (B, N, C) codes, or (B, C) codes of one row.
 
         Args:
-            latent: what to decode. size: of a coarser, cheaper texture, a power of two; the full one if left out.
+            latent: what to decode.
+            size: of a coarser, cheaper texture, a power of two; the full one if left out.
 
         Raises:
-            ShapeError: the codes do not fit this decoder, by shape or type. ConfigError: the latent is of another
+            ShapeError: the codes do not fit this decoder, by shape or type.
+            ConfigError: the latent is of another
             space.
         """
         if isinstance(latent, Latent):
@@ -240,7 +245,8 @@ def load_decoder(
         precision: of a StyleGAN2 decoder: ``"auto"``, ``"float32"``, ``"bfloat16"`` (CPU, CUDA), ``"float16"`` (CUDA).
 
     Raises:
-        ConfigError: unknown name or space, or a space for a linear basis. AssetError: the file is missing or altered, a
+        ConfigError: unknown name or space, or a space for a linear basis.
+        AssetError: the file is missing or altered, a
         pickle (never opened), or holds numbers that are not finite.
     """
     from facerecon import assets
@@ -263,8 +269,8 @@ def load_decoder(
             raise ConfigError(f"decoder '{name}' is a linear basis and has no latent space '{space}'; leave it out.")
         decoder: TextureDecoder = LinearDecoder.from_file(path, components)
     else:
-        from facerecon.stylegan.official import read_official_decoder
-        from facerecon.stylegan.texture import read_decoder
+        from facerecon.stylegan.released_checkpoints import read_official_decoder
+        from facerecon.stylegan.texture_decoder import read_decoder
 
         if components is not None:
             base = (space or "w").partition("/")[0]

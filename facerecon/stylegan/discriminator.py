@@ -22,7 +22,8 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
     of the whole batch.
 
     Args:
-        x: (B, C, H, W). group: images a group; the greatest divisor of B up to it is used.
+        x: (B, C, H, W).
+        group: images a group; the greatest divisor of B up to it is used.
 
     Returns:
         (B, C + 1, H, W).
@@ -52,7 +53,9 @@ class Discriminator(nn.Module):
     """D: image in [-1, 1] -> logit; 29,012,513 parameters by default.
 
     Args:
-        size: pixels a side. channel_base, channel_max: as the generator's. group: of the minibatch deviation.
+        size: pixels a side.
+        channel_base, channel_max: as the generator's.
+        group: of the minibatch deviation.
 
     Attributes:
         precision: dtype in which the convolutions compute; None: that of the parameters.

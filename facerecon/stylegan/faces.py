@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, ShapeError, nearest_name
 from facerecon.modes import in_own_modes
-from facerecon.stylegan.ffhq import load_ffhq_generator
+from facerecon.stylegan.face_generator import MobileGenerator, load_generator, seeded_latents
+from facerecon.stylegan.ffhq_generator import load_ffhq_generator
 from facerecon.stylegan.generator import Generator
-from facerecon.stylegan.mobile import MobileGenerator, load_generator, seeded_latents
 
 __all__ = ["FACE_GENERATORS", "FFHQFaces", "load_face_generator"]
 
@@ -24,7 +24,7 @@ FACE_GENERATORS = ("mobile_stylegan", "stylegan2_ffhq")
 
 
 class FFHQFaces(nn.Module):
-    """StyleGAN2-FFHQ as a source of faces, called as :class:`~facerecon.stylegan.mobile.MobileGenerator` is.
+    """StyleGAN2-FFHQ as a source of faces, called as :class:`~facerecon.stylegan.face_generator.MobileGenerator` is.
 
     Args:
         generator: mapping and synthesis, 1024 px as released.
@@ -73,10 +73,13 @@ def load_face_generator(
     """A frozen generator of faces.
 
     Args:
-        name: one of :data:`FACE_GENERATORS`. device: where it runs. dtype: precision of the synthesis.
+        name: one of :data:`FACE_GENERATORS`.
+        device: where it runs.
+        dtype: precision of the synthesis.
 
     Raises:
-        ConfigError: another name. AssetError: it is not in the cache; says how to get it.
+        ConfigError: another name.
+        AssetError: it is not in the cache; says how to get it.
     """
     if name not in FACE_GENERATORS:
         raise ConfigError(nearest_name(name, FACE_GENERATORS, "generator"))

@@ -29,8 +29,8 @@ class GeneratorConfig:
 
     Args:
         size: pixels a side, a power of two from 8 on.
-        z_dim, w_dim: widths of the latents. mapping_layers: of the mapping network; with 0 of them w is
-            z, brought to the sphere of radius sqrt(z_dim).
+        z_dim, w_dim: widths of the latents.
+        mapping_layers: of the mapping network; with 0 of them w is z, brought to the sphere of radius sqrt(z_dim).
         channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
         mapped_dim: width of the mapping network's output where it is projected to ``w_dim`` numbers; 0: no projection.
         constant_size: learnt constants enter at all resolutions up to this one, not at 4 px alone. Maps lie texel on
@@ -90,7 +90,8 @@ class MappingNetwork(nn.Module):
     """z -> w: z at unit second moment, then fully connected layers with leaky ReLU.
 
     Args:
-        z_dim, w_dim: widths. layers: how many.
+        z_dim, w_dim: widths.
+        layers: how many.
     """
 
     def __init__(self, z_dim: int = 512, w_dim: int = 512, layers: int = 8) -> None:
@@ -192,7 +193,8 @@ class SynthesisNetwork(nn.Module):
             (B, 3, size, size) in about [-1, 1], float32 (float64 for a network of float64).
 
         Raises:
-            ShapeError: ``ws`` of another shape. ConfigError: ``noise`` or ``size`` that do not exist.
+            ShapeError: ``ws`` of another shape.
+            ConfigError: ``noise`` or ``size`` that do not exist.
         """
         size = self.size if size is None else size
         if size not in [4 * 2**i for i in range(len(self.blocks))]:
@@ -353,7 +355,9 @@ class Generator(nn.Module):
         """Generate images.
 
         Args:
-            z: (B, z_dim), N(0, I). truncation: psi; 1 is none. noise, size: see :class:`SynthesisNetwork`.
+            z: (B, z_dim), N(0, I).
+            truncation: psi; 1 is none.
+            noise, size: see :class:`SynthesisNetwork`.
             mixing: a second z (B, z_dim), and the row (B,) from which on it takes over.
 
         Returns:

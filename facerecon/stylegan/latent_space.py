@@ -21,7 +21,9 @@ def predictive_directions(
     unit variance over the samples.
 
     Args:
-        codes: (N, C). maps: (N, ...), their maps, small ones do. samples: (M, C) mapped latents.
+        codes: (N, C).
+        maps: (N, ...), their maps, small ones do.
+        samples: (M, C) mapped latents.
         count: K, directions to keep, at most C and N - 1.
         ridge: penalty, as a share of the mean squared length of the centered codes.
 
@@ -29,7 +31,8 @@ def predictive_directions(
         (C,) center and (K, C) directions: ``score = directions (w - center)``.
 
     Raises:
-        ShapeError: shapes that do not fit. ConfigError: too many directions.
+        ShapeError: shapes that do not fit.
+        ConfigError: too many directions.
     """
     if codes.dim() != 2 or len(maps) != len(codes) or samples.dim() != 2 or samples.shape[1] != codes.shape[1]:
         raise ShapeError(
@@ -64,8 +67,10 @@ def linear_maps(codes: Tensor, maps: Tensor, noise: Tensor | None = None) -> tup
     """Least-squares prediction of maps, ``map = intercept + codes . directions``.
 
     Args:
-        codes: (N, K). maps: (N, 3, s, s). noise: (K, K) covariance of noise on the codes, over which the squared error
-            is averaged (a ridge penalty of N times it).
+        codes: (N, K).
+        maps: (N, 3, s, s).
+        noise: (K, K) covariance of noise on the codes, over which the squared error is averaged (a ridge penalty of N
+            times it).
 
     Returns:
         (3, s, s) and (K, 3, s, s).

@@ -70,7 +70,9 @@ class EqualizedLinear(nn.Module):
     """Fully connected layer with equalized learning rate; optionally leaky ReLU times sqrt(2).
 
     Args:
-        inputs, outputs: widths. bias: initial value. rate: learning-rate multiplier (0.01 in the mapping network).
+        inputs, outputs: widths.
+        bias: initial value.
+        rate: learning-rate multiplier (0.01 in the mapping network).
         activate: leaky ReLU (0.2), times sqrt(2).
     """
 
@@ -97,7 +99,9 @@ def _scaled(x: Tensor, factor: Tensor, offset: Tensor | None = None) -> Tensor:
     """``x * factor + offset``, the factors one a channel; channels last.
 
     Args:
-        x: (B, C, H, W). factor: (B, C). offset: (1, C), or (b, H, W, C); none if left out.
+        x: (B, C, H, W).
+        factor: (B, C).
+        offset: (1, C), or (b, H, W, C); none if left out.
     """
     batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1)
@@ -115,7 +119,10 @@ class StyledConvolution(nn.Module):
     """Modulated 3x3 convolution with demodulation, noise, bias and leaky ReLU (Sec. 2.2, Eqs. 1 to 3).
 
     Args:
-        inputs, outputs: channels. w_dim: width of w. size: pixels a side of the output. up: doubles the resolution.
+        inputs, outputs: channels.
+        w_dim: width of w.
+        size: pixels a side of the output.
+        up: doubles the resolution.
 
     The kernels of an ``up`` layer are those of a true convolution (a transposed one scatters them as they are), all
     others those of a correlation, as in the official checkpoints.
@@ -195,8 +202,11 @@ class Convolution(nn.Module):
     """Convolution of the discriminator: equalized, optionally halving the resolution, leaky ReLU.
 
     Args:
-        inputs, outputs: channels. kernel: 1 or 3. down: blur and every second pixel.
-        bias, activate: a branch without both is linear. gain: factor on the result.
+        inputs, outputs: channels.
+        kernel: 1 or 3.
+        down: blur and every second pixel.
+        bias, activate: a branch without both is linear.
+        gain: factor on the result.
     """
 
     def __init__(

@@ -87,10 +87,13 @@ def integrate(
     """x(end) of ``dx/dt = slope(t, x)`` with ``x(begin) = start``.
 
     Args:
-        slope: of a scalar t and x. solver: one of :data:`SOLVERS`. steps: of "rk4"; the other one chooses its own.
+        slope: of a scalar t and x.
+        solver: one of :data:`SOLVERS`.
+        steps: of "rk4"; the other one chooses its own.
 
     Raises:
-        ConfigError: another solver, or no step. AssetError: torchdiffeq is not installed.
+        ConfigError: another solver, or no step.
+        AssetError: torchdiffeq is not installed.
     """
     if solver not in SOLVERS:
         raise ConfigError(nearest_name(solver, SOLVERS, "solver"))
@@ -117,7 +120,8 @@ class ConditionalFlow(nn.Module):
     """Codes (B, N, 512) of W+ and conditions (B, 17) <-> points (B, N, 512) of a Gaussian space.
 
     Args:
-        solver: one of :data:`SOLVERS`. steps: of "rk4".
+        solver: one of :data:`SOLVERS`.
+        steps: of "rk4".
     """
 
     def __init__(self, solver: str = "rk4", steps: int = 24) -> None:
@@ -154,7 +158,9 @@ class ConditionalFlow(nn.Module):
         """Change one attribute of codes, in the rows that the release changes.
 
         Args:
-            w: (B, 18, 512). condition: (B, 17), the attributes that w has. attribute: key of :data:`EDITED_ROWS`.
+            w: (B, 18, 512).
+            condition: (B, 17), the attributes that w has.
+            attribute: key of :data:`EDITED_ROWS`.
             value: its new one: a number, or (9,) or (B, 9) for the light.
 
         Returns:

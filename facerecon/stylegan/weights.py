@@ -35,7 +35,8 @@ def save_generator(
     """Write a generator.
 
     Args:
-        path: safetensors file to write. generator: on any device.
+        path: safetensors file to write.
+        generator: on any device.
         metadata: plain data about it (steps, figures, licence ...), kept as JSON.
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.

@@ -18,7 +18,7 @@ from facerecon.assets import registry, release
 from facerecon.assets.__main__ import main
 from facerecon.perception.regressor import Regressor, RegressorConfig, load_regressor, trained_regressor
 from facerecon.stylegan.decoder import decoder_kind, load_decoder
-from facerecon.stylegan.official import CroppedDecoder, read_official
+from facerecon.stylegan.released_checkpoints import CroppedDecoder, read_official
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def _module(path: Path):
 
 
 released = _module(TESTS / "released_files.py")
-stylegan = _module(TESTS / "stylegan" / "test_official.py")
+stylegan = _module(TESTS / "stylegan" / "test_released_checkpoints.py")
 
 
 class Harmful:

@@ -11,7 +11,7 @@ from facerecon.dataset import dark_skin_score, draw_seeds
 from facerecon.dataset import sampling as module
 from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
 from facerecon.errors import ConfigError, NoFaceError
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_held_out_faces_are_those_in_which_a_face_is_found(monkeypatch):
         if round(float(image[0, 0, 0]) * 10) % 2:
             raise NoFaceError("none")
 
-    monkeypatch.setattr("facerecon.stylegan.mobile.load_generator", lambda **_: Numbers())
+    monkeypatch.setattr("facerecon.stylegan.face_generator.load_generator", lambda **_: Numbers())
     monkeypatch.setattr(module, "observe", look)
     found = list(held_out_faces(3, dark_share=None))
     assert [seed - FIRST_HELD_OUT for seed, _ in found] == [0, 2, 4]

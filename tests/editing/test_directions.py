@@ -172,7 +172,7 @@ def test_what_is_shipped_holds_together() -> None:
 def test_shipped_planes_read_the_labels(asset) -> None:
     """Codes of labeled seeds, made anew: the planes speak of this generator's W."""
     from facerecon.assets import shipped
-    from facerecon.stylegan.mobile import load_generator
+    from facerecon.stylegan.face_generator import load_generator
 
     asset("mobile_stylegan")
     labels = read_labels(shipped("attribute_labels.csv"))["glasses"]

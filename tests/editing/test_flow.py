@@ -8,7 +8,7 @@ import torch
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.flow import TARGETS, ConditionMeter, FlowNormalizer, baldness
 from facerecon.editing.inversion import encode
-from facerecon.editing.walk import WalkSettings
+from facerecon.editing.latent_traversal import WalkSettings
 from facerecon.errors import ConfigError, ShapeError
 from facerecon.imaging.files import read_image
 from facerecon.perception.attributes import AttributeNet

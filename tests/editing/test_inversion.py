@@ -14,7 +14,7 @@ from PIL import Image
 from facerecon.editing import inversion
 from facerecon.editing.inversion import InversionSettings, LinearEncoder
 from facerecon.errors import AssetError, InputError, ShapeError
-from facerecon.stylegan.mobile import MobileGenerator, load_generator
+from facerecon.stylegan.face_generator import MobileGenerator, load_generator
 
 SHORT = InversionSettings(w_steps=5, plus_steps=2, refresh=3, patience=9)
 

@@ -256,7 +256,7 @@ def test_reading_the_benchmark(benchmark: Path, truth: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "degrade, message",
     [
         (lambda f: (f / "data" / "metrical_scale.txt").unlink(), "no metrical_scale.txt"),
         (lambda f: (f / "data" / "metrical_scale.txt").write_text("a b"), "not a list of numbers"),
@@ -269,8 +269,8 @@ def test_reading_the_benchmark(benchmark: Path, truth: dict) -> None:
         (lambda f: (f / "data" / "REALY_HIFI3D_keypoints" / "2.obj").write_text("v 1 2 3"), "85 vertices"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_the_benchmark_is_one_line(benchmark: Path, spoil, message: str) -> None:
-    spoil(benchmark)
+def test_what_is_wrong_with_the_benchmark_is_one_line(benchmark: Path, degrade, message: str) -> None:
+    degrade(benchmark)
     with pytest.raises(InputError, match=message) as error:
         RealyFolder(benchmark).scan("2")
     assert "\n" not in str(error.value)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from facerecon.correspond.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.morphable import MorphableModel, load_face_model
-from facerecon.morphable.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.types import Camera, FaceParams, Latent, MeshTopology, ReconstructedFace, SHLight
 
 REFERENCE = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "ffhq_uv"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facerecon.correspond.obj import read_obj
 from facerecon.export.mesh import save_glb, save_obj
 from facerecon.morphable.eyes import find_eyes
-from facerecon.morphable.obj import read_obj
 
 
 class Glb:

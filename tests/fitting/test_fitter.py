@@ -320,7 +320,7 @@ def test_a_photo_is_observed_and_a_list_says_what_to_use(fitter, photos) -> None
     with pytest.raises(InputError, match=r"of 2\. Use together"):
         fitter([photos[0], photos[1]])
     with pytest.raises(InputError, match=r"nowhere\.jpg does not exist"):
-        fitter.together(["nowhere.jpg"])
+        fitter.multiview(["nowhere.jpg"])
 
 
 @pytest.mark.parametrize("size", [225, 512, (224, 200)])
@@ -329,7 +329,7 @@ def test_a_renderer_of_another_size_is_one_line(size, fitter, photos, monkeypatc
     with pytest.raises(ConfigError, match=r"the fit crop has 224 x 224; use Renderer\(size=224\)"):
         fitter(photos)
     with pytest.raises(ConfigError, match="the fit crop has 224 x 224"):
-        fitter.together(photos)
+        fitter.multiview(photos)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])

@@ -14,8 +14,8 @@ from facerecon.fitting import (
     OcclusionSettings,
     add_detail,
     find_occlusion,
-    hide,
-    unexplained,
+    mask_occluders,
+    photometric_residual,
 )
 from facerecon.fitting.detail import _trusted, fit_to_full, full_crop_camera
 from facerecon.geometry.camera import project
@@ -161,18 +161,18 @@ def test_faces_of_a_batch_are_judged_alone(model, head) -> None:
     photo[1, :, 20:50, 30:60] = 0.0
     face = torch.ones(2, 1, 96, 96)
     points = (head[2] * (96 / FULL)).expand(2, -1, -1)
-    both = unexplained(photo, render, face, points)
-    assert (both[:1] - unexplained(photo[:1], render[:1], face[:1], points[:1])).abs().mean() < 1e-3
+    both = photometric_residual(photo, render, face, points)
+    assert (both[:1] - photometric_residual(photo[:1], render[:1], face[:1], points[:1])).abs().mean() < 1e-3
     assert both[1, 0, 22:48, 32:58].min() == 1
-    assert unexplained(photo, render, face * 0, points).sum() == 0
-    assert unexplained(photo, render, face, points * torch.nan).sum() == 0
+    assert photometric_residual(photo, render, face * 0, points).sum() == 0
+    assert photometric_residual(photo, render, face, points * torch.nan).sum() == 0
 
 
 def test_hidden_pixels_leave_all_masks_of_both_crops(model, head) -> None:
     photo = observation(model, head[0], head[1])
     photo = photo.replace(full=photo.full.replace(eye_mask=photo.full.face_mask))
     hidden = disk((FULL / 2, FULL / 2), 40)
-    less = hide(photo, hidden)
+    less = mask_occluders(photo, hidden)
     assert torch.allclose(less.full.face_mask, photo.full.face_mask * (1 - hidden), atol=1e-5)
     assert torch.allclose(less.full.eye_mask, photo.full.eye_mask * (1 - hidden), atol=1e-5)
     assert less.fit.face_mask[0, 0, 112, 112] == 0  # the middle of the one is the middle of the other
@@ -267,7 +267,7 @@ def test_seen_is_what_the_photo_shows(model, head) -> None:
     assert value.min() >= 0
     assert value.max() <= 1 + 1e-5
 
-    shown = hide(photo, torch.ones(1, 1, FULL, FULL))
+    shown = mask_occluders(photo, torch.ones(1, 1, FULL, FULL))
     assert add_detail(shown, *arguments, settings)[1].max() == 0
 
 

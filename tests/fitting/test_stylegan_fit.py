@@ -25,7 +25,7 @@ from facerecon.imaging.files import write_png
 from facerecon.render import Renderer
 from facerecon.stylegan.decoder import LinearDecoder, load_decoder
 from facerecon.stylegan.generator import Generator, GeneratorConfig
-from facerecon.stylegan.texture import save_decoder
+from facerecon.stylegan.texture_decoder import save_decoder
 from facerecon.types import FaceParams, Latent, SHLight
 
 ROOT = Path(__file__).resolve().parents[2]

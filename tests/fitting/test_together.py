@@ -51,8 +51,8 @@ def photos(fitter) -> Observation:
 
 
 @pytest.fixture(scope="module")
-def together(fitter, photos):
-    return fitter.together(photos)
+def multiview(fitter, photos):
+    return fitter.multiview(photos)
 
 
 def check_alike(one, other, rows=slice(None)) -> None:
@@ -65,7 +65,7 @@ def check_alike(one, other, rows=slice(None)) -> None:
 
 
 def test_one_photo_together_is_the_ordinary_fit(fitter, photos) -> None:
-    alone, shared = fitter(photos[0]), fitter.together([photos[0]])
+    alone, shared = fitter(photos[0]), fitter.multiview([photos[0]])
     check_alike(alone, shared)
     assert set(alone.history) == set(shared.history)
     for name, values in alone.history.items():
@@ -119,7 +119,7 @@ def test_what_photos_share_moves_by_the_mean_of_their_gradients(fitter, photos) 
 
 def test_the_order_of_the_photos_does_not_matter(fitter, photos, together) -> None:
     order = [2, 0, 1]
-    other = fitter.together(photos[order])
+    other = fitter.multiview(photos[order])
     check_alike(together, other, order)
 
 
@@ -127,12 +127,12 @@ def test_a_stumbled_observation_is_left_out_and_the_rest_goes_on(fitter, photos,
     landmarks = photos.landmarks68.clone()
     landmarks[1, 3] = torch.nan
     with pytest.warns(UserWarning, match="left out, what was measured"):
-        face = fitter.together(photos.replace(landmarks68=landmarks))
+        face = fitter.multiview(photos.replace(landmarks68=landmarks))
     assert fitter.used == [0, 2]
     assert face.batch == 2
-    check_alike(face, fitter.together(photos[[0, 2]]))
+    check_alike(face, fitter.multiview(photos[[0, 2]]))
     with pytest.raises(FitError, match="not finite"):
-        fitter.together(photos.replace(landmarks68=landmarks * torch.nan))
+        fitter.multiview(photos.replace(landmarks68=landmarks * torch.nan))
 
 
 def test_a_blown_loss_takes_the_person_back_not_one_photo(fitter, photos) -> None:
@@ -141,7 +141,7 @@ def test_a_blown_loss_takes_the_person_back_not_one_photo(fitter, photos) -> Non
     try:
         fitter.stages = stages | {"joint": wild}
         with pytest.warns(UserWarning, match="kept at its best state") as seen:
-            face = fitter.together(photos)
+            face = fitter.multiview(photos)
     finally:
         fitter.stages = stages
     assert len([w for w in seen if "best state" in str(w.message)]) == 1  # one person, one line
@@ -160,9 +160,9 @@ def bend(face) -> torch.Tensor:
 
 def test_a_video_is_smoother_with_weight_and_says_what_it_cost(fitter, photos) -> None:
     clip = photos[[0, 1, 0]]
-    loose = fitter.together(clip, smoothness=SmoothnessSettings(0, 0, 0, 0))
-    firm = fitter.together(clip, smoothness=SmoothnessSettings(rotation=1e4))
-    plain = fitter.together(clip)
+    loose = fitter.multiview(clip, smoothness=SmoothnessSettings(0, 0, 0, 0))
+    firm = fitter.multiview(clip, smoothness=SmoothnessSettings(rotation=1e4))
+    plain = fitter.multiview(clip)
     check_alike(loose, plain)
     assert bend(firm) < bend(plain)
     assert not any("smooth" in name for name in loose.history)
@@ -176,13 +176,13 @@ def test_a_video_is_smoother_with_weight_and_says_what_it_cost(fitter, photos) -
 
 def test_bad_videos_are_one_line(fitter, photos) -> None:
     with pytest.raises(InputError, match="no photo to fit"):
-        fitter.together([])
+        fitter.multiview([])
     with pytest.raises(InputError, match="times belong to a video"):
-        fitter.together(photos, times=[0, 1, 2])
+        fitter.multiview(photos, times=[0, 1, 2])
     with pytest.raises(InputError, match=r"times must be \(3,\)"):
-        fitter.together(photos, times=[0, 1], smoothness=SmoothnessSettings())
+        fitter.multiview(photos, times=[0, 1], smoothness=SmoothnessSettings())
     with pytest.raises(InputError, match="increase"):
-        fitter.together(photos, times=[0, 2, 1], smoothness=SmoothnessSettings())
+        fitter.multiview(photos, times=[0, 2, 1], smoothness=SmoothnessSettings())
     with pytest.raises(ConfigError, match="number >= 0"):
         SmoothnessSettings(rotation=-1)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from facerecon.correspond.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.eyes import (
     IRISES,
@@ -21,7 +22,6 @@ from facerecon.morphable.eyes import (
     find_eyes,
     iris_color,
 )
-from facerecon.morphable.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.render.uv import uv_raster
 
 

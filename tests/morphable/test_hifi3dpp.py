@@ -236,7 +236,7 @@ def _uvs_in_pixels(arrays: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil, words",
+    "degrade, words",
     [
         (_zero_based, "head_tri must hold whole numbers from 1 to 20481; got 0 to 20480"),
         (_transposed, r"exBase must be \(61443, 45\); got \(45, 61443\): it is transposed, save exBase.T"),
@@ -249,9 +249,9 @@ def _uvs_in_pixels(arrays: dict) -> None:
         (_uvs_in_pixels, r"vt_list must lie in \[0, 1\]"),
     ],
 )
-def test_a_wrong_file_is_one_clear_line(spoil, words, light: dict, tmp_path: Path) -> None:
+def test_a_wrong_file_is_one_clear_line(degrade, words, light: dict, tmp_path: Path) -> None:
     arrays = dict(light)
-    spoil(arrays)
+    degrade(arrays)
     savemat(tmp_path / "model.mat", arrays)
     with pytest.raises(AssetError, match=words) as caught:
         read_hifi3dpp(tmp_path / "model.mat")

@@ -10,10 +10,10 @@ from facerecon.imaging.warp import crop_affine
 from facerecon.perception import (
     load_age_gender,
     load_detector,
+    load_eval_identity,
     load_expression,
     load_facemesh,
     load_identity,
-    load_judge,
     load_landmarks68,
     load_segmenter,
 )
@@ -105,7 +105,7 @@ def test_the_person_is_segmented(networks, photo) -> None:
 def test_the_judge_gives_unit_vectors_and_does_not_mix_a_batch(seen) -> None:
     image = torch.cat([seen.fit.image, seen.fit.image.flip(-1)])
     landmarks = seen.landmarks68.expand(2, -1, -1)
-    found = load_judge()(image, landmarks)
+    found = load_eval_identity()(image, landmarks)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(found[:1], seen.judge, atol=1e-4, rtol=0)
     assert np.isfinite(found.numpy()).all()
@@ -133,7 +133,7 @@ def outputs_on_the_sample(photo: torch.Tensor, name: str) -> torch.Tensor:
         "expression7": lambda: load_expression().net(crop),
         "age_gender": lambda: torch.cat(load_age_gender().net(crop)),
         "face_detector": lambda: load_detector().net(crop)[0, :, 4, 2, :2],
-        "faceres1024": lambda: load_judge().net((crop * 255).permute(0, 2, 3, 1))[0],
+        "faceres1024": lambda: load_eval_identity().net((crop * 255).permute(0, 2, 3, 1))[0],
         "facemesh468": lambda: load_facemesh().net(crop.permute(0, 2, 3, 1))[2],
     }
     return nets[name]().detach().flatten()[:6]

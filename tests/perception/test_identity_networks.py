@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from facerecon.errors import ShapeError
-from facerecon.perception import load_identity, load_judge, observe
+from facerecon.perception import load_eval_identity, load_identity, observe
 from facerecon.perception.identity import identity_box, landmark_box
 
 
@@ -40,7 +40,7 @@ def test_the_judge_tells_people_apart(people) -> None:
     women = [i for i, name in enumerate(names) if not name.startswith("man")]
     men = [i for i in range(len(names)) if i not in women]
     same = min(cosines[women][:, women].min(), cosines[men][:, men].min())
-    assert load_judge().metric == "cosine"
+    assert load_eval_identity().metric == "cosine"
     assert same > 0.6
     assert cosines[women][:, men].max() < same
 

@@ -37,7 +37,7 @@ RUNS = {
     "expression7": lambda: [perception.load_expression().net(pattern(112))],
     "identity128": lambda: [perception.load_identity().net(pattern(150))],
     "facemesh468": lambda: graph(perception.load_facemesh, 192),
-    "faceres1024": lambda: graph(perception.load_judge, 224, 255),
+    "faceres1024": lambda: graph(perception.load_eval_identity, 224, 255),
     "selfie": lambda: graph(perception.load_segmenter, 256),
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 import torch
 
-from facerecon.stylegan.mobile import load_generator
+from facerecon.stylegan.face_generator import load_generator
 
 SEEDS = (0, 1)
 OUTPUT = Path(__file__).with_name("original_generator.json")

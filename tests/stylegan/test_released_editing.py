@@ -21,14 +21,14 @@ from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
 from facerecon.stylegan.e4e import E4E, load_e4e
 from facerecon.stylegan.faces import load_face_generator
-from facerecon.stylegan.ffhq import (
+from facerecon.stylegan.ffhq_generator import (
     from_e4e_layout,
     from_tensorflow,
     load_ffhq_generator,
     read_e4e_generator,
     read_ffhq_pickle,
 )
-from facerecon.stylegan.official import from_official
+from facerecon.stylegan.released_checkpoints import from_official
 from facerecon.stylegan.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow, integrate, load_styleflow
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def _module(path: Path):
 
 
 released = _module(TESTS / "released_files.py")
-slow = _module(TESTS / "stylegan" / "test_official.py")
+slow = _module(TESTS / "stylegan" / "test_released_checkpoints.py")
 TAPS = released.TAPS
 
 

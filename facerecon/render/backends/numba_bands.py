@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.run.bands import compiled, run_bands
+from facerecon.run.thread_pool import compiled, run_bands
 
 __all__ = ["band_count", "face_ids"]
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from facerecon.geometry.lighting import SH_CONSTANTS
 from facerecon.render.backends.numba_bands import band_count
-from facerecon.run.bands import compiled, run_bands
+from facerecon.run.thread_pool import compiled, run_bands
 
 __all__ = ["pixel_attributes", "textured_shading", "vertex_normals"]
 
@@ -347,8 +347,12 @@ def pixel_attributes(
     """Barycentrics, depth, texture grid and shading of every pixel, differentiable once; 0 on background.
 
     Args:
-        clip: (B, V, 4). normals: (B, V, 3) unit. light: (B, 9, 3). All float32 on the CPU.
-        faces: (F, 3). corner_uv: (F, 3, 2). index: (B, H, W) face ids, -1 on background.
+        clip: (B, V, 4).
+        normals: (B, V, 3) unit.
+        light: (B, 9, 3). All float32 on the CPU.
+        faces: (F, 3).
+        corner_uv: (F, 3, 2).
+        index: (B, H, W) face ids, -1 on background.
 
     Returns:
         barycentric (B, H, W, 3), depth (B, H, W), grid (B, H, W, 2) in ``grid_sample`` units, shading (B, H, W, 3).
@@ -492,8 +496,11 @@ def textured_shading(texture: Tensor, grid: Tensor, shading: Tensor, index: Tens
     """Bilinear texture look-up times shading, differentiable once in all three.
 
     Args:
-        texture: (B or 1, 3, S, S). grid: (B or 1, H, W, 2) in ``grid_sample`` units (border extended, corners not
-        aligned). shading: (B or 1, H, W, 3). index: (B or 1, H, W), -1 on background. float32 on the CPU.
+        texture: (B or 1, 3, S, S).
+        grid: (B or 1, H, W, 2) in ``grid_sample`` units (border extended, corners not
+        aligned).
+        shading: (B or 1, H, W, 3).
+        index: (B or 1, H, W), -1 on background. float32 on the CPU.
 
     Returns:
         (B, 3, H, W), 0 on background.

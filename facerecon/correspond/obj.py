@@ -1,0 +1,208 @@
+"""Heads of other programs: a Wavefront OBJ with UVs as a head without bases, ready for a correspondence.
+
+Heads in HiFi3D++'s, ICT-FaceKit's and this library's own makehuman topology are known by their numbers of vertices and
+faces, and with them their 68 landmarks. Any other head needs its landmarks to be given, or found on a rendering
+(:func:`facerecon.correspond.transfer.detect_landmarks`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from facerecon.errors import InputError
+from facerecon.geometry.surface import Surface
+from facerecon.morphable import hifi3dpp, ict
+from facerecon.morphable.model import MorphableModel
+from facerecon.types import MeshTopology
+
+__all__ = ["ObjMesh", "head_from_obj", "known_landmarks", "read_obj"]
+
+EYE_CORNERS = 0.893
+"""World units (0.1 m) between the outer corners of the eyes (landmarks 36 and 45) of the makehuman head."""
+
+_ICT_VERTICES = 26719
+
+
+@dataclass(frozen=True)
+class ObjMesh:
+    """The triangles of an OBJ file.
+
+    Args:
+        vertices: (V, 3) as in the file.
+        uvs: (T, 2), origin bottom-left.
+        faces, uv_faces: (F, 3) from 0; a polygon of the file is a fan of its first corner.
+        path: of the file.
+    """
+
+    vertices: NDArray
+    uvs: NDArray
+    faces: NDArray
+    uv_faces: NDArray
+    path: Path
+
+
+def read_obj(path: str | os.PathLike, textured: bool = True) -> ObjMesh:
+    """Read vertices, UVs and faces of an OBJ file; everything else in it is left out.
+
+    Args:
+        path: of the file.
+        textured: False reads scans and points: UVs are not looked at, and there may be no faces.
+
+    Raises:
+        InputError: no such file, no OBJ, an index that leads nowhere; of a textured head, no UVs or faces, or UVs
+            outside the unit square.
+    """
+    path = Path(path)
+    rows: dict[str, list] = {"v": [], "vt": []}
+    corners: list[list[int]] = []
+    try:
+        with open(path, encoding="utf8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                kind, *fields = line.split("#")[0].split() or [""]
+                if kind in rows:
+                    rows[kind].append([float(x) for x in fields[: 3 if kind == "v" else 2]])
+                elif kind == "f":
+                    polygon = []
+                    for field in fields:
+                        ids = field.split("/") if textured else [field.partition("/")[0], "1"]
+                        if len(ids) < 2 or not ids[1]:
+                            raise InputError(f"{path}: line {number} has a face without UVs; export the head with UVs.")
+                        count = len(rows["v"]), len(rows["vt"])
+                        polygon.append([int(i) - 1 if int(i) > 0 else int(i) + n for i, n in zip(ids, count)])
+                    for k in range(1, len(polygon) - 1):
+                        corners.append(polygon[0] + polygon[k] + polygon[k + 1])
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected an OBJ file. Check the path.") from None
+    except (ValueError, IndexError):
+        raise InputError(f"{path}: line {number} is not of an OBJ file: {line.strip()[:60]!r}.") from None
+    if not corners and textured:
+        raise InputError(f"{path} holds no faces; expected an OBJ file of a head with UVs.")
+    try:
+        vertices, uvs = (
+            np.array(rows[kind], dtype=np.float64).reshape(-1, size) for kind, size in (("v", 3), ("vt", 2))
+        )
+        both = np.array(corners, dtype=np.int64).reshape(-1, 3, 2)
+    except OverflowError:
+        raise InputError(f"{path}: a face names a vertex that is not there. Export the head again.") from None
+    except ValueError:
+        raise InputError(f"{path} holds vertices of different lengths; expected 'v x y z' and 'vt u v'.") from None
+    if not textured:
+        uvs, both[..., 1] = np.zeros((1, 2)), 0
+    for index, count, what in ((both[..., 0], len(vertices), "vertex"), (both[..., 1], len(uvs), "UV")):
+        if len(index) and (index.min() < 0 or index.max() >= count):
+            raise InputError(f"{path}: a face names a {what} that is not there; it has {count}. Export the head again.")
+    if not (np.isfinite(vertices).all() and np.isfinite(uvs).all()):
+        raise InputError(f"{path} holds NaN or infinite numbers; export the head again.")
+    used = uvs[both[..., 1]]
+    if textured and (used.min() < -1e-3 or used.max() > 1 + 1e-3):
+        raise InputError(
+            f"{path}: UVs must lie in [0, 1] (one texture); got {used.min():.3g} to {used.max():.3g}. "
+            "UV tiles (UDIM) need to be packed into one square; for ICT-FaceKit use the name 'ict'."
+        )
+    return ObjMesh(vertices, uvs, np.ascontiguousarray(both[..., 0]), np.ascontiguousarray(both[..., 1]), path)
+
+
+def known_landmarks(mesh: ObjMesh) -> NDArray | None:
+    """(68, 3) landmarks of a head in HiFi3D++'s or ICT-FaceKit's numbering; None for another mesh."""
+    if (len(mesh.vertices), len(mesh.faces)) == (hifi3dpp.NUM_VERTICES, hifi3dpp.NUM_FACES):
+        return mesh.vertices[np.array(hifi3dpp.LANDMARKS_86)[list(hifi3dpp.LANDMARKS_68_OF_86)]]
+    if len(mesh.vertices) == _ICT_VERTICES:
+        return mesh.vertices[list(ict.LANDMARKS)]
+    return None
+
+
+def _components(faces: NDArray, count: int) -> NDArray:
+    """(F,) connected component of each face, by shared indices."""
+    one, other = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    graph = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(count, count))
+    return connected_components(graph, directed=False)[1][faces[:, 0]]
+
+
+def _regions(vertices: NDArray, faces: NDArray, mesh: ObjMesh, points: NDArray, owner: NDArray) -> dict[str, NDArray]:
+    """Skin, eyes and mouth of a head.
+
+    The skin is the piece of the mesh that carries most landmarks; pieces of the size and at the place of an eyeball
+    are eyes, all the rest (teeth, tongue, lashes) is of the mouth. In HiFi3D++'s mesh, where the sockets and the inside
+    of the mouth are sewn to the skin, the islands of its UV map tell them apart.
+    """
+    hifi = (len(mesh.vertices), len(mesh.faces)) == (hifi3dpp.NUM_VERTICES, hifi3dpp.NUM_FACES)
+    piece = _components(mesh.uv_faces, len(mesh.uvs)) if hifi else _components(faces, len(vertices))
+    skin = piece == np.bincount(piece[owner]).argmax()
+    centers = vertices[faces].mean(1)
+    eyes = np.zeros(len(faces), dtype=bool)
+    for lids in (points[36:42], points[42:48]):
+        middle, width = lids.mean(0), np.linalg.norm(lids[3] - lids[0])
+        for other in np.unique(piece[~skin]):
+            rows = piece == other
+            low, high = centers[rows].min(0), centers[rows].max(0)
+            near = np.linalg.norm((low + high) / 2 - middle) < 1.2 * width
+            eyes |= rows & (near & (np.linalg.norm(high - low) < 4 * width))
+    return {"skin": skin, "eyes": eyes, "mouth": ~skin & ~eyes}
+
+
+def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> MorphableModel:
+    """A head model without bases: mesh, UVs, landmarks and the regions skin, eyes and mouth.
+
+    Vertices at one place are one vertex; the head is brought to the library's unit by the distance of the outer corners
+    of its eyes. It is otherwise left as it lies.
+
+    Args:
+        mesh: of :func:`read_obj`.
+        landmarks: (68, 3) iBUG points in the file's coordinates.
+        name: of the model; that of the file if left out.
+
+    Raises:
+        InputError: landmarks in one place, or not of this head.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)
+    if points.shape != (68, 3) or not np.isfinite(points).all():
+        raise InputError(f"landmarks of a head must be (68, 3) finite numbers; got {points.shape}.")
+    width = np.linalg.norm(points[45] - points[36])
+    extent = np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+    if not 0.02 * extent < width < 0.9 * extent:
+        raise InputError(
+            f"the landmarks do not belong to {mesh.path.name}: its eye corners are {width:.3g} apart, the mesh is "
+            f"{extent:.3g} large. Give them in the file's own coordinates."
+        )
+    scale = EYE_CORNERS / width
+    middle = points.mean(0)
+    placed, points = (mesh.vertices - middle) * scale, (points - middle) * scale
+    vertices, weld = np.unique(placed, axis=0, return_inverse=True)
+    faces = weld.ravel()[mesh.faces]
+    whole = (faces != np.roll(faces, 1, axis=1)).all(1)
+    if not whole.any():
+        raise InputError(f"{mesh.path} has no face of any area; export the head again.")
+    faces, uv_faces = faces[whole], mesh.uv_faces[whole]
+    kept = ObjMesh(mesh.vertices, mesh.uvs, mesh.faces, uv_faces, mesh.path)
+    owner, weights, distance, _ = Surface(vertices, faces).locate(points)
+    if np.median(distance) > 0.2:
+        raise InputError(
+            f"the landmarks lie {np.median(distance) / scale:.3g} away from the surface of {mesh.path.name}; "
+            "give them in the file's own coordinates."
+        )
+    regions = _regions(vertices, faces, kept, points, owner)
+    empty = torch.zeros(0, dtype=torch.int64)
+    topology = MeshTopology(
+        faces=torch.from_numpy(faces),
+        uvs=torch.from_numpy(mesh.uvs.clip(0, 1).astype(np.float32)),
+        uv_faces=torch.from_numpy(uv_faces),
+        landmark_faces=torch.from_numpy(owner)[:, None],
+        landmark_barycentric=torch.from_numpy(weights.astype(np.float32))[:, None],
+        mesh_points=empty,
+        mesh_point_faces=empty,
+        mesh_point_barycentric=torch.zeros(0, 3),
+        mirror=torch.arange(len(vertices)),
+        regions={key: torch.from_numpy(rows) for key, rows in regions.items() if rows.any()},
+        name=name or mesh.path.stem,
+    )
+    none = torch.zeros(0, len(vertices), 3)
+    model = MorphableModel(torch.from_numpy(vertices.astype(np.float32)), none, none, topology, topology.name)
+    return model.eval().requires_grad_(False)

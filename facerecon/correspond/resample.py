@@ -1,0 +1,308 @@
+"""What a head model lacks for a fit is carried over from the makehuman head: points, regions and the texture basis.
+
+The linear texture basis that comes with the library lives in the makehuman atlas. Each texel of another head's atlas
+is given its place in that atlas, once, by the correspondence of the two mean shapes
+(:mod:`facerecon.correspond.correspondence`); then the basis is resampled:
+
+* skin: the nearest place of the bent makehuman skin that looks the same way, found in 3D, so that no seam of either
+  atlas shows; where the target goes on (shoulders), the mean color of the neck;
+* eyeballs: the place on the makehuman eyeball in the same direction from its center; an eye socket without an eyeball
+  shows what a viewer in front would see of one;
+* inside of the mouth: the mean color of the same part (teeth, tongue, the rest).
+
+The table of places is kept in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facerecon import assets
+from facerecon.correspond.correspondence import carry_points, register
+from facerecon.correspond.transfer import digest, eye_places, ramp_down, skin_places, texel_points
+from facerecon.errors import ConfigError
+from facerecon.modes import in_own_modes
+from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
+
+__all__ = ["ResampledDecoder", "Retargeted", "albedo_decoder", "retarget", "decoder_for"]
+
+SOURCE = "makehuman"
+SIZE = 384
+"""Texels a side of a carried basis: other atlases give the face a smaller share than makehuman's 256 px."""
+
+FAR, TOO_FAR = 0.15, 0.6
+"""World units from the source's skin between which a texel changes from its partner's color to the neck's."""
+
+FILLS = ("neck", "teeth", "tongue", "sockets", "mouth", "eyes")
+"""Regions of the source whose mean color fills texels without a partner."""
+
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Retargeted:
+    """A head model ready to be fitted, and where its texels lie in the makehuman atlas.
+
+    Args:
+        model: with a sliding jaw contour, face-mesh points and regions.
+        uv: (S, S, 2) place of each texel in the source's atlas.
+        share: (S, S) in [0, 1], how much of the color there is taken; the rest is the mean of region ``FILLS[fill]``.
+        fill: (S, S) int64.
+    """
+
+    model: MorphableModel
+    uv: Tensor
+    share: Tensor
+    fill: Tensor
+
+    def texture(self, source: Tensor, source_model: MorphableModel) -> Tensor:
+        """Maps in the source's atlas (B, C, s, s) as maps of the target (B, C, S, S), padded over the islands."""
+        grid = sampling_grid(self.uv)[None].to(source)
+        taken = F.grid_sample(
+            source.flatten(0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        )[0].unflatten(0, source.shape[:2])
+        filled = _region_means(source, source_model)[:, :, self.fill.to(source.device)]
+        mixed = filled + (taken - filled) * self.share.to(source)
+        return pad_islands(mixed, self.model.topology.map(lambda t: t.to(source.device)), None)
+
+
+def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
+    """(B, C, len(FILLS)) mean color of regions; that of the mouth stands in for a region the model lacks.
+
+    The first of the B maps is a texture (its brighter half makes the color of teeth), the others may be components.
+    """
+    topology = model.topology
+    index = uv_raster(topology, texture.shape[-1]).face_index[0].to(texture.device)
+    means = []
+    for name in FILLS:
+        rows = topology.regions[name] if name in topology.regions else topology.regions["mouth"]
+        if name == "mouth":
+            rows = rows & ~topology.regions.get("teeth", rows.logical_not())
+        flags = torch.cat([rows, rows.new_zeros(1)]).to(texture.device)[index]
+        if name == "teeth":  # the part of their maps that shows, not the shade behind
+            brightness = texture[0].mean(0)
+            flags = flags & (brightness > brightness[flags].median())
+        means.append(texture[:, :, flags].mean(-1))
+    return torch.stack(means, -1)
+
+
+def _digest(source: MorphableModel, target: MorphableModel) -> str:
+    """Of everything that the table depends on."""
+    return digest(source, target, f"{_VERSION} {SIZE}")
+
+
+@in_own_modes
+def retarget(model: MorphableModel, source: MorphableModel | None = None) -> Retargeted:
+    """Make any head model ready for a fit with what the makehuman head carries; computed once, then cached.
+
+    Args:
+        model: loaded by :func:`~facerecon.morphable.load_face_model`.
+        source: the makehuman head if left out.
+
+    Raises:
+        AssetError: the makehuman head is not in the cache, or the cache cannot be written.
+    """
+    source = load_face_model(SOURCE, num_identity=0) if source is None else source
+    name = f"carried_{model.name}"
+    key = _digest(source, model)
+    table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
+    ready = carry_points(source, model, table["bent"].double().numpy())
+    return Retargeted(ready, table["uv"], table["share"], table["fill"].long())
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    keys = ("bent", "uv", "share", "fill")
+    tensors = read_safetensors(path, "a table of texture places", "delete it, it is made again", keys)[0]
+    return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
+
+
+def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
+    bent = register(source, target)
+    uv, share, fill = _places(source, target, bent)
+    arrays = {
+        "bent": bent.astype(np.float32),
+        "uv": uv.astype(np.float32),
+        "share": share.astype(np.float32),
+        "fill": fill.astype(np.uint8),
+    }
+    write_whole(path, safetensors_bytes({key: torch.from_numpy(array) for key, array in arrays.items()}))
+
+
+def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """The table of :class:`Retargeted`: uv (S, S, 2), share (S, S), fill (S, S)."""
+    topology = target.topology
+    inside, face, points, normals = texel_points(target, target.mean.detach().cpu().double().numpy(), SIZE)
+
+    def within(name: str) -> NDArray:
+        rows = topology.regions.get(name)
+        return np.zeros(len(face), dtype=bool) if rows is None else rows.cpu().numpy()[face]
+
+    fill = np.full(len(face), FILLS.index("neck"))
+    inner = np.zeros(len(face), dtype=bool)
+    for name in ("mouth", "sockets", "tongue", "teeth"):
+        fill[within(name)] = FILLS.index(name)
+        inner |= within(name)
+    eyes = within("eyes")
+    fill[eyes] = FILLS.index("eyes")
+
+    uv, share = np.zeros((len(face), 2)), np.zeros(len(face))
+    skin = ~eyes & ~inner
+    uv[skin], distance, _ = skin_places(source, bent, points[skin], normals[skin])
+    share[skin] = ramp_down(distance, FAR, TOO_FAR)
+    if eyes.any():
+        uv[eyes], share[eyes] = eye_places(source, target, points[eyes])
+
+    def spread(values: NDArray) -> NDArray:
+        out = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
+        out[inside.numpy()] = values
+        return out
+
+    return spread(uv), spread(share), spread(fill)
+
+
+# -- decoders ----------------------------------------------------------------------------------------------
+
+
+@in_own_modes
+def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int = SIZE) -> LinearDecoder:
+    """A model's own linear albedo as a texture decoder: per-vertex colors baked into its UV map.
+
+    Args:
+        model: with an albedo basis.
+        components: leading ones to keep; None keeps all.
+        size: S.
+
+    Raises:
+        ConfigError: the model has no albedo of its own.
+    """
+    if not model.num_albedo:
+        raise ConfigError(f"face model '{model.name}' has no albedo of its own; use decoder=linear.")
+    topology = model.topology
+    raster = uv_raster(topology, size)
+    inside = raster.face_index[0] >= 0
+    corners = topology.faces[raster.face_index[0][inside]]
+    weights = raster.barycentric[0][inside][..., None].to(model.mean)
+    colors = torch.cat([model.albedo_mean[None], model.albedo_basis[:components]])
+    maps = []
+    for color in colors:
+        image = color.new_zeros(size, size, 3)
+        image[inside] = (color[corners] * weights).sum(1)
+        maps.append(image.permute(2, 0, 1))
+    maps = pad_islands(torch.stack(maps), topology, None)
+    decoder = LinearDecoder(maps[0], maps[1:])
+    decoder.name = "albedo"
+    return decoder.eval().requires_grad_(False)
+
+
+class ResampledDecoder(TextureDecoder):
+    """A decoder of the makehuman atlas whose textures are resampled to another head's.
+
+    Args:
+        base: what decodes.
+        carried: where the texels of the other head lie.
+        source: the makehuman head.
+    """
+
+    def __init__(self, base: TextureDecoder, carried: Retargeted, source: MorphableModel) -> None:
+        super().__init__()
+        self.base = base
+        self.name, self.space, self.rows, self.dim = base.name, base.space, base.rows, base.dim
+        self.atlas = carried.model.name
+        self.carried, self.source = carried, source
+        self.size = carried.uv.shape[0]
+        with torch.no_grad():
+            mean, effect = base.start_basis()
+            maps = carried.texture(torch.cat([mean[None], effect]), source)
+        self.register_buffer("start_maps", maps, persistent=False)
+        self._of: dict[torch.device, tuple[Retargeted, MorphableModel]] = {}
+
+    @in_own_modes
+    def _on(self, device: torch.device) -> tuple[Retargeted, MorphableModel]:
+        if device not in self._of:
+            moved = Retargeted(self.carried.model, *(t.to(device) for t in _table(self.carried)))
+            self._of[device] = moved, self.source
+        return self._of[device]
+
+    def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
+        """(B, N, C) -> (B, 3, S, S) in the other head's atlas; ``size`` is that of what is resampled."""
+        texture = self.base(codes, size)
+        carried, source = self._on(texture.device)
+        return carried.texture(texture, source)
+
+    def start_basis(self) -> tuple[Tensor, Tensor]:
+        """The base's, resampled."""
+        return self.start_maps[0], self.start_maps[1:]
+
+    def from_start(self, coefficients: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.from_start(coefficients)
+
+    def to_w(self, codes: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.to_w(codes)
+
+    def from_w(self, w: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.from_w(w)
+
+    def to_sphere(self, codes: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.to_sphere(codes)
+
+
+def _table(carried: Retargeted) -> tuple[Tensor, Tensor, Tensor]:
+    return carried.uv, carried.share, carried.fill
+
+
+@in_own_modes
+def decoder_for(
+    model: MorphableModel,
+    name: str = "linear",
+    components: int | None = None,
+    carried: Retargeted | None = None,
+    space: str | None = None,
+    precision: str = "auto",
+) -> TextureDecoder:
+    """A texture decoder in the atlas of a head model.
+
+    Args:
+        model: the head.
+        name: as for :func:`~facerecon.stylegan.decoder.load_decoder`, a decoder of the makehuman atlas (carried over,
+            where the head is another) or of the head's own; or "albedo", the model's own linear albedo.
+        components, space, precision: as for :func:`~facerecon.stylegan.decoder.load_decoder` (of an albedo 80
+            components).
+        carried: of :func:`retarget`, where it is at hand.
+
+    Raises:
+        ConfigError: an unknown name, "albedo" for a model that has none, or a decoder of an atlas that is neither the
+        head's nor makehuman's.
+        AssetError: a file is missing.
+    """
+    if name == "albedo":
+        if space not in (None, "linear"):
+            raise ConfigError(f"decoder 'albedo' is linear and has no latent space '{space}'; leave it out.")
+        return albedo_decoder(model, components or 80)
+    base = load_decoder(name, components, space, precision)
+    if base.atlas == model.name:
+        return base
+    if base.atlas != SOURCE:
+        raise ConfigError(f"decoder '{name}' makes textures of {base.atlas}, not of {model.name}; use decoder=linear.")
+    source = load_face_model(SOURCE, num_identity=0)
+    carried = carried or retarget(model, source)
+    if not isinstance(base, LinearDecoder):
+        return ResampledDecoder(base, carried, source).eval().requires_grad_(False)
+    with torch.no_grad():
+        maps = carried.texture(torch.cat([base.mean[None], base.basis]), source)
+    decoder = LinearDecoder(maps[0], maps[1:])
+    decoder.atlas = model.name
+    return decoder.eval().requires_grad_(False)

@@ -1,0 +1,577 @@
+"""What N_enc is trained with: losses of coefficients in mm, px and gray levels, the weak losses of photos, and a step.
+
+Coefficients are compared by what they do: a difference of identity and expression by how far it moves the face's
+vertices (a quadratic form of the bases, no vertex is computed), of the texture by how much it colors the face, of the
+light by how it shades it. Faces without truth are learnt from as in Deep3D (arXiv:1903.08527, Sec. 3): the rendering's
+color on skin, 68 landmarks, identity features, and priors of coefficients, light and albedo.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon.errors import ConfigError, InputError
+from facerecon.fitting.coefficients import coefficients_to_params
+from facerecon.geometry.camera import project
+from facerecon.geometry.lighting import gamma_to_light, sh_basis
+from facerecon.geometry.mesh import vertex_normals
+from facerecon.losses import coefficient_loss, identity_loss, landmark_loss, landmark_weights, light_color_loss
+from facerecon.morphable import MorphableModel
+from facerecon.perception.regressor import Coefficients, Regressor
+from facerecon.render import Renderer, sample_texture
+from facerecon.render.uv import region_texels
+from facerecon.run import autocast
+from facerecon.run.processes import Processes
+from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.training.texture_gan import average_weight, cosine_rampdown, update_average
+from facerecon.types import Camera, TensorStruct
+
+__all__ = [
+    "CoefficientLosses",
+    "PhotoBatch",
+    "RegressorTraining",
+    "StepSettings",
+    "SupervisedWeights",
+    "SyncedBatchNorm",
+    "WeakLosses",
+    "WeakWeights",
+    "landmark_model",
+]
+
+CROP = 224
+_MM = 100.0  # of the world's unit
+_PIXELS = (101.5, 101.5, 9.0)
+"""px by which a unit of translation moves the face (focal length 1015 px, distance 10) or, in depth, its rim, 90 px off
+the middle."""
+
+
+@dataclass(frozen=True)
+class SupervisedWeights:
+    """Weights of :class:`CoefficientLosses`.
+
+    Args:
+        shape: mm, of the whole face.
+        identity, expression: mm, of each alone.
+        regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
+        spread: standard deviation of the identity found in a person's pictures over that between people, a ratio.
+        landmarks: px of a 224 px crop.
+        angles: degrees.
+        translation: px that it moves or scales the face by.
+        texture: gray levels (of 255).
+        light: percent of shading.
+        color: gray levels of albedo times shading.
+    """
+
+    shape: float = 1.0
+    identity: float = 0.5
+    expression: float = 0.5
+    regions: float = 2.0
+    spread: float = 0.0
+    landmarks: float = 0.5
+    angles: float = 0.3
+    translation: float = 0.3
+    texture: float = 0.05
+    light: float = 0.05
+    color: float = 0.1
+
+
+@dataclass(frozen=True)
+class WeakWeights:
+    """Weights of :class:`WeakLosses`; the defaults are Deep3D's, whose light prior is one of color.
+
+    Args:
+        photometric: of color differences in [0, 1].
+        landmarks: px^2.
+        features: cosine distance.
+        prior: of all coefficients.
+        identity, expression, texture: of each within it.
+        light: variance over channels.
+        flatness: variance of the skin's albedo.
+    """
+
+    photometric: float = 1.92
+    landmarks: float = 1.6e-3
+    features: float = 0.2
+    prior: float = 3e-4
+    identity: float = 1.0
+    expression: float = 0.8
+    texture: float = 1.7e-3
+    light: float = 10.0
+    flatness: float = 5.0
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """AdamW and the average of weights.
+
+    Args:
+        rate: largest learning rate.
+        betas, decay: of AdamW.
+        clip: largest norm of the gradient.
+        rampup, rampdown: shares of the run in which the rate rises, and falls as a cosine.
+        average: images after which a weight counts half in the running average.
+        average_rampup: at first, this share of the images seen.
+    """
+
+    rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    decay: float = 0.01
+    clip: float = 5.0
+    rampup: float = 0.02
+    rampdown: float = 0.6
+    average: float = 5000.0
+    average_rampup: float = 0.05
+
+
+@dataclass(frozen=True)
+class PhotoBatch(TensorStruct):
+    """Aligned faces without truth.
+
+    Args:
+        image: (B, 3, S, S) in [0, 1].
+        skin: (B, 1, S, S).
+        landmarks68: (B, 68, 2), pixels of the 224 px crop.
+        embedding: (B, D) of the identity network.
+    """
+
+    image: Tensor
+    skin: Tensor
+    landmarks68: Tensor
+    embedding: Tensor
+
+
+def landmark_model(model: MorphableModel) -> MorphableModel:
+    """The same head without the vertices that no landmark needs: its landmarks cost next to nothing."""
+    topology = model.topology
+    used, rows = torch.unique(topology.landmark_faces, return_inverse=True)
+    kept, faces = torch.unique(topology.faces[used], return_inverse=True)
+    small = topology.replace(
+        faces=faces,
+        uvs=topology.uvs[:1],
+        uv_faces=torch.zeros_like(faces),
+        landmark_faces=rows,
+        mesh_points=topology.mesh_points[:0],
+        mesh_point_faces=topology.mesh_point_faces[:0],
+        mesh_point_barycentric=topology.mesh_point_barycentric[:0],
+        mirror=torch.arange(len(kept), device=kept.device),
+        regions={},
+    )
+    return (
+        MorphableModel(
+            model.mean[kept],
+            model.identity_basis[:, kept],
+            model.expression_basis[:, kept],
+            small,
+            model.name,
+            model.expression_names,
+            model.expression_bounds,
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def _root(squares: Tensor, smallest: float) -> Tensor:
+    """Square root with a finite gradient at 0."""
+    return (squares.clamp(min=0) + smallest**2).sqrt() - smallest
+
+
+def _form(difference: Tensor, gram: Tensor) -> Tensor:
+    """(B, K), (K, K) -> (B,): d^T G d."""
+    return ((difference @ gram) * difference).sum(1)
+
+
+class CoefficientLosses(nn.Module):
+    """Differences of coefficients in units of what they do to the face; (B,) each.
+
+    Args:
+        model: head model.
+        decoder: its linear texture.
+        components: T, of the texture.
+        texels: px to which the texture is averaged down.
+        points: places of the face at which color is compared.
+        regions: {name: (I + E, I + E)}, square mm, what a difference of coefficients is in each region of the face
+            (:func:`facerecon.evaluation.region_forms`); without them there is no such term.
+        pictures: of each person, one after the other in a batch, for :meth:`spread`.
+    """
+
+    def __init__(
+        self,
+        model: MorphableModel,
+        decoder: TextureDecoder,
+        components: int,
+        texels: int = 64,
+        points: int = 400,
+        regions: Mapping[str, Tensor] | None = None,
+        pictures: int = 1,
+    ) -> None:
+        super().__init__()
+        self.pictures = pictures
+        topology = model.topology
+        parts = topology.regions
+        face = parts["face"] if "face" in parts else torch.ones(len(topology.faces), dtype=torch.bool)
+        skin = face & parts["skin"] if "skin" in parts else face
+        ids = torch.unique(topology.faces[skin])
+        basis = torch.cat([model.identity_basis, model.expression_basis])[:, ids].flatten(1).double() * _MM
+        self.identities = model.num_identity
+        self.register_buffer("shape_gram", (basis @ basis.T / len(ids)).float())
+        forms = [torch.as_tensor(form).float() for form in (regions or {}).values()]
+        self.register_buffer("region_grams", torch.stack(forms) if forms else None)
+        self.landmarks = landmark_model(model)
+        self.model_name, self.num_vertices = model.name, len(ids)
+
+        mean, effect = decoder.start_basis()
+        effect = effect[:components]
+        texels = min(texels, mean.shape[-1])
+        mask = region_texels(topology, "face", texels) if "face" in parts else mean.new_ones(1, 1, texels, texels)
+        pooled = F.adaptive_avg_pool2d(torch.cat([mean[None], effect]), texels)
+        seen = pooled[:, :, mask[0, 0] > 0].flatten(1) * 255  # (1 + T, 3 N)
+        self.register_buffer("texture_gram", seen[1:] @ seen[1:].T / max(seen.shape[1], 1))
+
+        normals = F.normalize(vertex_normals(model.mean[None], topology.faces)[0], dim=1)
+        faces = skin.nonzero()[:, 0]
+        faces = faces[torch.linspace(0, len(faces) - 1, min(points, len(faces)), device=faces.device).long()]
+        corners = topology.faces[faces]
+        at = F.normalize(normals[corners].mean(1), dim=1)
+        uv = topology.uvs[topology.uv_faces[faces]].mean(1)
+        colors = sample_texture(pooled, uv[None])  # (1 + T, P, 3)
+        self.register_buffer("normals", at)
+        self.register_buffer("colors", colors)
+        front = sh_basis(at)
+        self.register_buffer("light_gram", front.T @ front / len(front))
+
+    def pixels(self, c: Coefficients) -> Tensor:
+        """(B, 68, 2): landmarks in the 224 px crop."""
+        camera = Camera.deep3d(CROP, len(c.angles), c.angles.device)
+        vertices = self.landmarks(coefficients_to_params(c, self.landmarks))
+        return project(camera, self.landmarks.landmarks3d(vertices, camera))[..., :2]
+
+    def lit(self, c: Coefficients) -> Tensor:
+        """(B, P, 3): albedo times shading at places of the face, its normals those of the mean shape, not turned."""
+        albedo = self.colors[0] + torch.einsum("bt,tpc->bpc", c.texture, self.colors[1:])
+        return albedo * self.shading(c.light)
+
+    def shading(self, gamma: Tensor) -> Tensor:
+        """(B, 27) -> (B, P, 3)."""
+        return sh_basis(self.normals) @ gamma_to_light(gamma).coefficients
+
+    def spread(self, identity: Tensor) -> Tensor:
+        """Spread of a person's identity over that between people: a ratio, so that a smaller face is no way out.
+
+        Args:
+            identity: (B, I), ``pictures`` rows of each person after each other.
+
+        Returns:
+            A number: the mean of the ratio of standard deviations of the coefficients and, where there are regions, of
+            that of the regions' shapes; 0 for less than two people.
+        """
+        n, several = self.identities, identity.unflatten(0, (-1, self.pictures))
+        if len(several) < 2:
+            return identity.new_zeros(())
+        means = several.mean(1, keepdim=True)
+        within = (several - means).flatten(0, 1) * math.sqrt(self.pictures / (self.pictures - 1))
+        between = (means - means.mean(0))[:, 0] * math.sqrt(len(several) / (len(several) - 1))
+        forms = [torch.eye(n, dtype=identity.dtype, device=identity.device)]
+        if self.region_grams is not None:
+            forms.append(self.region_grams[:, :n, :n].mean(0))
+        ratios = [(_form(within, g).mean() / _form(between, g).mean().clamp(min=1e-6) + 1e-4).sqrt() for g in forms]
+        return torch.stack(ratios).mean()
+
+    def forward(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> dict[str, Tensor]:
+        """Root mean squares over the face, in the units that :class:`SupervisedWeights` names.
+
+        Args:
+            found, truth: of batch B.
+            landmarks: (B, 68, 2), the truth, px of the 224 px crop.
+        """
+        n = self.identities
+        shape = torch.cat([found.identity - truth.identity, found.expression - truth.expression], 1)
+        gram = self.shape_gram
+        moved = (found.translation - truth.translation) * found.translation.new_tensor(_PIXELS)
+        light = (found.light - truth.light).view(-1, 9)
+        regional = {}
+        if self.region_grams is not None:
+            squares = ((shape @ self.region_grams) * shape).sum(-1)  # (R, B)
+            regional["regions"] = _root(squares, 0.05).mean(0)
+        return regional | {
+            "shape": _root(_form(shape, gram), 0.1),
+            "identity": _root(_form(shape[:, :n], gram[:n, :n]), 0.1),
+            "expression": _root(_form(shape[:, n:], gram[n:, n:]), 0.1),
+            "landmarks": (self.pixels(found) - landmarks).square().sum(-1).add(1e-4).sqrt().mean(1),
+            "angles": torch.rad2deg(_root((found.angles - truth.angles).square().sum(1), 1e-3)),
+            "translation": _root(moved.square().sum(1), 0.05),
+            "texture": _root(_form(found.texture - truth.texture, self.texture_gram), 0.5),
+            "light": 100 * _root(_form(light, self.light_gram).view(-1, 3).mean(1), 0.005),
+            "color": 255 * _root((self.lit(found) - self.lit(truth)).square().mean((1, 2)), 0.002),
+        }
+
+
+class WeakLosses(nn.Module):
+    """The losses of Deep3D on faces without truth; (B,) each.
+
+    Args:
+        model, decoder: the head and its linear texture.
+        size: px of the crops.
+        components: T.
+        identity: a differentiable identity network; None leaves ``features`` out.
+        texels: px of the texture that is rendered.
+    """
+
+    def __init__(
+        self,
+        model: MorphableModel,
+        decoder: TextureDecoder,
+        size: int,
+        components: int,
+        identity: nn.Module | None = None,
+        texels: int = 128,
+    ) -> None:
+        super().__init__()
+        self.model, self.identity, self.size = model, identity, size
+        self.renderer = Renderer(size)
+        mean, effect = decoder.start_basis()
+        maps = F.adaptive_avg_pool2d(torch.cat([mean[None], effect[:components]]), min(texels, mean.shape[-1]))
+        self.register_buffer("mean", maps[0])
+        self.register_buffer("effect", maps[1:].contiguous())
+        skin = region_texels(model.topology, "skin", maps.shape[-1]) * region_texels(
+            model.topology, "face", maps.shape[-1]
+        )
+        self.register_buffer("skin", skin[0])
+        self.register_buffer("weights", landmark_weights("release"))
+
+    def texture(self, code: Tensor) -> Tensor:
+        """(B, T) -> (B, 3, s, s)."""
+        return (self.mean.flatten() + code @ self.effect.flatten(1)).view(-1, *self.mean.shape)
+
+    def forward(self, found: Coefficients, photo: PhotoBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses, and the composite that they compare: (B, 3, S, S)."""
+        params = coefficients_to_params(found, self.model)
+        camera = Camera.deep3d(CROP, len(found.angles), found.angles.device)
+        vertices = self.model(params)
+        landmarks3d = self.model.landmarks3d(vertices, camera)
+        texture = self.texture(found.texture)
+        drawn = self.renderer(vertices, texture, self.model.topology, camera, params.light, "face", landmarks3d)
+        mask = (drawn.mask * photo.skin).detach()
+        away = (drawn.image - photo.image).square().sum(1, keepdim=True).add(1e-6).sqrt()
+        landmarks = drawn.landmarks * (CROP / self.size)
+        flat = self.skin.expand_as(texture)
+        middle = (texture * flat).sum((2, 3), keepdim=True) / flat.sum((2, 3), keepdim=True).clamp(min=1)
+        values = {
+            "photometric": (away * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1),
+            "landmarks": landmark_loss(landmarks, photo.landmarks68, self.weights),
+            "identity": coefficient_loss(found.identity),
+            "expression": coefficient_loss(found.expression),
+            "texture": coefficient_loss(found.texture),
+            "light": light_color_loss(params.light.coefficients),
+            "flatness": ((texture - middle).square() * flat).sum((1, 2, 3)) / flat.sum((1, 2, 3)).clamp(min=1),
+        }
+        shown = drawn.mask.detach()
+        composite = drawn.image * shown + photo.image * (1 - shown)
+        if self.identity is not None:
+            scaled = photo.landmarks68 * (self.size / CROP)
+            embedding = self.identity(composite.clamp(0, 1), scaled)
+            values["features"] = identity_loss(embedding, photo.embedding, "cosine")
+        return values, composite
+
+    @staticmethod
+    def total(values: Mapping[str, Tensor], w: WeakWeights) -> Tensor:
+        """Weighted sum, (B,)."""
+        sum_of = {key: getattr(w, key) for key in ("photometric", "landmarks", "features", "light", "flatness")}
+        prior = {key: w.prior * getattr(w, key) for key in ("identity", "expression", "texture")}
+        return sum(weight * values[key] for key, weight in (sum_of | prior).items() if key in values)
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the batches of all ranks, on any device (torch's own wants a GPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), as many samples on each rank."""
+        if not self.training:
+            return super().forward(x)
+        exact = x.float()
+        sums = torch.stack([exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))])
+        sums = dist.nn.all_reduce(sums)
+        count = x.numel() / x.shape[1] * dist.get_world_size()
+        mean, square = (sums / count).unbind(0)
+        variance = square - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance.clamp(min=0) + self.eps).rsqrt()
+        return (exact * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+    @classmethod
+    def replace_in(cls, network: nn.Module) -> None:
+        """Change the class of every ``BatchNorm2d``; names, weights and buffers stay."""
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = cls
+
+
+class RegressorTraining:
+    """Network, its running average and optimizer; :meth:`step` learns from one batch.
+
+    Args:
+        network: to train.
+        losses: of faces with truth.
+        weights: of these.
+        weak: of faces without, or None.
+        weak_weights: of these.
+        weak_weight: of all of them against the supervised.
+        settings: AdamW and average.
+        images: of the whole run, which the rate follows.
+        precision: of the network's arithmetic.
+        processes: whose gradients are averaged.
+    """
+
+    def __init__(
+        self,
+        network: Regressor,
+        losses: CoefficientLosses,
+        weights: SupervisedWeights | None = None,
+        weak: WeakLosses | None = None,
+        weak_weights: WeakWeights | None = None,
+        weak_weight: float = 1.0,
+        settings: StepSettings | None = None,
+        images: float = 1e5,
+        precision: torch.dtype = torch.float32,
+        processes: Processes | None = None,
+    ) -> None:
+        self.processes = processes or Processes(torch.device("cpu"))
+        self.device = self.processes.device
+        self.network = network.to(self.device, memory_format=torch.channels_last).train().requires_grad_(True)
+        self.processes.copy_from_first(self.network.state_dict().values())
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        if self.processes.count > 1:
+            SyncedBatchNorm.replace_in(self.network)
+        self.losses = losses.to(self.device)
+        self.weak = None if weak is None else weak.to(self.device)
+        self.weights, self.weak_weights = weights or SupervisedWeights(), weak_weights or WeakWeights()
+        self.weak_weight, self.settings, self.total_images = weak_weight, settings or StepSettings(), images
+        self.precision = precision
+        kernels = [p for p in self.network.parameters() if p.dim() > 1]
+        others = [p for p in self.network.parameters() if p.dim() <= 1]
+        s = self.settings
+        groups = [{"params": kernels, "weight_decay": s.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, s.rate, tuple(s.betas))
+        self.step_number = self.images = 0
+
+    def predict(self, images: Tensor, average: bool = False) -> Coefficients:
+        """Coefficients of crops, by the network that learns or by its running average."""
+        network = self.average if average else self.network
+        with autocast(self.device, self.precision):
+            return network(images.contiguous(memory_format=torch.channels_last))
+
+    def supervised(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> tuple[Tensor, dict]:
+        """Weighted mean over the batch, and the means of all terms."""
+        values = self.losses(found, truth, landmarks)
+        if self.losses.pictures > 1:
+            everyone = found.identity
+            if self.processes.count > 1:  # the people of all ranks
+                everyone = torch.cat(dist.nn.all_gather(everyone.contiguous()))
+            values["spread"] = self.losses.spread(everyone)
+        total = sum(getattr(self.weights, key) * value for key, value in values.items())
+        return total.mean(), {key: value.detach().mean() for key, value in values.items()}
+
+    def step(
+        self,
+        images: Tensor | None,
+        truth: Coefficients | None,
+        landmarks: Tensor | None,
+        photos: PhotoBatch | None = None,
+        photo_images: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Learn from this rank's part of a batch.
+
+        Args:
+            images: (B, 3, S, S) with truth, and that.
+            photos: (P) without.
+            photo_images: as the network sees them (with another color or sharpness than those that the rendering is
+                compared with).
+
+        Returns:
+            Means of every term; those of photos begin with ``weak_``.
+        """
+        s, figures = self.settings, {}
+        given = [part for part in (images, photo_images) if part is not None]
+        size = sum(len(part) for part in given)
+        found = self.predict(torch.cat(given))
+        loss = torch.zeros((), device=self.device)
+        count = 0 if images is None else len(images)
+        if count:
+            loss, figures = self.supervised(found[:count], truth, landmarks)
+        if photos is not None:
+            values, _ = self.weak(found[count:], photos)
+            weak = self.weak.total(values, self.weak_weights).mean()
+            loss = loss + self.weak_weight * weak
+            figures |= {f"weak_{key}": value.detach().mean() for key, value in values.items()}
+        done = self.images / max(self.total_images, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.rate * cosine_rampdown(min(done, 1.0), s.rampup, s.rampdown)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.processes.average_gradients(self.network.parameters())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), s.clip)
+        self.optimizer.step()
+        self.step_number += 1
+        self.images += size * self.processes.count
+        weight = average_weight(size * self.processes.count, self.images, s.average, s.average_rampup)
+        update_average(self.average, self.network, weight)
+        return figures | {"loss": loss.detach(), "gradient": norm}
+
+    # -- keeping -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a run needs to go on, for :class:`facerecon.run.Checkpoints`."""
+        return {
+            "step": self.step_number,
+            "images": self.images,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any], name: str = "the checkpoint") -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            InputError: it is of another network; ``name`` says which file.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            groups = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, (betas, decay) in zip(self.optimizer.param_groups, groups, strict=True):
+                group["betas"], group["weight_decay"] = betas, decay  # what this run's settings say
+            self.step_number, self.images = int(state["step"]), int(state["images"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{name} does not fit this run ({reason}); use the same settings or another out=."
+            ) from None
+
+
+def settings_of(kind: type, values: Mapping[str, Any], name: str) -> Any:
+    """A settings record from a configuration's group.
+
+    Raises:
+        ConfigError: a weight that is negative or no number.
+    """
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | Sequence) or isinstance(value, str):
+            raise ConfigError(f"{name}.{key} must be a number; got {value!r}.")
+        if isinstance(value, int | float) and value < 0:
+            raise ConfigError(f"{name}.{key} must be 0 or more; got {value!r}.")
+    return replace(kind(), **{key: tuple(v) if isinstance(v, Sequence) else v for key, v in values.items()})

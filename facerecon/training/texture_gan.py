@@ -1,0 +1,756 @@
+"""Steps of training a texture decoder: supervised on pairs, and adversarial as in StyleGAN2 (arXiv:1912.04958).
+
+``train/texture_gan.py`` holds the loop; here is what one turn of it does. Nothing is drawn from a global random state:
+every number is drawn for one sample, by the run's seed, what it is for, and the sample's number. So a run that was
+stopped goes on bit by bit, and a step of several processes is the step of one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facerecon.errors import ConfigError, InputError, check_number
+from facerecon.run.processes import Processes
+from facerecon.stylegan.discriminator import Discriminator
+from facerecon.stylegan.face_generator import MobileMapping
+from facerecon.stylegan.generator import Generator, MappingNetwork
+from facerecon.training.ada import Augment, draws_of
+from facerecon.training.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
+
+__all__ = [
+    "AdversarialSettings",
+    "Latents",
+    "PairWeights",
+    "TextureTraining",
+    "WarmSettings",
+    "average_weight",
+    "cosine_rampdown",
+    "image_differences",
+    "initialize_from",
+    "invert_maps",
+    "open_mapping",
+    "pair_loss",
+    "start_gently",
+    "start_without_color",
+    "update_average",
+]
+
+
+@dataclass(frozen=True)
+class PairWeights:
+    """Weights of the terms that hold a synthesized map against the true one (values in [-1, 1]).
+
+    Args:
+        l1: mean absolute difference.
+        pyramid: the same, averaged over the halved images down to 8 px.
+        gradient: mean absolute difference of horizontal and vertical differences between neighbors.
+        skip: finest levels of the pyramid that no term looks at (0: all count); for a pair loss beside an
+            adversarial one, which is to decide on details.
+    """
+
+    l1: float = 1.0
+    pyramid: float = 1.0
+    gradient: float = 1.0
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class WarmSettings:
+    """The supervised phase.
+
+    Args:
+        rate: learning rate of Adam; ten times the adversarial one, since equalized weights move by about the rate a
+            step, and a supervised loss is steady.
+        batch: images a step.
+        betas: of Adam.
+        rampup, rampdown: shares of the phase in which the rate rises linearly and falls as a cosine.
+        noise: per-pixel noise of the synthesis, ``"none"``, ``"const"`` or ``"random"``.
+        code_rate: learning rate of a table of learnt codes, in standard deviations of W.
+        code_prior: weight of their mean square.
+        coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
+            sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
+    """
+
+    rate: float = 0.02
+    batch: int = 8
+    coarse: float = 0.3
+    code_rate: float = 0.002
+    code_prior: float = 0.001
+    betas: tuple[float, float] = (0.9, 0.99)
+    rampup: float = 0.02
+    rampdown: float = 0.3
+    noise: str = "none"
+
+    def size(self, size: int, done: float) -> int:
+        """Size to train at, of a network of ``size`` px, at a share ``done`` in [0, 1) of the phase."""
+        halvings = (done < self.coarse) + (done < 2 * self.coarse)
+        return max(size >> halvings, 8)
+
+
+@dataclass(frozen=True)
+class AdversarialSettings:
+    """The adversarial phase; defaults are config F's, gamma by size and batch (ADA, Table 6).
+
+    Args:
+        rate: learning rate of Adam, with betas (0, 0.99).
+        r1_gamma: weight of R1; None: 0.0002 size^2 / batch.
+        r1_every: steps between two of it.
+        path_weight: of the path length's variance.
+        path_every: steps.
+        path_share: of the batch that it takes.
+        path_decay: how fast the mean length follows.
+        mixing: probability of style mixing.
+        delay_kimg: thousands of images in which only the discriminator learns, after a warm start.
+        noise: as in :class:`WarmSettings`.
+        pairs: share of the generated images whose code is a pair's; the rest is mapped from z.
+        pair_weight: of the pair loss on those images.
+    """
+
+    rate: float = 2e-3
+    r1_gamma: float | None = None
+    r1_every: int = 16
+    path_weight: float = 2.0
+    path_every: int = 4
+    path_share: float = 0.5
+    path_decay: float = 0.01
+    mixing: float = 0.9
+    delay_kimg: float = 0.0
+    noise: str = "random"
+    pairs: float = 0.0
+    pair_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("r1_every", "path_every"):
+            check_number(f"adversarial.{name}", getattr(self, name), 1, whole=True)
+        for name in ("path_share", "path_decay", "mixing", "pairs"):
+            check_number(f"adversarial.{name}", getattr(self, name), 0, 1)
+
+    def gamma(self, size: int, batch: int) -> float:
+        """Weight of R1."""
+        return 0.0002 * size**2 / batch if self.r1_gamma is None else self.r1_gamma
+
+
+def image_differences(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of horizontal and of vertical neighbors: (B, C, H, W) -> (B, C, H, W - 1), (B, C, H - 1, W)."""
+    return image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
+
+
+def pair_loss(image: Tensor, target: Tensor, weights: PairWeights) -> Tensor:
+    """Difference of synthesized and true maps.
+
+    Args:
+        image, target: (B, 3, S, S) in [-1, 1].
+
+    Returns:
+        (B,).
+    """
+    for _ in range(weights.skip):
+        image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
+    difference = image - target  # every term is linear in it
+
+    def size_of(x: Tensor) -> Tensor:
+        return x.abs().flatten(1).mean(1)
+
+    total = weights.l1 * size_of(difference)
+    if weights.gradient:
+        across, down = image_differences(difference)
+        total = total + weights.gradient * (size_of(across) + size_of(down))
+    levels, coarse = [], difference
+    while weights.pyramid and coarse.shape[-1] >= 16:
+        coarse = F.avg_pool2d(coarse, 2)
+        levels.append(size_of(coarse))
+    if levels:
+        total = total + weights.pyramid * torch.stack(levels).mean(0)
+    return total
+
+
+def cosine_rampdown(done: float, rampup: float, rampdown: float) -> float:
+    """Factor of a learning rate at a share ``done`` in [0, 1] of a phase: linear rise, 1, cosine fall to 0."""
+    rise = min(1.0, done / rampup) if rampup > 0 else 1.0
+    rest = min(1.0, (1 - done) / rampdown) if rampdown > 0 else 1.0
+    return rise * (0.5 - 0.5 * math.cos(math.pi * max(rest, 0.0)))
+
+
+# -- averages of weights -----------------------------------------------------------------------------------
+
+
+def average_weight(batch: int, images: float, half_life: float, rampup: float | None = 0.05) -> float:
+    """Weight beta that the average keeps at one step: ``0.5 ** (batch / half_life)``.
+
+    Args:
+        batch: images a step.
+        images: seen so far.
+        half_life: images after which a weight counts half.
+        rampup: at first the half-life is at most this share of ``images``; None: never.
+    """
+    if rampup is not None:
+        half_life = min(half_life, images * rampup)
+    return 0.5 ** (batch / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
+    """``average = weight average + (1 - weight) model``, parameters; buffers are copied."""
+    pairs = [(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True)]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - weight)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)
+
+
+# -- where a generator starts ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def open_mapping(mapping: MappingNetwork, source: MobileMapping) -> None:
+    """Copy the open face generator's mapping network into a decoder's: the same function of z.
+
+    Raises:
+        ConfigError: the decoder's has other sizes.
+    """
+    found = [tuple(layer.weight.shape) for layer in mapping.layers]
+    wanted = [tuple(layer.weight.shape) for layer in source.layers]
+    if found != wanted:
+        raise ConfigError(
+            f"the open mapping network has {len(wanted)} layers of {wanted[0]}; the decoder's has {len(found)} of "
+            f"{found[0]}. Leave z_dim, w_dim and mapping_layers at their defaults, or set mapping=own."
+        )
+    for layer, other in zip(mapping.layers, source.layers, strict=True):
+        layer.weight.copy_(other.weight / layer.gain)
+        layer.bias.copy_(other.bias / layer.rate)
+
+
+@torch.no_grad()
+def initialize_from(generator: Generator, source: Generator) -> str:
+    """Start a generator from another one, of the same or of another size.
+
+    Blocks of resolutions that both have are copied; those beyond the source's start with a color of zero, so that the
+    image is the source's, enlarged by the skip architecture. At another size the base stays the generator's own.
+
+    Args:
+        source: same channels at shared resolutions, same widths of latents. Its mapping may be None.
+
+    Returns:
+        What was done, one line.
+
+    Raises:
+        ConfigError: channels or latents differ.
+    """
+    mine, other = generator.config, source.config
+    shared = min(mine.size, other.size)
+    for name in ("w_dim",) if source.mapping is None else ("z_dim", "w_dim", "mapping_layers", "mapped_dim"):
+        if getattr(mine, name) != getattr(other, name):
+            raise ConfigError(f"init has {name} {getattr(other, name)}, this run {getattr(mine, name)}; use the same.")
+    resolution = 4
+    while resolution <= shared:
+        if mine.channels(resolution) != other.channels(resolution):
+            raise ConfigError(
+                f"init has {other.channels(resolution)} channels at {resolution} px, this run "
+                f"{mine.channels(resolution)}; set channel_base={other.channel_base} channel_max={other.channel_max}."
+            )
+        resolution *= 2
+    if base_of(generator) != base_of(source):
+        raise ConfigError(f"init has base={base_of(source)}, this run {base_of(generator)}; use the same.")
+    if source.synthesis.base is not None and mine.size == other.size:
+        generator.synthesis.base.copy_(source.synthesis.base)
+    if source.synthesis.linear is not None:
+        generator.synthesis.linear = source.synthesis.linear.clone()
+    if source.synthesis.gain is not None:
+        gain = source.synthesis.gain[None]
+        if mine.size != other.size:
+            gain = F.interpolate(gain, size=(mine.size, mine.size), mode="bilinear")
+        generator.synthesis.gain = gain[0].clone()
+    if source.mapping is not None:
+        generator.mapping.load_state_dict(source.mapping.state_dict())
+    if generator.projection is not None:
+        generator.projection.load_state_dict(source.projection.state_dict())
+    generator.w_mean.copy_(source.w_mean)
+    generator.synthesis.constant.copy_(source.synthesis.constant)
+    blocks = zip(generator.synthesis.blocks, source.synthesis.blocks, strict=False)
+    for block, known in blocks:
+        block.load_state_dict(known.state_dict())
+    new = generator.synthesis.blocks[len(source.synthesis.blocks) :]
+    for block in new:
+        block.color.weight.zero_()
+        block.color.bias.zero_()
+    if mine.size == other.size:
+        return f"all blocks, {mine.size} px"
+    if mine.size > other.size:
+        return f"grown from {other.size} to {mine.size} px: {len(new)} new block(s), whose color starts at zero"
+    return f"cut from {other.size} to {mine.size} px: the finest {int(math.log2(other.size // mine.size))} left out"
+
+
+def base_of(generator: Generator) -> str:
+    """What a generator's synthesis is added to: "none", "mean" or "linear", as the configuration calls it."""
+    s = generator.synthesis
+    return "none" if s.base is None else "mean" if s.linear is None else "linear"
+
+
+@torch.no_grad()
+def start_without_color(generator: Generator) -> None:
+    """Let every resolution's color start at zero: the image is the base, or gray, and no random colors are unlearnt."""
+    for block in generator.synthesis.blocks:
+        block.color.weight.zero_()
+        block.color.bias.zero_()
+
+
+@torch.no_grad()
+def start_gently(generator: Generator, share: float = 0.2) -> None:
+    """Let styles depend less on w at first, and so the network on w almost linearly: it then learns by heart later."""
+    for block in generator.synthesis.blocks:
+        for layer in (block.up, block.conv, block.color):
+            if layer is not None:
+                layer.style.weight.mul_(share)
+
+
+# -- the run -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Latents:
+    """Where generated images take their codes from.
+
+    Args:
+        codes: (N, w_dim) of the pairs, or None.
+        rows: of the table of learnt codes that they are, if any.
+        maps: function from rows of ``codes`` to their maps
+            (B, 3, S, S) in [-1, 1].
+    """
+
+    codes: Tensor | None = None
+    maps: Any = None
+    rows: Tensor | None = None
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No gradients for a network's parameters meanwhile: it passes them on only."""
+    wanted = [p for p in network.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _precision(precision: torch.dtype, *networks: nn.Module) -> Iterator[None]:
+    before = [network.precision for network in networks]
+    for network in networks:
+        network.precision = precision
+    try:
+        yield
+    finally:
+        for network, old in zip(networks, before, strict=True):
+            network.precision = old
+
+
+class TextureTraining:
+    """Networks, optimizers and counters of one run, and what a step does to them.
+
+    Args:
+        generator: is trained.
+        discriminator: of the same size, or None for a run that is only supervised.
+        batch: images a step of the adversarial phase, over all processes.
+        seed: of everything that is drawn.
+        warm, adversarial, pair_weights: settings.
+        augment: of what the discriminator sees.
+        train_mapping: whether the mapping network learns in the adversarial phase; it never does in the warm one.
+        precision, regularizer_precision: of the networks; of R1 and path length.
+        processes: the ranks.
+        latents: codes and maps of pairs.
+        table: (M, w_dim) codes that the supervised phase learns along with the network, as they begin.
+
+    Attributes:
+        average: running average of the generator, which is what is used afterwards.
+        batch: images a step of the phase it is in. step: turns of the loop so far.
+        images: seen so far. warm_images: of them in the warm phase.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator | None,
+        *,
+        batch: int,
+        seed: int = 0,
+        warm: WarmSettings | None = None,
+        adversarial: AdversarialSettings | None = None,
+        pair_weights: PairWeights | None = None,
+        adversarial_pair_weights: PairWeights | None = None,
+        augment: Augment | None = None,
+        train_mapping: bool = True,
+        precision: torch.dtype = torch.float32,
+        regularizer_precision: torch.dtype = torch.float32,
+        processes: Processes | None = None,
+        latents: Latents | None = None,
+        table: Tensor | None = None,
+    ) -> None:
+        self.processes = processes or Processes(torch.device("cpu"))
+        self.device = self.processes.device
+        self.generator = generator.to(self.device).train()
+        self.discriminator = None if discriminator is None else discriminator.to(self.device).train()
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.seed = seed
+        self.warm, self.adversarial = warm or WarmSettings(), adversarial or AdversarialSettings()
+        self._batches = {"warm": (self.warm.batch, 1), "adversarial": (batch, 1)}
+        if discriminator is not None:
+            self._batches["adversarial"] = (batch, min(discriminator.group, batch))
+        self.pair_weights = pair_weights or PairWeights()
+        self.adversarial_pair_weights = adversarial_pair_weights or self.pair_weights
+        self.augment = augment or Augment()
+        self.train_mapping = train_mapping
+        self.regularizer_precision = regularizer_precision
+        self.latents = latents or Latents()
+        self.table = None if table is None else nn.Parameter(table.to(self.device))
+        for network in (self.generator, self.average, self.discriminator):
+            if network is not None:
+                network.precision = precision
+        self.processes.copy_from_first(chain(self.generator.state_dict().values(), self.average.state_dict().values()))
+        if self.discriminator is not None:
+            self.processes.copy_from_first(self.discriminator.state_dict().values())
+        self.step = self.images = self.warm_images = 0
+        self.path_mean = torch.zeros([], device=self.device)
+        self.signs: list[Tensor] = []
+        self.phase = ""
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    # -- phases ------------------------------------------------------------------------------------------
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase, ``"warm"`` or ``"adversarial"``, with optimizers of its own; nothing if it goes on.
+
+        Raises:
+            ConfigError: adversarial without a discriminator.
+        """
+        if phase == self.phase:
+            return
+        batch, group = self._batches[phase]
+        self.part = self.processes.part(batch, group)
+        self.phase, self.batch = phase, batch
+        learn = phase == "adversarial" and self.train_mapping
+        self.generator.requires_grad_(True)
+        self.generator.mapping.requires_grad_(learn)
+        fused = self.device.type in ("cpu", "cuda")
+        learning = [p for p in self.generator.parameters() if p.requires_grad]
+        if phase == "warm":
+            self.optimizers = {
+                "generator": torch.optim.Adam(learning, self.warm.rate, self.warm.betas, eps=1e-8, fused=fused)
+            }
+            if self.table is not None:
+                self.optimizers["codes"] = torch.optim.Adam(
+                    [self.table], self.warm.code_rate, self.warm.betas, eps=1e-8, fused=fused
+                )
+            return
+        if self.table is not None and self.latents.rows is not None:
+            self.latents.codes = self.table.detach()[self.latents.rows.to(self.device)]
+        if self.discriminator is None:
+            raise ConfigError("the adversarial phase needs a discriminator; got none.")
+        self.optimizers = {}
+        s = self.adversarial
+        for name, parameters, every in (
+            ("generator", learning, s.path_every if s.path_weight else 0),
+            ("discriminator", list(self.discriminator.parameters()), s.r1_every if s.gamma(1, 1) else 0),
+        ):
+            share = every / (every + 1) if every else 1.0  # lazy regularization: Sec. 3.1 and App. B
+            self.optimizers[name] = torch.optim.Adam(
+                parameters, s.rate * share, (0.0, 0.99**share), eps=1e-8, fused=fused
+            )
+
+    def numbers(self, count: int | None = None) -> list[int]:
+        """Numbers of this rank's samples of the step: what their draws depend on.
+
+        Args:
+            count: samples over all ranks, if not the whole batch.
+        """
+        part = self.part if count is None else self.processes.part(count)
+        return [self.images + i for i in part]
+
+    # -- supervised --------------------------------------------------------------------------------------
+
+    def warm_step(
+        self, codes: Tensor, maps: Tensor, done: float = 0.5, rows: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One supervised step.
+
+        Args:
+            codes: (b, w_dim) of this rank.
+            maps: (b, 3, S, S) in [-1, 1].
+            done: share of the phase, in [0, 1); learning rate and size depend on it.
+            rows: (b,) of the learnt table that the codes are of.
+        """
+        rate = cosine_rampdown(done, self.warm.rampup, self.warm.rampdown)
+        size = self.warm.size(self.generator.size, done)
+        optimizer = self._optimizer("generator", self.warm.rate * rate)
+        noise = self.noise("warm", self.warm.noise, self.numbers())
+        if size < maps.shape[-1]:
+            maps = F.avg_pool2d(maps, maps.shape[-1] // size)
+        loss = 0.0
+        if rows is not None:
+            learner = self._optimizer("codes", self.warm.code_rate * rate)
+            learnt = self.table[rows.to(self.device)]
+            codes = codes + (learnt - learnt.detach())
+            loss = self.warm.code_prior * learnt.square().mean()
+        image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
+        loss = loss + pair_loss(image, maps, self.pair_weights).mean()
+        self._descend(loss, "generator", optimizer)
+        if rows is not None:
+            self.processes.average_gradients([self.table])
+            learner.step()
+        with torch.no_grad():
+            l1 = (image.detach() - maps).abs().mean() / 2  # of [0, 1]
+        return {"pair": loss.detach(), "l1": l1}
+
+    # -- adversarial -------------------------------------------------------------------------------------
+
+    def codes(self, kind: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """W+ codes of the images to generate: mixed ones of random z, and single ones of pairs.
+
+        Returns:
+            (b, rows, w_dim); the positions that are pairs' (k,), and the rows of :class:`Latents` they show.
+        """
+        g, pairs = self.generator, self._paired(numbers)
+        z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(g.w_mean)
+        coins = draws_of(self.seed, f"{kind} mixing", numbers, 3, normal=False).to(self.device)
+        first, second = g.map(z[:, 0]), g.map(z[:, 1])
+        if self.train_mapping and kind == "generator":
+            self._track(first)
+        at = 1 + (coins[:, 1] * (g.rows - 1)).long()
+        crossover = torch.where(coins[:, 0] < self.adversarial.mixing, at, torch.full_like(at, g.rows))
+        ws = g.mix(first, second, crossover)
+        if not len(pairs):
+            return ws, pairs, None
+        chosen = (coins[pairs, 2] * len(self.latents.codes)).long().clamp(max=len(self.latents.codes) - 1)
+        known = self.latents.codes.to(self.device)[chosen]
+        return ws.index_copy(0, pairs, g.rows_of(known).to(ws.dtype)), pairs, chosen
+
+    def _paired(self, numbers: Sequence[int]) -> Tensor:
+        """Positions of this rank's samples that take a pair's code: the last of each batch."""
+        if self.latents.codes is None or not self.adversarial.pairs:
+            return torch.zeros(0, dtype=torch.long, device=self.device)
+        first = self.batch - self._pair_count()
+        return torch.tensor(
+            [k for k, n in enumerate(numbers) if n - self.images >= first], dtype=torch.long, device=self.device
+        )
+
+    def _pair_count(self) -> int:
+        return round(self.adversarial.pairs * self.batch)
+
+    def _track(self, w: Tensor) -> None:
+        """Let the mean of W follow the mapping, over all ranks."""
+        self.generator.track(self.processes.average(w.mean(0, keepdim=True)))
+
+    def generator_step(self) -> dict[str, Tensor]:
+        """Make the discriminator take generated images for real."""
+        g, d, numbers = self.generator, self.discriminator, self.numbers()
+        optimizer = self._optimizer("generator")
+        with _frozen(d):
+            ws, pairs, chosen = self.codes("generator", numbers)
+            image = g.synthesis(ws, noise=self.noise("generator", self.adversarial.noise, numbers))
+            logits = d(self.augment(image, self.seed, "generator", numbers))
+            loss = generator_loss(logits).mean()
+            figures = {"generator": loss.detach(), "fake": logits.detach().mean(), "spread": _spread(image)}
+            if chosen is not None and self.adversarial.pair_weight:
+                truth = self.latents.maps(chosen)
+                each = pair_loss(image[pairs], truth, self.adversarial_pair_weights)
+                supervised = each.sum() * (self.processes.count / self._pair_count())  # ranks hold unequal shares
+                figures["pair"] = supervised.detach()
+                loss = loss + self.adversarial.pair_weight * supervised
+            self._descend(loss, "generator", optimizer)
+        return figures
+
+    def path_step(self) -> dict[str, Tensor]:
+        """Path-length regularization (Eq. 4) on a part of a batch."""
+        s, g = self.adversarial, self.generator
+        count = max(1, int(self.batch * s.path_share) // self.processes.count) * self.processes.count
+        numbers = self.numbers(count)
+        optimizer = self._optimizer("generator")
+        with _precision(self.regularizer_precision, g):
+            ws, *_ = self.codes("path", numbers)
+            ws = ws if ws.requires_grad else ws.detach().requires_grad_(True)
+            image = g.synthesis(ws, noise=self.noise("path", s.noise, numbers))
+            direction = draws_of(self.seed, "path direction", numbers, *image.shape[1:]).to(image)
+            lengths = path_length(image, ws, direction)
+            self.path_mean = torch.lerp(self.path_mean, self.processes.average(lengths.mean()).float(), s.path_decay)
+            penalty = (lengths - self.path_mean).square().mean()
+            self._descend(penalty * (s.path_weight * s.path_every), "generator", optimizer)
+        return {"path": penalty.detach(), "length": self.path_mean}
+
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Tell real maps from generated ones.
+
+        Args:
+            real: (b, 3, S, S) in [-1, 1] of this rank.
+        """
+        d, numbers = self.discriminator, self.numbers()
+        optimizer = self._optimizer("discriminator")
+        with torch.no_grad():
+            ws, *_ = self.codes("discriminator", numbers)
+            fake = self.generator.synthesis(ws, noise=self.noise("discriminator", self.adversarial.noise, numbers))
+        real_logits = d(self.augment(real, self.seed, "real", numbers))
+        fake_logits = d(self.augment(fake, self.seed, "fake", numbers))
+        loss = discriminator_loss(real_logits, fake_logits).mean()
+        self._descend(loss, "discriminator", optimizer)
+        self.signs.append(real_logits.detach().sign().mean())
+        return {"discriminator": loss.detach(), "real": real_logits.detach().mean()}
+
+    def r1_step(self, real: Tensor) -> dict[str, Tensor]:
+        """R1 regularization at augmented real maps, (b, 3, S, S) in [-1, 1]."""
+        s, d, numbers = self.adversarial, self.discriminator, self.numbers()
+        optimizer = self._optimizer("discriminator")
+        with _precision(self.regularizer_precision, d):
+            with torch.no_grad():
+                images = self.augment(real, self.seed, "real", numbers)
+            images = images.detach().requires_grad_(True)
+            logits = d(images)
+            penalty = r1_penalty(logits, images).mean()
+            weight = s.gamma(real.shape[-1], self.batch) / 2 * s.r1_every
+            # the logits' zero keeps parameters in the graph that the penalty does not reach
+            self._descend(penalty * weight + 0 * logits.sum(), "discriminator", optimizer)
+        return {"r1": penalty.detach()}
+
+    def finish_step(self, half_life: float, rampup: float | None = 0.05) -> None:
+        """Count the step, move the average, adapt the augmentation.
+
+        Args:
+            half_life: images of the average of weights.
+            rampup: see :func:`average_weight`.
+        """
+        self.step += 1
+        self.images += self.batch
+        if self.phase == "warm":
+            self.warm_images = self.images
+        update_average(self.average, self.generator, average_weight(self.batch, self.images, half_life, rampup))
+        if len(self.signs) >= self.augment.settings.every:
+            sign = float(self.processes.average(torch.stack(self.signs).mean()))
+            self.augment.adapt(sign, len(self.signs) * self.batch)
+            self.signs = []
+
+    # -- small parts -------------------------------------------------------------------------------------
+
+    def noise(self, kind: str, name: str, numbers: Sequence[int]) -> str | list[Tensor]:
+        """Per-pixel noise for the synthesis: random noise is drawn sample by sample."""
+        if name != "random":
+            return name
+        layers = [layer for b in self.generator.synthesis.blocks for layer in (b.up, b.conv) if layer is not None]
+        sizes = [layer.size for layer in layers]
+        flat = draws_of(self.seed, f"{kind} noise", numbers, sum(size**2 for size in sizes)).to(self.device)
+        parts = flat.split([size**2 for size in sizes], 1)
+        return [part.view(-1, 1, size, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _optimizer(self, name: str, rate: float | None = None) -> torch.optim.Optimizer:
+        optimizer = self.optimizers[name]
+        if rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        return optimizer
+
+    def _descend(self, loss: Tensor, name: str, optimizer: torch.optim.Optimizer) -> None:
+        loss.backward()
+        network = self.generator if name == "generator" else self.discriminator
+        if network.precision == torch.float16:  # as ADA's training does: no loss scaling, but no infinities either
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    torch.nan_to_num(parameter.grad, 0.0, 1e5, -1e5, out=parameter.grad)
+        self.processes.average_gradients(network.parameters())
+        optimizer.step()
+
+    # -- keeping -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a run needs to go on, for :class:`facerecon.run.Checkpoints`."""
+        return {
+            "size": self.generator.size,
+            "phase": self.phase,
+            "step": self.step,
+            "images": self.images,
+            "warm_images": self.warm_images,
+            "path_mean": self.path_mean,
+            "signs": [self.processes.average(sign) for sign in self.signs],
+            "p": self.augment.p,
+            "table": None if self.table is None else self.table.detach(),
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "discriminator": None if self.discriminator is None else self.discriminator.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any], name: str = "the checkpoint") -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            InputError: it is of another resolution, or of other networks; ``name`` says which file.
+        """
+        if state.get("size") != self.generator.size:
+            raise InputError(
+                f"{name} is of a {state.get('size')} px network, this run's has {self.generator.size} px; set "
+                f"size={state.get('size')}, or start another out= with init= the decoder of that run."
+            )
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.average.load_state_dict(state["average"])
+            if self.discriminator is not None and state["discriminator"] is not None:
+                self.discriminator.load_state_dict(state["discriminator"])
+            if self.table is not None:
+                with torch.no_grad():
+                    self.table.copy_(state["table"])
+            self.phase = ""
+            self.enter(state["phase"])
+            for key, optimizer in self.optimizers.items():
+                rates = [(group["lr"], group["betas"]) for group in optimizer.param_groups]
+                optimizer.load_state_dict(state["optimizers"][key])
+                for group, (rate, betas) in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"], group["betas"] = rate, betas  # what this run's settings say
+            self.step, self.images, self.warm_images = (int(state[k]) for k in ("step", "images", "warm_images"))
+            self.path_mean = state["path_mean"].to(self.device)
+            self.signs, self.augment.p = [sign.to(self.device) for sign in state["signs"]], float(state["p"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{name} does not fit this run ({reason}); use the same settings or another out=."
+            ) from None
+
+
+def invert_maps(generator: Generator, maps: Tensor, steps: int, rate: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Fit one w to each map: what a decoder cannot show, whoever's code it is given.
+
+    Adam from the mean of W, by the pair loss; the rate falls as a cosine.
+
+    Args:
+        generator: frozen.
+        maps: (B, 3, S, S) in [-1, 1].
+        steps: of Adam.
+        rate: at first.
+
+    Returns:
+        Codes (B, w_dim) and images (B, 3, S, S), both of the last step.
+    """
+    weights = PairWeights()
+    w = generator.w_mean.detach().expand(len(maps), -1).clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([w], rate, (0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * cosine_rampdown(step / steps, 0.05, 0.5)
+        optimizer.zero_grad(set_to_none=True)
+        image = generator.synthesis(generator.rows_of(w))
+        pair_loss(image, maps, weights).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return w.detach(), generator.synthesis(generator.rows_of(w))
+
+
+def _spread(image: Tensor) -> Tensor:
+    """How much the images of a batch differ: standard deviation over them, averaged; 0 is collapse."""
+    with torch.no_grad():
+        return F.adaptive_avg_pool2d(image.detach().float(), 8).std(0, unbiased=False).mean()
