@@ -5,6 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+MAPPED = ("configs", "fit", "train")
+"""Folders beside the package that are installed within it: fit/ is facerecon.fit, also in an editable installation."""
+SCRIPTS = [path for room in ("fit", "train") for path in sorted((HERE / room).glob("*.py"))]
+COMMANDS = [
+    f"facerecon-{path.stem.replace('_', '-')} = facerecon.{path.parent.name}.{path.stem}:command"
+    for path in SCRIPTS
+    if (HERE / "configs" / f"{path.stem}.yaml").is_file()
+]
 
 # There is no usable wheel named pytorch3d; this build matches torch 2.12 and imports as `pytorch3d`.
 PYTORCH3D = ["easypytorch3d>=0.7.9"]
@@ -14,6 +22,7 @@ STYLEFLOW = ["torchdiffeq"]
 VIDEO = ["av>=12"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
 DEV = [
+    "setuptools>=77",
     "pytest>=8",
     "pytest-xdist[psutil]",
     "hypothesis",
@@ -33,8 +42,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["facerecon", "facerecon.*"]),
-    package_data={"facerecon": ["py.typed", "data/*"]},
+    packages=[
+        *find_packages(include=["facerecon", "facerecon.*"]),
+        *(f"facerecon.{name}" for name in find_packages(include=[*MAPPED, "configs.*"])),
+    ],
+    package_dir={f"facerecon.{name}": name for name in MAPPED},
+    package_data={"": ["*.yaml"], "facerecon": ["py.typed", "data/*", "export/templates/*"]},
+    entry_points={"console_scripts": COMMANDS},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

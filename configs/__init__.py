@@ -1,0 +1,1 @@
+"""The scripts' configurations, and what composes them."""

@@ -1,0 +1,1 @@
+"""Presets of the three fitting stages: fitting=NAME."""

@@ -1,0 +1,1 @@
+"""Sets of models that belong together: pack=NAME."""

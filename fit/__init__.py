@@ -1,0 +1,1 @@
+"""Scripts that fit heads and textures: reconstruct, render, transfer, invert_texture, evaluate."""

@@ -1,0 +1,1 @@
+"""Scripts that train networks and build data sets: texture_gan, regressor, edit_directions, uv_dataset."""
