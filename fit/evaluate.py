@@ -36,7 +36,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, compose, run
+from configs.compose import compose, run
+from facerecon.run.signals import Stopped, check_stop
 
 PARTS = ("shape", "reconstruction", "maps", "expressiveness")
 FULL = 100

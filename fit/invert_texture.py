@@ -24,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, run
+from configs.compose import run
+from facerecon.run.signals import Stopped, check_stop
 
 OVERVIEW = 12  # maps on the overview
 GAIN = 3.0  # of the difference in a panel

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from configs.compose import Stopped, check_stop, row_logger
 from facerecon.errors import ConfigError, FaceReconError, FitError, InputError, OutputError
 from facerecon.export.mesh import save_glb, save_obj
 from facerecon.export.report import Subject, write_report
@@ -26,6 +25,8 @@ from facerecon.imaging.video import film_reader, is_film, read_frames, write_fil
 from facerecon.perception import load_eval_identity, load_parser, observe
 from facerecon.run import RunDirectory
 from facerecon.run.directory import file_digest, folder_name, folder_names
+from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.wandb_logger import row_logger
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
 from fit.corrections import Corrections, find_corrections
 from fit.models import build_fitter, prepare, saved_face, settings_of
@@ -138,11 +139,16 @@ class _Person:
 
     def run(self, sources: Iterator[_Source]) -> int:
         """Observe, fit, write; returns the exit status."""
+        from omegaconf import OmegaConf
+
         config, started = self.config, time.perf_counter()
         device = prepare(config)
         fitter = build_fitter(config, device)
         judge, parser = load_eval_identity().to(device), load_parser(config.parsing)
-        logger = row_logger(config, lambda row: {f"final/{k}": v for k, v in row["metrics"].items()})
+        logger = row_logger(
+            OmegaConf.to_container(config, resolve=True),
+            lambda row: {f"final/{k}": v for k, v in row["metrics"].items()},
+        )
         kind = "frame" if self.video else "photo"
         print(
             f"one person, face model {config.face_model}, decoder {config.decoder} (space {fitter.decoder.space}), "

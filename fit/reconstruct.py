@@ -34,7 +34,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, row_logger, run
+from configs.compose import run
+from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.wandb_logger import row_logger
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
 
@@ -108,6 +110,7 @@ class _Job:
 
     def run(self) -> int:
         """Do them; returns the exit status."""
+        from omegaconf import OmegaConf
         from tqdm import tqdm
 
         from facerecon.errors import InputError
@@ -119,7 +122,7 @@ class _Job:
         self.fitter = build_fitter(config, device)
         self.judge = load_eval_identity().to(device)
         self.parser = load_parser(config.parsing)
-        self.logger = row_logger(config, _figures_of)
+        self.logger = row_logger(OmegaConf.to_container(config, resolve=True), _figures_of)
         print(
             f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder} "
             f"(space {self.fitter.decoder.space}), "

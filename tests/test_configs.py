@@ -277,7 +277,7 @@ def test_a_stop_that_python_swallows_is_raised_again(monkeypatch, capsys) -> Non
     """Python drops what a signal handler raises inside ``__del__``: the next look between two steps raises it."""
     import signal
 
-    from configs import compose as module
+    from facerecon.run import signals as module
 
     class Swallows:
         def __del__(self) -> None:
@@ -296,12 +296,10 @@ def test_a_stop_that_python_swallows_is_raised_again(monkeypatch, capsys) -> Non
         return 0
 
     try:
-        assert module.run(main, "reconstruct", "", ["img=x"]) == 130
+        assert run(main, "reconstruct", "", ["img=x"]) == 130
         assert reached == ["swallowed", "went on"]
         assert "interrupted" in capsys.readouterr().err
-        assert (
-            module.run(lambda config: module.check_stop(), "reconstruct", "", ["img=x"]) == 0
-        )  # forgotten by the next
+        assert run(lambda config: module.check_stop(), "reconstruct", "", ["img=x"]) == 0  # forgotten by the next
     finally:
         signal.signal(signal.SIGINT, handler)
 
@@ -310,7 +308,7 @@ def test_a_patient_stop_waits_for_the_work(monkeypatch) -> None:
     """A first signal sets a flag; what may be cut off is, and a second signal does not wait."""
     import signal
 
-    from configs import compose as module
+    from facerecon.run import signals as module
 
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reached = []
@@ -332,7 +330,7 @@ def test_a_patient_stop_waits_for_the_work(monkeypatch) -> None:
         return 0
 
     try:
-        assert module.run(main, "reconstruct", "", ["img=x"]) == 143
+        assert run(main, "reconstruct", "", ["img=x"]) == 143
         assert reached == [False, True, "cut off"]
         reached.clear()
 
@@ -340,7 +338,7 @@ def test_a_patient_stop_waits_for_the_work(monkeypatch) -> None:
             signal.raise_signal(signal.SIGTERM)
             reached.append("not reached")
 
-        assert module.run(impatient, "reconstruct", "", ["img=x"]) == 143
+        assert run(impatient, "reconstruct", "", ["img=x"]) == 143
         assert reached == []
         module.check_stop()  # nothing is left of it for what comes after
     finally:
@@ -350,7 +348,7 @@ def test_a_patient_stop_waits_for_the_work(monkeypatch) -> None:
 def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
     import types
 
-    from configs.compose import row_logger
+    from facerecon.run.wandb_logger import row_logger
 
     seen = []
     fake = types.SimpleNamespace(
@@ -358,10 +356,10 @@ def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    config = compose("texture_gan", ["data=x"])
+    config = {"data": "x", "out": "o", "logger": "none"}
     row_logger(config, dict)({"a": 1.0})
     assert seen == []
-    config.logger = "wandb"
+    config["logger"] = "wandb"
     row_logger(config, lambda row: {"a": row["a"]}, "images")({"a": 2.0, "images": 32, "phase": "warm"})
     row_logger(config, lambda row: {"a": row["a"]})({"a": 3.0})
     assert seen[0]["config"]["data"] == "x"
@@ -369,7 +367,7 @@ def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
     import os
 
     assert os.environ["WANDB_MODE"] == "offline"
-    config.logger = "tensorboard"
+    config["logger"] = "tensorboard"
     with pytest.raises(ConfigError, match="logger"):
         row_logger(config, dict)
 

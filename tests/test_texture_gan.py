@@ -375,12 +375,12 @@ def test_a_signal_ends_the_step_and_keeps_it(maps, whole_some, tmp_path, capsys,
 
 
 def test_a_second_signal_does_not_wait(maps, tmp_path, capsys, monkeypatch) -> None:
-    from configs import compose
+    from facerecon.run import signals
 
     keys = (f"data={maps}", f"out={tmp_path / 'o'}", *SOME)
     in_step(monkeypatch, 2, signal.SIGTERM, signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(compose, "_SAME", 0.0)
+        patch.setattr(signals, "_SAME", 0.0)
         assert "no checkpoint yet" in stopped(capsys, signal.SIGTERM, *keys)
     assert not list((tmp_path / "o").rglob("step-*"))
     assert "is of step 3" in stopped(capsys, signal.SIGTERM, *keys)  # at once: one request, sent twice

@@ -22,7 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, run
+from configs.compose import run
+from facerecon.run.signals import Stopped, check_stop
 
 PRECISIONS = ("bfloat16", "float32")
 WHOLE = ("n", "folds", "block", "batch", "mistakes")

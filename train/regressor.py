@@ -26,7 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import check_stop, names_checkpoint, patient_stops, row_logger, run
+from configs.compose import run
+from facerecon.run.signals import check_stop, names_checkpoint, patient_stops
+from facerecon.run.wandb_logger import row_logger
 
 STRUCTURE = (
     "face_model",
@@ -379,7 +381,7 @@ class _Job:
             elif first:
                 print(f"nothing to do: {t.images / 1000:.1f} kimg are trained; raise kimg to go on.")
             return 0
-        logger = row_logger(c, _numbers_of, "images") if first else None
+        logger = row_logger(self.values, step="images") if first else None
         started = time.perf_counter()
         marked, sums, count = (started, t.images), {}, 0
         bar = tqdm(total=total, initial=t.images, unit="img", unit_scale=True, disable=None if first else True)
@@ -712,10 +714,6 @@ def _imagenet(network: Any) -> str:
     middle = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     network.backbone.bn1.running_mean += (network.backbone.conv1.weight * middle).sum((1, 2, 3))
     return f"from {files[-1].name}"
-
-
-def _numbers_of(row: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
 def report(bar: Any, row: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, names_checkpoint, patient_stops, row_logger, run, stop_status
+from configs.compose import run
+from facerecon.run.signals import Stopped, check_stop, names_checkpoint, patient_stops, stop_status
+from facerecon.run.wandb_logger import row_logger
 
 STRUCTURE = (
     "codes",
@@ -476,7 +478,7 @@ class _Job:
             if first:
                 print(f"nothing to do: {t.images / 1000:.1f} kimg are trained; raise warm.kimg or kimg to go on.")
             return 0
-        self.logger = row_logger(c, _numbers_of, "images") if first else None
+        self.logger = row_logger(self.values, step="images") if first else None
         if first and t.images == 0:
             self.show_real(folder.path)
         started, marked, watch = time.perf_counter(), (time.perf_counter(), t.images), _Watch(c.collapse)
@@ -769,10 +771,6 @@ def describe(row: dict[str, Any]) -> str:
     """A snapshot's figures, one line."""
     figures = ", ".join(f"{key} {value}" for key, value in row.items() if isinstance(value, float))
     return f"snapshot at {row['images'] / 1000:.1f} kimg" + (f": {figures}" if figures else "")
-
-
-def _numbers_of(row: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import Stopped, check_stop, run
+from configs.compose import run
+from facerecon.run.signals import Stopped, check_stop
 
 SOURCES = ("generator", "photos", "manifest")
 PARTS = ("generator", "encoder", "editor", "parsing", "pose", "template")
