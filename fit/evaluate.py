@@ -525,11 +525,11 @@ class Sweep:
 
         from omegaconf import OmegaConf
 
-        from facerecon.dataset import PipelineSettings, settings_from
+        from facerecon.dataset import PipelineSettings
+        from facerecon.settings import build_settings
 
         values = OmegaConf.to_container(compose("uv_dataset", [f"pack={self.config.pack.name}"]), resolve=True)
-        known = [field.name for field in fields(PipelineSettings)]
-        return settings_from({name: values[name] for name in known if name in values})
+        return build_settings(PipelineSettings, {field.name: values[field.name] for field in fields(PipelineSettings)})
 
     @cached_property
     def pipeline(self) -> Any:

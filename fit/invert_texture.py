@@ -79,12 +79,13 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     from facerecon.errors import FaceReconError, InputError
     from facerecon.fitting import TextureInversionSettings, invert_texture, load_map_features
     from facerecon.imaging.files import read_image, write_png
+    from facerecon.settings import build_settings
     from facerecon.storage import safetensors_bytes, write_whole
     from facerecon.stylegan.decoder import load_decoder
-    from fit.models import prepare, settings_of
+    from fit.models import prepare
 
     device = prepare(config)
-    settings = settings_of(TextureInversionSettings, OmegaConf.to_container(config.inversion), "inversion")
+    settings = build_settings(TextureInversionSettings, OmegaConf.to_container(config.inversion), "inversion")
     space = None if config.decoder_space is None else str(config.decoder_space)
     decoder = load_decoder(config.decoder, config.decoder_components, space, config.decoder_precision).to(device)
     features = load_map_features(config.perceptual, decoder.atlas, device)

@@ -23,6 +23,7 @@ from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
+from facerecon.settings import build_settings, check_keys
 from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace
 
@@ -59,9 +60,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         "renderer",
         *FITTER_KEYS,
     )
-    for key in fitting:
-        if key not in known:
-            raise ConfigError(nearest_name(key, known, "key of 'fitting'"))
+    check_keys(fitting, known, "key of 'fitting'")
     check_pack(config)
     space = latent_space(config)
     model, decoder = build_head(
@@ -76,11 +75,11 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
         identity=load_identity(config.identity).to(device),
         perceptual=config.perceptual,
         stages=fitting["stages"],
-        start=settings_of(LandmarkStart, fitting["start"], "fitting.start"),
-        detail=settings_of(DetailSettings, fitting["detail"], "fitting.detail"),
-        occlusion=settings_of(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
+        start=build_settings(LandmarkStart, fitting["start"], "fitting.start"),
+        detail=build_settings(DetailSettings, fitting["detail"], "fitting.detail"),
+        occlusion=build_settings(OcclusionSettings, fitting["occlusion"], "fitting.occlusion"),
         regressor=None if regressor is None else regressor.to(device),
-        regressor_start=settings_of(RegressorStart, fitting["regressor"], "fitting.regressor"),
+        regressor_start=build_settings(RegressorStart, fitting["regressor"], "fitting.regressor"),
         **{key: fitting[key] for key in FITTER_KEYS},
     )
 
@@ -249,21 +248,5 @@ def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:
 
 def _renderer(values: dict) -> Renderer:
     """The renderer of the fit crop; ``backend`` and the other options are those of :class:`Renderer`."""
-    known = ("filter", "shading", "texture_level", "antialias")
-    for key in values:
-        if key not in known:
-            raise ConfigError(nearest_name(key, known, "key of 'fitting.renderer'"))
+    check_keys(values, ("filter", "shading", "texture_level", "antialias"), "key of 'fitting.renderer'")
     return Renderer(size=224, **values)
-
-
-def settings_of(kind: type, values: dict, where: str) -> Any:
-    """A settings record from a group of keys.
-
-    Raises:
-        ConfigError: an unknown key; the nearest known one is named.
-    """
-    names = list(kind.__dataclass_fields__)
-    for key in values:
-        if key not in names:
-            raise ConfigError(nearest_name(key, names, f"key of '{where}'"))
-    return kind(**values)

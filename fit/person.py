@@ -27,9 +27,10 @@ from facerecon.run import RunDirectory
 from facerecon.run.directory import file_digest, folder_name, folder_names
 from facerecon.run.signals import Stopped, check_stop
 from facerecon.run.wandb_logger import row_logger
+from facerecon.settings import build_settings
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
 from fit.corrections import Corrections, find_corrections
-from fit.models import build_fitter, prepare, saved_face, settings_of
+from fit.models import build_fitter, prepare, saved_face
 
 
 def is_video(config: Any) -> bool:
@@ -163,7 +164,7 @@ class _Person:
         smoothness = None
         if self.video:
             values = dict(config.fitting.smoothness)
-            smoothness = settings_of(SmoothnessSettings, values, "fitting.smoothness")
+            smoothness = build_settings(SmoothnessSettings, values, "fitting.smoothness")
 
         def show(report: Any) -> None:
             check_stop()

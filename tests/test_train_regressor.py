@@ -201,7 +201,7 @@ def test_maps_and_backgrounds(tmp_path, capsys) -> None:
         ("file=int4", "file must be float32, float16 or int8"),
         ("synthetic.hair=2", "synthetic.hair must be 0 to 1"),
         ("wear.blur=-1", "wear.blur is a share"),
-        ("loss.shape=-1", "loss.shape must be 0 or more"),
+        ("loss.shape=-1", "loss.shape must be a number, 0 or more"),
         ("texture=1000", "texture must be 0..64 components"),
         ("synthetic.haiir=1", "did you mean 'synthetic.hair'"),
         ("face_model=makehumann", "did you mean 'makehuman'"),

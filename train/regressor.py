@@ -122,6 +122,7 @@ class _Job:
         from facerecon.perception import load_identity
         from facerecon.perception.regressor import Regressor, RegressorConfig, mean_regressor, read_regressor
         from facerecon.run import choose_training_precision, item_seed
+        from facerecon.settings import build_settings
         from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
         from facerecon.training.crops import CropShards, PhotometricAugmentation, PhotometricSettings, photo_sources
         from facerecon.training.regressor import (
@@ -131,7 +132,6 @@ class _Job:
             SupervisedWeights,
             WeakLosses,
             WeakWeights,
-            settings_of,
         )
         from facerecon.training.uv_maps import MapMemory
 
@@ -146,11 +146,11 @@ class _Job:
             raise ConfigError(f"file must be float32, float16 or int8; got {c.file!r}.")
         if c.kimg < 0 or (c.kimg == 0 and not c.init):
             raise ConfigError(f"kimg must be above 0 (or 0, to measure and save the mean of init=); got {c.kimg!r}.")
-        wear = PhotometricSettings(**v["wear"])
+        wear = build_settings(PhotometricSettings, v["wear"], "wear")
         chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
         self.photos_a_step = round(c.batch * c.weak.share)
         self.faces_a_step = c.batch - self.photos_a_step
-        self.settings = SyntheticSettings(**chosen)
+        self.settings = build_settings(SyntheticSettings, chosen, "synthetic")
         self.pictures = self.settings.pictures
         for count, several in ((self.photos_a_step, 1), (self.faces_a_step, self.pictures)):
             group = math.lcm(wear.group, several) if self.processes.count > 1 else several
@@ -241,11 +241,11 @@ class _Job:
                 regions=head_region_forms(self.model),
                 pictures=self.pictures,
             ),
-            settings_of(SupervisedWeights, v["loss"], "loss"),
+            build_settings(SupervisedWeights, v["loss"], "loss", 0),
             WeakLosses(self.model, self.decoder, c.size, sizes.texture, identity) if self.photos_a_step else None,
-            settings_of(WeakWeights, v["weak"]["loss"], "weak.loss"),
+            build_settings(WeakWeights, v["weak"]["loss"], "weak.loss", 0),
             c.weak.weight,
-            settings_of(StepSettings, v["step"], "step"),
+            build_settings(StepSettings, v["step"], "step", 0),
             c.kimg * 1000,
             choose_training_precision(c.precision, device),
             self.processes,

@@ -276,6 +276,7 @@ class _Job:
         """Networks, optimizers and settings put together."""
         import torch
 
+        from facerecon.settings import build_settings
         from facerecon.training.ada import ADASettings, Augment
         from facerecon.training.texture_gan import (
             AdversarialSettings,
@@ -294,9 +295,7 @@ class _Job:
         strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
         if not v["augment"]["enabled"]:
             strengths["limit"] = 0.0
-        warm = {key: value for key, value in v["warm"].items() if key not in ("kimg", "code_noise")} | {
-            "betas": tuple(c.warm.betas)
-        }
+        warm = {key: value for key, value in v["warm"].items() if key not in ("kimg", "code_noise")}
         for network in (generator.synthesis, discriminator):
             if network is not None:
                 network.recompute_from = c.recompute_from
@@ -305,11 +304,11 @@ class _Job:
             discriminator,
             batch=c.batch,
             seed=c.seed,
-            warm=WarmSettings(**warm),
-            adversarial=AdversarialSettings(**v["adversarial"]),
-            pair_weights=PairWeights(**v["pair_loss"]),
-            adversarial_pair_weights=PairWeights(**v["adversarial_pair_loss"]),
-            augment=Augment(ADASettings(**strengths), c.mirror),
+            warm=build_settings(WarmSettings, warm, "warm"),
+            adversarial=build_settings(AdversarialSettings, v["adversarial"], "adversarial"),
+            pair_weights=build_settings(PairWeights, v["pair_loss"], "pair_loss"),
+            adversarial_pair_weights=build_settings(PairWeights, v["adversarial_pair_loss"], "adversarial_pair_loss"),
+            augment=Augment(build_settings(ADASettings, strengths, "augment"), c.mirror),
             train_mapping=v["mapping"] == "own" if c.train_mapping == "auto" else c.train_mapping,
             precision=self.precision,
             regularizer_precision=self.regularizer_precision,

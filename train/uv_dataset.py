@@ -42,10 +42,11 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.assets.release import require
-    from facerecon.dataset import ENGINES, settings_from
+    from facerecon.dataset import ENGINES, PipelineSettings
     from facerecon.dataset.load import check_inversion, needed_assets
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory, available_cores
+    from facerecon.settings import build_settings
 
     if config.source not in SOURCES:
         raise ConfigError(nearest_name(str(config.source), SOURCES, "source"))
@@ -57,7 +58,7 @@ def main(config: Any) -> int:
     check_number("first_seed", config.first_seed, 0, 2**63 - 1, whole=True)
     check_number("seed", config.seed, 0, whole=True)
     values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
-    settings = settings_from(values)  # an error here costs nothing
+    settings = build_settings(PipelineSettings, values)  # an error here costs nothing
     if config.source == "photos":
         check_inversion(settings)
     require(needed_assets(settings, config.source == "photos"))
@@ -188,9 +189,10 @@ class _Job:
         """Do what is left; returns the exit status."""
         from tqdm import tqdm
 
-        from facerecon.dataset import make_worker, run_items, settings_from
+        from facerecon.dataset import PipelineSettings, make_worker, run_items
         from facerecon.dataset.load import describe_parts
         from facerecon.errors import InputError
+        from facerecon.settings import build_settings
 
         config, started = self.config, time.perf_counter()
         self.order: list[str] = []
@@ -202,7 +204,7 @@ class _Job:
             f"blending {config.blending}; engine {config.engine}, {self.workers} worker(s) of "
             f"{config.threads} thread(s)"
         )
-        for line in describe_parts(settings_from(self.values)):
+        for line in describe_parts(build_settings(PipelineSettings, self.values)):
             print(line)
         goal = config.n if self.total is None else self.total
         before = len(self.accepted() if self.total is None else self.done)

@@ -6,7 +6,7 @@ from facerecon.dataset.extract import Extraction, ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.layout import Template, face_layout, load_template
 from facerecon.dataset.manifest import Manifest
-from facerecon.dataset.pipeline import PipelineSettings, Search, UVPipeline, make_worker, settings_from
+from facerecon.dataset.pipeline import PipelineSettings, Search, UVPipeline, make_worker
 from facerecon.dataset.readers import UVMaps
 from facerecon.dataset.records import Item, Outcome
 from facerecon.dataset.report import summarize, write_overview
@@ -36,7 +36,6 @@ __all__ = [
     "make_worker",
     "refusals",
     "run_items",
-    "settings_from",
     "summarize",
     "write_overview",
 ]

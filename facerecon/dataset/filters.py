@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.errors import ConfigError
 
 __all__ = ["FilterSettings", "reason_counts", "refusals"]
 
@@ -60,19 +60,6 @@ class FilterSettings:
             value = getattr(self, field.name)
             if value is not None and not isinstance(value, int | float):
                 raise ConfigError(f"filters.{field.name} must be a number or null; got {value!r}.")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> FilterSettings:
-        """From a configuration.
-
-        Raises:
-            ConfigError: an unknown filter; the nearest known one is named.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(nearest_name(key, known, "filter"))
-        return cls(**values)
 
 
 _TEXT = {

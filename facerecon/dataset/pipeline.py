@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,18 +33,18 @@ from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, in
 from facerecon.editing.latent_traversal import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
-from facerecon.fitting.initialize import LandmarkStart
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run import choose_device
+from facerecon.settings import build_settings, check_keys
 from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.e4e import load_e4e
 from facerecon.stylegan.faces import load_face_generator
 from facerecon.types import FaceParams
 
-__all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker", "settings_from"]
+__all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ACCESSORIES = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
@@ -211,9 +211,7 @@ class UVPipeline:
             ConfigError: another field, which needs models of its own.
         """
         free = ("editing", "multi_view", "blending", "extract", "complete", "filters", "check")
-        for name in changes:
-            if name not in free:
-                raise ConfigError(nearest_name(name, free, "setting of a pipeline that is loaded"))
+        check_keys(changes, free, "setting of a pipeline that is loaded")
         other = copy.copy(self)
         other.settings = replace(self.settings, **changes)
         return other
@@ -455,38 +453,6 @@ def _npy(values: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def settings_from(values: Mapping[str, Any]) -> PipelineSettings:
-    """From a nested configuration of plain values.
-
-    Raises:
-        ConfigError: an unknown key or a value out of range.
-    """
-    parts = {
-        "search": WalkSettings,
-        "inversion": InversionSettings,
-        "extract": ExtractSettings,
-        "complete": CompleteSettings,
-    }
-    made: dict[str, Any] = {}
-    known = [f.name for f in fields(PipelineSettings)]
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(nearest_name(key, known, "pipeline setting"))
-        if key == "filters":
-            value = FilterSettings.from_mapping(value)
-        elif key in parts:
-            names = [f.name for f in fields(parts[key])]
-            for name in value:
-                if name not in names:
-                    raise ConfigError(nearest_name(name, names, f"key of '{key}'"))
-            value = dict(value)
-            if "fit" in value:
-                value["fit"] = LandmarkStart(**value["fit"])
-            value = parts[key](**{n: tuple(v) if isinstance(v, list) else v for n, v in value.items()})
-        made[key] = value
-    return PipelineSettings(**made)
-
-
 def make_worker(values: Mapping[str, Any]) -> UVPipeline:
     """A pipeline from plain values: what travels to worker processes and machines."""
-    return UVPipeline(settings_from(values))
+    return UVPipeline(build_settings(PipelineSettings, values))

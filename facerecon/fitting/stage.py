@@ -12,6 +12,7 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, check_number, nearest_name
 from facerecon.losses import smoothness_loss
+from facerecon.settings import check_keys
 from facerecon.types import FaceParams
 
 __all__ = [
@@ -42,10 +43,9 @@ TERMS = {
 
 
 def _checked(name: str, values: Mapping[str, Any], known: Any, kind: str) -> dict[str, float]:
+    check_keys(values, known, kind)
     result = {}
-    for key, value in dict(values).items():
-        if key not in known:
-            raise ConfigError(nearest_name(key, known, kind))
+    for key, value in values.items():
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -91,9 +91,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimize", tuple(self.optimize))
-        for variable in self.optimize:
-            if variable not in VARIABLES:
-                raise ConfigError(nearest_name(variable, VARIABLES, "variable to optimize"))
+        check_keys(self.optimize, VARIABLES, "variable to optimize")
         object.__setattr__(self, "weights", _checked(f"{self.name}.weights", self.weights, TERMS, "loss term"))
         scales = _checked(f"{self.name}.rate_scale", self.rate_scale, VARIABLES, "variable")
         object.__setattr__(self, "rate_scale", dict.fromkeys(VARIABLES, 1.0) | scales)
@@ -242,13 +240,10 @@ def stages_from_config(config: Mapping[str, Mapping[str, Any]] | None) -> dict[s
     stages = default_stages()
     fields = [f.name for f in dataclasses.fields(Stage) if f.name != "name"]
     for name, changes in dict(config or {}).items():
-        if name not in stages:
-            raise ConfigError(nearest_name(name, stages, "fitting stage"))
+        check_keys([name], stages, "fitting stage")
         if changes is None:
             del stages[name]
             continue
-        for key in changes:
-            if key not in fields:
-                raise ConfigError(nearest_name(key, fields, f"key of stage '{name}'"))
+        check_keys(changes, fields, f"key of stage '{name}'")
         stages[name] = dataclasses.replace(stages[name], **dict(changes))
     return stages

@@ -29,6 +29,7 @@ from facerecon.assets.foreign import read_state
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes
+from facerecon.settings import build_settings
 from facerecon.storage import all_finite, parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct
 
@@ -203,11 +204,7 @@ class RegressorConfig:
         Raises:
             ConfigError: an unknown key, or a value out of range.
         """
-        names = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                raise ConfigError(nearest_name(key, names, "key of a regressor"))
-        return cls(**values)
+        return build_settings(cls, values, "regressor")
 
 
 class _Inward(torch.autograd.Function):

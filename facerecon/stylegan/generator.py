@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from facerecon.errors import ConfigError, ShapeError, nearest_name
+from facerecon.settings import build_settings
 from facerecon.stylegan.layers import Color, EqualizedLinear, StyledConvolution, upsample_image
 
 __all__ = ["NOISE", "Generator", "GeneratorConfig", "MappingNetwork", "Projection", "SynthesisNetwork"]
@@ -79,11 +80,7 @@ class GeneratorConfig:
         Raises:
             ConfigError: an unknown key (the nearest is named), or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(nearest_name(key, known, "key of a generator"))
-        return cls(**values)
+        return build_settings(cls, values, "generator")
 
 
 class MappingNetwork(nn.Module):

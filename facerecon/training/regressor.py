@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import ConfigError, InputError
+from facerecon.errors import InputError
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import gamma_to_light, sh_basis
@@ -561,17 +561,3 @@ class RegressorTraining:
             raise InputError(
                 f"{name} does not fit this run ({reason}); use the same settings or another out=."
             ) from None
-
-
-def settings_of(kind: type, values: Mapping[str, Any], name: str) -> Any:
-    """A settings record from a configuration's group.
-
-    Raises:
-        ConfigError: a weight that is negative or no number.
-    """
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | Sequence) or isinstance(value, str):
-            raise ConfigError(f"{name}.{key} must be a number; got {value!r}.")
-        if isinstance(value, int | float) and value < 0:
-            raise ConfigError(f"{name}.{key} must be 0 or more; got {value!r}.")
-    return replace(kind(), **{key: tuple(v) if isinstance(v, Sequence) else v for key, v in values.items()})

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps, settings_from
+from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps
 from facerecon.dataset.filters import STEPS
 from facerecon.dataset.pipeline import ABLATIONS, InversionSettings, PipelineSettings, UVPipeline, WalkSettings
 from facerecon.errors import ConfigError
+from facerecon.settings import build_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -127,7 +128,10 @@ def test_the_yaml_holds_the_defaults_of_the_code():
         assert set(config[key]) == names, key
     from omegaconf import OmegaConf
 
-    assert settings_from({key: OmegaConf.to_container(config[key]) for key in parts}) == settings_from({})
+    assert (
+        build_settings(PipelineSettings, {key: OmegaConf.to_container(config[key]) for key in parts})
+        == PipelineSettings()
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,9 +157,9 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys, overrides, message):
 
 def test_unknown_settings_are_named():
     with pytest.raises(ConfigError, match="delight"):
-        settings_from({"extract": {"deligth": True}})
+        build_settings(PipelineSettings, {"extract": {"deligth": True}})
     with pytest.raises(ConfigError, match="filters"):
-        settings_from({"filter": {}})
+        build_settings(PipelineSettings, {"filter": {}})
 
 
 def test_a_loaded_pipeline_changes_what_follows_the_search_only():
@@ -174,7 +178,7 @@ def test_a_loaded_pipeline_changes_what_follows_the_search_only():
 
 
 def test_rows_of_table_4_are_settings():
-    made = {name: settings_from(changes) for name, changes in ABLATIONS.items()}
+    made = {name: build_settings(PipelineSettings, changes) for name, changes in ABLATIONS.items()}
     assert made["full"] == PipelineSettings() and len(set(map(str, made.values()))) == len(made)
     assert (
         not made["w/o editing"].editing

@@ -13,6 +13,7 @@ from facerecon.dataset import FilterSettings, Manifest, UVMaps, refusals
 from facerecon.dataset.filters import STEPS, reason_counts
 from facerecon.errors import ConfigError, InputError
 from facerecon.imaging.files import write_png
+from facerecon.settings import build_settings
 
 
 def test_each_filter_draws_its_line_on_the_right_side():
@@ -41,7 +42,7 @@ def test_a_reason_says_what_was_measured():
 
 def test_an_unknown_filter_is_named():
     with pytest.raises(ConfigError, match="evenness"):
-        FilterSettings.from_mapping({"eveness": 1.0})
+        build_settings(FilterSettings, {"eveness": 1.0}, "filters")
     with pytest.raises(ConfigError, match=r"filters\.glasses must be a number or null"):
         FilterSettings(glasses="none")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facerecon.errors import ConfigError, InputError
+from facerecon.errors import InputError
 from facerecon.fitting import coefficients_to_params, params_to_coefficients
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -34,7 +34,6 @@ from facerecon.training.regressor import (
     WeakLosses,
     WeakWeights,
     landmark_model,
-    settings_of,
 )
 from facerecon.types import Camera
 
@@ -261,12 +260,7 @@ def test_two_processes_do_what_one_does(head, tmp_path) -> None:
         assert torch.allclose(two["network"][name].float(), value.float(), atol=1e-4), name
 
 
-def test_settings() -> None:
-    assert settings_of(StepSettings, {"betas": [0.8, 0.9]}, "step").betas == (0.8, 0.9)
-    with pytest.raises(ConfigError, match=r"loss.shape must be 0 or more; got -1"):
-        settings_of(SupervisedWeights, {"shape": -1}, "loss")
-    with pytest.raises(ConfigError, match=r"loss.shape must be a number; got 'x'"):
-        settings_of(SupervisedWeights, {"shape": "x"}, "loss")
+def test_normalization_over_processes_keeps_the_names_of_weights() -> None:
     network = Regressor(CONFIG)
     names = list(network.state_dict())
     SyncedBatchNorm.replace_in(network)
