@@ -46,7 +46,8 @@ from facerecon.run import set_threads
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.stylegan.linear_basis import principal_components
-from facerecon.stylegan.texture_decoder import StyleGANDecoder, read_decoder
+from facerecon.stylegan.load import read_decoder
+from facerecon.stylegan.texture_decoder import StyleGANDecoder
 from facerecon.training.uv_maps import held_out, share_of
 from facerecon.types import Latent
 

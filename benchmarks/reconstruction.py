@@ -41,7 +41,7 @@ from facerecon.errors import FaceReconError, NoFaceError
 from facerecon.evaluation import bootstrap_interval, brightness_symmetry_error, stage_figures
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.perception import load_eval_identity, observe
-from facerecon.stylegan.decoder import SHIPPED, is_decoder_file
+from facerecon.stylegan.load import DECODERS, is_decoder_file
 from facerecon.types import Observation
 
 FIGURES = {
@@ -75,7 +75,8 @@ def settings_of(preset: str, decoder: str, overrides: list[str]) -> tuple[Any, s
         "reconstruct",
         [f"fitting={preset}", f"decoder={name}", f"decoder_space={space or 'null'}", "img=none", *overrides],
     )
-    path = Path(name) if is_decoder_file(name) else assets.shipped(SHIPPED[name]) if name in SHIPPED else None
+    shipped = DECODERS[name].shipped if name in DECODERS else ""
+    path = Path(name) if is_decoder_file(name) else assets.shipped(shipped) if shipped else None
     content = path.read_bytes() if path is not None and path.is_file() else name.encode()
     plain = json.dumps(OmegaConf.to_container(config, resolve=True), sort_keys=True, default=str).encode()
     return config, hashlib.sha256(plain + content).hexdigest()[:16]

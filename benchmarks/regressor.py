@@ -61,7 +61,7 @@ from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings, directional_light
 from facerecon.synthetic.ict_heads import Subject, Wardrobe, clay, degrade
 from facerecon.types import Camera, FaceParams, Observation, SHLight

@@ -28,7 +28,7 @@ from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity
 from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig
 from facerecon.run import autocast, supports_bfloat16
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces
 from facerecon.training.crops import PhotometricAugmentation
 from facerecon.training.regressor import CoefficientLosses, PhotoBatch, SupervisedWeights, WeakLosses, WeakWeights

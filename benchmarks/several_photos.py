@@ -39,7 +39,7 @@ from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
 from facerecon.synthetic.ict_heads import SKINS, clay, degrade, make_subject, skins
 from facerecon.types import Observation

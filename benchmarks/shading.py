@@ -31,7 +31,8 @@ from facerecon.errors import FaceReconError
 from facerecon.geometry.alignment import umeyama
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.render import Renderer, uv_raster
-from facerecon.stylegan.decoder import TextureDecoder, load_decoder
+from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.types import Camera, FaceParams, Latent, SHLight
 
 SIZE = 224

@@ -28,7 +28,7 @@ _HOMES = {
     "ReconstructedFace": "types",
     "Renderer": "render.renderer",
     "SHLight": "types",
-    "load_decoder": "stylegan.decoder",
+    "load_decoder": "stylegan.load",
     "load_face_model": "morphable",
     "load_regressor": "perception",
     "observe": "perception",
@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     from facerecon.morphable import load_face_model
     from facerecon.perception import load_regressor, observe
     from facerecon.render.renderer import Renderer
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
     from facerecon.types import (
         Camera,
         FaceParams,

@@ -111,13 +111,13 @@ class Sweep:
             AssetError: a decoder's file is missing.
         """
         from facerecon.errors import AssetError, ConfigError, nearest_name
-        from facerecon.stylegan.decoder import CONVERTED, SHIPPED, is_decoder_file
+        from facerecon.stylegan.load import DECODERS, is_decoder_file
 
         for key, name in self.decoders.items():
             if is_decoder_file(name) and not Path(name).expanduser().is_file():
                 raise AssetError(f"decoders.{key}={name} does not exist; give a file of train/texture_gan.py, or null.")
-            if not is_decoder_file(name) and name not in (*SHIPPED, *CONVERTED, "albedo"):
-                raise ConfigError(nearest_name(name, (*SHIPPED, *CONVERTED), f"decoder of decoders.{key}"))
+            if not is_decoder_file(name) and name not in (*DECODERS, "albedo"):
+                raise ConfigError(nearest_name(name, DECODERS, f"decoder of decoders.{key}"))
         for preset in self.config.presets:
             self.fit_config(str(preset), self.decoders["ours"])
 
@@ -382,7 +382,7 @@ class Sweep:
 
         from facerecon.errors import ConfigError
         from facerecon.evaluation import head_regions, scan_of_head
-        from facerecon.stylegan.decoder import load_decoder
+        from facerecon.stylegan.load import load_decoder
         from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
         from facerecon.synthetic.ict_heads import degrade
 
@@ -541,7 +541,7 @@ class Sweep:
         """Seeds of held-out subjects whose maps the filters accept, as text; made when they are not there yet."""
         from facerecon.dataset import draw_seeds
         from facerecon.dataset.sampling import FIRST_HELD_OUT
-        from facerecon.stylegan.faces import load_face_generator
+        from facerecon.stylegan.load import load_face_generator
 
         settings = self.map_settings
         digest = _hash(str(settings))
@@ -623,7 +623,7 @@ class Sweep:
         from facerecon.evaluation import MapMetrics
         from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
         from facerecon.imaging.files import read_image
-        from facerecon.stylegan.decoder import load_decoder
+        from facerecon.stylegan.load import load_decoder
         from fit.models import decoder_content
 
         settings = TextureInversionSettings(steps=self.config.inversion_steps)

@@ -83,6 +83,8 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     from facerecon.storage import safetensors_bytes, write_whole
     from facerecon.stylegan.decoder import load_decoder
     from fit.models import prepare
+    from facerecon.stylegan.load import load_decoder
+    from fit.models import prepare, settings_of
 
     device = prepare(config)
     settings = build_settings(TextureInversionSettings, OmegaConf.to_container(config.inversion), "inversion")
@@ -197,7 +199,7 @@ def _digest(config: Any) -> str:
     """Short hash of everything that changes the result."""
     from omegaconf import OmegaConf
 
-    from facerecon.stylegan.decoder import is_decoder_file
+    from facerecon.stylegan.load import is_decoder_file
 
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("maps", "first", "out", "resume", "threads", "device", "pack"):

@@ -25,6 +25,8 @@ from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.settings import build_settings, check_keys
 from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
+from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
@@ -93,8 +95,8 @@ def check_pack(config: Any) -> None:
     needed = {}
     if config.face_model == "hifi3dpp" and not config.face_model_path:
         needed["hifi3dpp"] = "face_model=makehuman decoder=open"
-    if config.decoder in CONVERTED:
-        needed[CONVERTED[config.decoder]] = "decoder=open"
+    if config.decoder in DECODERS and DECODERS[config.decoder].asset:
+        needed[DECODERS[config.decoder].asset] = "decoder=open"
     if config.identity == "arcface":
         needed["arcface"] = "identity=identity128"
     if config.parsing == "bisenet":
@@ -108,14 +110,16 @@ def check_pack(config: Any) -> None:
 
 def converted_files(config: Any) -> list[str]:
     """Names, which follow the content, of the files of the release that a configuration uses."""
-    names = [CONVERTED.get(config.decoder), config.identity if config.identity == "arcface" else None]
+    decoder = DECODERS[config.decoder].asset if config.decoder in DECODERS else None
+    names = [decoder, config.identity if config.identity == "arcface" else None]
     names += ["bisenet" if config.parsing == "bisenet" else None]
     return [status(name).path.name for name in names if name]
 
 
 def decoder_content(name: str) -> str | None:
     """Digest of a decoder's file, of one's own or shipped; None for one that its name tells (of the release)."""
-    path = Path(name).expanduser() if is_decoder_file(name) else shipped(SHIPPED[name]) if name in SHIPPED else None
+    own = DECODERS[name].shipped if name in DECODERS else ""
+    path = Path(name).expanduser() if is_decoder_file(name) else shipped(own) if own else None
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 

@@ -324,7 +324,7 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     from facerecon.evaluation import head_regions, realy, scan_of_head
     from facerecon.imaging.files import write_png
     from facerecon.morphable import load_face_model
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
     from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
 
     model = load_face_model("makehuman")

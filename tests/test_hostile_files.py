@@ -51,9 +51,9 @@ from facerecon.perception.regressor import Regressor, RegressorConfig, read_regr
 from facerecon.run import RunDirectory, load_checkpoint, read_metrics, save_checkpoint
 from facerecon.storage import read_safetensors, safetensors_bytes
 from facerecon.stylegan.convert import _Graph
-from facerecon.stylegan.decoder import load_decoder
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basis
+from facerecon.stylegan.load import load_decoder
 from facerecon.stylegan.weights import FORMAT, read_generator
 from facerecon.training.crops import CropShards
 from facerecon.types import Camera, FaceParams, Latent, SavedFace, SHLight

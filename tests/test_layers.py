@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ LAYERS = [
     {"correspond", "losses", "export"},
     {"fitting"},
     {"synthetic"},
-    {"editing", "evaluation", "training"},
+    {"editing", "evaluation"},
     {"dataset"},
+    {"training"},
     {"train", "fit"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
@@ -36,11 +38,29 @@ def room_of(path: Path) -> str:
     return "" if parts[1] == "__init__.py" else parts[1].removesuffix(".py")
 
 
-def imported_modules(source: str, path: Path) -> list[tuple[int, str]]:
-    """(line, dotted name) of every import in a file, wherever it stands; relative ones are resolved."""
+def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """A syntax tree without what only type checkers read."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from run_nodes(other)
+        else:
+            yield from run_nodes(child)
+
+
+def imported_modules(source: str, path: Path, typing: bool = True) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import in a file, wherever it stands; relative ones are resolved.
+
+    Args:
+        source: text of the file.
+        path: its place, relative to the repository.
+        typing: False leaves out what stands under ``if TYPE_CHECKING``.
+    """
     package = list(path.with_suffix("").parts[:-1])
     found = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree) if typing else run_nodes(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -74,6 +94,40 @@ def violations(path: Path, source: str) -> list[str]:
     return wrong
 
 
+def module_of(path: Path) -> str:
+    """``facerecon.morphable.model`` of its file; a package is its ``__init__``."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def circles(sources: dict[Path, str]) -> list[str]:
+    """Circles of imports between files, one line each: imports in functions count, those for type checkers do not.
+
+    An import of a module also runs the ``__init__`` of its packages; only an import of the package itself counts here.
+    """
+    modules = {module_of(path) for path in sources}
+    imports: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        found = imports[module_of(path)] = set()
+        for _, name in imported_modules(source, path, typing=False):
+            module = name if name in modules else name.rpartition(".")[0]
+            if module in modules - {module_of(path)}:
+                found.add(module)
+    done: set[str] = set()
+    closed: list[str] = []
+
+    def visit(module: str, trail: list[str]) -> None:
+        if module in trail:
+            closed.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(imports[module]):
+                visit(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(imports):
+        visit(module, [])
+    return closed
+
+
 def source_files() -> list[Path]:
     """Every Python file of the library and of the scripts, relative to the repository."""
     return sorted(
@@ -86,6 +140,33 @@ def source_files() -> list[Path]:
 def test_every_import_points_down():
     wrong = [line for path in source_files() for line in violations(path, (REPOSITORY / path).read_text("utf-8"))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    found = circles({path: (REPOSITORY / path).read_text("utf-8") for path in source_files()})
+    assert not found, "\n".join(found)
+
+
+def test_a_circle_is_found_wherever_its_imports_stand():
+    files = {
+        "facerecon/stylegan/__init__.py": "from facerecon.stylegan.load import load_decoder",
+        "facerecon/stylegan/load.py": "def load():\n    from . import texture_decoder",
+        "facerecon/stylegan/texture_decoder.py": "from facerecon.stylegan.decoder import TextureDecoder",
+        "facerecon/stylegan/decoder.py": "",
+    }
+
+    def found(**changed: str) -> list[str]:
+        texts = files | {f"facerecon/stylegan/{name}.py": text for name, text in changed.items()}
+        return circles({Path(name): text for name, text in texts.items()})
+
+    assert found() == []
+    for back in ("def load():\n    from facerecon.stylegan import load", "from .load import load"):
+        (line,) = found(decoder=back)
+        names = ["load", "texture_decoder", "decoder", "load"]
+        assert line == " -> ".join(f"facerecon.stylegan.{name}" for name in names)
+    (line,) = found(decoder="import facerecon.stylegan")
+    assert line.count("facerecon.stylegan -> ") == 1
+    assert found(decoder="if TYPE_CHECKING:\n    from facerecon.stylegan.load import load") == []
 
 
 def test_every_room_is_in_the_table():

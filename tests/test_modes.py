@@ -23,7 +23,7 @@ from facerecon.modes import ordinary, own_modes
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity, observe
 from facerecon.render import Renderer
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.types import Observation
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "astronaut.jpg"

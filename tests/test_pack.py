@@ -157,7 +157,7 @@ def test_regressor_and_texture_gan(tmp_path, release_home, models) -> None:
         "device=cpu", "threads=1",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
 
     assert load_decoder(str(out / "decoder.safetensors")).atlas == "hifi3dpp"
 

@@ -481,7 +481,7 @@ def test_all_ranks_stop_at_the_same_step(maps, tmp_path, same) -> None:
 def test_the_decoder_of_a_finished_run_holds_statistics(whole_some, monkeypatch, same) -> None:
     """So that no fit has to measure them; those of snapshots on the way do not, and are read as well."""
     from facerecon.stylegan import texture_decoder as texture
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
 
     final, plain = whole_some / "decoder.safetensors", whole_some / "decoders" / "decoder-000000.0.safetensors"
     (generator, facts), (last, other) = read_generator(final), read_generator(plain)

@@ -35,7 +35,6 @@ def main(config: Any) -> int:
     from facerecon.editing.directions import read_labels
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
     from facerecon.run import RunDirectory
-    from facerecon.stylegan.faces import FACE_GENERATORS
 
     for key in WHOLE:
         check_number(key, config[key], 2 if key == "folds" else 1, whole=True)
@@ -46,10 +45,10 @@ def main(config: Any) -> int:
     labels = read_labels(config.labels or shipped("attribute_labels.csv"))
     keys = ("first_seed", "truncation", "block", "precision")  # what the measured files depend on
     settings = {"script": "edit_directions"} | {key: config[key] for key in keys}
-    if config.generator != FACE_GENERATORS[0]:
+    if config.generator != "mobile_stylegan":
         settings["generator"] = config.generator
         if config.generator == "stylegan2_ffhq" and status("e4e_generator").state != "ready":
-            require({"stylegan2_ffhq": f"generator={FACE_GENERATORS[0]}"})
+            require({"stylegan2_ffhq": "generator=mobile_stylegan"})
     config_there = (Path(config.out) / "config.json").exists()
     again = {"resume": True} if config.resume and config_there else {"overwrite": config_there}
     with RunDirectory(config.out, settings, **again).alone() as folder:
@@ -73,7 +72,7 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     from facerecon.errors import InputError, nearest_name
     from facerecon.run import choose_device, set_threads
     from facerecon.storage import write_whole
-    from facerecon.stylegan.faces import load_face_generator
+    from facerecon.stylegan.load import load_face_generator
 
     for name in labels:
         if name not in ACCESSORIES:

@@ -279,7 +279,7 @@ class _Job:
 
         from facerecon.perception import load_identity, load_parser
         from facerecon.run import choose_training_precision
-        from facerecon.stylegan.faces import load_face_generator
+        from facerecon.stylegan.load import load_face_generator
         from facerecon.training.crops import observed_faces
         from facerecon.training.uv_maps import held_out
 

@@ -214,8 +214,8 @@ class _Job:
 
         from facerecon.assets import locate
         from facerecon.run import item_seed
-        from facerecon.stylegan.decoder import CONVERTED
         from facerecon.stylegan.generator import Generator, GeneratorConfig
+        from facerecon.stylegan.load import DECODERS
         from facerecon.stylegan.weights import read_generator
         from facerecon.training.texture_gan import initialize_from, open_mapping, start_gently, start_without_color
 
@@ -244,7 +244,8 @@ class _Job:
             start_without_color(generator)
         if c.base == "linear":
             start_gently(generator)
-        initial = read_generator(locate(CONVERTED[c.init]) if c.init in CONVERTED else c.init)[0] if c.init else None
+        released = DECODERS[c.init].asset if c.init in DECODERS else ""
+        initial = read_generator(locate(released) if released else c.init)[0] if c.init else None
         self.set_base(generator, fit=initial is None)
         if initial is not None:
             return generator, initialize_from(generator, initial)

@@ -125,7 +125,7 @@ class _Job:
         from facerecon import assets
         from facerecon.dataset import Item, Manifest, Search, draw_seeds
         from facerecon.imaging.files import list_images
-        from facerecon.stylegan.faces import load_face_generator
+        from facerecon.stylegan.load import load_face_generator
 
         config = self.config
         if config.source == "generator":

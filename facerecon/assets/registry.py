@@ -7,12 +7,20 @@ pip and npm, so their configuration, mirrors and proxies apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from facerecon.errors import AssetError, nearest_name
 
-__all__ = ["ASSETS", "OWN", "PACKAGES", "PACKS", "Asset", "OwnAsset", "Package", "asset_names", "entry"]
+__all__ = ["ASSETS", "OWN", "PACKAGES", "PACKS", "Asset", "OwnAsset", "Package", "asset_names", "entry", "function_at"]
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """The function that a registry names as "module:function", imported now."""
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 @dataclass(frozen=True)

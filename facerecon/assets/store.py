@@ -18,7 +18,6 @@ import contextlib
 import errno
 import fnmatch
 import glob
-import importlib
 import importlib.resources
 import importlib.util
 import json
@@ -40,7 +39,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from facerecon.assets import registry
-from facerecon.assets.registry import Asset, OwnAsset, Package
+from facerecon.assets.registry import Asset, OwnAsset, Package, function_at
 from facerecon.errors import AssetError, FaceReconError, OutputError, nearest_name
 from facerecon.storage import file_sha256, write_whole
 
@@ -638,7 +637,7 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
 def _converter(asset: Asset | OwnAsset) -> Callable[[Path, Path], None]:
     module, _, function = asset.converter.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        return function_at(asset.converter)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(error.name + ".")):
             raise AssetError(f"there is no converter module {module} in this facerecon.") from None

@@ -32,7 +32,8 @@ from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
-from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, load_decoder
+from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
+from facerecon.stylegan.load import load_decoder
 
 __all__ = ["ResampledDecoder", "Retargeted", "albedo_decoder", "retarget", "decoder_for"]
 
@@ -277,9 +278,9 @@ def decoder_for(
 
     Args:
         model: the head.
-        name: as for :func:`~facerecon.stylegan.decoder.load_decoder`, a decoder of the makehuman atlas (carried over,
+        name: as for :func:`~facerecon.stylegan.load.load_decoder`, a decoder of the makehuman atlas (carried over,
             where the head is another) or of the head's own; or "albedo", the model's own linear albedo.
-        components, space, precision: as for :func:`~facerecon.stylegan.decoder.load_decoder` (of an albedo 80
+        components, space, precision: as for :func:`~facerecon.stylegan.load.load_decoder` (of an albedo 80
             components).
         carried: of :func:`retarget`, where it is at hand.
 

@@ -56,7 +56,7 @@ from facerecon.geometry.surface import Surface
 from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.eyes import IRISES, Eye, eye_color, find_eyes, landmark_points
-from facerecon.morphable.model import FACE_MODELS
+from facerecon.morphable.load import FACE_MODELS
 from facerecon.perception import observe
 from facerecon.perception.landmarks import map_points
 from facerecon.render.interpolate import fragments, interpolate
@@ -567,7 +567,7 @@ def load_head(head: str | os.PathLike | MorphableModel, landmarks: Any = None) -
     """A head by its model's name, or of an OBJ file with UVs.
 
     Args:
-        head: a name of :data:`~facerecon.morphable.model.FACE_MODELS` (from the cache), the path of an OBJ file, or a
+        head: a name of :data:`~facerecon.morphable.FACE_MODELS` (from the cache), the path of an OBJ file, or a
             model, which is returned as it is.
         landmarks: of an OBJ file: (68, 3) points, (68,) vertex numbers from 0, or a file of either (.npy, .csv, .txt).
             Left out, they are those of a topology that is known (HiFi3D++, ICT-FaceKit), or found on a rendering.

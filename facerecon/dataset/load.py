@@ -35,7 +35,7 @@ from facerecon.perception.attributes import AttributeNet
 from facerecon.perception.bisenet import PARSERS
 from facerecon.perception.dpr import load_portrait_light
 from facerecon.perception.vgg_expression import load_vgg_expression
-from facerecon.stylegan.faces import FACE_GENERATORS
+from facerecon.stylegan.load import FACE_GENERATORS
 from facerecon.stylegan.released_checkpoints import kept_pictures
 from facerecon.stylegan.styleflow import load_expression_direction, load_styleflow
 
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "generator": FACE_GENERATORS,
+    "generator": tuple(FACE_GENERATORS),
     "encoder": ("linear", "e4e"),
     "editor": ("directions", "styleflow"),
     "parsing": PARSERS,

@@ -41,7 +41,7 @@ from facerecon.run import choose_device
 from facerecon.settings import build_settings, check_keys
 from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.e4e import load_e4e
-from facerecon.stylegan.faces import load_face_generator
+from facerecon.stylegan.load import load_face_generator
 from facerecon.types import FaceParams
 
 __all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker"]

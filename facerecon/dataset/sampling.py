@@ -21,7 +21,7 @@ from facerecon.storage import read_safetensors
 
 if TYPE_CHECKING:
     from facerecon.stylegan.face_generator import MobileGenerator
-    from facerecon.stylegan.faces import FFHQFaces
+    from facerecon.stylegan.ffhq_generator import FFHQFaces
 
 __all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
 

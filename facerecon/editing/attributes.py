@@ -119,7 +119,7 @@ class AttributeMeter:
     """
 
     def __init__(self, model: MorphableModel | None = None, size: int = 512, fit_size: int = 224) -> None:
-        from facerecon.stylegan.decoder import load_decoder
+        from facerecon.stylegan.load import load_decoder
 
         self.model = model or load_face_model("makehuman")
         self.size, self.fit_size = size, fit_size

@@ -36,15 +36,15 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from facerecon.correspond.obj import read_obj
-from facerecon.errors import ConfigError, InputError, ShapeError
-from facerecon.evaluation.regions import (
+from facerecon.correspond.regions import (
     ALIGNMENT_LANDMARKS,
     KEYPOINT_WEIGHT,
     MILLIMETERS,
     REGION_LANDMARKS,
-    align_region,
     vertex_areas,
 )
+from facerecon.errors import ConfigError, InputError, ShapeError
+from facerecon.evaluation.regions import align_region, fit_similarity
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
 from facerecon.storage import parse_json, read_bounded
@@ -167,8 +167,7 @@ def coarse_alignment(predicted: ArrayLike, true: ArrayLike) -> tuple[float, NDAr
     if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
         raise InputError("keypoints must be finite; got NaN or infinity. Check the fit that made them.")
     source, goal = predicted - predicted.mean(0), true - true.mean(0)
-    u, _, vh = np.linalg.svd(goal.T @ source)
-    rotation = (u * [1.0, 1.0, np.sign(np.linalg.det(u @ vh))]) @ vh
+    rotation = fit_similarity(predicted, true, with_scale=False)[1]
     size = np.abs(source @ rotation.T).sum()
     if not size > 0:
         raise InputError("keypoints of a prediction must differ from one another; got one point. Check the mesh.")
@@ -292,7 +291,7 @@ def realy_errors(
 def scan_of_head(vertices: ArrayLike, faces: ArrayLike, landmarks: ArrayLike, regions: Mapping[str, ArrayLike]) -> Scan:
     """A head whose shape is known, as a scan: its regions cut out, points counted by area.
 
-    Keypoints are those of :data:`~facerecon.evaluation.regions.REGION_LANDMARKS`, without brows and alae, which head
+    Keypoints are those of :data:`~facerecon.correspond.regions.REGION_LANDMARKS`, without brows and alae, which head
     models place differently.
 
     Args:

@@ -23,7 +23,6 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from facerecon import assets
 from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape
 from facerecon.modes import in_own_modes
 from facerecon.morphable.eyes import socket_sphere
@@ -407,18 +406,18 @@ def fill_sockets(model: MorphableModel) -> MorphableModel:
 
 
 @in_own_modes
-def load_hifi3dpp(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:
+def load_hifi3dpp(path: str | Path, num_identity: int | None = None) -> MorphableModel:
     """HiFi3D++, frozen, in eval mode.
 
     Args:
-        path: ``hifi3dpp_model_info.mat``, a folder that holds it, or a converted file; None takes the cache's.
+        path: ``hifi3dpp_model_info.mat``, a folder that holds it, or a converted file.
         num_identity: leading identity components to keep; None keeps all 532.
 
     Raises:
         AssetError: nothing is there, or it is something else.
         ConfigError: more components than there are.
     """
-    path = assets.locate("hifi3dpp") if path is None else Path(path)
+    path = Path(path)
     if path.suffix == ".safetensors":
         return read_face_model(path, num_identity)
     return hifi3dpp_model(read_hifi3dpp(path, num_identity)).eval().requires_grad_(False)

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
 from facerecon.modes import in_own_modes
 from facerecon.morphable.model import MorphableModel, read_face_model
@@ -260,19 +259,18 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
 
 
 @in_own_modes
-def load_ict(path: str | Path | None = None, num_identity: int | None = None) -> MorphableModel:
+def load_ict(path: str | Path, num_identity: int | None = None) -> MorphableModel:
     """ICT-FaceKit Light, frozen, in eval mode.
 
     Args:
-        path: an npz file with the arrays of :func:`ict_model`, the clone of ICT-FaceKit, or a converted file; None
-            takes the cache's.
+        path: an npz file with the arrays of :func:`ict_model`, the clone of ICT-FaceKit, or a converted file.
         num_identity: leading identity modes to keep; None keeps all 100.
 
     Raises:
         AssetError: nothing is there, or it is something else.
         ConfigError: more modes than there are.
     """
-    path = assets.locate("ict") if path is None else Path(path)
+    path = Path(path)
     if not path.exists():
         raise AssetError(
             f"{path} does not exist; run: git clone https://github.com/ICT-VGL/ICT-FaceKit {json.dumps(str(path))}"

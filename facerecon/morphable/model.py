@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from facerecon import assets
-from facerecon.errors import AssetError, ConfigError, ShapeError, check_floats, check_number, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, ShapeError, check_floats, check_number, check_shape
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.modes import in_own_modes, own_modes
@@ -18,7 +16,7 @@ from facerecon.morphable.regions import JAW_OUTWARD
 from facerecon.storage import all_finite, open_safetensors, parse_json, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
-__all__ = ["FACE_MODELS", "MorphableModel", "load_face_model", "read_face_model"]
+__all__ = ["MorphableModel", "read_face_model"]
 
 _TOPOLOGY = (
     "faces",
@@ -394,50 +392,3 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
         )
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None
-
-
-def _makehuman(num_identity: int | None, path: str | Path | None) -> MorphableModel:
-    return read_face_model(assets.locate("makehuman") if path is None else Path(path), num_identity)
-
-
-def _ict(num_identity: int | None, path: str | Path | None) -> MorphableModel:
-    from facerecon.morphable.ict import load_ict
-
-    return load_ict(path, num_identity)
-
-
-def _hifi3dpp(num_identity: int | None, path: str | Path | None) -> MorphableModel:
-    from facerecon.morphable.hifi3dpp import load_hifi3dpp
-
-    return load_hifi3dpp(path, num_identity)
-
-
-FACE_MODELS: dict[str, Callable[[int | None, str | Path | None], MorphableModel]] = {
-    "makehuman": _makehuman,
-    "ict": _ict,
-    "hifi3dpp": _hifi3dpp,
-}
-"""Loaders by name."""
-
-
-@in_own_modes
-def load_face_model(
-    name: str = "makehuman", num_identity: int | None = 80, path: str | Path | None = None
-) -> MorphableModel:
-    """A head model from the cache, frozen, in eval mode.
-
-    Args:
-        name: key of :data:`FACE_MODELS`.
-        num_identity: leading identity components to keep; None keeps all.
-        path: the model's own file or folder, where it is not in the cache.
-
-    Raises:
-        ConfigError: no model of that name, or more components than it has.
-        AssetError: its file is not there yet.
-    """
-    if name not in FACE_MODELS:
-        raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
-    model = FACE_MODELS[name](num_identity, path).eval().requires_grad_(False)
-    if model.name != name:
-        raise AssetError(f"{path} holds the head model '{model.name}', not '{name}'; set face_model={model.name}.")
-    return model

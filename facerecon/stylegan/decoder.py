@@ -8,7 +8,6 @@ one they drive.
 from __future__ import annotations
 
 import math
-import os
 from itertools import chain
 from pathlib import Path
 
@@ -16,19 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import ConfigError, ShapeError, check_floats, check_number, nearest_name
-from facerecon.modes import in_own_modes, own_modes
-from facerecon.storage import open_safetensors
+from facerecon.errors import ConfigError, ShapeError, check_floats
+from facerecon.modes import own_modes
+from facerecon.stylegan.linear_basis import read_linear_basis
 from facerecon.types import Latent
 
-__all__ = [
-    "LinearDecoder",
-    "TextureDecoder",
-    "decoder_kind",
-    "is_decoder_file",
-    "load_decoder",
-    "retract_to_sphere",
-]
+__all__ = ["LinearDecoder", "TextureDecoder", "retract_to_sphere"]
 
 
 def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Tensor:
@@ -129,8 +121,7 @@ class TextureDecoder(nn.Module):
 
         Raises:
             ShapeError: the codes do not fit this decoder, by shape or type.
-            ConfigError: the latent is of another
-            space.
+            ConfigError: the latent is of another space.
         """
         if isinstance(latent, Latent):
             if latent.space != self.space:
@@ -205,112 +196,4 @@ class LinearDecoder(TextureDecoder):
     @classmethod
     def from_file(cls, path: str | Path, components: int | None = None) -> LinearDecoder:
         """Read ``texture_linear.safetensors``, or a basis of one's own (tools/build_texture_basis.py)."""
-        from facerecon.stylegan.linear_basis import read_linear_basis
-
         return cls(*read_linear_basis(path, components))
-
-
-SHIPPED = {
-    "linear": "texture_linear.safetensors",
-    "linear_normalized": "texture_linear_normalized.safetensors",
-    "open": "texture_open.safetensors",
-}
-"""Decoders by name, and their files."""
-
-
-CONVERTED = {"ffhq_uv": "ffhq_uv_decoder", "ffhq_uv_cropface": "ffhq_uv_decoder_cropface"}
-"""Decoders of the FFHQ-UV release, by the asset that they become."""
-
-OFFICIAL = (".pth",)
-"""Endings of checkpoints as the authors release them."""
-
-
-@in_own_modes
-def load_decoder(
-    name: str = "open", components: int | None = None, space: str | None = None, precision: str = "auto"
-) -> TextureDecoder:
-    """A frozen texture decoder by name.
-
-    Args:
-        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learnt from 221
-            faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
-            learnt from the 400 normalized maps of the shipped set; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the
-            release's, of HiFi3D++'s maps, once converted (``python -m facerecon.assets convert ffhq_uv``); or the path
-            of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py),
-            .safetensors; or the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make
-            HiFi3D++'s maps.
-        components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
-            ``space="w/64"``); all if left out.
-        space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.
-        precision: of a StyleGAN2 decoder: ``"auto"``, ``"float32"``, ``"bfloat16"`` (CPU, CUDA), ``"float16"`` (CUDA).
-
-    Raises:
-        ConfigError: unknown name or space, or a space for a linear basis.
-        AssetError: the file is missing or altered, a
-        pickle (never opened), or holds numbers that are not finite.
-    """
-    from facerecon import assets
-
-    if components is not None:
-        check_number("components", components, 1, whole=True)
-    if is_decoder_file(name):
-        path = Path(name).expanduser()
-    elif name in SHIPPED:
-        path = assets.shipped(SHIPPED[name])
-    elif name in CONVERTED:
-        path = assets.locate(CONVERTED[name])
-    else:
-        raise ConfigError(
-            nearest_name(name, (*SHIPPED, *CONVERTED), "decoder")
-            + " A file of your own must end in .safetensors (or .pth)."
-        )
-    if decoder_kind(name) == "linear":
-        if space not in (None, "linear"):
-            raise ConfigError(f"decoder '{name}' is a linear basis and has no latent space '{space}'; leave it out.")
-        decoder: TextureDecoder = LinearDecoder.from_file(path, components)
-    else:
-        from facerecon.stylegan.released_checkpoints import read_official_decoder
-        from facerecon.stylegan.texture_decoder import read_decoder
-
-        if components is not None:
-            base = (space or "w").partition("/")[0]
-            space = f"{base}/{components}"
-        read = read_official_decoder if path.suffix in OFFICIAL else read_decoder
-        decoder = read(path, space, precision)
-    return decoder.eval().requires_grad_(False)
-
-
-def decoder_kind(name: str) -> str:
-    """``"stylegan"`` or ``"linear"``: what the decoder of that name, or the file at that path, is.
-
-    A file that is neither counts as linear, whose reader says what is wrong with it.
-    """
-    from facerecon import assets
-
-    path = Path(name).expanduser() if is_decoder_file(name) else None
-    if path is None:
-        if name in CONVERTED:
-            return "stylegan"
-        if name not in SHIPPED:
-            return "linear"
-        path = assets.shipped(SHIPPED[name])
-    if path.suffix in OFFICIAL:
-        return "stylegan"
-    names = _tensor_names(path)
-    return "stylegan" if "synthesis.constant" in names else "linear"
-
-
-def _tensor_names(path: Path) -> set[str]:
-    """Of a safetensors file; none of any other. Nothing is read but the header."""
-    from safetensors import SafetensorError
-
-    try:
-        with open_safetensors(path) as file:
-            return set(file.keys())
-    except (SafetensorError, OSError, ValueError):
-        return set()
-
-
-def is_decoder_file(name: str) -> bool:
-    """Whether :func:`load_decoder` takes this for a path, not for a name."""
-    return bool(Path(name).suffix) or "/" in name or os.sep in name

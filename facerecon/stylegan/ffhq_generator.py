@@ -12,23 +12,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.assets.foreign import Record, read_pickle, tensors_of
-from facerecon.errors import AssetError
+from facerecon.errors import AssetError, ShapeError
 from facerecon.modes import in_own_modes
 from facerecon.stylegan.e4e import read_parts
+from facerecon.stylegan.face_generator import seeded_latents
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.released_checkpoints import from_official
 from facerecon.stylegan.weights import read_generator
 
-__all__ = ["from_e4e_layout", "from_tensorflow", "load_ffhq_generator", "read_e4e_generator", "read_ffhq_pickle"]
+__all__ = [
+    "FFHQFaces",
+    "from_e4e_layout",
+    "from_tensorflow",
+    "load_ffhq_faces",
+    "load_ffhq_generator",
+    "read_e4e_generator",
+    "read_ffhq_pickle",
+]
 
 _FILTER = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
 
@@ -198,3 +207,54 @@ def load_ffhq_generator() -> Generator:
     """
     other = assets.status("e4e_generator").state == "ready" and assets.status("stylegan2_ffhq").state != "ready"
     return read_generator(assets.locate("e4e_generator" if other else "stylegan2_ffhq"))[0]
+
+
+class FFHQFaces(nn.Module):
+    """StyleGAN2-FFHQ as a source of faces, called as :class:`~facerecon.stylegan.face_generator.MobileGenerator` is.
+
+    Args:
+        generator: mapping and synthesis, 1024 px as released.
+
+    Attributes:
+        resolution: px of its pictures. num_styles: rows of its W+. style_dim: width of W.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.resolution, self.num_styles = generator.size, generator.rows
+        self.style_dim = generator.config.w_dim
+
+    @property
+    def mean_w(self) -> Tensor:
+        """(512,), the mean of W."""
+        return self.generator.w_mean
+
+    def forward(self, w: Tensor) -> Tensor:
+        """(B, 512), or (B, 18, 512) -> (B, 3, S, S) RGB in [0, 1], float32, with the noise that was learnt.
+
+        Raises:
+            ShapeError: a code of another shape.
+        """
+        if w.dim() == 2:
+            w = w[:, None].expand(-1, self.num_styles, -1)
+        if w.dim() != 3 or w.shape[1:] != (self.num_styles, self.style_dim):
+            raise ShapeError(
+                f"w must be (B, {self.style_dim}) or (B, {self.num_styles}, {self.style_dim}); got {tuple(w.shape)}. "
+                "Codes of W+ serve the generator alone that they were made for."
+            )
+        return (self.generator.synthesis(w) * 0.5 + 0.5).clamp(0, 1)
+
+    def sample(self, seeds: int | Iterable[int], truncation: float = 0.7) -> Tensor:
+        """w (B, 512) of the given seeds, as the open generator's."""
+        with torch.no_grad():
+            w = self.generator.map(seeded_latents(seeds, self.generator.config.z_dim).to(self.mean_w))
+        return torch.lerp(self.mean_w, w, truncation)
+
+
+def load_ffhq_faces(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FFHQFaces:
+    """:func:`load_ffhq_generator` as a source of faces, whose synthesis computes in ``dtype``."""
+    generator = load_ffhq_generator()
+    if dtype != torch.float32:
+        generator.precision = dtype
+    return FFHQFaces(generator).to(device).eval().requires_grad_(False)

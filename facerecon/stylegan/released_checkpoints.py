@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon import assets
 from facerecon.assets.foreign import read_state
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
@@ -199,8 +200,6 @@ def kept_pictures(names: Sequence[str] = TOPOLOGY_PICTURES) -> list[Tensor]:
     Raises:
         AssetError: they were not converted, or one of them is not among them; says how.
     """
-    from facerecon import assets
-
     names = [Path(name).stem for name in names]
     path = assets.locate("ffhq_uv_topology")
     tensors, _ = read_safetensors(path, "the pictures of topo_assets", "convert them again", names)

@@ -7,7 +7,6 @@ along each, so that decoders can be compared with linear bases at an equal numbe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facerecon import assets
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes, own_modes
 from facerecon.run.device import choose_precision, supports_bfloat16
@@ -25,7 +25,7 @@ from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
 from facerecon.stylegan.frozen_synthesis import FrozenSynthesis
 from facerecon.stylegan.generator import Generator
-from facerecon.stylegan.weights import read_generator, save_generator
+from facerecon.stylegan.weights import save_generator
 from facerecon.types import Latent
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "kept_statistics",
     "measure_statistics",
     "parse_space",
-    "read_decoder",
     "save_decoder",
     "synthesis_precision",
 ]
@@ -426,59 +425,6 @@ def save_decoder(
     return statistics
 
 
-@in_own_modes
-def read_decoder(path: str | Path, space: str | None = None, precision: str = "auto") -> StyleGANDecoder:
-    """Read what :func:`save_decoder` wrote.
-
-    Args:
-        path: the file.
-        space, precision: see :class:`StyleGANDecoder`; ``"w+"`` if left out.
-
-    Raises:
-        AssetError: not such a file; or space z, and neither the file nor the cache holds the mapping network.
-        ConfigError: an unknown space or precision.
-    """
-    space = "w+" if space is None else space
-    kind, _ = parse_space(space)
-    generator, facts = read_generator(path)
-    if facts["statistics"]:
-        statistics = WStatistics.from_tensors(facts["statistics"], path)
-    elif facts["mapping"]:
-        statistics = kept_statistics(generator, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
-    else:
-        raise AssetError(f"{path} holds neither a mapping network nor statistics of W; write it with save_decoder.")
-    mapping = None
-    if kind == "z" and not facts["mapping"]:
-        if facts["about"].get("mapping_network") != "open":
-            raise AssetError(f"{path} holds no mapping network, so there is no space z; use w or w+.")
-        mapping = _open_mapping(path)
-        if generator.projection is not None:
-            mapping = nn.Sequential(mapping, generator.projection)
-    if facts["about"].get("crop") == "face":
-        from facerecon.stylegan.released_checkpoints import CroppedDecoder, kept_pictures
-
-        decoder: StyleGANDecoder = CroppedDecoder(
-            generator, statistics, *kept_pictures(), space=space, precision=precision
-        )
-    else:
-        decoder = StyleGANDecoder(generator, statistics, space, precision, mapping)
-    decoder.atlas = str(facts["about"].get("atlas", "makehuman"))
-    return decoder
-
-
-def _open_mapping(path: str | Path) -> nn.Module:
-    """The mapping network of the open face generator."""
-    from facerecon.stylegan.face_generator import load_generator
-
-    try:
-        return load_generator().mapping
-    except AssetError as error:
-        raise AssetError(
-            f"{path} leaves its mapping network to the open face generator, which is not here ({error}); "
-            "fetch it, or use latent space w or w+."
-        ) from None
-
-
 def kept_statistics(generator: Generator, key: str) -> WStatistics:
     """Statistics of a generator whose file has none: measured once (a minute for a large one), then kept in the cache.
 
@@ -486,7 +432,6 @@ def kept_statistics(generator: Generator, key: str) -> WStatistics:
         generator: with its mapping network.
         key: digest of its file.
     """
-    from facerecon import assets
 
     def measure(target: Path) -> None:
         config = generator.config

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.evaluation import head_regions, region_forms
-from facerecon.evaluation.regions import MILLIMETERS
+from facerecon.correspond.regions import MILLIMETERS, head_regions, region_forms
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.morphable import MorphableModel
 
@@ -24,8 +23,9 @@ class ShapeResidual:
 
     Attributes:
         nearest: (D, I), identity coefficients of the head that comes nearest to each: least in the squares of the
-            regions' errors, each region after its own alignment (:func:`facerecon.evaluation.region_forms`), and of
-            the face's vertices at a tenth, with a ridge of 0.02 square mm for the prior.
+            regions' errors, each region after its own alignment
+            (:func:`facerecon.correspond.regions.region_forms`), and of the face's vertices at a tenth, with a ridge of
+            0.02 square mm for the prior.
         left: (D, V, 3), world units, what is left of each: a field is ``identity_basis`` times ``nearest`` plus
             ``left``, and a code of D standard normals moves the vertices of the face by a root mean square of 1 mm.
 

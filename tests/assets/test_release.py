@@ -17,7 +17,7 @@ from facerecon import assets
 from facerecon.assets import registry, release
 from facerecon.assets.__main__ import main
 from facerecon.perception.regressor import Regressor, RegressorConfig, load_regressor, trained_regressor
-from facerecon.stylegan.decoder import decoder_kind, load_decoder
+from facerecon.stylegan.load import decoder_kind, load_decoder
 from facerecon.stylegan.released_checkpoints import CroppedDecoder, read_official
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ from facerecon.correspond.resample import albedo_decoder, decoder_for, retarget
 from facerecon.errors import ConfigError
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.render.uv import sample_texture, uv_raster
-from facerecon.stylegan.decoder import LinearDecoder, load_decoder
+from facerecon.stylegan.decoder import LinearDecoder
+from facerecon.stylegan.load import load_decoder
 
 
 @pytest.fixture(scope="module")

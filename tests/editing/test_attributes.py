@@ -24,7 +24,7 @@ def meter():
 def heads(meter, yaws, light=None) -> torch.Tensor:
     """(B, 3, 512, 512): one person's head at several yaws, pitch 5 degrees down, on gray."""
     from facerecon.render import Renderer
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
 
     model, count = meter.model, len(yaws)
     identity = 0.8 * torch.randn(1, model.num_identity, generator=torch.Generator().manual_seed(1))

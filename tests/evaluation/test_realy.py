@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facerecon.correspond.regions import REGION_LANDMARKS
 from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.evaluation.realy import (
     BENDING_KEYPOINTS,
@@ -24,7 +25,6 @@ from facerecon.evaluation.realy import (
     write_mesh,
     write_realy_errors,
 )
-from facerecon.evaluation.regions import REGION_LANDMARKS
 
 NOSE = Path("data", "REALY_scan_region", "2", "nose.obj")
 

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from facerecon.errors import InputError, ShapeError
-from facerecon.evaluation.regions import (
+from facerecon.correspond.regions import (
     ALIGNMENT_LANDMARKS,
     REGION_LANDMARKS,
-    Surface,
     face_regions,
-    region_errors,
     region_forms,
     vertex_areas,
     visible_vertices,
 )
+from facerecon.errors import InputError, ShapeError
+from facerecon.evaluation.regions import region_errors
 from facerecon.geometry.rotation import euler_to_matrix
-from facerecon.geometry.surface import closest_on_triangles
+from facerecon.geometry.surface import Surface, closest_on_triangles
 
 
 def grid(count: int, height: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:

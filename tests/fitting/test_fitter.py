@@ -46,7 +46,7 @@ def photos(model) -> Observation:
 
 @pytest.fixture(scope="module")
 def fitter(model) -> Fitter:
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
 
     return Fitter(
         model, load_decoder("linear"), Renderer(224, antialias=True), stages=SHORT, detail=DetailSettings(size=256)

@@ -25,7 +25,7 @@ from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import load_face_model
 from facerecon.render import Renderer
 from facerecon.render.uv import bake
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.types import Camera, Crop, FaceParams, Observation, SHLight
 
 FULL = 448  # px, side of the full crop; the fit crop sees its middle 320 px

@@ -28,7 +28,7 @@ from facerecon.morphable import load_face_model
 from facerecon.perception import Coefficients, Regressor, RegressorConfig
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.types import Camera, Crop, FaceParams, Observation, SHLight
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"

@@ -23,8 +23,9 @@ from facerecon.fitting.stage import Stage
 from facerecon.fitting.variables import Variables
 from facerecon.imaging.files import write_png
 from facerecon.render import Renderer
-from facerecon.stylegan.decoder import LinearDecoder, load_decoder
+from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.stylegan.generator import Generator, GeneratorConfig
+from facerecon.stylegan.load import load_decoder
 from facerecon.stylegan.texture_decoder import save_decoder
 from facerecon.types import FaceParams, Latent, SHLight
 

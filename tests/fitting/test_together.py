@@ -30,7 +30,7 @@ SHORT = {"texture": {"steps": 2}, "joint": {"steps": 2}}
 
 @pytest.fixture(scope="module")
 def fitter(asset) -> Fitter:
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
 
     for name in ("makehuman", "identity128"):
         asset(name)

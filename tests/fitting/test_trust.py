@@ -16,7 +16,7 @@ from facerecon.morphable import load_face_model
 from facerecon.perception import observe
 from facerecon.perception.facemesh import EYES_AND_MOUTH, disagreement, fused_landmarks
 from facerecon.render import Renderer
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.types import Camera, Observation
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"

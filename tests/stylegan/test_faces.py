@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError
-from facerecon.stylegan.faces import FFHQFaces, load_face_generator
+from facerecon.stylegan.ffhq_generator import FFHQFaces
 from facerecon.stylegan.generator import Generator, GeneratorConfig
+from facerecon.stylegan.load import load_face_generator
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from facerecon.errors import AssetError
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.stylegan.released_checkpoints import CroppedDecoder, from_official, read_official
 from facerecon.stylegan.texture_decoder import measure_statistics
 

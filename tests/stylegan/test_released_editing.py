@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from facerecon import assets
 from facerecon.errors import AssetError, ConfigError
 from facerecon.stylegan.e4e import E4E, load_e4e
-from facerecon.stylegan.faces import load_face_generator
 from facerecon.stylegan.ffhq_generator import (
     from_e4e_layout,
     from_tensorflow,
@@ -28,6 +27,7 @@ from facerecon.stylegan.ffhq_generator import (
     read_e4e_generator,
     read_ffhq_pickle,
 )
+from facerecon.stylegan.load import load_face_generator
 from facerecon.stylegan.released_checkpoints import from_official
 from facerecon.stylegan.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow, integrate, load_styleflow
 

@@ -11,9 +11,10 @@ import torch
 
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.losses import geocross_loss
-from facerecon.stylegan.decoder import LinearDecoder, decoder_kind, load_decoder
+from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.stylegan.frozen_synthesis import FrozenSynthesis
 from facerecon.stylegan.generator import Generator, GeneratorConfig
+from facerecon.stylegan.load import decoder_kind, load_decoder
 from facerecon.stylegan.texture_decoder import StyleGANDecoder, measure_statistics, parse_space, save_decoder
 from facerecon.stylegan.weights import read_generator, save_generator
 from facerecon.types import Latent

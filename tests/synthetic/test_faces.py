@@ -11,7 +11,7 @@ from facerecon.geometry.lighting import sh_basis
 from facerecon.morphable import load_face_model
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings, directional_light
 from facerecon.types import Camera
 

@@ -7,7 +7,7 @@ from facerecon.errors import ConfigError
 from facerecon.evaluation import head_regions, region_errors
 from facerecon.geometry.camera import project
 from facerecon.morphable import load_face_model
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
 from facerecon.synthetic.shape_residual import ShapeResidual
 from facerecon.types import Camera

@@ -10,7 +10,7 @@ def trained(processes, steps: int = 2):
     """A tiny network on a fixed batch of rendered noise and photos, each rank on its part."""
     from facerecon.morphable import load_face_model
     from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig
-    from facerecon.stylegan.decoder import load_decoder
+    from facerecon.stylegan.load import load_decoder
     from facerecon.training.regressor import CoefficientLosses, PhotoBatch, RegressorTraining, WeakLosses
 
     model, decoder = load_face_model(num_identity=4), load_decoder("linear", components=3)

@@ -22,7 +22,7 @@ from facerecon.perception.regressor import Coefficients, Regressor, RegressorCon
 from facerecon.render import Renderer
 from facerecon.run import load_checkpoint
 from facerecon.run.processes import Processes
-from facerecon.stylegan.decoder import load_decoder
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
 from facerecon.training.regressor import (
     CoefficientLosses,

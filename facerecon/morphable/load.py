@@ -1,0 +1,49 @@
+"""Head models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from facerecon import assets
+from facerecon.assets.registry import function_at
+from facerecon.errors import AssetError, ConfigError, nearest_name
+from facerecon.modes import in_own_modes
+from facerecon.morphable.model import MorphableModel
+
+__all__ = ["FACE_MODELS", "load_face_model"]
+
+FACE_MODELS: Mapping[str, str] = MappingProxyType(
+    {
+        "makehuman": "facerecon.morphable.model:read_face_model",
+        "ict": "facerecon.morphable.ict:load_ict",
+        "hifi3dpp": "facerecon.morphable.hifi3dpp:load_hifi3dpp",
+    }
+)
+"""Readers by name, "module:function" (path, num_identity) -> MorphableModel, each imported when it is asked for. The
+name is also the one of the asset in the cache."""
+
+
+@in_own_modes
+def load_face_model(
+    name: str = "makehuman", num_identity: int | None = 80, path: str | Path | None = None
+) -> MorphableModel:
+    """A head model from the cache, frozen, in eval mode.
+
+    Args:
+        name: key of :data:`FACE_MODELS`.
+        num_identity: leading identity components to keep; None keeps all.
+        path: the model's own file or folder, where it is not in the cache.
+
+    Raises:
+        ConfigError: no model of that name, or more components than it has.
+        AssetError: its file is not there yet.
+    """
+    if name not in FACE_MODELS:
+        raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
+    read = function_at(FACE_MODELS[name])
+    model = read(assets.locate(name) if path is None else Path(path), num_identity).eval().requires_grad_(False)
+    if model.name != name:
+        raise AssetError(f"{path} holds the head model '{model.name}', not '{name}'; set face_model={model.name}.")
+    return model
