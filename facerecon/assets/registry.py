@@ -259,7 +259,7 @@ OWN: dict[str, OwnAsset] = {
         ),
         _released(
             "e4e",
-            "facerecon.stylegan.convert:e4e",
+            "facerecon.editing.e4e:convert",
             "photo to a code of StyleGAN2-FFHQ (e4e)",
             "e4e_ffhq_encode.pt",
             "MIT as labelled",
@@ -283,7 +283,7 @@ OWN: dict[str, OwnAsset] = {
         ),
         _released(
             "styleflow",
-            "facerecon.stylegan.convert:styleflow",
+            "facerecon.editing.styleflow:convert",
             "attribute edits in W+ (StyleFlow)",
             "modellarge10k.pt",
             "CC BY-NC-SA 4.0",
@@ -291,7 +291,7 @@ OWN: dict[str, OwnAsset] = {
         ),
         _released(
             "expression_direction",
-            "facerecon.stylegan.convert:expression_direction",
+            "facerecon.editing.styleflow:convert_expression_direction",
             "direction of a smile in W+",
             "expression_direction.pt",
             "MIT as labelled",

@@ -25,6 +25,7 @@ from facerecon.editing.attributes import AttributeMeter
 from facerecon.editing.directions import load_directions
 from facerecon.editing.flow import ConditionMeter, FlowNormalizer
 from facerecon.editing.latent_traversal import AttributeNormalizer, WalkSettings
+from facerecon.editing.styleflow import load_expression_direction, load_styleflow
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.imaging import files
 from facerecon.modes import in_own_modes
@@ -37,7 +38,6 @@ from facerecon.perception.dpr import load_portrait_light
 from facerecon.perception.vgg_expression import load_vgg_expression
 from facerecon.stylegan.load import FACE_GENERATORS
 from facerecon.stylegan.released_checkpoints import kept_pictures
-from facerecon.stylegan.styleflow import load_expression_direction, load_styleflow
 
 __all__ = [
     "PARTS",

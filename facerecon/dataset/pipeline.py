@@ -29,6 +29,7 @@ from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.dataset.records import Item, Outcome, Refused
 from facerecon.editing.attributes import AttributeMeter, Attributes
+from facerecon.editing.e4e import load_e4e
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
 from facerecon.editing.latent_traversal import WalkSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
@@ -40,7 +41,6 @@ from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run import choose_device
 from facerecon.settings import build_settings, check_keys
 from facerecon.storage import parse_json, safetensors_bytes
-from facerecon.stylegan.e4e import load_e4e
 from facerecon.stylegan.load import load_face_generator
 from facerecon.types import FaceParams
 

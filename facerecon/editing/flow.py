@@ -19,11 +19,11 @@ from torch import Tensor
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.latent_traversal import Normalized, WalkSettings, trace_row, unmet
+from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.perception.attributes import AttributeNet
 from facerecon.perception.bisenet import CLASSES, FaceParser
 from facerecon.perception.vgg_expression import FER_EXPRESSIONS
-from facerecon.stylegan.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow
 
 __all__ = ["TARGETS", "ConditionMeter", "FlowNormalizer", "baldness"]
 

@@ -10,26 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.assets.foreign import read_checkpoint, tensors_of
 from facerecon.errors import AssetError, InputError
 from facerecon.imaging.files import read_image
 from facerecon.storage import safetensors_bytes, write_whole
-from facerecon.stylegan.e4e import read_official_e4e
 from facerecon.stylegan.face_generator import NUM_STYLES, STYLE_DIM, MobileGenerator
 from facerecon.stylegan.ffhq_generator import read_e4e_generator, read_ffhq_pickle
 from facerecon.stylegan.released_checkpoints import TOPOLOGY_PICTURES, read_official
-from facerecon.stylegan.styleflow import read_official_styleflow
 from facerecon.stylegan.weights import save_generator
 
 __all__ = [
-    "e4e",
     "e4e_generator",
-    "expression_direction",
     "ffhq_uv_decoder",
     "ffhq_uv_decoder_cropface",
     "ffhq_uv_topology",
     "mobile_stylegan",
-    "styleflow",
     "stylegan2_ffhq",
 ]
 
@@ -253,26 +247,3 @@ def e4e_generator(source: Path, target: Path) -> None:
     """The same generator, as it stands beside e4e's encoder (``e4e_ffhq_encode.pt``)."""
     about = {"source": "StyleGAN2-FFHQ, of e4e_ffhq_encode.pt"}
     save_generator(target, read_e4e_generator(source), about, dtype=torch.float32)
-
-
-def e4e(source: Path, target: Path) -> None:
-    """e4e's encoder (``e4e_ffhq_encode.pt``)."""
-    write_whole(target, safetensors_bytes(read_official_e4e(source), {"source": "encoder4editing"}))
-
-
-def styleflow(source: Path, target: Path) -> None:
-    """StyleFlow's conditional flow (``modellarge10k.pt``)."""
-    write_whole(target, safetensors_bytes(read_official_styleflow(source), {"source": "StyleFlow"}))
-
-
-def expression_direction(source: Path, target: Path) -> None:
-    """The direction of a smile in W+ (``expression_direction.pt``): (1 or 18, 512).
-
-    Raises:
-        AssetError: not one tensor of whole rows of 512 numbers.
-    """
-    found = list(tensors_of({"x": read_checkpoint(source)}).values())
-    if len(found) != 1 or not found[0].numel() or found[0].numel() % 512 or not torch.isfinite(found[0].float()).all():
-        raise AssetError(f"{source} is no direction of W or W+ (rows of 512 numbers); get the released file again.")
-    rows = found[0].float().reshape(-1, 512).contiguous()
-    write_whole(target, safetensors_bytes({"direction": rows}, {"source": "FFHQ-UV release"}))

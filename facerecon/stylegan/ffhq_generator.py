@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import Record, read_pickle, tensors_of
+from facerecon.assets.foreign import Record, read_checkpoint, read_pickle, tensors_of
 from facerecon.errors import AssetError, ShapeError
 from facerecon.modes import in_own_modes
-from facerecon.stylegan.e4e import read_parts
 from facerecon.stylegan.face_generator import seeded_latents
 from facerecon.stylegan.generator import Generator
 from facerecon.stylegan.released_checkpoints import from_official
@@ -35,6 +34,7 @@ __all__ = [
     "from_tensorflow",
     "load_ffhq_faces",
     "load_ffhq_generator",
+    "read_e4e_file",
     "read_e4e_generator",
     "read_ffhq_pickle",
 ]
@@ -187,13 +187,29 @@ def _e4e_layer(layer: str, kind: str, value: Tensor, path: str | Path) -> dict[s
     raise AssetError(f"{path} holds unknown 'decoder.{layer}.{kind[:60]}'; get the released file again.")
 
 
+def read_e4e_file(path: str | Path) -> tuple[Mapping[str, Tensor], Tensor]:
+    """The state dictionary of the released file (``encoder.*``, ``decoder.*``), and its mean latent.
+
+    Raises:
+        AssetError: missing, damaged, or another file; one line.
+    """
+    content = read_checkpoint(path)
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    average = content.get("latent_avg") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise AssetError(f"{path} holds no 'state_dict'; expected the released e4e_ffhq_encode.pt. Get it again.")
+    if not isinstance(average, Tensor) or average.dim() not in (1, 2):
+        raise AssetError(f"{path} holds no 'latent_avg'; expected the released e4e_ffhq_encode.pt. Get it again.")
+    return state, average
+
+
 def read_e4e_generator(path: str | Path) -> Generator:
     """The generator beside e4e's encoder (``e4e_ffhq_encode.pt``).
 
     Raises:
         AssetError: missing, damaged, or another file; one line.
     """
-    state, average = read_parts(path)
+    state, average = read_e4e_file(path)
     decoder = {n.removeprefix("decoder."): t for n, t in state.items() if n.startswith("decoder.")}
     return from_official(from_e4e_layout(decoder, average, path), path)
 

@@ -9,12 +9,12 @@ from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.flow import TARGETS, ConditionMeter, FlowNormalizer, baldness
 from facerecon.editing.inversion import encode
 from facerecon.editing.latent_traversal import WalkSettings
+from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS
 from facerecon.errors import ConfigError, ShapeError
 from facerecon.imaging.files import read_image
 from facerecon.perception.attributes import AttributeNet
 from facerecon.perception.bisenet import CLASSES
 from facerecon.perception.vgg_expression import FER_EXPRESSIONS
-from facerecon.stylegan.styleflow import CONDITIONS, EDITED_ROWS
 
 HAPPY = FER_EXPRESSIONS.index("happy")
 

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from facerecon import assets
+from facerecon.editing.e4e import E4E, load_e4e
+from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow, integrate, load_styleflow
 from facerecon.errors import AssetError, ConfigError
-from facerecon.stylegan.e4e import E4E, load_e4e
 from facerecon.stylegan.ffhq_generator import (
     from_e4e_layout,
     from_tensorflow,
@@ -29,7 +30,6 @@ from facerecon.stylegan.ffhq_generator import (
 )
 from facerecon.stylegan.load import load_face_generator
 from facerecon.stylegan.released_checkpoints import from_official
-from facerecon.stylegan.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow, integrate, load_styleflow
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -18,19 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_state
+from facerecon.assets.foreign import float_tensors, load_converted, read_checkpoint, read_state, tensors_of
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes, kept
-from facerecon.storage import read_safetensors
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
 __all__ = [
     "CONDITIONS",
     "EDITED_ROWS",
     "ConditionalFlow",
+    "convert",
+    "convert_expression_direction",
     "integrate",
     "load_expression_direction",
     "load_styleflow",
-    "read_official_styleflow",
 ]
 
 CONDITIONS: dict[str, slice] = {
@@ -191,18 +192,32 @@ def _official(name: str) -> str:
     return f"chain.1.{name}"
 
 
-def read_official_styleflow(path: str | Path) -> dict[str, Tensor]:
-    """Weights of :class:`ConditionalFlow` from the released ``modellarge10k.pt``.
+def convert(source: Path, target: Path) -> None:
+    """The released ``modellarge10k.pt`` to weights of :class:`ConditionalFlow`.
 
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in ConditionalFlow().state_dict().items()}
-    state = read_state(path, "state_dict")
+    state = read_state(source, "state_dict")
     unused = ("chain.0.step", "chain.2.step", "chain.1.odefunc._num_evals")
-    found = float_tensors(state, {_official(n): s for n, s in shapes.items()}, path, "StyleFlow's flow", unused)
-    return {name: found[_official(name)] for name in shapes}
+    found = float_tensors(state, {_official(n): s for n, s in shapes.items()}, source, "StyleFlow's flow", unused)
+    weights = {name: found[_official(name)] for name in shapes}
+    write_whole(target, safetensors_bytes(weights, {"source": "StyleFlow"}))
+
+
+def convert_expression_direction(source: Path, target: Path) -> None:
+    """The direction of a smile in W+ (``expression_direction.pt``): (1 or 18, 512).
+
+    Raises:
+        AssetError: not one tensor of whole rows of 512 numbers.
+    """
+    found = list(tensors_of({"x": read_checkpoint(source)}).values())
+    if len(found) != 1 or not found[0].numel() or found[0].numel() % 512 or not torch.isfinite(found[0].float()).all():
+        raise AssetError(f"{source} is no direction of W or W+ (rows of 512 numbers); get the released file again.")
+    rows = found[0].float().reshape(-1, 512).contiguous()
+    write_whole(target, safetensors_bytes({"direction": rows}, {"source": "FFHQ-UV release"}))
 
 
 @kept()

@@ -7,7 +7,6 @@ its difference to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_checkpoint
-from facerecon.errors import AssetError, check_shape
+from facerecon.assets.foreign import float_tensors, load_converted
+from facerecon.errors import check_shape
 from facerecon.modes import kept
+from facerecon.storage import safetensors_bytes, write_whole
+from facerecon.stylegan.ffhq_generator import read_e4e_file
 
-__all__ = ["E4E", "load_e4e", "read_official_e4e"]
+__all__ = ["E4E", "convert", "load_e4e"]
 
 _STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))
 _TAPS = (6, 20, 23)
@@ -135,34 +136,19 @@ class E4E(nn.Module):
         return F.interpolate(coarser, finer.shape[-2:], mode="bilinear", align_corners=True) + finer
 
 
-def read_official_e4e(path: str | Path) -> dict[str, Tensor]:
-    """Weights of :class:`E4E` from the released ``e4e_ffhq_encode.pt``.
+def convert(source: Path, target: Path) -> None:
+    """The released ``e4e_ffhq_encode.pt`` to weights of :class:`E4E`.
 
     Raises:
         AssetError: missing, damaged, or another file; one line.
     """
-    state, average = read_parts(path)
+    state, average = read_e4e_file(source)
     encoder = {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")}
     with torch.device("meta"):
         shapes = {n: tuple(t.shape) for n, t in E4E().state_dict().items() if not n.endswith("num_batches_tracked")}
     encoder["latent_avg"] = average.expand(shapes["latent_avg"]) if average.dim() == 1 else average
-    return float_tensors(encoder, shapes, path, "e4e's encoder")
-
-
-def read_parts(path: str | Path) -> tuple[Mapping[str, Tensor], Tensor]:
-    """The state dictionary of the released file (``encoder.*``, ``decoder.*``), and its mean latent.
-
-    Raises:
-        AssetError: missing, damaged, or another file; one line.
-    """
-    content = read_checkpoint(path)
-    state = content.get("state_dict") if isinstance(content, Mapping) else None
-    average = content.get("latent_avg") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise AssetError(f"{path} holds no 'state_dict'; expected the released e4e_ffhq_encode.pt. Get it again.")
-    if not isinstance(average, Tensor) or average.dim() not in (1, 2):
-        raise AssetError(f"{path} holds no 'latent_avg'; expected the released e4e_ffhq_encode.pt. Get it again.")
-    return state, average
+    weights = float_tensors(encoder, shapes, source, "e4e's encoder")
+    write_whole(target, safetensors_bytes(weights, {"source": "encoder4editing"}))
 
 
 @kept()
