@@ -118,6 +118,13 @@ class GlbBuilder:
         self.gltf.textures.append(gl.Texture(source=len(self.gltf.images) - 1, sampler=len(self.gltf.samplers) - 1))
         return len(self.gltf.textures) - 1
 
+    def add_scene(self, mesh: gl.Mesh, name: str) -> None:
+        """The one mesh, on node 0 of the one scene."""
+        self.gltf.meshes.append(mesh)
+        self.gltf.nodes.append(gl.Node(name=mesh.name, mesh=0))
+        self.gltf.scenes.append(gl.Scene(name=name, nodes=[0]))
+        self.gltf.scene = 0
+
     def to_bytes(self) -> bytes:
         """The finished GLB: header, JSON chunk, binary chunk."""
         self._blob.extend(b"\0" * (-len(self._blob) % 4))

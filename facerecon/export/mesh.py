@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.nn import functional
 
 from facerecon.errors import ConfigError, InputError, ShapeError, nearest_name
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
 from facerecon.morphable.eyes import Eyeball, eye_map, eye_uvs, eyeball, find_eyes, iris_color
-from facerecon.types import FaceParams, ReconstructedFace
+from facerecon.types import FaceParams, MeshTopology, ReconstructedFace
 
 if TYPE_CHECKING:
     from facerecon.export.gltf import GlbBuilder
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["METERS_PER_UNIT", "SplitMesh", "encode_texture", "save_glb", "save_obj", "split_seams"]
 
 METERS_PER_UNIT = 0.1
-"""One world unit of every head model is a decimetre; files are in meters."""
+"""One world unit of every head model is a decimeter; files are in meters."""
 
 SKIN_ROUGHNESS, SKIN_F0 = 0.5, 0.028
 """Skin under studio light: roughness, and the share of straight light that it reflects (index of refraction 1.4)."""
@@ -203,17 +204,32 @@ def save_obj(
         folder, name = folder.parent, folder.stem
     if not re.fullmatch(r"[^\s/\\#]+", name):
         raise InputError(f"name must not hold spaces, slashes or '#'; got {name!r}. Use e.g. 'head'.")
-    vertices = face.neutral_vertices if neutral else face.vertices
-    normals = vertex_normals(vertices, face.topology.faces)
-    topology = face.topology
     apart = _eyeballs(face) if eyes else None
-
+    vertices = face.neutral_vertices if neutral else face.vertices
     lines = [
-        f"# {_GENERATOR}: unposed head, meters, y up, facing +z; topology {topology.name or 'unnamed'}",
+        f"# {_GENERATOR}: unposed head, meters, y up, facing +z; topology {face.topology.name or 'unnamed'}",
         f"mtllib {name}.mtl",
         f"o {name}",
+        *_head_lines(vertices, face.topology, scale, groups, None if apart is None else apart.rows),
     ]
-    lines += [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in _array(vertices[0] * scale).tolist()]
+    material = [f"# {_GENERATOR}", *_material_lines("skin", 0.04, 20, f"{name}.png")]
+    if apart is not None:
+        lines += _eye_lines(apart, vertices.shape[1], len(face.topology.uvs), scale, groups)
+        material += _material_lines("eyes", 0.5, 600, f"{name}_eyes.png")
+    write_bytes(folder / f"{name}.png", encode_texture(face.texture))
+    if apart is not None:
+        write_bytes(folder / f"{name}_eyes.png", encode_texture(apart.map))
+    write_bytes(folder / f"{name}.mtl", ("\n".join(material) + "\n").encode())
+    write_bytes(folder / f"{name}.obj", ("\n".join(lines) + "\n").encode())
+    return folder / f"{name}.obj"
+
+
+def _head_lines(
+    vertices: Tensor, topology: MeshTopology, scale: float, groups: bool, left_out: np.ndarray | None
+) -> list[str]:
+    """The head's part of an OBJ: vertices (1, V, 3), UVs, normals, and the faces that are not ``left_out`` (F,)."""
+    normals = vertex_normals(vertices, topology.faces)
+    lines = [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in _array(vertices[0] * scale).tolist()]
     lines += [f"vt {u:.8g} {v:.8g}" for u, v in _array(topology.uvs).tolist()]
     lines += [f"vn {x:.6g} {y:.6g} {z:.6g}" for x, y, z in _array(normals[0]).tolist()]
     lines.append("usemtl skin")
@@ -221,36 +237,19 @@ def save_obj(
     corners = torch.stack([topology.faces, topology.uv_faces], dim=2).reshape(-1, 6).cpu() + 1
     current = None
     for i, (a, ta, b, tb, c, tc) in enumerate(corners.tolist()):
-        if apart is not None and apart.rows[i]:
+        if left_out is not None and left_out[i]:
             continue
         if labels is not None and labels[i] != current:
             current = labels[i]
             lines.append(f"g {current}")
         lines.append(f"f {a}/{ta}/{a} {b}/{tb}/{b} {c}/{tc}/{c}")
-    if apart is not None:
-        lines += _eye_lines(apart, vertices.shape[1], len(topology.uvs), scale, groups)
+    return lines
 
-    material = [
-        f"# {_GENERATOR}",
-        "newmtl skin",
-        "Ka 1 1 1",
-        "Kd 1 1 1",
-        "Ks 0.04 0.04 0.04",
-        "Ns 20",
-        "d 1",
-        "illum 2",
-        f"map_Kd {name}.png",
-    ]
-    if apart is not None:
-        material += ["newmtl eyes", "Ka 1 1 1", "Kd 1 1 1", "Ks 0.5 0.5 0.5", "Ns 600", "d 1", "illum 2"]
-        material += [f"map_Kd {name}_eyes.png"]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / f"{name}.png", encode_texture(face.texture))
-    if apart is not None:
-        write_bytes(folder / f"{name}_eyes.png", encode_texture(apart.map))
-    write_bytes(folder / f"{name}.mtl", ("\n".join(material) + "\n").encode())
-    write_bytes(folder / f"{name}.obj", ("\n".join(lines) + "\n").encode())
-    return folder / f"{name}.obj"
+
+def _material_lines(name: str, specular: float, exponent: int, picture: str) -> list[str]:
+    """One material of an MTL."""
+    lines = [f"newmtl {name}", "Ka 1 1 1", "Kd 1 1 1", f"Ks {specular} {specular} {specular}", f"Ns {exponent}"]
+    return [*lines, "d 1", "illum 2", f"map_Kd {picture}"]
 
 
 def _eye_lines(eyes: _Eyes, vertices: int, uvs: int, scale: float, groups: bool) -> list[str]:
@@ -315,7 +314,7 @@ def save_glb(
     """
     import pygltflib as gl
 
-    from facerecon.export.gltf import GlbBuilder, smallest_index_type
+    from facerecon.export.gltf import GlbBuilder
 
     face = _one_subject(face, index)
     path = Path(path).expanduser()
@@ -323,87 +322,92 @@ def save_glb(
         raise InputError(f"save_glb writes one binary .glb file; got {path.name}. Name it {path.stem}.glb.")
     apart = _eyeballs(face) if eyes else None
     head = face.topology
-    kept = torch.ones(len(head.faces), dtype=torch.bool) if apart is None else torch.from_numpy(~apart.rows)
+    kept = slice(None) if apart is None else torch.from_numpy(~apart.rows)
     split = split_seams(head.faces.cpu()[kept], head.uv_faces.cpu()[kept])
-    neutral = face.neutral_vertices.float()
-    normals = _unit_normals(neutral, face.topology.faces)
+    normals = _unit_normals(face.neutral_vertices.float(), head.faces)
 
     build = GlbBuilder(_GENERATOR)
-    positions = _array(neutral[0] * scale)[split.vertex]
-    uvs = _array(face.topology.uvs)[split.uv] * np.float32([1, -1]) + np.float32([0, 1])
-    attributes = gl.Attributes(
-        POSITION=build.accessor(positions, gl.ARRAY_BUFFER, bounds=True, name="positions"),
-        NORMAL=build.accessor(_array(normals[0])[split.vertex], gl.ARRAY_BUFFER, name="normals"),
-        TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name="uvs"),
-    )
-    index_type = smallest_index_type(len(split.vertex) - 1)
-    indices = build.accessor(split.faces.reshape(-1).astype(index_type), gl.ELEMENT_ARRAY_BUFFER, name="triangles")
-
+    positions = _array(face.neutral_vertices[0].float() * scale)[split.vertex]
+    uvs = _array(head.uvs)[split.uv] * np.float32([1, -1]) + np.float32([0, 1])
+    skin = _primitive(build, positions, _array(normals[0])[split.vertex], uvs, split.faces)
     chosen = _chosen_targets(face, targets)
-    names = [face.expression_names[i] for i in chosen]
-    morphs, eye_morphs = [], []
-    for start in range(0, len(chosen), 16):  # a few at a time bounds the memory
-        basis = face.expression_basis[chosen[start : start + 16]].float()
-        bent = _unit_normals(neutral + basis, face.topology.faces) - normals
-        for k in range(len(basis)):
-            label = names[start + k]
-            position = _array(basis[k] * scale)[split.vertex]
-            normal = _array(bent[k])[split.vertex]
-            morphs.append(
-                {
-                    "POSITION": build.delta_accessor(position, 1e-8, bounds=True, name=f"{label}.positions"),
-                    "NORMAL": build.delta_accessor(normal, 1e-3, name=f"{label}.normals"),
-                }
-            )
-            if apart is not None:
-                moved = apart.moved(_array(basis[k]), label)
-                turned = _eye_normals(apart, apart.vertices + moved) - _eye_normals(apart, apart.vertices)
-                eye_morphs.append(
-                    {
-                        "POSITION": build.delta_accessor(
-                            np.float32(moved * scale), 1e-8, bounds=True, name=f"{label}.eyes.positions"
-                        ),
-                        "NORMAL": build.delta_accessor(np.float32(turned), 1e-3, name=f"{label}.eyes.normals"),
-                    }
-                )
-    weights = face.params.expression[0].detach().cpu().float()[chosen]
-    weights = (weights if clamp is None else weights.clamp(*clamp)).tolist()
-
-    texture = face.texture
-    if texture_size is not None and texture_size != texture.shape[-1]:
-        texture = torch.nn.functional.interpolate(
-            texture, (texture_size, texture_size), mode="bilinear", antialias=True, align_corners=False
-        )
+    skin.targets, eye_targets = _morph_targets(build, face, chosen, split, apart, normals, scale)
+    mesh = gl.Mesh(name="head", primitives=[skin])
+    texture = face.texture if texture_size is None else _resized(face.texture, texture_size)
     picture = build.texture(encode_texture(texture, image_format), f"image/{image_format}", "albedo")
-    model = build.gltf
-    model.materials.append(_material("skin", picture, roughness, SKIN_F0))
-    primitives = [gl.Primitive(attributes=attributes, indices=indices, material=0, targets=morphs)]
+    build.gltf.materials.append(_material("skin", picture, roughness, SKIN_F0))
     if apart is not None:
-        uvs = np.float32(apart.uvs * [1, -1] + [0, 1])
-        attributes = gl.Attributes(
-            POSITION=build.accessor(np.float32(apart.vertices * scale), gl.ARRAY_BUFFER, True, "eyes.positions"),
-            NORMAL=build.accessor(_eye_normals(apart, apart.vertices), gl.ARRAY_BUFFER, name="eyes.normals"),
-            TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name="eyes.uvs"),
-        )
-        triangles = apart.faces.reshape(-1).astype(smallest_index_type(len(apart.vertices) - 1))
-        indices = build.accessor(triangles, gl.ELEMENT_ARRAY_BUFFER, name="eyes.triangles")
-        drawn = build.texture(encode_texture(apart.map), "image/png", "eyes")
-        model.materials.append(_material("eyes", drawn, EYE_ROUGHNESS, EYE_F0))
-        primitives.append(gl.Primitive(attributes=attributes, indices=indices, material=1, targets=eye_morphs))
-    model.extensionsUsed = ["KHR_materials_specular"]
-    mesh = gl.Mesh(name="head", primitives=primitives)
-    if morphs:
-        mesh.weights = weights
-        mesh.extras = {"targetNames": names}
-    model.meshes.append(mesh)
-    model.nodes.append(gl.Node(name="head", mesh=0))
+        mesh.primitives.append(_eye_primitive(build, apart, eye_targets, scale))
+    if chosen:
+        weights = face.params.expression[0].detach().cpu().float()[chosen]
+        mesh.weights = (weights if clamp is None else weights.clamp(*clamp)).tolist()
+        mesh.extras = {"targetNames": [face.expression_names[i] for i in chosen]}
+    build.gltf.extensionsUsed = ["KHR_materials_specular"]
+    build.add_scene(mesh, "facerecon")
     if track is not None:
         _animate(build, track, times, chosen, clamp)
-    model.scenes.append(gl.Scene(name="facerecon", nodes=[0]))
-    model.scene = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, build.to_bytes())
-    return path
+    return write_bytes(path, build.to_bytes())
+
+
+def _primitive(
+    build: GlbBuilder, positions: np.ndarray, normals: np.ndarray, uvs: np.ndarray, faces: np.ndarray, prefix: str = ""
+) -> Any:
+    """Triangles of material 0 without morph targets; ``prefix`` begins the names of their accessors."""
+    import pygltflib as gl
+
+    from facerecon.export.gltf import smallest_index_type
+
+    attributes = gl.Attributes(
+        POSITION=build.accessor(positions, gl.ARRAY_BUFFER, bounds=True, name=f"{prefix}positions"),
+        NORMAL=build.accessor(normals, gl.ARRAY_BUFFER, name=f"{prefix}normals"),
+        TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name=f"{prefix}uvs"),
+    )
+    triangles = faces.reshape(-1).astype(smallest_index_type(len(positions) - 1))
+    indices = build.accessor(triangles, gl.ELEMENT_ARRAY_BUFFER, name=f"{prefix}triangles")
+    return gl.Primitive(attributes=attributes, indices=indices, material=0)
+
+
+def _eye_primitive(build: GlbBuilder, eyes: _Eyes, targets: list[dict[str, int]], scale: float) -> Any:
+    """The eyeballs, of material 1."""
+    uvs = np.float32(eyes.uvs * [1, -1] + [0, 1])
+    positions, normals = np.float32(eyes.vertices * scale), _eye_normals(eyes, eyes.vertices)
+    made = _primitive(build, positions, normals, uvs, eyes.faces, "eyes.")
+    made.targets, made.material = targets, 1
+    picture = build.texture(encode_texture(eyes.map), "image/png", "eyes")
+    build.gltf.materials.append(_material("eyes", picture, EYE_ROUGHNESS, EYE_F0))
+    return made
+
+
+def _morph_targets(
+    build: GlbBuilder,
+    face: ReconstructedFace,
+    chosen: Sequence[int],
+    split: SplitMesh,
+    apart: _Eyes | None,
+    normals: Tensor,
+    scale: float,
+) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Position and normal differences of the ``chosen`` expression units: accessors of the skin, and of the eyes."""
+
+    def target(positions: np.ndarray, turned: np.ndarray, label: str) -> dict[str, int]:
+        return {
+            "POSITION": build.delta_accessor(positions, 1e-8, bounds=True, name=f"{label}.positions"),
+            "NORMAL": build.delta_accessor(turned, 1e-3, name=f"{label}.normals"),
+        }
+
+    neutral = face.neutral_vertices.float()
+    skin, eyes = [], []
+    for start in range(0, len(chosen), 16):  # a few at a time bounds the memory
+        basis = face.expression_basis[chosen[start : start + 16]].float()
+        turned = _unit_normals(neutral + basis, face.topology.faces) - normals
+        for k in range(len(basis)):
+            label = face.expression_names[chosen[start + k]]
+            skin.append(target(_array(basis[k] * scale)[split.vertex], _array(turned[k])[split.vertex], label))
+            if apart is not None:
+                moved = apart.moved(_array(basis[k]), label)
+                difference = _eye_normals(apart, apart.vertices + moved) - _eye_normals(apart, apart.vertices)
+                eyes.append(target(np.float32(moved * scale), np.float32(difference), f"{label}.eyes"))
+    return skin, eyes
 
 
 def _animate(
@@ -474,13 +478,19 @@ def _one_subject(face: ReconstructedFace, index: int | None) -> ReconstructedFac
     return face[index or 0].detach()
 
 
+def _resized(texture: Tensor, size: int) -> Tensor:
+    if texture.shape[-1] == size:
+        return texture
+    return functional.interpolate(texture, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
 def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
 
 
 def _unit_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Vertex normals that are unit length everywhere: loose and degenerate vertices look at +z."""
-    normals = torch.nn.functional.normalize(vertex_normals(vertices, faces), dim=-1)
+    normals = functional.normalize(vertex_normals(vertices, faces), dim=-1)
     good = normals.norm(dim=-1, keepdim=True) > 0.5
     return torch.where(good, normals, normals.new_tensor([0.0, 0.0, 1.0]))
 
