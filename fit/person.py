@@ -17,7 +17,7 @@ import torch
 
 from facerecon.errors import ConfigError, FaceReconError, FitError, InputError, OutputError
 from facerecon.export.mesh import save_glb, save_obj
-from facerecon.export.report import Subject, write_report
+from facerecon.export.report import ReportEntry, write_report
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
 from facerecon.fitting import SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_bytes, write_png
@@ -290,7 +290,7 @@ class _Person:
             left = [f"Left out: {name}: {message}" for name, message in self.failed.items()]
             notes = [f"The fit diverged: {result['diverged']}."] if "diverged" in result else []
             notes += [f"Suspect, this may be no face: {name}: {why}." for name, why in suspects.items()]
-            subject = Subject(
+            subject = ReportEntry(
                 name=self.name,
                 pictures={"": picture, "one lamp, walking from left to right": relit_strip(person)},
                 history={key: value.mean(0).cpu() for key, value in face.history.items()},

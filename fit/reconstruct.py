@@ -332,7 +332,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
 
     from facerecon.errors import OutputError
     from facerecon.export.mesh import save_glb, save_obj
-    from facerecon.export.report import Subject, write_report
+    from facerecon.export.report import ReportEntry, write_report
     from facerecon.export.views import panel
     from facerecon.imaging.files import read_image, write_bytes, write_png
     from fit.models import saved_face
@@ -368,7 +368,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
         if row.get("stage1", "").startswith("landmarks: "):
             notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
         write_report(
-            folder / "report.html", Subject.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
+            folder / "report.html", ReportEntry.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
             config=settings,
             command=f"python fit/reconstruct.py img={shlex.quote(path.name)} fitting={config.fitting.preset}",
         )  # fmt: skip

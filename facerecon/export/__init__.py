@@ -17,7 +17,7 @@ _HOMES = {
     "save_animation": "views",
     "turntable": "views",
     "IndexEntry": "report",
-    "Subject": "report",
+    "ReportEntry": "report",
     "write_index": "report",
     "write_report": "report",
 }

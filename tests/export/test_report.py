@@ -18,7 +18,7 @@ from facerecon import assets
 from facerecon.errors import InputError
 from facerecon.export.report import (
     IndexEntry,
-    Subject,
+    ReportEntry,
     _href,
     loss_curve,
     stand_ins,
@@ -79,7 +79,7 @@ def check_page(path, local_images=False):
 
 @pytest.fixture
 def subject():
-    return Subject(
+    return ReportEntry(
         name="ada.jpg",
         pictures={"": Image.new("RGB", (40, 20), "red"), "texture": torch.full((1, 3, 8, 8), 0.5)},
         history={"texture.pix": [3.0, 2.0, 1.0], "texture.total": torch.tensor([9.0, 8.0, 7.5]), "joint.pix": [1.0]},
@@ -116,7 +116,7 @@ def test_report_is_whole_and_loads_nothing(subject, tmp_path):
 
 
 def test_every_string_from_outside_is_escaped(tmp_path):
-    subject = Subject(
+    subject = ReportEntry(
         name=EVIL,
         pictures={EVIL: Image.new("RGB", (4, 4))},
         history={f"{EVIL}.{EVIL}": [1.0, 0.5]},
@@ -141,7 +141,9 @@ def test_every_string_from_outside_is_escaped(tmp_path):
 
 
 def test_a_name_that_is_no_utf8_is_shown(tmp_path):
-    page = write_report(tmp_path / "r.html", Subject("caf\udce9"), failures={"caf\udce9.jpg": "is empty"}, assets=[])
+    page = write_report(
+        tmp_path / "r.html", ReportEntry("caf\udce9"), failures={"caf\udce9.jpg": "is empty"}, assets=[]
+    )
     assert "caf\\udce9.jpg" in page.read_text(encoding="utf-8")
 
 
@@ -201,14 +203,14 @@ def test_nothing_to_report(tmp_path):
         write_report(tmp_path / "report.html", [])
 
 
-def test_curve_spans_its_frame_and_survives_odd_values():
-    points = re.search(r'points="([^"]+)"', loss_curve([4.0, 3.0, 2.0], "pix"))[1]
-    xy = [tuple(map(float, p.split(","))) for p in points.split()]
-    assert xy == [(6.0, 6.0), (110.0, 42.0), (214.0, 78.0)]
+def test_curve_spans_its_frame_and_survives_odd_values(tmp_path):
+    curve = loss_curve([4.0, 3.0, 2.0])
+    assert curve["runs"] == [["6.0,6.0", "110.0,42.0", "214.0,78.0"]] and curve["ends"] == "4 → 2"
     for values in ([], [1.0], [1.0, 1.0], [float("nan")] * 3, [1.0, float("inf"), 2.0, 1.0]):
-        figure = loss_curve(values, "id")
-        Page(figure)
-        assert "nan," not in figure and "inf," not in figure and ",nan" not in figure
+        path = write_report(tmp_path / "r.html", ReportEntry("a", history={"s.id": values}), assets=[])
+        points = check_page(path).attributes("points")
+        assert len(points) == sum(len(run) > 1 for run in loss_curve(values)["runs"])
+        assert not re.search("nan|inf", "".join(points))
 
 
 def test_index_links_panels_and_lists_failures(tmp_path):
