@@ -55,9 +55,9 @@ def main(config: Any) -> int:
     params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
     lights = {
         "studio": views.studio_light(),
-        "left": views.directional_light((-1.0, 0.3, 0.5), ambient=0.26),
-        "right": views.directional_light((1.0, 0.3, 0.5), ambient=0.26),
-        "top": views.directional_light((0.0, 1.0, 0.7), ambient=0.26),
+        "left": views.sh_directional_light((-1.0, 0.3, 0.5), ambient=0.26),
+        "right": views.sh_directional_light((1.0, 0.3, 0.5), ambient=0.26),
+        "top": views.sh_directional_light((0.0, 1.0, 0.7), ambient=0.26),
         "ambient": SHLight.ambient(),
         "fitted": params.light,
     }

@@ -198,7 +198,7 @@ def save_obj(
     Raises:
         InputError: the batch holds several subjects and ``index`` is not given, or the name cannot be used.
     """
-    face = _one_subject(face, index)
+    face = one_subject(face, index, "one file holds")
     folder = Path(folder).expanduser()
     if folder.suffix.lower() == ".obj" and not folder.is_dir():
         folder, name = folder.parent, folder.stem
@@ -316,7 +316,7 @@ def save_glb(
 
     from facerecon.export.gltf import GlbBuilder
 
-    face = _one_subject(face, index)
+    face = one_subject(face, index, "one file holds")
     path = Path(path).expanduser()
     if path.suffix.lower() != ".glb":
         raise InputError(f"save_glb writes one binary .glb file; got {path.name}. Name it {path.stem}.glb.")
@@ -469,13 +469,23 @@ def _eye_normals(eyes: _Eyes, vertices: np.ndarray) -> np.ndarray:
     return _array(_unit_normals(placed, faces)[0])
 
 
-def _one_subject(face: ReconstructedFace, index: int | None) -> ReconstructedFace:
-    count = len(face.vertices)
+def one_subject(record: Any, index: int | None, what: str) -> Any:
+    """One subject of a batched face or observation, out of the graph.
+
+    Args:
+        record: of batch B.
+        index: which of them; may be left out where B is 1.
+        what: begins the error, e.g. "one file holds".
+
+    Raises:
+        InputError: there are several, or not so many.
+    """
+    count = len(record.vertices) if isinstance(record, ReconstructedFace) else len(record.landmarks68)
     if index is None and count != 1:
-        raise InputError(f"one file holds one subject; got a batch of {count}. Pass index=0..{count - 1}.")
+        raise InputError(f"{what} one subject; got a batch of {count}. Pass index=0..{count - 1}.")
     if index is not None and not -count <= index < count:
         raise InputError(f"index must be below {count}, the number of subjects; got {index}.")
-    return face[index or 0].detach()
+    return record[index or 0].detach()
 
 
 def _resized(texture: Tensor, size: int) -> Tensor:

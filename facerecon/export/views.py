@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facerecon.errors import ConfigError, InputError
+from facerecon.export.mesh import one_subject
 from facerecon.geometry.camera import camera_in_photo, clip_coordinates, project
 from facerecon.geometry.lighting import sh_basis, shade
 from facerecon.geometry.mesh import vertex_normals
@@ -32,9 +33,8 @@ from facerecon.types import Camera, MeshTopology, Observation, ReconstructedFace
 
 __all__ = [
     "Shot",
+    "captioned_sheet",
     "clay",
-    "contact_sheet",
-    "directional_light",
     "landmark_view",
     "live_panel",
     "overlay",
@@ -45,6 +45,7 @@ __all__ = [
     "posed_vertices",
     "relit_strip",
     "save_animation",
+    "sh_directional_light",
     "shoot",
     "studio_light",
     "textured",
@@ -119,7 +120,7 @@ def textured(shot: Shot, light: SHLight) -> Tensor:
 
 
 def clay(shot: Shot) -> Tensor:
-    """The shot's shape as grey clay in a studio (key, fill, sky and rim light): (1, 3, H, W) in [0, 1]."""
+    """The shot's shape as gray clay in a studio (key, fill, sky and rim light): (1, 3, H, W) in [0, 1]."""
     normals = shot.normals
 
     def lamp(x: float, y: float, z: float) -> Tensor:
@@ -138,7 +139,7 @@ def clay(shot: Shot) -> Tensor:
 # -- lights and cameras ----------------------------------------------------------------------------------
 
 
-def directional_light(
+def sh_directional_light(
     direction: Sequence[float], color: Sequence[float] = (1.0, 1.0, 1.0), ambient: float = 0.0
 ) -> SHLight:
     """A far lamp as second-order spherical harmonics.
@@ -167,16 +168,16 @@ def directional_light(
 
 def studio_light() -> SHLight:
     """Soft, nearly frontal light in which a texture looks as it is painted."""
-    key = directional_light((-0.35, 0.5, 1.0), (0.42, 0.42, 0.42), 0.62)
-    fill = directional_light((0.8, 0.1, 0.6), (0.1, 0.1, 0.1))
+    key = sh_directional_light((-0.35, 0.5, 1.0), (0.42, 0.42, 0.42), 0.62)
+    fill = sh_directional_light((0.8, 0.1, 0.6), (0.1, 0.1, 0.1))
     return SHLight(key.coefficients + fill.coefficients)
 
 
 def _relights() -> dict[str, SHLight]:
     return {
-        "lit from the left, warm": directional_light((-1.0, 0.3, 0.5), (1.05, 0.95, 0.82), 0.26),
-        "lit from the right, cool": directional_light((1.0, 0.3, 0.5), (0.82, 0.94, 1.08), 0.26),
-        "lit from above": directional_light((0.0, 1.0, 0.9), (1.0, 0.99, 0.97), 0.28),
+        "lit from the left, warm": sh_directional_light((-1.0, 0.3, 0.5), (1.05, 0.95, 0.82), 0.26),
+        "lit from the right, cool": sh_directional_light((1.0, 0.3, 0.5), (0.82, 0.94, 1.08), 0.26),
+        "lit from above": sh_directional_light((0.0, 1.0, 0.9), (1.0, 0.99, 0.97), 0.28),
     }
 
 
@@ -223,16 +224,26 @@ def portrait_camera(
 
 def turned_view(face: ReconstructedFace, yaw: float, size: int, pitch: float = 0.0, backend: str = "auto") -> Shot:
     """The unposed head, turned (degrees): positive yaw to the viewer's right, positive pitch down."""
-    vertices = face.vertices
-    camera, pivot = portrait_camera(vertices, topology=face.topology)
+    return _turned(face.vertices, face.texture, face.topology, yaw, size, pitch, backend)
+
+
+def _turned(
+    vertices: Tensor,
+    texture: Tensor,
+    topology: MeshTopology,
+    yaw: float,
+    size: int,
+    pitch: float = 0.0,
+    backend: str = "auto",
+) -> Shot:
+    camera, pivot = portrait_camera(vertices, topology=topology)
     angles = vertices.new_tensor([[math.radians(pitch), math.radians(yaw), 0.0]])
-    turned = (vertices - pivot) @ euler_to_matrix(angles).mT
-    return shoot(turned, face.texture, face.topology, camera, size, backend)
+    return shoot((vertices - pivot) @ euler_to_matrix(angles).mT, texture, topology, camera, size, backend)
 
 
 def head_views(
     vertices: Tensor,
-    texture: Tensor,
+    texture: Tensor | None,
     topology: MeshTopology,
     yaws: Sequence[float] = (-35.0, 0.0, 35.0),
     size: int = 420,
@@ -242,22 +253,22 @@ def head_views(
 
     Args:
         vertices: (1, V, 3).
-        texture: (1, 3, S, S).
+        texture: (1, 3, S, S); None draws gray clay.
         topology: of both.
         yaws: degrees, positive to the viewer's right.
         size: of a view in pixels.
-        light: the studio's if left out.
+        light: the studio's if left out; clay has its own.
 
     Returns:
         (1, 3, size, N * size) in [0, 1].
     """
-    camera, pivot = portrait_camera(vertices, topology=topology)
+    light = studio_light() if light is None else light
     pictures = []
     for yaw in yaws:
-        turn = euler_to_matrix(vertices.new_tensor([[0.0, math.radians(yaw), 0.0]]))
-        shot = shoot((vertices - pivot) @ turn.mT, texture, topology, camera, 2 * size)
-        lit = _on_backdrop(textured(shot, studio_light() if light is None else light), shot.mask)
-        pictures.append(functional.avg_pool2d(lit, 2).clamp(0, 1))
+        map_ = vertices.new_ones(1, 3, 1, 1) if texture is None else texture
+        shot = _turned(vertices, map_, topology, yaw, _OVERSAMPLING * size)
+        lit = _on_backdrop(clay(shot) if texture is None else textured(shot, light), shot)
+        pictures.append(functional.avg_pool2d(lit, _OVERSAMPLING).clamp(0, 1))
     return torch.cat(pictures, 3)
 
 
@@ -335,7 +346,7 @@ def _predicted_landmarks(face: ReconstructedFace, camera: Camera, model: Any) ->
 # -- sheets ----------------------------------------------------------------------------------------------
 
 
-def contact_sheet(
+def captioned_sheet(
     tiles: Sequence[Image.Image],
     captions: Sequence[str] | None = None,
     columns: int = 4,
@@ -418,39 +429,28 @@ def panel(
     face = _single(face, index)
     backend = _backend(renderer)
     big = tile * _OVERSAMPLING
-    turned = {yaw: turned_view(face, yaw, big, backend=backend) for yaw in (-40.0, 0.0, 40.0)}
-    studio = studio_light()
-    cells: list[tuple[str, Image.Image]] = []
-    landmarks: list[tuple[str, Image.Image]] = []
+    turned = _turned_views(face, big, backend)
+    cells: dict[str, Tensor] = {}
     if observation is not None:
         observation = _single(observation, index)
-        camera = _crop_camera(face, observation)
-        photo = _photo(observation, big)
-        shot = shoot(posed_vertices(face), face.texture, face.topology, camera, big, backend)
+        photo, shot = _photo_and_shot(face, observation, big, backend)
         scale = big / observation.full.image.shape[-1]
-        predicted = _predicted_landmarks(face, camera, _on_cpu(model)) * scale
+        predicted = _predicted_landmarks(face, _crop_camera(face, observation), _on_cpu(model)) * scale
         drawn = landmark_view(photo, _landmarks_in_crop(observation) * scale, predicted)
-        cells += [
-            ("photo", _finished(photo, tile)),
-            ("overlay: rendered face on the photo", _finished(overlay(photo, shot, face.params.light), tile)),
-            ("shape", _finished(_on_backdrop(clay(shot), shot.mask), tile)),
-        ]
-        landmarks = [("landmarks: photo (rings), head (dots)", drawn.resize((tile, tile), Image.Resampling.BOX))]
+        cells["photo"] = photo
+        cells["overlay: rendered face on the photo"] = overlay(photo, shot, face.params.light)
+        cells["shape"] = _on_backdrop(clay(shot), shot)
     else:
-        front = turned[0.0]
-        cells.append(("shape", _finished(_on_backdrop(clay(front), front.mask), tile)))
-    cells.append(("texture (albedo in UV)", _finished(_resized(face.texture, big), tile)))
-    cells += landmarks
-    for name, light in _relights().items():
-        front = turned[0.0]
-        cells.append((name, _finished(_on_backdrop(textured(front, light), front.mask), tile)))
-    for yaw, view in turned.items():
-        name = "front, studio light" if yaw == 0 else f"turned {_degrees(yaw)}"
-        cells.append((name, _finished(_on_backdrop(textured(view, studio), view.mask), tile)))
-    cells.append(("texels seen in the photo", _finished(_seen_texture(face, big), tile)))
+        cells["shape"] = _on_backdrop(clay(turned[0.0]), turned[0.0])
+    cells["texture (albedo in UV)"] = _resized(face.texture, big)
+    tiles = {name: _finished(image, tile) for name, image in cells.items()}
+    if observation is not None:
+        tiles["landmarks: photo (rings), head (dots)"] = drawn.resize((tile, tile), Image.Resampling.BOX)
+    cells = _relit(turned[0.0]) | _studio_views(turned) | {"texels seen in the photo": _seen_texture(face, big)}
+    tiles |= {name: _finished(image, tile) for name, image in cells.items()}
     note = "   ".join(f"{key} {_short(value)}" for key, value in (facts or {}).items()) or None
     columns = 4 if observation is not None else 3
-    return contact_sheet([c[1] for c in cells], [c[0] for c in cells], columns, title, note, tile)
+    return captioned_sheet(list(tiles.values()), list(tiles), columns, title, note, tile)
 
 
 @torch.no_grad()
@@ -476,32 +476,44 @@ def person_panel(
     """
     backend, big, count = _backend(renderer), tile * _OVERSAMPLING, len(face.vertices)
     person = face[0].replace(vertices=face.neutral_vertices[:1])
-    studio = studio_light()
-    turned = {yaw: turned_view(person, yaw, big, backend=backend) for yaw in (-40.0, 0.0, 40.0)}
-    front = turned[0.0]
-    cells = [("shape, neutral", _finished(_on_backdrop(clay(front), front.mask), tile))]
-    for yaw, view in turned.items():
-        name = "front, studio light" if yaw == 0 else f"turned {_degrees(yaw)}"
-        cells.append((name, _finished(_on_backdrop(textured(view, studio), view.mask), tile)))
-    cells.append(("texture (albedo in UV)", _finished(_resized(person.texture, big), tile)))
-    cells.append(("texels seen in a photo", _finished(_seen_texture(person, big), tile)))
-    for name, light in list(_relights().items())[:2]:
-        cells.append((name, _finished(_on_backdrop(textured(front, light), front.mask), tile)))
+    turned = _turned_views(person, big, backend)
+    cells = {"shape, neutral": _on_backdrop(clay(turned[0.0]), turned[0.0])} | _studio_views(turned)
+    cells["texture (albedo in UV)"] = _resized(person.texture, big)
+    cells["texels seen in a photo"] = _seen_texture(person, big)
+    cells |= dict(list(_relit(turned[0.0]).items())[:2])
+    tiles = [(name, _finished(image, tile)) for name, image in cells.items()]
     shown = sorted({round(i * (count - 1) / max(1, min(most, count) - 1)) for i in range(min(most, count))})
     for i in shown:
-        photo, over = _photo_and_overlay(face[i], observation[i], big, backend)
+        photo, shot = _photo_and_shot(face[i], observation[i], big, backend)
+        over = overlay(photo, shot, face[i].params.light)
         name = captions[i] if captions is not None else f"photo {i}"
-        cells += [(name, _finished(photo, tile)), ("overlay", _finished(over, tile))]
-    return contact_sheet([c[1] for c in cells], [c[0] for c in cells], 4, title, None, tile)
+        tiles += [(name, _finished(photo, tile)), ("overlay", _finished(over, tile))]
+    return captioned_sheet([t[1] for t in tiles], [t[0] for t in tiles], 4, title, None, tile)
 
 
-def _photo_and_overlay(
-    face: ReconstructedFace, observation: Observation, size: int, backend: str
-) -> tuple[Tensor, Tensor]:
-    """(1, 3, size, size) twice: the full crop of one photo, and the fitted face on it."""
-    photo = _photo(observation, size)
-    shot = shoot(posed_vertices(face), face.texture, face.topology, _crop_camera(face, observation), size, backend)
-    return photo, overlay(photo, shot, face.params.light)
+def _turned_views(face: ReconstructedFace, size: int, backend: str) -> dict[float, Shot]:
+    """{degrees: the head from the left, the front and the right}."""
+    return {yaw: turned_view(face, yaw, size, backend=backend) for yaw in (-40.0, 0.0, 40.0)}
+
+
+def _studio_views(turned: Mapping[float, Shot]) -> dict[str, Tensor]:
+    """{caption: (1, 3, S, S)} of turned heads in the studio's light."""
+    return {
+        f"turned {_degrees(yaw)}" if yaw else "front, studio light": _on_backdrop(textured(shot, studio_light()), shot)
+        for yaw, shot in turned.items()
+    }
+
+
+def _relit(shot: Shot) -> dict[str, Tensor]:
+    """{caption: (1, 3, S, S)} of one head in three lights."""
+    return {name: _on_backdrop(textured(shot, light), shot) for name, light in _relights().items()}
+
+
+def _photo_and_shot(face: ReconstructedFace, observation: Observation, size: int, backend: str) -> tuple[Tensor, Shot]:
+    """(1, 3, size, size), the full crop of one photo, and the fitted head where it is in it."""
+    camera = _crop_camera(face, observation)
+    shot = shoot(posed_vertices(face), face.texture, face.topology, camera, size, backend)
+    return _photo(observation, size), shot
 
 
 @torch.no_grad()
@@ -519,9 +531,8 @@ def overlays(
     backend, big, pictures = _backend(renderer), size * _OVERSAMPLING, []
     for i in range(len(face.vertices)):
         one, seen = face[i], observation[i]
-        shot = shoot(posed_vertices(one), one.texture, one.topology, _crop_camera(one, seen), big, backend)
-        photo = _photo(seen, big)
-        parts = (photo, overlay(photo, shot, one.params.light), _on_backdrop(clay(shot), shot.mask))
+        photo, shot = _photo_and_shot(one, seen, big, backend)
+        parts = (photo, overlay(photo, shot, one.params.light), _on_backdrop(clay(shot), shot))
         sheet = Image.new("RGB", (3 * size, size), _PAGE)
         for k, part in enumerate(parts):
             sheet.paste(_finished(part, size), (k * size, 0))
@@ -539,7 +550,7 @@ def relit_strip(
     yaw: float = 0.0,
     renderer: Any = None,
 ) -> Image.Image:
-    """One head under a lamp that walks from the viewer's left over the front to the right.
+    """One head under a lamp that moves from the viewer's left over the front to the right.
 
     Args:
         face: the fit.
@@ -554,10 +565,10 @@ def relit_strip(
     for k in range(count):
         azimuth = -80.0 + 160.0 * (k / (count - 1) if count > 1 else 0.5)
         angle = math.radians(azimuth)
-        light = directional_light((math.sin(angle), 0.35, math.cos(angle)), (1.0, 0.98, 0.95), 0.24)
-        tiles.append(_finished(_on_backdrop(textured(shot, light), shot.mask), tile))
+        light = sh_directional_light((math.sin(angle), 0.35, math.cos(angle)), (1.0, 0.98, 0.95), 0.24)
+        tiles.append(_finished(_on_backdrop(textured(shot, light), shot), tile))
         captions.append(f"lamp at {_degrees(azimuth)}")
-    return contact_sheet(tiles, captions, count, tile=tile)
+    return captioned_sheet(tiles, captions, count, tile=tile)
 
 
 @torch.no_grad()
@@ -579,7 +590,7 @@ def turntable(
         index: which subject of a batch.
         size: side of a frame in pixels.
         swing: largest yaw in degrees; None turns all the way round.
-        shape_only: grey clay instead of the texture.
+        shape_only: gray clay instead of the texture.
     """
     face = _single(face, index)
     light = studio_light()
@@ -589,7 +600,7 @@ def turntable(
         yaw = 360.0 * turn if swing is None else swing * math.sin(2 * math.pi * turn)
         shot = turned_view(face, yaw, size * _OVERSAMPLING, backend=_backend(renderer))
         image = clay(shot) if shape_only else textured(shot, light)
-        frames.append(_finished(_on_backdrop(image, shot.mask), size))
+        frames.append(_finished(_on_backdrop(image, shot), size))
     return frames
 
 
@@ -616,7 +627,6 @@ def save_animation(path: str | os.PathLike, frames: Sequence[Image.Image], fps: 
         options |= {"quality": 88, "method": 4}
     buffer = io.BytesIO()
     pictures[0].save(buffer, kind[1:].upper(), append_images=pictures[1:], **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -655,7 +665,7 @@ class live_panel:
         tiles.append(_curve_picture(self.curve, self.tile))
         captions.append("mean loss by step")
         title = f"{report.stage}, step {report.step + 1} of {report.steps}"
-        self.show(contact_sheet(tiles, captions, len(tiles), title, tile=self.tile))
+        self.show(captioned_sheet(tiles, captions, len(tiles), title, tile=self.tile))
 
     def show(self, picture: Image.Image) -> None:
         """Show the preview in the notebook, if there is one, and write the file, if there is a path."""
@@ -699,12 +709,7 @@ def _curve_picture(curve: Sequence[tuple[str, float]], side: int) -> Image.Image
 
 def _single(record: Any, index: int | None) -> Any:
     """One subject of a batched record, on the CPU and out of the graph."""
-    count = len(record.vertices) if isinstance(record, ReconstructedFace) else len(record.landmarks68)
-    if index is None and count != 1:
-        raise InputError(f"a picture shows one subject; got a batch of {count}. Pass index=0..{count - 1}.")
-    if index is not None and not -count <= index < count:
-        raise InputError(f"index must be below {count}, the number of subjects; got {index}.")
-    return record[index or 0].detach().to("cpu")
+    return one_subject(record, index, "a picture shows").to("cpu")
 
 
 def _backend(renderer: Any) -> str:
@@ -721,8 +726,8 @@ def _backdrop(like: Tensor) -> Tensor:
     return like.new_tensor(_BACKDROP).view(1, 3, 1, 1).expand(like.shape[0], 3, *like.shape[-2:])
 
 
-def _on_backdrop(image: Tensor, mask: Tensor) -> Tensor:
-    return image * mask + _backdrop(image) * (1 - mask)
+def _on_backdrop(image: Tensor, shot: Shot) -> Tensor:
+    return image * shot.mask + _backdrop(image) * (1 - shot.mask)
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facerecon import assets
+from facerecon import assets, export
 from facerecon.errors import InputError
 from facerecon.export.report import (
     IndexEntry,
@@ -221,3 +221,10 @@ def test_index_links_panels_and_lists_failures(tmp_path):
     assert page.attributes("href") == ["a%20b/report.html"] * 2 + ["c/panel.png"] * 2
     text = " ".join(page.text)
     assert "2 reconstructed, 1 failed" in text and "x.txt is not an image" in text
+
+
+def test_old_names_still_work_and_say_so():
+    for old, new in (("Subject", "ReportEntry"), ("contact_sheet", "captioned_sheet")):
+        with pytest.warns(DeprecationWarning, match=f"is {new} now; the old name goes in version 0.3.0"):
+            assert getattr(export, old) is getattr(export, new)
+        assert old not in export.__all__

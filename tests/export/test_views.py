@@ -58,7 +58,7 @@ def observation(sphere_face):
 def test_lamp_is_a_clamped_cosine_to_second_order():
     """Projection of max(0, cos) on bands 0-2: never off by more than 0.1, exact mean and first moment."""
     direction = torch.tensor([0.3, -0.5, 0.8])
-    light = views.directional_light(direction.tolist(), (1.0, 0.5, 0.0), ambient=0.2)
+    light = views.sh_directional_light(direction.tolist(), (1.0, 0.5, 0.0), ambient=0.2)
     generator = torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(1, 200000, 3, generator=generator), dim=-1)
     cosine = (normals[0] @ torch.nn.functional.normalize(direction, dim=0)).clamp(min=0)
@@ -207,12 +207,21 @@ def test_relit_strip_walks_from_left_to_right(sphere_face):
     assert lean[0] > 30 and abs(lean[1]) < 4 and lean[2] < -30
 
 
-def test_contact_sheet_fits_any_size_and_clips_long_text():
+def test_a_head_without_a_texture_is_drawn_as_clay(sphere_face):
+    face = sphere_face
+    drawn = views.head_views(face.vertices, None, face.topology, yaws=(0.0,), size=32)
+    shot = views.turned_view(face, 0.0, 64)
+    middle = views.clay(shot)[:, :, 30:34, 30:34].mean()
+    assert drawn.shape == (1, 3, 32, 32) and drawn[:, :, 15:17, 15:17].mean() == pytest.approx(middle.item(), abs=1e-5)
+    assert views.head_views(face.vertices, face.texture, face.topology, size=32).shape == (1, 3, 32, 96)
+
+
+def test_captioned_sheet_fits_any_size_and_clips_long_text():
     tiles = [Image.new("RGB", (40, 80), "red"), Image.new("L", (200, 50), 128), Image.new("RGB", (64, 64))]
-    sheet = views.contact_sheet(tiles, ["x" * 500, "", "c"], columns=2, title="t" * 400, note="n" * 400, tile=64)
+    sheet = views.captioned_sheet(tiles, ["x" * 500, "", "c"], columns=2, title="t" * 400, note="n" * 400, tile=64)
     assert sheet.width == 2 * 64 + 3 * 4
     with pytest.raises(InputError, match="at least one picture"):
-        views.contact_sheet([])
+        views.captioned_sheet([])
 
 
 def test_live_panel_writes_every_n_steps_and_the_last(tmp_path):
