@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -74,7 +74,7 @@ def bar_chart(
         if not math.isfinite(bar.value) or bar.value < 0:
             raise InputError(f"bars must be finite and not negative; got {bar.value} for '{bar.label}'.")
     s = _SCALE
-    plain, bold = ImageFont.load_default(13 * s), ImageFont.load_default(16 * s)
+    plain = ImageFont.load_default(13 * s)
     left = int(max(plain.getlength(bar.label) for bar in bars) / s) + 34
     left = min(max(left, 110), width // 2)
     row, gap, head, top = 24, 12, 24, 52 + (24 if len(legend) > 1 else 0)
@@ -89,42 +89,49 @@ def bar_chart(
     def at(value: float) -> float:
         return (left + span * value / most) * s
 
-    def write(x: float, y: float, text: str, font: ImageFont.FreeTypeFont, color: tuple, anchor: str) -> None:
-        draw.text((x, y), text, color, font, anchor=anchor)
+    def write(x: float, y: float, text: str, color: tuple, anchor: str) -> None:
+        draw.text((x, y), text, color, plain, anchor=anchor)
 
-    write(20 * s, 26 * s, title, bold, _INK, "lm")
+    draw.text((20 * s, 26 * s), title, _INK, ImageFont.load_default(16 * s), anchor="lm")
     if len(legend) > 1:
         x = 20.0 * s
         for k, name in enumerate(legend):
             draw.rectangle([x, 50 * s, x + 12 * s, 62 * s], COLORS[k % len(COLORS)])
-            write(x + 18 * s, 56 * s, name, plain, _INK, "lm")
+            write(x + 18 * s, 56 * s, name, _INK, "lm")
             x += plain.getlength(name) + 44 * s
     bottom = (height - 50) * s
     for tick in _ticks(most):
         draw.line([(at(tick), (top - 4) * s), (at(tick), bottom)], _LINE, s)
-        write(at(tick), bottom + 6 * s, f"{tick:g}", plain, _PALE, "mt")
-    write((left + span / 2) * s, (height - 14) * s, axis, plain, _PALE, "mm")
+        write(at(tick), bottom + 6 * s, f"{tick:g}", _PALE, "mt")
+    write((left + span / 2) * s, (height - 14) * s, axis, _PALE, "mm")
     y = float(top)
     for name, some in groups:
         if name:
-            write(20 * s, (y + head / 2) * s, name, plain, _PALE, "lm")
+            write(20 * s, (y + head / 2) * s, name, _PALE, "lm")
             y += head
         for bar in some:
-            middle = (y + row / 2) * s
             label = bar.label
             while len(label) > 4 and plain.getlength(label) > (left - 30) * s:
                 label = label[:-2].rstrip(" .…") + "…"
-            write((left - 10) * s, middle, label, plain, _INK, "rm")
-            color = COLORS[bar.series % len(COLORS)]
-            draw.rectangle([at(0), middle - 8 * s, max(at(bar.value), at(0) + s), middle + 8 * s], color)
-            end = bar.value
-            if bar.low is not None and bar.high is not None and math.isfinite(bar.low + bar.high):
-                draw.line([(at(max(bar.low, 0)), middle), (at(bar.high), middle)], _INK, 2 * s)
-                for edge in (max(bar.low, 0), bar.high):
-                    draw.line([(at(edge), middle - 4 * s), (at(edge), middle + 4 * s)], _INK, 2 * s)
-                end = max(end, bar.high)
-            write(at(end) + 8 * s, middle, bar.text or f"{bar.value:.2f}", plain, _INK, "lm")
+            middle = (y + row / 2) * s
+            write((left - 10) * s, middle, label, _INK, "rm")
+            write(_draw_bar(draw, bar, at, middle) + 8 * s, middle, bar.text or f"{bar.value:.2f}", _INK, "lm")
             y += row
         y += gap
     draw.line([(at(0), (top - 4) * s), (at(0), bottom)], _PALE, s)
     return picture.resize((width, height), Image.Resampling.BOX)
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, bar: Bar, at: Callable[[float], float], middle: float) -> float:
+    """One bar with its whisker, around the line ``middle``; returns where it ends."""
+    s = _SCALE
+    draw.rectangle(
+        [at(0), middle - 8 * s, max(at(bar.value), at(0) + s), middle + 8 * s], COLORS[bar.series % len(COLORS)]
+    )
+    if bar.low is None or bar.high is None or not math.isfinite(bar.low + bar.high):
+        return at(bar.value)
+    low, high = at(max(bar.low, 0)), at(bar.high)
+    draw.line([(low, middle), (high, middle)], _INK, 2 * s)
+    for edge in (low, high):
+        draw.line([(edge, middle - 4 * s), (edge, middle + 4 * s)], _INK, 2 * s)
+    return max(at(bar.value), high)
