@@ -81,10 +81,8 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     from facerecon.imaging.files import read_image, write_png
     from facerecon.settings import build_settings
     from facerecon.storage import safetensors_bytes, write_whole
-    from facerecon.stylegan.decoder import load_decoder
-    from fit.models import prepare
     from facerecon.stylegan.load import load_decoder
-    from fit.models import prepare, settings_of
+    from fit.models import prepare
 
     device = prepare(config)
     settings = build_settings(TextureInversionSettings, OmegaConf.to_container(config.inversion), "inversion")

@@ -24,7 +24,6 @@ from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import choose_device, seed_everything, set_threads
 from facerecon.settings import build_settings, check_keys
-from facerecon.stylegan.decoder import CONVERTED, SHIPPED, TextureDecoder, decoder_kind, is_decoder_file
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace

@@ -31,7 +31,7 @@ from facerecon.fitting import (  # noqa: E402
 )
 from facerecon.morphable import load_face_model  # noqa: E402
 from facerecon.render import Renderer  # noqa: E402
-from facerecon.stylegan.decoder import load_decoder  # noqa: E402
+from facerecon.stylegan.load import load_decoder  # noqa: E402
 from facerecon.training.ada import ADASettings  # noqa: E402
 from facerecon.training.texture_gan import AdversarialSettings  # noqa: E402
 
