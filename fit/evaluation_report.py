@@ -451,7 +451,7 @@ def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
 
 
 def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> None:
-    """Replace what is between the marks of a Markdown file; charts go to docs/ beside it.
+    """Replace what is between the marks of a Markdown file; charts go beside it.
 
     Raises:
         ConfigError: the marks are not there.
@@ -461,8 +461,7 @@ def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> Non
     if first < 0 or last < first:
         raise ConfigError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}; add them where the tables shall stand.")
     for name, title in charts.items():
-        picture = Path("docs", f"evaluate_{name}")
-        write_bytes(path.parent / picture, (folder / name).read_bytes())
-        text = f"{text.rstrip()}\n\n![{title}]({picture.as_posix()})\n"
+        write_bytes(path.with_name(f"evaluate_{name}"), (folder / name).read_bytes())
+        text = f"{text.rstrip()}\n\n![{title}](evaluate_{name})\n"
     whole = f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}"
     write_bytes(path, whole.encode("utf-8", "backslashreplace"))

@@ -7,8 +7,10 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,15 @@ sys.path.insert(0, str(ROOT))
 PAGES = [ROOT / "README.md", ROOT / "samples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("benchmarks", "configs", "docs", "facerecon", "fit", "notebooks", "samples", "tests", "tools", "train")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGURED = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+SCRIPTS = {f"facerecon-{path.stem.replace('_', '-')}": f"{room}/{path.name}" for room in ("fit", "train")
+           for path in sorted((ROOT / room).glob("*.py")) if path.stem in CONFIGURED}  # fmt: skip
+"""Console commands, as setup.py names them, and their scripts."""
+
+
+def page(name: str) -> str:
+    """The text of a page of docs/."""
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def anchor(heading: str) -> str:
@@ -74,16 +85,39 @@ def test_files_that_a_page_names_are_there(page) -> None:
 
 
 def test_links_are_checked_for_real() -> None:
-    assert anchor("Licence and use") == "licence-and-use"
-    assert resolves("losses.pixel_loss") and resolves("Camera.deep3d") and resolves("dataset.crops")
+    assert anchor("License and use") == "license-and-use"
+    assert resolves("losses.pixel_loss") and resolves("Camera.deep3d") and resolves("training.crops")
     assert not resolves("losses.pixel_los") and not resolves("dataset.nothing") and not resolves("Camera.nothing")
 
 
-def paper_table() -> dict[str, list[str]]:
-    """{left cell: names of the right cell} of the README's table 'Paper to code'."""
-    section = README.split("## Paper to code", 1)[1].split("\n## ", 1)[0]
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len(README.splitlines()) <= 150
+    python = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert sum(bool(line) for line in python.splitlines()) <= 15
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f"](docs/{path.name})" not in README]
+    assert missing == []
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Cells of the rows of the first table below a heading, without its head."""
+    section = text.split(f"{heading}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
-    return {left.strip(): re.findall(r"`([^`]+)`", right) for left, right in rows}
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_figures_of_the_readme_are_those_of_the_pages() -> None:
+    measured = page("evaluation") + page("benchmarks")
+    rows = table(README, "## Figures")
+    assert len(rows) == 5
+    for name, *values in rows:
+        for value in values:
+            assert re.search(rf"(?<![\d.]){re.escape(value.split()[0])}(?![\d.])", measured), f"{name}: {value}"
+
+
+def paper_table() -> dict[str, list[str]]:
+    """{left cell: names of the right cell} of the table of docs/paper_to_code.md."""
+    rows = table(page("paper_to_code"), "# Paper to code")
+    return {left: re.findall(r"`([^`]+)`", right) for left, right in rows}
 
 
 @pytest.mark.parametrize("row", paper_table().items(), ids=lambda row: row[0][:40])
@@ -95,7 +129,7 @@ def test_each_name_of_the_paper_table_exists(row) -> None:
 
 
 def test_the_paper_table_speaks_of_every_section() -> None:
-    said = " ".join(paper_table())
+    text = " ".join(paper_table())
     for part in (
         "3.1.1",
         "3.1.2",
@@ -110,7 +144,7 @@ def test_the_paper_table_speaks_of_every_section() -> None:
         "Table 5",
         "Table 6",
     ):
-        assert part in said
+        assert part in text
     for word in (
         "stage 1",
         "stages 2 and 3",
@@ -123,13 +157,13 @@ def test_the_paper_table_speaks_of_every_section() -> None:
         "Poisson",
         "Laplacian",
     ):
-        assert word in said
+        assert word in text
 
 
-def commands() -> list[list[str]]:
-    """Commands of the README's shell blocks, as lists of words."""
+def commands(*texts: str) -> list[list[str]]:
+    """Commands of the pages' shell blocks, as lists of words."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```bash\n(.*?)```", "\n".join(texts), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
@@ -142,7 +176,7 @@ def spoken_commands() -> list[list[str]]:
     found = []
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for words in map(shlex.split, re.findall(r"`((?:python )?(?:benchmarks|tools)/\w+\.py[^`]*)`", text)):
+        for words in map(shlex.split, re.findall(r"`((?:python )?(?:benchmarks|tools|fit|train)/\w+\.py[^`]*)`", text)):
             if words[0] == "python" or len(words) > 1:
                 found.append(words)
     for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py")):
@@ -182,10 +216,14 @@ def stops_once_parsed(script: str, arguments: list[str]) -> None:
             script_module(script).main()
 
 
-@pytest.mark.parametrize("words", [*commands(), *spoken_commands()], ids=lambda words: " ".join(words)[:60])
+ALL = [*commands(*(path.read_text(encoding="utf-8") for path in PAGES)), *spoken_commands()]
+
+
+@pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words)[:60])
 def test_each_documented_command_is_one(words) -> None:
     from configs.compose import compose
 
+    words = [SCRIPTS.get(word, word) for word in words]
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
@@ -201,7 +239,7 @@ def test_each_documented_command_is_one(words) -> None:
     if script.startswith(("fit/", "train/")):
         config = ROOT / "configs" / f"{Path(script).stem}.yaml"
         assert config.is_file()
-        compose(config.stem, arguments)
+        compose(config.stem, [word for word in arguments if word not in ("img=...", "init=...", "...")])
     else:
         stops_once_parsed(script, [word for word in arguments if word != "..."])
 
@@ -216,13 +254,37 @@ def test_commands_are_parsed_for_real(capsys) -> None:
     capsys.readouterr()
 
 
-def test_each_make_target_of_the_readme_exists() -> None:
+def test_the_three_commands_of_the_readme_run(run_script, asset, tmp_path, monkeypatch) -> None:
+    for name in ("makehuman", "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "selfie"):
+        asset(name)
+    section = README.split("## Three commands", 1)[1].split("\n## ", 1)[0]
+    three = [[SCRIPTS[words[0]], *words[1:]] for words in commands(section)]
+    assert len(three) == 3
+    smoke = {
+        "fit/reconstruct.py": ["fitting=smoke", "decoder=linear"],
+        "fit/render.py": ["size=96"],
+        "train/uv_dataset.py": ["n=1", "size=64", "source=manifest", "manifest=open", "check=false", "workers=1"],
+    }
+    shutil.copyfile(ROOT / "samples" / "astronaut.jpg", tmp_path / "face.jpg")
+    monkeypatch.chdir(tmp_path)
+    for script, *arguments in three:
+        done = run_script(script, *arguments, *smoke[script])
+        assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "outputs" / "reconstruct" / "face").iterdir()}
+    named = README.split("## What you get", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"`([\w]+\.\w+)`", named)) <= made
+    assert len(list((tmp_path / "uv" / "uv-maps").glob("*.png"))) == 1
+
+
+def test_each_make_target_of_the_pages_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([\w-]+)", README)) <= targets
+    for path in PAGES:
+        assert set(re.findall(r"`make ([\w-]+)", path.read_text(encoding="utf-8"))) <= targets, path
 
 
-def test_names_in_the_python_of_the_readme_exist() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_names_in_the_python_of_the_pages_exist() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     chains = set(re.findall(r"\bfr\.([A-Za-z_][\w.]*)", "\n".join(blocks)))
     assert len(chains) > 8
     assert [chain for chain in chains if not resolves(chain)] == []
@@ -230,9 +292,9 @@ def test_names_in_the_python_of_the_readme_exist() -> None:
         compile(block, "README.md", "exec")
 
 
-def test_the_readme_names_every_extra() -> None:
+def test_the_pages_name_every_extra() -> None:
     block = (ROOT / "setup.py").read_text(encoding="utf-8").split("extras_require={", 1)[1].split("}", 1)[0]
-    named = README.split("Extras:", 1)[1].split("\n\n", 1)[0]
+    named = page("reconstruct").split("Extras:", 1)[1].split("\n\n", 1)[0]
     assert [name for name in re.findall(r'^ +"(\w+)":', block, re.MULTILINE) if f"`{name}`" not in named] == []
 
 
@@ -260,12 +322,12 @@ def test_a_wrong_reference_a_broken_link_and_a_silent_function_are_found(tmp_pat
     )
     (tmp_path / "page.html").write_text('<a href="gone.html">a</a><a href="#there">b</a><p id="here"></p>')
     code = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT / 'tools')!r}]\n"
         "import build_docs as b, wrong_docs\nfrom pathlib import Path\n"
         "print(b.unknown_references(wrong_docs) + b.without_docstring(wrong_docs) "
         f"+ b.broken_links(Path({str(tmp_path)!r})))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tools"), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     found = eval(done.stdout)
     assert len(found) == 4

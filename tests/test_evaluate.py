@@ -248,7 +248,7 @@ def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
     text = path.read_text()
     assert text.startswith(f"# Title\n\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\n\n## Next\n")
     assert "of the last time" not in text and "### Shape, heads of ICT-FaceKit" in text
-    assert "![Shape error](docs/evaluate_shape.png)" in text and (path.parent / "docs" / "evaluate_shape.png").is_file()
+    assert "![Shape error](evaluate_shape.png)" in text and path.with_name("evaluate_shape.png").is_file()
     write_report(measured)
     assert path.read_text() == text
     path.write_text("# Title\n")
