@@ -163,7 +163,7 @@ class Bench:
             row["settings"] = self.digest
             self.rows[key] = row
             save(self.journal, {"command": " ".join(sys.argv), "about": self.network.about, "items": self.rows})
-            print(f"{key}: {said(row)} ({time.perf_counter() - clock:.1f} s)", flush=True)
+            print(f"{key}: {in_words(row)} ({time.perf_counter() - clock:.1f} s)", flush=True)
         return row
 
     def items(self, part: str, count: int) -> list[dict[str, Any]]:
@@ -180,11 +180,11 @@ class Bench:
         camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
         f = self.fitter
         points = fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start)
-        said, refined = (
+        prediction, refined = (
             start_from_regressor(self.model, self.network, photo, camera, start, believed or f.regressor_start)
             for start in (replace(f.start, refine=0), f.start)
         )
-        return dict(zip(STARTS, (points, said[0], refined[0]))), refined[2].get(0)
+        return dict(zip(STARTS, (points, prediction[0], refined[0]))), refined[2].get(0)
 
     def fits(self, photo: Observation) -> dict[str, tuple[FaceParams, dict[str, Tensor]]]:
         """{start: (parameters after the last stage, history)} of full fits."""
@@ -381,8 +381,8 @@ class Bench:
             camera = Camera.deep3d(photo.image.shape[-1], 1)
             landmarks = lambda: fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start)  # noqa: E731
             network = lambda: self.network(self.network.sized(photo.image))  # noqa: E731
-            said = coefficients_to_params(network(), self.model)
-            refine = lambda: fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start, start=said)  # noqa: E731
+            first = coefficients_to_params(network(), self.model)
+            refine = lambda: fit_landmarks(self.model, photo.landmarks68, camera, photo.mesh468, f.start, start=first)  # noqa: E731
             parts = {"network": network, "refinement": refine, "all of stage 1": lambda: f.initialize(photo),
                      "landmarks instead": landmarks}  # fmt: skip
             found = {}
@@ -580,7 +580,7 @@ def mean_error(errors: dict[str, float]) -> float:
     return float(np.mean([errors[region] for region in REGIONS]))
 
 
-def said(row: dict[str, Any]) -> str:
+def in_words(row: dict[str, Any]) -> str:
     """An item in a few words."""
     if "skipped" in row:
         return f"skipped, {row['skipped']}"

