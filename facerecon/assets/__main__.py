@@ -58,7 +58,7 @@ class _Bar(store.Progress):
 
 def _list(arguments: argparse.Namespace) -> int:
     states = {s.name: s for s in store.verify(arguments.names or (*registry.PACKS["open"], *registry.OWN))}
-    if arguments.licences:
+    if arguments.licenses:
         _print_licences(states)
         return 0
     print(f"cache: {store.home()}")
@@ -179,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("list", _list, "list the assets, their state, source and licence")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     sub.add_argument(
-        "--licences",
         "--licenses",
+        "--licences",
         action="store_true",
         help="the licence ledger, with what each label does not settle",
     )
