@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.preview_glb import picture
 from facerecon.correspond import transfer
+from facerecon.correspond.obj import read_head
 from facerecon.export import save_glb
 from facerecon.imaging.files import list_images, read_image, to_pil
 from facerecon.morphable import MorphableModel, load_face_model
@@ -110,7 +111,7 @@ def main() -> None:
     maps = maps[:: max(1, len(maps) // options.n)][: options.n]
     makehuman = load_face_model("makehuman", num_identity=0)
     ict = load_face_model("ict", num_identity=0, path=options.ict)
-    heads = [ict] + ([transfer.load_head(options.head)] if options.head else [])
+    heads = [ict] + ([read_head(options.head)] if options.head else [])
     for head in heads:
         for size in options.size:
             there_and_back(makehuman, head, maps, size)

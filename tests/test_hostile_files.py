@@ -31,8 +31,7 @@ from configs.compose import compose
 from facerecon import assets
 from facerecon.assets.foreign import read_pickle, read_state
 from facerecon.assets.release import _damage
-from facerecon.correspond.obj import read_obj
-from facerecon.correspond.transfer import read_landmarks3d
+from facerecon.correspond.obj import read_landmarks3d, read_obj
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import Search
 from facerecon.dataset.readers import UVMaps

@@ -2,7 +2,7 @@
 
 Heads in HiFi3D++'s, ICT-FaceKit's and this library's own makehuman topology are known by their numbers of vertices and
 faces, and with them their 68 landmarks. Any other head needs its landmarks to be given, or found on a rendering
-(:func:`facerecon.correspond.transfer.detect_landmarks`).
+(:func:`detect_landmarks`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,47 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from torch import Tensor
 
-from facerecon.errors import InputError
+from facerecon.errors import ConfigError, InputError, NoFaceError, nearest_name
+from facerecon.geometry.camera import clip_coordinates
+from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.surface import Surface
-from facerecon.morphable import hifi3dpp, ict
-from facerecon.morphable.model import MorphableModel
-from facerecon.types import MeshTopology
+from facerecon.modes import in_own_modes
+from facerecon.morphable import FACE_MODELS, MorphableModel, hifi3dpp, ict, load_face_model
+from facerecon.perception import observe
+from facerecon.perception.landmarks import map_points
+from facerecon.render.interpolate import fragments, interpolate
+from facerecon.storage import read_array, read_bounded
+from facerecon.types import Camera, MeshTopology
 
-__all__ = ["ObjMesh", "head_from_obj", "known_landmarks", "read_obj"]
+__all__ = [
+    "ObjMesh",
+    "detect_landmarks",
+    "head_from_obj",
+    "known_landmarks",
+    "read_head",
+    "read_landmarks3d",
+    "read_obj",
+]
 
 EYE_CORNERS = 0.893
 """World units (0.1 m) between the outer corners of the eyes (landmarks 36 and 45) of the makehuman head."""
+
+DEEP = 0.15
+"""World units: a place so far behind its surroundings is seen through a gap."""
+
+CLAY = (0.78, 0.62, 0.54)
+"""Color in which a bare shape is drawn to find its landmarks."""
 
 _ICT_VERTICES = 26719
 
@@ -206,3 +230,125 @@ def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> Morpha
     none = torch.zeros(0, len(vertices), 3)
     model = MorphableModel(torch.from_numpy(vertices.astype(np.float32)), none, none, topology, topology.name)
     return model.eval().requires_grad_(False)
+
+
+# -- heads and their landmarks -----------------------------------------------------------------------------
+
+
+@in_own_modes
+def read_head(head: str | os.PathLike | MorphableModel, landmarks: Any = None) -> MorphableModel:
+    """A head by its model's name, or of an OBJ file with UVs.
+
+    Args:
+        head: a name of :data:`~facerecon.morphable.FACE_MODELS` (from the cache), the path of an OBJ file, or a
+            model, which is returned as it is.
+        landmarks: of an OBJ file: (68, 3) points, (68,) vertex numbers from 0, or a file of either (.npy, .csv, .txt).
+            Left out, they are those of a topology that is known (HiFi3D++, ICT-FaceKit), or found on a rendering.
+
+    Raises:
+        ConfigError: an unknown name.
+        InputError: a file that cannot be used.
+        NoFaceError: no face is found on an OBJ
+        without landmarks.
+        AssetError: the model is not in the cache.
+    """
+    if isinstance(head, MorphableModel):
+        return head
+    if str(head) in FACE_MODELS:
+        return load_face_model(str(head), num_identity=0)
+    path = Path(head)
+    if path.suffix.lower() != ".obj":
+        raise ConfigError(nearest_name(str(head), [*FACE_MODELS, "FILE.obj"], "head"))
+    mesh = read_obj(path)
+    points = known_landmarks(mesh) if landmarks is None else read_landmarks3d(landmarks, mesh.vertices)
+    return head_from_obj(mesh, detect_landmarks(mesh) if points is None else points)
+
+
+def read_landmarks3d(source: Any, vertices: NDArray) -> NDArray:
+    """(68, 3) landmarks of a head, of points or vertex numbers.
+
+    Args:
+        source: (68, 3) points in the head's coordinates, (68,) vertex numbers from 0, or a file of either: .npy, or
+            text with one point or number a line (.csv, .txt).
+        vertices: (V, 3) of the head.
+
+    Raises:
+        InputError: neither of both, or a vertex that is not there.
+    """
+    name, values = "landmarks", source
+    expected = "expected 68 points x y z in the head's coordinates, or 68 vertex numbers from 0"
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = path.name
+        try:
+            if path.suffix.lower() == ".npy":
+                values = read_array(path, 1 << 20)
+            else:
+                text = read_bounded(path, 1 << 20).decode("utf8")
+                rows = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
+                values = [[float(x) for x in row] for row in rows if row]
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name}: landmarks cannot be read ({reason}); {expected}.") from None
+    try:
+        table = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: {expected}; got rows of different lengths.") from None
+    if table.size == 68 and table.ndim <= 2:
+        index = table.ravel()
+        if (index != np.floor(index)).any() or index.min() < 0 or index.max() >= len(vertices):
+            raise InputError(f"{name}: {expected}; the head has {len(vertices)} vertices.")
+        return vertices[index.astype(np.int64)]
+    if table.shape != (68, 3) or not np.isfinite(table).all():
+        raise InputError(f"{name}: {expected}; got {table.shape}.")
+    return table
+
+
+def detect_landmarks(mesh: ObjMesh, size: int = 640) -> NDArray:
+    """68 landmarks of a head of any topology, found on a rendering of its bare shape from the front.
+
+    Args:
+        mesh: upright (y up), looking at +z, with or without a neck.
+        size: of the rendering in pixels.
+
+    Returns:
+        (68, 3) points of the surface, in the mesh's coordinates.
+
+    Raises:
+        NoFaceError: no face is found.
+    """
+    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
+    unit = 2.6 / max(high[:2] - low[:2])  # world units of a head
+    placed = torch.from_numpy((mesh.vertices - (low + high) / 2) * unit).float()[None]
+    faces = torch.from_numpy(mesh.faces)
+    camera = Camera.deep3d(size)
+    camera = camera.replace(focal=camera.focal * 0.8)
+    clip = clip_coordinates(camera, placed)
+    found = fragments(clip, faces, (size, size))
+    normals = F.normalize(interpolate(found, vertex_normals(placed, faces), faces), dim=-1)
+    light = F.normalize(torch.tensor([-0.3, 0.45, 1.0]), dim=0)
+    shading = 0.35 + 0.65 * (normals @ light).clamp(min=0)
+    mask = (found.face_index >= 0)[:, None].float()
+    skin = torch.tensor(CLAY)[None, :, None, None]
+    picture = (skin * shading[:, None] * mask + 0.92 * (1 - mask)).clamp(0, 1)
+    try:
+        seen = observe(picture[0])
+    except InputError:
+        raise NoFaceError(
+            f"{mesh.path.name}: no face found on a rendering of it from the front; it should be upright (y up) and "
+            "look at +z. Turn it, or give landmarks=: 68 points or vertex numbers."
+        ) from None
+    pixels = map_points(seen.fit.to_photo, seen.landmarks68)[0].double().numpy()
+    index, depth = found.face_index[0].numpy(), found.depth[0].numpy()
+    rows, columns = np.nonzero(index >= 0)
+    tree = cKDTree(np.column_stack([columns, rows]) + 0.5)
+    reach = 0.06 * np.linalg.norm(pixels[45] - pixels[36])
+    picked = []
+    for pixel in pixels:  # the nearest place that does not lie deep behind what is around it, as in a gap of the lips
+        around = np.array(tree.query_ball_point(pixel, reach) or [tree.query(pixel)[1]])
+        near = depth[rows[around], columns[around]]
+        around = around[near < near.min() + DEEP]
+        picked.append(around[((tree.data[around] - pixel) ** 2).sum(1).argmin()])
+    rows, columns = rows[picked], columns[picked]
+    weights = found.barycentric[0].numpy()[rows, columns].astype(np.float64)
+    return np.einsum("nkc,nk->nc", mesh.vertices[mesh.faces[index[rows, columns]]], weights)

@@ -1,53 +1,42 @@
-"""What a head model lacks for a fit is carried over from the makehuman head: points, regions and the texture basis.
+"""Decoders of the makehuman atlas for other heads, and what else a head model lacks for a fit: points and regions.
 
-The linear texture basis that comes with the library lives in the makehuman atlas. Each texel of another head's atlas
-is given its place in that atlas, once, by the correspondence of the two mean shapes
-(:mod:`facerecon.correspond.correspondence`); then the basis is resampled:
-
-* skin: the nearest place of the bent makehuman skin that looks the same way, found in 3D, so that no seam of either
-  atlas shows; where the target goes on (shoulders), the mean color of the neck;
-* eyeballs: the place on the makehuman eyeball in the same direction from its center; an eye socket without an eyeball
-  shows what a viewer in front would see of one;
-* inside of the mouth: the mean color of the same part (teeth, tongue, the rest).
-
-The table of places is kept in the cache.
+The texture decoders that come with the library make maps of the makehuman atlas. Each texel of another head's atlas is
+given its place in that atlas, once (:mod:`facerecon.correspond.texels`); then textures are resampled. Where the target
+goes on (shoulders), they take the mean color of the neck; in the mouth, the one of the same part (teeth, tongue, the
+rest).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from facerecon import assets
-from facerecon.correspond.correspondence import carry_points, register
-from facerecon.correspond.transfer import digest, eye_places, ramp_down, skin_places, texel_points
+from facerecon.correspond.registration import SOURCE, carry_points, mean_shape, registered
+from facerecon.correspond.texels import region_faces, texel_table
 from facerecon.errors import ConfigError
 from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
-from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 from facerecon.stylegan.load import load_decoder
 
 __all__ = ["ResampledDecoder", "Retargeted", "albedo_decoder", "retarget", "decoder_for"]
 
-SOURCE = "makehuman"
 SIZE = 384
 """Texels a side of a carried basis: other atlases give the face a smaller share than makehuman's 256 px."""
 
-FAR, TOO_FAR = 0.15, 0.6
-"""World units from the source's skin between which a texel changes from its partner's color to the neck's."""
+TOO_FAR = 0.6
+"""World units (0.1 m) from the source's skin beyond which a texel takes the neck's color alone."""
+
+INNER = ("mouth", "sockets", "tongue", "teeth")
+"""Regions that do not lie on the skin; of two that overlap, the later one fills."""
 
 FILLS = ("neck", "teeth", "tongue", "sockets", "mouth", "eyes")
 """Regions of the source whose mean color fills texels without a partner."""
-
-_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -97,11 +86,6 @@ def _region_means(texture: Tensor, model: MorphableModel) -> Tensor:
     return torch.stack(means, -1)
 
 
-def _digest(source: MorphableModel, target: MorphableModel) -> str:
-    """Of everything that the table depends on."""
-    return digest(source, target, f"{_VERSION} {SIZE}")
-
-
 @in_own_modes
 def retarget(model: MorphableModel, source: MorphableModel | None = None) -> Retargeted:
     """Make any head model ready for a fit with what the makehuman head carries; computed once, then cached.
@@ -114,61 +98,24 @@ def retarget(model: MorphableModel, source: MorphableModel | None = None) -> Ret
         AssetError: the makehuman head is not in the cache, or the cache cannot be written.
     """
     source = load_face_model(SOURCE, num_identity=0) if source is None else source
-    name = f"carried_{model.name}"
-    key = _digest(source, model)
-    table = _read(assets.derived(name, key, lambda target: _write(target, source, model)))
-    ready = carry_points(source, model, table["bent"].double().numpy())
-    return Retargeted(ready, table["uv"], table["share"], table["fill"].long())
+    shape = registered(source, model)
+    skin = ~region_faces(model, *INNER, "eyes")  # and what belongs to no region
+    table = texel_table(source, model, shape, mean_shape(model), SIZE, TOO_FAR, skin)
+    uv, share = torch.zeros(SIZE, SIZE, 2), torch.zeros(SIZE, SIZE)
+    uv[table.inside], share[table.inside] = table.uv, table.share
+    ready = carry_points(source, model, shape.astype(np.float32).astype(np.float64))
+    return Retargeted(ready, uv, share, _fill(model))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    keys = ("bent", "uv", "share", "fill")
-    tensors = read_safetensors(path, "a table of texture places", "delete it, it is made again", keys)[0]
-    return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
-
-
-def _write(path: Path, source: MorphableModel, target: MorphableModel) -> None:
-    bent = register(source, target)
-    uv, share, fill = _places(source, target, bent)
-    arrays = {
-        "bent": bent.astype(np.float32),
-        "uv": uv.astype(np.float32),
-        "share": share.astype(np.float32),
-        "fill": fill.astype(np.uint8),
-    }
-    write_whole(path, safetensors_bytes({key: torch.from_numpy(array) for key, array in arrays.items()}))
-
-
-def _places(source: MorphableModel, target: MorphableModel, bent: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """The table of :class:`Retargeted`: uv (S, S, 2), share (S, S), fill (S, S)."""
-    topology = target.topology
-    inside, face, points, normals = texel_points(target, target.mean.detach().cpu().double().numpy(), SIZE)
-
-    def within(name: str) -> NDArray:
-        rows = topology.regions.get(name)
-        return np.zeros(len(face), dtype=bool) if rows is None else rows.cpu().numpy()[face]
-
-    fill = np.full(len(face), FILLS.index("neck"))
-    inner = np.zeros(len(face), dtype=bool)
-    for name in ("mouth", "sockets", "tongue", "teeth"):
-        fill[within(name)] = FILLS.index(name)
-        inner |= within(name)
-    eyes = within("eyes")
-    fill[eyes] = FILLS.index("eyes")
-
-    uv, share = np.zeros((len(face), 2)), np.zeros(len(face))
-    skin = ~eyes & ~inner
-    uv[skin], distance, _ = skin_places(source, bent, points[skin], normals[skin])
-    share[skin] = ramp_down(distance, FAR, TOO_FAR)
-    if eyes.any():
-        uv[eyes], share[eyes] = eye_places(source, target, points[eyes])
-
-    def spread(values: NDArray) -> NDArray:
-        out = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
-        out[inside.numpy()] = values
-        return out
-
-    return spread(uv), spread(share), spread(fill)
+def _fill(target: MorphableModel) -> Tensor:
+    """(S, S) int64, index into :data:`FILLS` of what fills a texel without a partner."""
+    face = uv_raster(target.topology, SIZE).face_index[0].cpu()
+    fill = torch.full(face.shape, FILLS.index("neck"))
+    for name in (*INNER, "eyes"):
+        rows = torch.from_numpy(np.append(region_faces(target, name), False))
+        fill[rows[face]] = FILLS.index(name)
+    fill[face < 0] = 0
+    return fill
 
 
 # -- decoders ----------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from facerecon import assets
+from facerecon.correspond import registration as registration_module
 from facerecon.correspond import resample as carry
+from facerecon.correspond import transfer
 from facerecon.correspond.resample import albedo_decoder, decoder_for, retarget
 from facerecon.errors import ConfigError
 from facerecon.morphable import MorphableModel, load_face_model
@@ -99,18 +101,22 @@ def test_eyes_look_ahead_and_lips_are_red(decoder: LinearDecoder, ict: Morphable
 
 
 def test_the_table_is_kept_and_made_again_when_damaged(ict, source, carried, monkeypatch) -> None:
-    key = carry._digest(source, ict)
-    path = assets.derived("carried_ict", key, lambda target: pytest.fail("is not there"))
-    data, calls = path.read_bytes(), []
-    monkeypatch.setattr(carry, "_write", lambda target, *heads: calls.append(1) or target.write_bytes(data))
+    """A decoder that is resampled and a texture that moves there share the registration, and each its texels."""
+    key = registration_module.pair_digest(source, ict, f"registered {registration_module._VERSION}")
+    registration = assets.derived("registered", key, lambda target: pytest.fail("is not there"))
+    calls, original = [], registration_module.nonrigid_icp
+    monkeypatch.setattr(registration_module, "nonrigid_icp", lambda *heads: calls.append(1) or original(*heads))
     again = retarget(ict, source)
     assert not calls and torch.equal(again.uv, carried.uv)
     assert torch.equal(again.model.topology.mesh_point_faces, carried.model.topology.mesh_point_faces)
-    path.unlink()  # mapped files must not shrink
-    path.write_bytes(data[:5000])
+    transfer.link(source, ict)
+    assert not calls
+    data = registration.read_bytes()
+    registration.unlink()  # mapped files must not shrink
+    registration.write_bytes(data[:5000])
     with pytest.warns(UserWarning, match="was altered or damaged"):
         assert torch.equal(retarget(ict, source).uv, carried.uv) and calls == [1]
-    assert path.read_bytes() == data
+    assert registration.read_bytes() == data
 
 
 def test_a_models_own_albedo_is_a_decoder(hifi3dpp_mat: Path) -> None:

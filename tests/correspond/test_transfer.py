@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import facerecon as fr
-from facerecon.correspond import transfer
+from facerecon.correspond import obj, transfer
 from facerecon.correspond.obj import ObjMesh, head_from_obj, known_landmarks, read_obj
 from facerecon.errors import ConfigError, InputError, NoFaceError, ShapeError
 from facerecon.geometry.alignment import fit_sphere
@@ -259,7 +259,7 @@ def test_an_obj_in_other_units_with_split_vertices(makehuman, other, tmp_path) -
     assert distance.median() < 0.015 and distance.quantile(0.95) < 0.1
     vertices = read_obj(tmp_path / "someone.obj").vertices
     nearest = [int(((vertices - point) ** 2).sum(1).argmin()) for point in points]
-    by_number = transfer.load_head(tmp_path / "someone.obj", np.array(nearest))
+    by_number = obj.read_head(tmp_path / "someone.obj", np.array(nearest))
     assert (
         by_number.landmarks3d(by_number.mean[None]) - link.target.landmarks3d(link.target.mean[None])
     ).abs().max() < 0.2
@@ -314,7 +314,7 @@ def test_landmarks_that_do_not_belong_are_one_line(other, tmp_path) -> None:
         (np.full(68, 10**7), "the head has"),
     ):
         with pytest.raises(InputError, match=words):
-            transfer.load_head(tmp_path / "head.obj", source)
+            obj.read_head(tmp_path / "head.obj", source)
 
 
 def test_landmarks_are_found_on_a_bare_shape(reference, asset) -> None:
@@ -322,13 +322,13 @@ def test_landmarks_are_found_on_a_bare_shape(reference, asset) -> None:
     for name in ("face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "selfie"):
         asset(name)
     mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")
-    found, known = transfer.detect_landmarks(mesh), known_landmarks(mesh)
+    found, known = obj.detect_landmarks(mesh), known_landmarks(mesh)
     error = np.linalg.norm(found - known, axis=1)
     assert np.median(error[27:]) < 0.05 and error[27:].max() < 0.2, error  # 5 and 20 mm
     cube = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
     faces = np.array([[1, 5, 7], [1, 7, 3], [0, 2, 6], [0, 6, 4]])
     with pytest.raises(NoFaceError, match="no face found on a rendering"):
-        transfer.detect_landmarks(ObjMesh(cube, cube[:, :2], faces, faces, Path("cube.obj")))
+        obj.detect_landmarks(ObjMesh(cube, cube[:, :2], faces, faces, Path("cube.obj")))
 
 
 def test_the_shared_head_gives_its_texture_to_makehuman(reference, makehuman) -> None:

@@ -1,4 +1,4 @@
-"""Correspondence of two heads, against a deformation that is known, and on the models that are at hand."""
+"""Registration of two heads, against a deformation that is known, and on the models that are at hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from facerecon.correspond.correspondence import carry_points, register, skin_surface
+from facerecon.correspond.registration import carry_points, nonrigid_icp, skin_surface
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.regions import REGIONS
 from facerecon.types import MeshTopology
@@ -53,22 +53,22 @@ def warped(source: MorphableModel) -> tuple[MorphableModel, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def bent(source: MorphableModel, warped) -> np.ndarray:
-    return register(source, warped[0])
+def registered(source: MorphableModel, warped) -> np.ndarray:
+    return nonrigid_icp(source, warped[0])
 
 
-def test_a_known_deformation_is_found(source: MorphableModel, warped, bent: np.ndarray) -> None:
+def test_a_known_deformation_is_found(source: MorphableModel, warped, registered: np.ndarray) -> None:
     regions = source.topology.regions
     face = np.unique(source.topology.faces[regions["face"] & regions["skin"]].numpy())
-    error = np.linalg.norm(bent - warped[1].double().numpy(), axis=1)
+    error = np.linalg.norm(registered - warped[1].double().numpy(), axis=1)
     assert np.median(error[face]) < 0.015 and np.percentile(error[face], 95) < 0.06  # 1.5 and 6 mm of 0.1 m
     skin = np.unique(source.topology.faces[regions["skin"]].numpy())
-    assert skin_surface(warped[0])[0].distance(bent[skin]).mean() < 0.005
+    assert skin_surface(warped[0])[0].distance(registered[skin]).mean() < 0.005
 
 
-def test_points_and_regions_land_where_they_belong(source: MorphableModel, warped, bent: np.ndarray) -> None:
+def test_points_and_regions_land_where_they_belong(source: MorphableModel, warped, registered: np.ndarray) -> None:
     model, truth = warped
-    ready = carry_points(source, model, bent)
+    ready = carry_points(source, model, registered)
     assert ready.topology.landmark_faces.shape[1] == 1 + source.topology.landmark_faces.shape[1]
     assert torch.allclose(ready.landmarks3d(model.mean[None]), model.landmarks3d(model.mean[None]), atol=1e-5)
 
@@ -86,13 +86,13 @@ def test_points_and_regions_land_where_they_belong(source: MorphableModel, warpe
     assert set(ready.topology.regions) <= set(REGIONS)
 
 
-def test_the_carried_jaw_contour_slides(source: MorphableModel, warped, bent: np.ndarray) -> None:
+def test_the_carried_jaw_contour_slides(source: MorphableModel, warped, registered: np.ndarray) -> None:
     """Turned to the side, the contour of the far cheek moves as far out as the source's own does."""
     from facerecon.geometry.camera import project
     from facerecon.types import Camera
 
     model, truth = warped
-    ready = carry_points(source, model, bent)
+    ready = carry_points(source, model, registered)
     camera = Camera.deep3d()
     params = source.neutral(1).replace(rotation=torch.tensor([[0.0, 0.5, 0.0]]))
 
@@ -113,13 +113,15 @@ def test_real_heads_touch_everywhere_on_the_face(name: str, source: MorphableMod
     else:
         path: Path = request.getfixturevalue("hifi3dpp_mat")
     target = load_face_model(name, num_identity=0, path=path)
-    bent = register(source, target)
+    registered = nonrigid_icp(source, target)
     regions = source.topology.regions
     face = np.unique(source.topology.faces[regions["face"] & regions["skin"] & ~regions["lids"] & ~regions["lips"]])
-    distance = skin_surface(target)[0].distance(bent[face])
+    distance = skin_surface(target)[0].distance(registered[face])
     assert np.median(distance) < 0.002 and np.percentile(distance, 99) < 0.06
-    ready = carry_points(source, target, bent)
-    points = source.landmarks3d(torch.from_numpy(bent).float()[None])[0] - target.landmarks3d(target.mean[None])[0]
+    ready = carry_points(source, target, registered)
+    points = (
+        source.landmarks3d(torch.from_numpy(registered).float()[None])[0] - target.landmarks3d(target.mean[None])[0]
+    )
     assert points[27:].norm(dim=1).mean() < 0.01 and len(ready.topology.mesh_points) > 200
     center = target.mean[target.topology.faces].mean(1)
     height = {part: center[rows, 1].mean().item() for part, rows in ready.topology.regions.items()}

@@ -1,14 +1,18 @@
-"""Dense correspondence between two head models: what one carries can then be put on the other.
+"""Registration of two head models: what one carries can then be put on the other.
 
-The skin of a source head is bent onto the skin of a target head: a similarity of the landmarks, a smooth warp through
-them, then non-rigid iterative closest points with an elastic skin (Amberg et al., CVPR 2007, with displacements in
-place of affine maps). Whatever lies on the source (landmarks, face-mesh points, regions, texture) then lies on the
-target where the bent source touches it.
+The skin of a source head is registered with the skin of a target head: a similarity of the landmarks, a smooth warp
+through them, then non-rigid iterative closest points with an elastic skin (Amberg et al., CVPR 2007, with displacements
+in place of affine maps). Whatever lies on the source (landmarks, face-mesh points, regions, texture) then lies on the
+target where the registered source touches it.
 
-Both heads are mean shapes, so this is done once for a pair of models.
+Both heads are mean shapes, so this is done once for a pair of models, and kept in the cache.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,15 +20,32 @@ from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 from scipy.sparse import coo_array, diags_array
 from scipy.sparse.linalg import factorized
+from torch import Tensor
 
+from facerecon import assets
 from facerecon.errors import ShapeError
 from facerecon.geometry.alignment import apply_similarity, similarity_transform
 from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.geometry.surface import Surface
-from facerecon.morphable.model import MorphableModel
+from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import MeshTopology
 
-__all__ = ["carry_points", "register", "skin_surface"]
+__all__ = [
+    "cached_table",
+    "carry_points",
+    "mean_shape",
+    "nonrigid_icp",
+    "normals_of",
+    "pair_digest",
+    "registered",
+    "skin_faces",
+    "skin_surface",
+    "unit",
+]
+
+SOURCE = "makehuman"
+"""The head with the most regions, whose skin fits ears and lids of the others."""
 
 STIFFNESS = (30.0, 15.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.5)
 """Weight of neighbors that move apart, step by step, relative to a vertex away from the target's surface."""
@@ -42,17 +63,36 @@ _LANDMARK_WEIGHTS = np.concatenate([np.full(17, 0.3), np.full(10, 1.0), np.full(
 """Contour and brows lie at slightly different places in each model; noses, lids and lips do not."""
 
 
-def _numpy(model: MorphableModel) -> tuple[NDArray, NDArray, NDArray]:
-    """Mean vertices (V, 3) and landmarks (68, 3) in float64, faces of the skin (F, 3)."""
-    topology = model.topology
-    skin = topology.regions.get("skin", torch.ones(len(topology.faces), dtype=torch.bool))
-    mean = model.mean.detach().cpu().double()
-    points = model.landmarks3d(model.mean[None])[0].detach().cpu().double()
-    return mean.numpy(), points.numpy(), topology.faces[skin].cpu().numpy()
+_VERSION = 3
 
 
-def _normals(vertices: NDArray, faces: NDArray) -> NDArray:
-    return vertex_normals(torch.from_numpy(vertices)[None], torch.from_numpy(faces))[0].numpy()
+def mean_shape(model: MorphableModel) -> NDArray:
+    """(V, 3) float64."""
+    return model.mean.detach().cpu().double().numpy()
+
+
+def skin_faces(model: MorphableModel) -> NDArray:
+    """(F,) bool, faces of the region "skin"; all faces of a model without it."""
+    skin = model.topology.regions.get("skin")
+    return np.ones(len(model.topology.faces), dtype=bool) if skin is None else skin.cpu().numpy()
+
+
+def normals_of(vertices: NDArray, faces: NDArray | Tensor) -> NDArray:
+    """(V, 3) vertex normals of (V, 3) vertices."""
+    return vertex_normals(torch.from_numpy(vertices)[None], torch.as_tensor(faces).cpu())[0].numpy()
+
+
+def unit(vectors: NDArray) -> NDArray:
+    """(N, 3) of length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _landmarks(model: MorphableModel) -> NDArray:
+    return model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy()
+
+
+def _skin(model: MorphableModel) -> NDArray:
+    return model.topology.faces.cpu().numpy()[skin_faces(model)]
 
 
 def _rim(faces: NDArray) -> NDArray:
@@ -70,7 +110,7 @@ def _ear_points(model: MorphableModel) -> NDArray:
     """
     if "ears" not in model.topology.regions:
         return np.zeros((0, 3))
-    mean, faces = model.mean.detach().cpu().double().numpy(), model.topology.faces.cpu().numpy()
+    mean, faces = mean_shape(model), model.topology.faces.cpu().numpy()
     vertices = mean[np.unique(faces[model.topology.regions["ears"].cpu().numpy()])]
     points = []
     for side in (-1, 1):
@@ -94,14 +134,13 @@ def skin_surface(model: MorphableModel, vertices: NDArray | None = None) -> tupl
     Returns:
         The surface, and the model's face row of each of the surface's.
     """
-    mean, _, faces = _numpy(model)
-    skin = model.topology.regions.get("skin")
-    rows = np.arange(len(faces)) if skin is None else skin.nonzero()[:, 0].cpu().numpy()
-    return Surface(mean if vertices is None else vertices, faces), rows
+    rows = skin_faces(model).nonzero()[0]
+    faces = model.topology.faces.cpu().numpy()[rows]
+    return Surface(mean_shape(model) if vertices is None else vertices, faces), rows
 
 
-def register(source: MorphableModel, target: MorphableModel) -> NDArray:
-    """The source's mean head bent onto the target's mean head.
+def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
+    """Register the source's mean head with the target's mean head (Amberg et al., CVPR 2007).
 
     Args:
         source, target: head models with 68 landmarks and a region "skin".
@@ -113,14 +152,14 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
     Raises:
         ShapeError: a model without faces of the skin.
     """
-    start, source_points, faces = _numpy(source)
-    goal, target_points, target_faces = _numpy(target)
+    start, source_points, faces = mean_shape(source), _landmarks(source), _skin(source)
+    goal, target_points, target_faces = mean_shape(target), _landmarks(target), _skin(target)
     if not len(faces) or not len(target_faces):
         raise ShapeError("both head models need faces in their region 'skin'; got none.")
     weights = torch.from_numpy(_LANDMARK_WEIGHTS)
     one, other = torch.from_numpy(source_points)[None], torch.from_numpy(target_points)[None]
     transform = similarity_transform(one, other, weights)
-    bent = apply_similarity(transform, torch.from_numpy(start)[None])[0].numpy()
+    result = apply_similarity(transform, torch.from_numpy(start)[None])[0].numpy()
     ears, target_ears = _ear_points(source), _ear_points(target)
     if len(ears) == len(target_ears) > 0:
         guides, goals = np.concatenate([source_points, ears]), np.concatenate([target_points, target_ears])
@@ -128,12 +167,12 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
         guides, goals = source_points, target_points
     guides = apply_similarity(transform, torch.from_numpy(guides)[None])[0].numpy()
     warp = RBFInterpolator(guides, goals - guides, kernel="linear", degree=0, smoothing=0.01)
-    bent = bent + warp(bent)
+    result = result + warp(result)
 
     used = np.unique(faces)
     local = np.full(len(start), -1)
     local[used] = np.arange(len(used))
-    moved, skin = bent[used], local[faces]
+    moved, skin = result[used], local[faces]
     pairs = edges(torch.from_numpy(skin)).numpy()
     rows = np.repeat(np.arange(len(pairs)), 2)
     difference = coo_array((np.tile([1.0, -1.0], len(pairs)), (rows, pairs.ravel())), shape=(len(pairs), len(used)))
@@ -151,7 +190,7 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
     on_rim = np.zeros(len(goal), dtype=bool)
     on_rim[_rim(target_faces)] = True
     for amount in STIFFNESS:
-        face, barycentric, distance, fits = surface.locate(moved, _normals(moved, skin), 0.5, candidates=12)
+        face, barycentric, distance, fits = surface.locate(moved, normals_of(moved, skin), 0.5, candidates=12)
         place = np.einsum("nkc,nk->nc", surface.corners[face], barycentric)
         past_rim = ((barycentric > 1e-6) <= on_rim[target_faces[face]]).all(1)
         trust = np.where(fits & ~past_rim, np.clip(2 - 2 * distance / REACH, 0, 1), 0.0)
@@ -159,8 +198,8 @@ def register(source: MorphableModel, target: MorphableModel) -> NDArray:
         solve = factorized(system)
         right = trust[:, None] * (place - moved) + attach.T @ (held @ (target_points[keep] - attach @ moved))
         moved = moved + np.stack([solve(np.ascontiguousarray(column)) for column in right.T], 1)
-    bent[used] = moved
-    return bent
+    result[used] = moved
+    return result
 
 
 def _landmark_places(model: MorphableModel, local: NDArray) -> tuple[NDArray, NDArray]:
@@ -170,7 +209,7 @@ def _landmark_places(model: MorphableModel, local: NDArray) -> tuple[NDArray, ND
     return local[corners], topology.landmark_barycentric[:, 0].cpu().double().numpy()
 
 
-def carry_points(source: MorphableModel, target: MorphableModel, bent: NDArray) -> MorphableModel:
+def carry_points(source: MorphableModel, target: MorphableModel, shape: NDArray) -> MorphableModel:
     """The target with what a fit needs and it lacks: a sliding jaw contour, face-mesh points, regions.
 
     The target's own 68 landmarks stay; the source's candidates of the jaw contour join them, so that the contour can
@@ -178,20 +217,19 @@ def carry_points(source: MorphableModel, target: MorphableModel, bent: NDArray) 
 
     Args:
         source, target: head models.
-        bent: of :func:`register`.
+        shape: (V, 3) the source registered with the target, of :func:`registered`.
 
     Returns:
         A model with the target's shape and another topology record.
     """
     here, there = source.topology, target.topology
     surface, rows = skin_surface(target)
-    normals = _normals(bent, here.faces.cpu().numpy())
+    normals = normals_of(shape, here.faces)
 
     def carried(faces: torch.Tensor, weights: torch.Tensor) -> tuple[NDArray, NDArray, NDArray]:
         corners, shares = here.faces[faces].cpu().numpy(), weights.cpu().double().numpy()[..., None]
-        normal = (normals[corners] * shares).sum(1)
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        face, barycentric, distance, fits = surface.locate((bent[corners] * shares).sum(1), normal)
+        normal = unit((normals[corners] * shares).sum(1))
+        face, barycentric, distance, fits = surface.locate((shape[corners] * shares).sum(1), normal)
         return rows[face], barycentric, np.where(fits, distance, np.inf)
 
     device, dtype = there.faces.device, there.landmark_barycentric.dtype
@@ -218,7 +256,7 @@ def carry_points(source: MorphableModel, target: MorphableModel, bent: NDArray) 
     regions = dict(there.regions)
     missing = [name for name in CARRIED_REGIONS if name in here.regions and name not in regions]
     if missing:
-        back, back_rows = skin_surface(source, bent)
+        back, back_rows = skin_surface(source, shape)
         face, _, _, _ = back.locate(surface.centers, surface.normals)
         for name in missing:
             region = torch.zeros(len(there.faces), dtype=torch.bool)
@@ -239,3 +277,57 @@ def carry_points(source: MorphableModel, target: MorphableModel, bent: NDArray) 
             name=there.name,
         )
     )
+
+
+# -- kept in the cache --------------------------------------------------------------------------------------
+
+
+def pair_digest(source: MorphableModel, target: MorphableModel, settings: str) -> str:
+    """Digest of two heads and settings: everything that a correspondence depends on."""
+    state = hashlib.sha256(settings.encode())
+    for model in (source, target):
+        topology = model.topology
+        tensors = (model.mean, topology.faces, topology.uvs, topology.uv_faces, topology.landmark_faces)
+        for tensor in (*tensors, topology.landmark_barycentric, *topology.regions.values()):
+            state.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return state.hexdigest()[:16]
+
+
+def cached_table(
+    name: str, key: str, make: Callable[[], dict[str, NDArray]], keys: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """A table of the cache, made where it is not there or damaged."""
+
+    def write(path: Path) -> None:
+        write_whole(path, safetensors_bytes({key: torch.from_numpy(array) for key, array in make().items()}))
+
+    path = assets.derived(name, key, write)
+    tensors = read_safetensors(path, "a table of correspondences", "delete it, it is made again", keys)[0]
+    return {key: tensor.clone() for key, tensor in tensors.items()}  # free of the mapped file
+
+
+def registered(first: MorphableModel, second: MorphableModel) -> NDArray:
+    """(V, 3) the first mean head registered with the second, computed once (seconds), then cached.
+
+    Between two heads that are not makehuman's, over that one, whose skin fits ears and lids of either: each vertex
+    keeps its offset from the makehuman skin registered with the first, while that skin moves on to the second.
+    """
+
+    def cached(one: MorphableModel, other: MorphableModel) -> NDArray:
+        key = pair_digest(one, other, f"registered {_VERSION}")
+        return cached_table("registered", key, lambda: {"shape": nonrigid_icp(one, other)}, ("shape",))["shape"].numpy()
+
+    if first.name == SOURCE:
+        return cached(first, second)
+    between = load_face_model(SOURCE, num_identity=0)
+    here, there = cached(between, first), cached(between, second)
+    mean = mean_shape(first)
+    surface, rows = skin_surface(between, here)
+    face, weights, _, _ = surface.locate(mean, unit(normals_of(mean, first.topology.faces)))
+    corners = between.topology.faces.cpu().numpy()[rows[face]]
+    partner, moved = (np.einsum("nkc,nk->nc", shape[corners], weights) for shape in (here, there))
+    transform = similarity_transform(torch.from_numpy(here)[None], torch.from_numpy(there)[None])
+    offset = apply_similarity(transform, torch.from_numpy(mean)[None]) - apply_similarity(
+        transform, torch.from_numpy(partner)[None]
+    )
+    return moved + offset[0].numpy()
