@@ -44,7 +44,7 @@ from facerecon.stylegan.discriminator import Discriminator, minibatch_deviation
 from facerecon.stylegan.frozen_synthesis import FrozenSynthesis
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture_decoder import synthesis_precision
-from facerecon.training.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
+from facerecon.training.texture_gan import discriminator_loss, generator_loss, path_length, r1_penalty
 
 R1_EVERY, PATH_EVERY, PATH_SHARE = 16, 4, 0.5
 MATRIX = 2048

@@ -34,7 +34,6 @@ from facerecon.assets.release import _damage
 from facerecon.correspond.obj import read_landmarks3d, read_obj
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import Search
-from facerecon.dataset.readers import UVMaps
 from facerecon.editing.accessories import AccessoryClassifier
 from facerecon.editing.directions import Directions, read_labels
 from facerecon.errors import AssetError, ConfigError, FaceReconError, InputError
@@ -55,6 +54,7 @@ from facerecon.stylegan.linear_basis import read_linear_basis, write_linear_basi
 from facerecon.stylegan.load import load_decoder
 from facerecon.stylegan.weights import FORMAT, read_generator
 from facerecon.training.crops import CropShards
+from facerecon.training.uv_maps import UVMaps
 from facerecon.types import Camera, FaceParams, Latent, SavedFace, SHLight
 
 QUICK = settings(

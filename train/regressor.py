@@ -262,8 +262,8 @@ class _Job:
 
     def identity(self) -> dict[str, Any]:
         """What the maps, backgrounds and photos are."""
-        from facerecon.dataset.readers import UVMaps, identity_of
         from facerecon.imaging.files import list_images
+        from facerecon.training.uv_maps import UVMaps, identity_of
 
         maps, backgrounds = self.config.synthetic.maps, self.config.synthetic.backgrounds
         files = {
@@ -649,8 +649,8 @@ def _power_below(folder: str, most: int) -> int:
     """Px a side at which texture maps are kept: ``most``, or their own, if that is less."""
     from PIL import Image
 
-    from facerecon.dataset.readers import UVMaps
     from facerecon.errors import InputError
+    from facerecon.training.uv_maps import UVMaps
 
     path = UVMaps(folder).paths[0]
     try:

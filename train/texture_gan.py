@@ -158,7 +158,7 @@ class _Job:
 
     def identity(self) -> dict[str, Any]:
         """What the maps are, and the manifest that says what they are of, if it is read."""
-        from facerecon.dataset.readers import identity_of
+        from facerecon.training.uv_maps import identity_of
 
         manifest = [Path(self.config.data) / "manifest.safetensors"] if self.codes == "faces" else []
         return identity_of([*self.memory.paths, *manifest])
@@ -184,6 +184,7 @@ class _Job:
         the standard deviation of the noise on them; ``coded``, the maps to train on that have one, ``pair_rows``, these
         and their mirror images, and ``unseen_pairs``, the held-out ones.
         """
+        from facerecon.dataset import Manifest
         from facerecon.errors import InputError
         from facerecon.training.uv_maps import MapCodes, PairedCodes
 
@@ -195,7 +196,13 @@ class _Job:
             self.known, self.coded, self.unseen_pairs = self.map_codes.table, self.training_maps, self.unseen
             self.pair_rows = self.coded + ([i + len(memory) for i in self.coded] if c.mirror else [])
         elif self.codes == "faces":
-            self.pairs = PairedCodes(c.data, memory.names, source.mean_w, c.pair_truncation)
+            path = Path(c.data) / "manifest.safetensors"
+            if not path.is_file():
+                raise InputError(
+                    f"{path} does not exist; pairs need the manifest of a set that train/uv_dataset.py made of the open "
+                    "generator. Set warm.kimg=0 adversarial.pairs=0 to train without pairs."
+                )
+            self.pairs = PairedCodes(Manifest.load(path), memory.names, source.mean_w, c.pair_truncation)
             self.known = self.pairs.codes
             self.coded, self.unseen_pairs = (
                 [i for i in maps if self.pairs.known[i]] for maps in (self.training_maps, self.unseen)

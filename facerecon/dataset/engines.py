@@ -1,4 +1,4 @@
-"""Where the work is done: here, in processes of this machine, or on many machines by Ray."""
+"""Subjects to make maps of, what came of them, and where the work is done: here, in processes, or on many machines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,86 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
-from facerecon.dataset.records import Item, Outcome
 from facerecon.errors import ConfigError, FaceReconError, nearest_name
 
-__all__ = ["ENGINES", "run_items"]
+__all__ = ["ENGINES", "Item", "Outcome", "Refused", "run_items"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One subject to make a map of. Plain values only: it travels between processes and machines.
+
+    Args:
+        number: names the files, ``NNNNNN``.
+        seed: of the open generator, or None.
+        path: of a photo, or None.
+        search: the bytes of a search that was done before (``search/NNNNNN.safetensors``), or None.
+    """
+
+    number: int
+    seed: int | None = None
+    path: str | None = None
+    search: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """Six digits, e.g. ``000123``."""
+        return f"{self.number:06d}"
+
+    @property
+    def origin(self) -> str:
+        """What a user knows it by."""
+        return self.path if self.path is not None else f"seed {self.seed}"
+
+
+@dataclass
+class Outcome:
+    """What came of one item.
+
+    Args:
+        name: of the item.
+        origin: its seed or photo.
+        reasons: what speaks against it, each ``"filter: what was measured"``.
+        kept: whether it is in the set; with filters off, in spite of reasons.
+        error: one line, where it could not be done at all (a corrupt photo).
+        figures: every measurement, plain numbers and short lists.
+        files: {path relative to the data set's folder: content}.
+        seconds: {step: seconds}.
+    """
+
+    name: str
+    origin: str
+    reasons: list[str] = field(default_factory=list)
+    error: str | None = None
+    kept: bool = False
+    figures: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its map is in the set."""
+        return self.kept and self.error is None
+
+
+class Refused(Exception):
+    """Raised by a step to end an item early.
+
+    Args:
+        reasons: as in :class:`Outcome`.
+    """
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
 
 Worker = Callable[[Item], Outcome]
 ENGINES = ("local", "ray")
@@ -46,9 +118,7 @@ def run_items(
     if workers < 1 or threads < 1:
         raise ConfigError(f"workers and threads must be at least 1; got {workers} and {threads}.")
     if engine == "ray":
-        from facerecon.dataset.ray_engine import run_on_ray
-
-        yield from run_on_ray(items, make_worker, workers, threads)
+        yield from _run_on_ray(items, make_worker, workers, threads)
     elif workers == 1:
         _set_threads(threads)
         worker = make_worker()
@@ -123,3 +193,103 @@ def _run_in_processes(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+
+
+# -- many machines -------------------------------------------------------------------------------------
+# A Ray Data pipeline wants its items beforehand; a set of n accepted maps does not know how many it will need. So items
+# are handed to actors as they become free, a few ahead, as the processes of one machine get theirs. On a cluster
+# (``ray start``, or ``RAY_ADDRESS``) every machine needs this library and the open pack (``python -m facerecon.assets
+# fetch open``); photos must lie at the same paths. Only the caller writes files.
+
+ATTEMPTS = 3
+"""How often an item is handed out before a run gives up: machines die, but an item may be what kills its worker."""
+
+AHEAD = 2  # items an actor has at a time, so that it never waits for the next
+
+
+class _Actor:
+    """A worker in a process of its own, somewhere."""
+
+    def __init__(self, make_worker: Callable[[], Worker], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.worker = make_worker()
+
+    def work(self, item: Item) -> Outcome:
+        return self.worker(item)
+
+
+def _run_on_ray(
+    items: Iterable[Item], make_worker: Callable[[], Worker], workers: int, threads: int
+) -> Iterator[Outcome]:
+    """Outcomes in the order in which they are ready; see :func:`facerecon.dataset.run_items`.
+
+    Joins the cluster that is running or that ``RAY_ADDRESS`` names; without one, starts Ray on this machine and stops
+    it at the end. An item whose actor died is handed to another.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster cannot be reached.
+        FaceReconError: an item's actors died.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("engine=ray needs the package ray; run: pip install 'facerecon[ray]'") from None
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray, workers * threads)
+    actor_class = ray.remote(num_cpus=threads, max_restarts=-1)(_Actor)
+    actors = [actor_class.remote(make_worker, threads) for _ in range(workers)]
+    try:
+        yield from _hand_out(ray, iter(items), actors)
+    finally:
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
+        if ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any, cores: int) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors without a GPU of their own still see it
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if "RAY_ADDRESS" in os.environ:
+            raise ConfigError(f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}).") from None
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+
+
+def _hand_out(ray: Any, items: Iterator[Item], actors: list[Any]) -> Iterator[Outcome]:
+    again: deque[tuple[Item, int]] = deque()
+    waiting: dict[Any, tuple[Item, int, int]] = {}  # reference -> item, how often it was handed out, its actor
+    free = deque(list(range(len(actors))) * AHEAD)
+
+    def fill() -> None:
+        while free:
+            item, tries = again.popleft() if again else (next(islice(items, 1), None), 0)
+            if item is None:
+                return
+            index = free.popleft()
+            waiting[actors[index].work.remote(item)] = (item, tries + 1, index)
+
+    fill()
+    while waiting:
+        (reference, *_), _ = ray.wait(list(waiting), num_returns=1)
+        item, tries, index = waiting.pop(reference)
+        free.append(index)
+        try:
+            outcome = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+        except ray.exceptions.RayError:
+            if tries >= ATTEMPTS:
+                raise FaceReconError(
+                    f"{item.origin}: the worker died {tries} times, perhaps for want of memory; the same command "
+                    "goes on, with fewer workers= if need be."
+                ) from None
+            again.append((item, tries))
+        else:
+            yield outcome
+        fill()

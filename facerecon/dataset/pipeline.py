@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.dataset.complete import CompleteSettings, UVMap, complete
+from facerecon.dataset.engines import Item, Outcome, Refused
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
-from facerecon.dataset.records import Item, Outcome, Refused
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.e4e import load_e4e
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert

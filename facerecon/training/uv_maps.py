@@ -1,26 +1,30 @@
-"""Maps kept in memory for training: decoded once, as bytes, not in every epoch."""
+"""UV maps of a set, ours, the released one or any folder of square pictures: read, kept in memory, and their codes."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from facerecon.dataset.manifest import Manifest
-from facerecon.dataset.readers import UVMaps
 from facerecon.errors import ConfigError, InputError
+from facerecon.imaging.files import list_images, read_image
 from facerecon.run import item_generator
+from facerecon.storage import parse_json, read_array
 from facerecon.stylegan.linear_basis import principal_components
 
-__all__ = ["MapCodes", "MapMemory", "PairedCodes", "held_out", "share_of"]
+__all__ = ["MapCodes", "MapMemory", "PairedCodes", "UVMaps", "epoch_order", "held_out", "identity_of", "share_of"]
 
 _SHARE_ORDER = (0, 3, 6, 1, 4, 7, 2, 5, 8)
 _BAD_SHARE = 0.1
@@ -50,6 +54,134 @@ def share_of(count: int, share: float = 1.0, leave_out: bool = True) -> list[int
         return list(range(count))
     kept = set(_SHARE_ORDER[:tenths])
     return [i for i in range(count) if i % 10 in kept]
+
+
+def epoch_order(count: int, seed: int, kind: str, numbers: Sequence[int], together: int = 1) -> list[int]:
+    """Which row the n-th sample of a run shows: every epoch all of them, each in another random order.
+
+    Args:
+        count: rows.
+        seed: of the run.
+        kind: what the rows are; another kind has other orders.
+        numbers: of samples, from 0 on.
+        together: rows that stay side by side.
+    """
+    orders, chosen = {}, []
+    for number in numbers:
+        epoch, place = divmod(number, count)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(count // together, generator=item_generator(seed, kind, epoch)).tolist()
+        chosen.append(orders[epoch][place // together] * together + place % together)
+    return chosen
+
+
+def identity_of(paths: Iterable[str | os.PathLike]) -> dict[str, Any]:
+    """What tells whether files are still the same ones, wherever they lie.
+
+    Returns:
+        ``{"files": how many, "content": digest}``: of their names, sizes and last 4 KB, in which a PNG has the
+        checksum of its pixels. 50,000 maps are not read for it.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    digest, count = hashlib.sha256(), 0
+    for path in map(Path, paths):
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 4096))
+                end = file.read()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        digest.update(json.dumps([path.name, size]).encode() + end)
+        count += 1
+    return {"files": count, "content": digest.hexdigest()[:16]}
+
+
+class UVMaps(Dataset):
+    """UV maps as a ``torch.utils.data.Dataset``.
+
+    Args:
+        folder: a data set with ``uv-maps/`` (and ``meta-info.json``, ``observed/``, ``face-latents/``), as
+            ``train/uv_dataset.py`` writes it and as FFHQ-UV is released; or any folder of pictures.
+        size: px to which maps are averaged down; None keeps them.
+        mirror: give each map a second time, flipped; only right for a mirror-symmetric atlas (makehuman's is).
+        observed: also read which texels were observed.
+        transform: applied to each map, (3, S, S) in [0, 1].
+
+    An entry is ``{"texture": (3, S, S) in [0, 1], "number": str, "meta": dict}`` and ``"observed": (1, S, S)``.
+
+    Raises:
+        InputError: no maps are there, or ``observed`` is asked for and missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        size: int | None = None,
+        mirror: bool = False,
+        observed: bool = False,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is not a folder; expected a set of UV maps.")
+        maps = self.folder / "uv-maps"
+        self.paths = list_images(maps if maps.is_dir() else self.folder)
+        self.size, self.mirror, self.observed, self.transform = size, mirror, observed, transform
+        if observed:
+            missing = [path for path in self.paths if not self._observed_path(path).is_file()]
+            if missing:
+                raise InputError(f"{self._observed_path(missing[0])} is missing; read the set with observed=False.")
+        info = self.folder / "meta-info.json"
+        self.meta: dict[str, Any] = {}
+        if info.is_file():
+            try:
+                self.meta = parse_json(info.read_bytes())
+                if not isinstance(self.meta, dict):
+                    raise ValueError("no object")
+            except (OSError, ValueError) as error:
+                raise InputError(f"{info} is not readable JSON ({error}); remove or replace it.") from None
+
+    def _observed_path(self, path: Path) -> Path:
+        return self.folder / "observed" / path.name
+
+    def __len__(self) -> int:
+        return len(self.paths) * (2 if self.mirror else 1)
+
+    def _read(self, path: Path, flip: bool) -> Tensor:
+        image = read_image(path)
+        if image.shape[1] != image.shape[2]:
+            raise InputError(f"{path} is {image.shape[2]} x {image.shape[1]} px; a UV map is square.")
+        if self.size is not None and image.shape[-1] != self.size:
+            image = F.interpolate(image[None], (self.size, self.size), mode="area")[0]
+        return image.flip(-1) if flip else image
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} maps")
+        place, flip = divmod(index % len(self), len(self.paths))[::-1]
+        path = self.paths[place]
+        texture = self._read(path, bool(flip))
+        if self.transform is not None:
+            texture = self.transform(texture)
+        entry = {"texture": texture, "number": path.stem, "meta": self.meta.get(path.stem, {})}
+        if self.observed:
+            entry["observed"] = self._read(self._observed_path(path), bool(flip))[:1]
+        return entry
+
+    def latents(self, index: int) -> Tensor:
+        """The latent codes of an entry's normalized views, front, left and right: (3, ...).
+
+        Raises:
+            InputError: the set has none.
+        """
+        path = self.folder / "face-latents" / f"{self.paths[index % len(self.paths)].stem}.npy"
+        try:
+            return torch.from_numpy(read_array(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error}); this set has no latent codes for that map.") from None
 
 
 class MapMemory:
@@ -165,20 +297,8 @@ class MapMemory:
         return total / len(indices)
 
     def order(self, indices: Sequence[int], seed: int, numbers: Sequence[int]) -> list[int]:
-        """Which map the n-th sample of a run shows: every epoch all of them, in an order of its own.
-
-        Args:
-            indices: of the maps to train on.
-            seed: of the run.
-            numbers: of samples, from 0 on.
-        """
-        chosen, orders = [], {}
-        for number in numbers:
-            epoch, place = divmod(number, len(indices))
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(len(indices), generator=item_generator(seed, "order", epoch)).tolist()
-            chosen.append(indices[orders[epoch][place]])
-        return chosen
+        """Which of the maps ``indices`` the samples of these ``numbers`` show, see :func:`epoch_order`."""
+        return [indices[place] for place in epoch_order(len(indices), seed, "order", numbers)]
 
 
 class MapCodes:
@@ -223,7 +343,7 @@ class PairedCodes:
     """Codes of the faces that maps were made from, by the manifest of the set.
 
     Args:
-        folder: of the set, with ``manifest.safetensors``.
+        manifest: of the set, a :class:`facerecon.dataset.Manifest`.
         names: of the maps.
         mean: (512,) mean of W of the generator.
         truncation: psi with which the faces were drawn; None: what the manifest says. It is taken back, so that codes
@@ -234,23 +354,14 @@ class PairedCodes:
         truncation: that was taken back.
 
     Raises:
-        InputError: no manifest, or one of photos, whose faces have no code of one row.
+        InputError: it is of photos, whose faces have no code of one row, or of other maps.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike, names: Sequence[str], mean: Tensor, truncation: float | None = None
-    ) -> None:
-        path = Path(folder) / "manifest.safetensors"
-        if not path.is_file():
-            raise InputError(
-                f"{path} does not exist; pairs need the manifest of a set that train/uv_dataset.py made of the open "
-                "generator. Set warm.kimg=0 adversarial.pairs=0 to train without pairs."
-            )
-        manifest = Manifest.load(path)
+    def __init__(self, manifest: Any, names: Sequence[str], mean: Tensor, truncation: float | None = None) -> None:
         source = manifest.tensors.get("source")
         if source is None or source.dim() != 2 or source.shape[1] != len(mean):
             shape = None if source is None else tuple(source.shape)
-            raise InputError(f"{path} has sources of shape {shape}; pairs need one code of {len(mean)} numbers a map.")
+            raise InputError(f"the manifest has sources of shape {shape}; pairs need one code of {len(mean)} numbers.")
         if truncation is None:
             truncation = float(manifest.facts.get("settings", {}).get("truncation", 1.0))
         if not 0 < truncation <= 1:
@@ -264,4 +375,4 @@ class PairedCodes:
                 self.codes[i] = mean.cpu() + (source[row] - mean.cpu()) / truncation
                 self.known[i] = True
         if not self.known.any():
-            raise InputError(f"{path} knows none of the maps in {folder}, such as {names[0]}; it is of another set.")
+            raise InputError(f"the manifest knows none of the maps, such as {names[0]}; it is of another set.")

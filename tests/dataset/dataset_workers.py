@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from facerecon.dataset.records import Item, Outcome
+from facerecon.dataset.engines import Item, Outcome
 
 
 class Square:

@@ -19,7 +19,7 @@ from facerecon.stylegan import layers
 from facerecon.stylegan.discriminator import Discriminator, minibatch_deviation
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.weights import read_generator, save_generator
-from facerecon.training.gan_losses import discriminator_loss, generator_loss, path_length, r1_penalty
+from facerecon.training.texture_gan import discriminator_loss, generator_loss, path_length, r1_penalty
 
 TINY = GeneratorConfig(size=32, z_dim=12, w_dim=16, mapping_layers=3, channel_base=160, channel_max=12)
 """Channels 12, 12, 10, 5: no two neighbors in the upper half alike, so that a wrong axis shows."""

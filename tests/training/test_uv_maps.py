@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 from facerecon.dataset import Manifest
-from facerecon.dataset.readers import identity_of
 from facerecon.errors import ConfigError, InputError
-from facerecon.training.uv_maps import MapCodes, MapMemory, PairedCodes, held_out, share_of
+from facerecon.training.uv_maps import MapCodes, MapMemory, PairedCodes, held_out, identity_of, share_of
 
 
 def test_shares_and_what_is_held_out() -> None:
@@ -67,16 +66,17 @@ def test_truncation_of_codes_is_taken_back(folder) -> None:
     mean, full = torch.randn(5), torch.randn(6, 5)
     rows = [(i, i, {"source": torch.lerp(mean, full[i], 0.5), "views": torch.zeros(1)}, {}) for i in (0, 2, 5)]
     Manifest.collect(rows, {"settings": {"truncation": 0.5}}).save(folder / "manifest.safetensors")
-    pairs = PairedCodes(folder, [str(i) for i in range(6)], mean)
+    manifest = Manifest.load(folder / "manifest.safetensors")
+    pairs = PairedCodes(manifest, [str(i) for i in range(6)], mean)
     assert pairs.truncation == 0.5
     assert pairs.known.tolist() == [True, False, True, False, False, True]
     assert torch.allclose(pairs.codes[[0, 2, 5]], full[[0, 2, 5]], atol=0.01)  # stored in half precision
     with pytest.raises(InputError, match="knows none of the maps"):
-        PairedCodes(folder, ["face"], mean)
+        PairedCodes(manifest, ["face"], mean)
     with pytest.raises(InputError, match=r"one code of 4 numbers"):
-        PairedCodes(folder, ["0"], mean[:4])
+        PairedCodes(manifest, ["0"], mean[:4])
     with pytest.raises(ConfigError, match="pair_truncation"):
-        PairedCodes(folder, ["0"], mean, 0.0)
+        PairedCodes(manifest, ["0"], mean, 0.0)
 
 
 def test_codes_of_maps_are_whitened_coordinates(tmp_path) -> None:
