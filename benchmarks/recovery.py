@@ -33,7 +33,7 @@ from facerecon.fitting import LandmarkStart, fit_landmarks
 from facerecon.imaging.files import contact_sheet, write_png
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
-from facerecon.synthetic.ict_heads import SKINS, Subject, clay, make_subject, skins
+from facerecon.synthetic.ict_heads import SKINS, SyntheticHead, gray_view, make_head, sample_textures
 from facerecon.types import FaceParams, Observation
 
 ICT_FILE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "ict" / "ict_facekit_light.npz"
@@ -78,15 +78,15 @@ def main() -> int:
 
 
 @torch.no_grad()
-def prepare(ict: MorphableModel, count: int, seed: int) -> list[tuple[Subject, Observation]]:
+def prepare(ict: MorphableModel, count: int, seed: int) -> list[tuple[SyntheticHead, Observation]]:
     """Heads with their photos, observed; a photo in which no face is found is counted, said, and made again."""
     rng = np.random.default_rng(seed)
-    prepared: list[tuple[Subject, Observation]] = []
+    prepared: list[tuple[SyntheticHead, Observation]] = []
     backdrop = None
     rounds = [rng.permutation(SKINS) for _ in range(1 + 2 * count // len(SKINS))]
-    for texture, picture in skins(ict, np.concatenate(rounds)):
+    for texture, picture in sample_textures(ict, np.concatenate(rounds)):
         backdrop = picture if backdrop is None else backdrop
-        subject = make_subject(ict, texture, backdrop, rng)
+        subject = make_head(ict, texture, backdrop, rng)
         backdrop = picture
         try:
             prepared.append((subject, observe(subject.photo)))
@@ -198,9 +198,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.save_sheet:
         tiles, labels = [], []
         for i, (subject, observed) in enumerate(prepared):
-            fitted = clay(model, model.shape(fits[last][i])[0])
+            fitted = gray_view(model, model.shape(fits[last][i])[0])
             picture = pictures[i] if pictures else observed.image[0]
-            tiles += [subject.photo, picture, clay(ict, subject.vertices), fitted]
+            tiles += [subject.photo, picture, gray_view(ict, subject.vertices), fitted]
             mean_error = np.mean(list(errors[last][i].values()))
             labels += [f"head {i}", "fit", "true shape", f"fitted, {mean_error:.2f} mm"]
         arguments.save_sheet.parent.mkdir(parents=True, exist_ok=True)

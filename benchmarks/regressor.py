@@ -62,8 +62,9 @@ from facerecon.imaging.files import contact_sheet, read_image, write_bytes, writ
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.load import load_decoder
-from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings, directional_light
-from facerecon.synthetic.ict_heads import Subject, Wardrobe, clay, degrade
+from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
+from facerecon.synthetic.ict_heads import SyntheticHead, SyntheticHeads, degrade, gray_view
+from facerecon.synthetic.scene import lamp_coefficients
 from facerecon.types import Camera, FaceParams, Observation, SHLight
 
 PARTS = ("synthetic", "ict", "yaw", "spread", "limits", "fits", "speed")
@@ -109,7 +110,7 @@ def lights() -> dict[str, SHLight]:
     band0 = float(sh_basis(torch.zeros(3))[0])
     for name, (direction, share, tint) in _LAMPS.items():
         towards = F.normalize(torch.tensor([[direction]], dtype=torch.float32), dim=-1)
-        light = directional_light(towards, share * torch.tensor([[tint]], dtype=torch.float32))
+        light = lamp_coefficients(towards, share * torch.tensor([[tint]], dtype=torch.float32))
         light[:, 0] += (1 - share) / band0
         facing = sh_basis(F.normalize(torch.tensor([[0, 0, 1], [0.5, 0, 1], [-0.5, 0, 1]]), dim=1)) @ light
         made[name] = SHLight(light * (0.95 / facing.mean()))
@@ -205,12 +206,12 @@ class Bench:
         return load_face_model("ict", num_identity=None, path=self.options.ict)
 
     @cached_property
-    def wardrobe(self) -> Wardrobe:
-        return Wardrobe(self.ict, self.options.seed)
+    def synthetic_heads(self) -> SyntheticHeads:
+        return SyntheticHeads(self.ict, self.options.seed)
 
-    def subject(self, number: int, **given: Any) -> Subject:
+    def subject(self, number: int, **given: Any) -> SyntheticHead:
         """An ICT head by number; what is not given is drawn from that number alone."""
-        return self.wardrobe.subject(number, **given)
+        return self.synthetic_heads.sample(number, **given)
 
     @cached_property
     def ict_regions(self) -> dict[str, Any]:
@@ -225,7 +226,7 @@ class Bench:
         if self.model.name != "makehuman" and self.network.config.decoder != "albedo":
             raise ConfigError("the part synthetic needs the linear texture of the head; use --parts ict yaw spread.")
         decoder = load_decoder(self.network.config.decoder)
-        settings = SyntheticSettings(yaw_limit=45.0)
+        settings = replace(WITHIN_MODEL, yaw_limit=45.0)
         return SyntheticFaces(self.model, decoder, settings, seed=TEST_SEED + self.options.seed, size=448)
 
     def errors(self, params: FaceParams | None, truth: tuple[Any, Any, Any], regions: dict[str, Any]) -> dict:
@@ -254,8 +255,8 @@ class Bench:
         named = {"mean face": None} | heads
         errors = {method: self.errors(params, truth, regions) for method, params in named.items()}
         realy = {method: self.realy(params, truth, regions) for method, params in named.items()}
-        tiles = {"photo": photo.image[0], "true": clay(true_model, truth[0])}
-        tiles |= {method: clay(self.model, self.model.shape(params)[0]) for method, params in heads.items()}
+        tiles = {"photo": photo.image[0], "true": gray_view(true_model, truth[0])}
+        tiles |= {method: gray_view(self.model, self.model.shape(params)[0]) for method, params in heads.items()}
         for method, tile in tiles.items():
             write_jpg(self.out / "pictures" / f"{name.replace('/', '_')}_{method}.jpg", tile)
         return {"errors": errors, "realy": realy, "fallback": reason}

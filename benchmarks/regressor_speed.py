@@ -29,7 +29,7 @@ from facerecon.perception import load_identity
 from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig
 from facerecon.run import autocast, supports_bfloat16
 from facerecon.stylegan.load import load_decoder
-from facerecon.synthetic.faces import SyntheticFaces
+from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.training.crops import PhotometricAugmentation
 from facerecon.training.regressor import CoefficientLosses, PhotoBatch, SupervisedWeights, WeakLosses, WeakWeights
 
@@ -52,7 +52,7 @@ def leaves(c: Coefficients) -> Coefficients:
 def parts_of(size: int, widths: list[float], backbone: str, batch: int, rounds: int) -> dict[str, float]:
     """{part: ms an image}."""
     model, decoder = load_face_model(), load_decoder("linear", components=40)
-    faces = SyntheticFaces(model, decoder, size=size)
+    faces = SyntheticFaces(model, decoder, WITHIN_MODEL, size=size)
     numbers, found = range(batch), {}
     found["truth"] = milliseconds(lambda: faces.truth(numbers), batch, rounds)
     drawn = faces(numbers)

@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.load import load_decoder
-from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
-from facerecon.synthetic.ict_heads import SKINS, clay, degrade, make_subject, skins
+from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
+from facerecon.synthetic.ict_heads import SKINS, degrade, gray_view, make_head, sample_textures
 from facerecon.types import Observation
 
 METHODS = ("mean face", "one photo", "three fits, averaged", "three together")
 PICTURE = 448
-VARIED = SyntheticSettings(yaw=20, wide=0.0, yaw_limit=40, glasses=0.0, occluded=0.0)
+VARIED = replace(WITHIN_MODEL, yaw=20, wide=0.0, yaw_limit=40, glasses=0.0, occluded=0.0)
 
 
 class Heads:
@@ -76,11 +77,11 @@ class Heads:
 
     def _of_ict(self) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
         order = np.random.default_rng(self.seed).permutation(SKINS)[np.arange(self.count) % len(SKINS)]
-        for head, (texture, picture) in enumerate(skins(self.model, order)):
+        for head, (texture, picture) in enumerate(sample_textures(self.model, order)):
             rng = np.random.default_rng([self.seed, head])
             identity = torch.from_numpy(rng.normal(size=(1, self.model.num_identity)).astype(np.float32))
             taken = [
-                make_subject(self.model, texture, picture.flip(-1), rng, identity=identity) for _ in range(self.photos)
+                make_head(self.model, texture, picture.flip(-1), rng, identity=identity) for _ in range(self.photos)
             ]
             neutral = self.model.neutral(1).replace(identity=identity)
             yield head, self.model.shape(neutral)[0], [subject.photo for subject in taken]
@@ -183,7 +184,11 @@ def run(options: argparse.Namespace) -> int:
                 with journal.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 done[head] = row
-                tiles += [*pictures, clay(heads.model, true), *(clay(fitter.model, shape) for shape in shapes)]
+                tiles += [
+                    *pictures,
+                    gray_view(heads.model, true),
+                    *(gray_view(fitter.model, shape) for shape in shapes),
+                ]
                 errors = [np.mean(list(of.values())) for of in (row["one photo, each"][0], row["errors"][METHODS[-1]])]
                 labels += [f"photo {i}" for i in range(len(pictures))]
                 labels += ["truth", f"photo 0 alone, {errors[0]:.2f} mm", f"together, {errors[1]:.2f} mm"]

@@ -383,7 +383,7 @@ class Sweep:
         from facerecon.errors import ConfigError
         from facerecon.evaluation import head_regions, scan_of_head
         from facerecon.stylegan.load import load_decoder
-        from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+        from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
         from facerecon.synthetic.ict_heads import degrade
 
         if self.model.name != "makehuman":
@@ -391,7 +391,7 @@ class Sweep:
                 f"they are drawn of makehuman with its linear texture; the fits are of {self.model.name}."
             )
         model = self.model.to("cpu")
-        settings = SyntheticSettings(yaw_limit=45.0)
+        settings = replace(WITHIN_MODEL, yaw_limit=45.0)
         faces = SyntheticFaces(model, load_decoder("linear"), settings, HELD_OUT_HEADS + self.config.seed, size=448)
         regions = head_regions(model)
 
@@ -408,15 +408,15 @@ class Sweep:
         """Heads of another model, from light-stage scans."""
         from facerecon.evaluation import head_regions, scan_of_head
         from facerecon.morphable import load_face_model
-        from facerecon.synthetic.ict_heads import Wardrobe
+        from facerecon.synthetic.ict_heads import SyntheticHeads
 
         ict = load_face_model("ict", num_identity=None, path=self.config.ict or None)
         self._ict_digest = _hash([float(ict.mean.double().sum()), ict.num_identity, ict.num_vertices])
         regions = head_regions(ict)
-        wardrobe = Wardrobe(ict, self.config.seed)
+        heads = SyntheticHeads(ict, self.config.seed)
 
         def make(number: int) -> tuple[Any, Any, Any]:
-            subject = wardrobe.subject(number)
+            subject = heads.sample(number)
             scan = scan_of_head(subject.vertices, ict.topology.faces, subject.landmarks, regions)
             return self.observed(subject.photo), scan, None
 

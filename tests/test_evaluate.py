@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -325,10 +326,10 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     from facerecon.imaging.files import write_png
     from facerecon.morphable import load_face_model
     from facerecon.stylegan.load import load_decoder
-    from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+    from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 
     model = load_face_model("makehuman")
-    plain = SyntheticSettings(glasses=0, occluded=0, hair=0, wide=0, yaw=3)
+    plain = replace(WITHIN_MODEL, glasses=0, occluded=0, hair=0, wide=0, yaw=3)
     batch = SyntheticFaces(model, load_decoder("linear"), plain, seed=5, size=448)([0])
     shape, faces = model.shape(batch.params)[0].double().numpy(), model.topology.faces.numpy()
     rng = np.random.default_rng(0)

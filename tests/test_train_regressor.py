@@ -26,8 +26,8 @@ _spec.loader.exec_module(regressor)
 
 TINY = {
     "num_identity": 4, "texture": 3, "backbone": "resnet10", "width": 0.125, "size": 32, "batch": 8, "kimg": 0.032,
-    "synthetic.cached": 12, "synthetic.relief": 0, "snapshot_kimg": 0.016, "log_kimg": 0.008, "measure": 4, "grid": 2,
-    "step.average": 16, "precision": "float32", "device": "cpu", "threads": 1,
+    "synthetic.cached": 12, "synthetic.shape_residual": 0, "snapshot_kimg": 0.016, "log_kimg": 0.008, "measure": 4,
+    "grid": 2, "step.average": 16, "precision": "float32", "device": "cpu", "threads": 1,
 }  # fmt: skip
 TINY = [f"{key}={value}" for key, value in TINY.items()]
 
@@ -116,7 +116,7 @@ def test_rendered_on_the_fly(tmp_path, same) -> None:
 def test_persons_in_several_pictures(tmp_path, capsys) -> None:
     keys = [
         "synthetic.pictures=2",
-        "synthetic.relief=2",
+        "synthetic.shape_residual=2",
         "synthetic.uv_jitter=0.01",
         "loss.spread=2",
         "kimg=0.016",
@@ -199,7 +199,7 @@ def test_maps_and_backgrounds(tmp_path, capsys) -> None:
         ("weak.share=1.5", "weak.share must be 0 to 1"),
         ("backbone=resnet19", "resnet18"),
         ("file=int4", "file must be float32, float16 or int8"),
-        ("synthetic.hair=2", "synthetic.hair must be 0 to 1"),
+        ("synthetic.hair=2", "synthetic.hair must be a number, 0 to 1"),
         ("wear.blur=-1", "wear.blur is a share"),
         ("loss.shape=-1", "loss.shape must be a number, 0 or more"),
         ("texture=1000", "texture must be 0..64 components"),

@@ -1,7 +1,7 @@
 """Heads of another model whose shape is known, and their photos: what a shape error is measured on (Sec. 4.3).
 
-Truth: random heads of ICT-FaceKit (identity modes from light-stage scans), with a mild expression and pose, wearing
-the skin of a generated face, in random spherical-harmonic light, seen by another camera than the fit's (another focal
+Truth: random heads of ICT-FaceKit (identity modes from light-stage scans), with a mild expression and pose, textured
+by a generated face, in random spherical-harmonic light, seen by another camera than the fit's (another focal
 length and distance, off-center, slightly rolled), before a coarse picture; then blurred, with noise, JPEG-compressed.
 Nothing of how they were made is told to a fit.
 """
@@ -32,8 +32,8 @@ from facerecon.render.uv import uv_texels
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, Observation, SHLight
 
-__all__ = ["EXPRESSIONS", "SKINS", "Subject", "Wardrobe", "clay", "make_subject", "random_camera", "random_light",
-           "skin", "skins", "degrade"]  # fmt: skip
+__all__ = ["EXPRESSIONS", "SKINS", "SyntheticHead", "SyntheticHeads", "degrade", "gray_view", "make_head",
+           "random_camera", "random_light", "sample_textures", "skin"]  # fmt: skip
 
 TEXTURE_SIZE = 1024
 
@@ -58,7 +58,7 @@ EXPRESSIONS = (
 
 
 @dataclass
-class Subject:
+class SyntheticHead:
     """One head whose shape is known, and its photo.
 
     Attributes:
@@ -81,11 +81,11 @@ class Subject:
 # -- skins: generated faces, unwrapped onto the ICT head ---------------------------------------------------
 
 
-def fill_holes(color: Tensor, weight: Tensor) -> Tensor:
+def _extrapolate(color: Tensor, weight: Tensor) -> Tensor:
     """Continue (1, C, S, S) colors where (1, 1, S, S) weights are small, smoothly: push and pull over a pyramid."""
     if color.shape[-1] == 1:
         return color / weight.clamp(min=1e-6)
-    coarse = fill_holes(F.avg_pool2d(color, 2), F.avg_pool2d(weight, 2))
+    coarse = _extrapolate(F.avg_pool2d(color, 2), F.avg_pool2d(weight, 2))
     rest = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     return color + (1 - weight) * rest
 
@@ -145,7 +145,7 @@ def skin(photo: Observation, ict: MorphableModel, size: int = TEXTURE_SIZE) -> T
         return texels.scatter(values).permute(0, 3, 1, 2)
 
     soft = gaussian_blur(image(weight[:, None]), 15) * image(weight[:, None])
-    texture = fill_holes(image(color) * soft, soft)
+    texture = _extrapolate(image(color) * soft, soft)
     face_index = texels.face
     for name, value in (("eyes", (0.62, 0.57, 0.54)), ("mouth", (0.30, 0.13, 0.12)), ("teeth", (0.80, 0.77, 0.70))):
         flag = image(top.regions[name][face_index].float()[:, None])
@@ -161,7 +161,7 @@ def _square(affine: Tensor) -> Tensor:
     return torch.cat([affine, last], 1)
 
 
-def skins(ict: MorphableModel, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+def sample_textures(ict: MorphableModel, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """(texture (1, 3, S, S), the picture it came from (1, 3, 1024, 1024)) of the generator's seeds in ``order``."""
     generator = load_generator()
     for number in order:
@@ -216,7 +216,7 @@ def degrade(image: Tensor, rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
 
 
-def make_subject(
+def make_head(
     ict: MorphableModel,
     texture: Tensor,
     background: Tensor,
@@ -227,7 +227,7 @@ def make_subject(
     yaw: float | None = None,
     light: SHLight | None = None,
     identity: Tensor | None = None,
-) -> Subject:
+) -> SyntheticHead:
     """A random head with a given skin, photographed before a given picture (1, 3, H, W).
 
     Expression (weights by name), yaw (degrees), light and identity (1, I) are random too where they are not given; what
@@ -259,16 +259,16 @@ def make_subject(
     photo = degrade((image + (1 - mask) * backdrop).clamp(0, 1), rng)
     landmarks = ict.landmarks3d(shape)[0]
     pixels = project(camera, ict.landmarks3d(posed))[0, :, :2]
-    return Subject(photo, shape[0], landmarks, pixels, params.rotation, camera)
+    return SyntheticHead(photo, shape[0], landmarks, pixels, params.rotation, camera)
 
 
-class Wardrobe:
-    """Subjects by number, each drawn from the seed and that number alone; the last skin is kept.
+class SyntheticHeads:
+    """Heads with photos by number, each drawn from the seed and that number alone; the last texture is kept.
 
     Args:
         ict: head model of ICT-FaceKit.
         seed: of the set.
-        truncation: of the generated faces whose skins are worn.
+        truncation: of the generated faces that give the textures.
     """
 
     def __init__(self, ict: MorphableModel, seed: int = 0, truncation: float = 0.75) -> None:
@@ -276,7 +276,7 @@ class Wardrobe:
         self._generator = load_generator(dtype=torch.bfloat16)
         self._kept: tuple[int, Tensor, Tensor] | None = None
 
-    def clothes(self, number: int) -> tuple[Tensor, Tensor]:
+    def sample_texture(self, number: int) -> tuple[Tensor, Tensor]:
         """(texture of the ICT head (1, 3, S, S), picture (1, 3, H, W)) of a generated face of :data:`SKINS`."""
         if self._kept is None or self._kept[0] != number:
             with torch.no_grad():
@@ -285,20 +285,20 @@ class Wardrobe:
                 self._kept = number, skin(observe(picture[0]), self.ict), picture
         return self._kept[1:]
 
-    def subject(self, number: int, **given: object) -> Subject:
-        """A head by number; ``given`` (expression, yaw, light of :func:`make_subject`) is not drawn."""
-        texture, picture = self.clothes(number)
+    def sample(self, number: int, **given: object) -> SyntheticHead:
+        """A head by number; ``given`` (expression, yaw, light of :func:`make_head`) is not drawn."""
+        texture, picture = self.sample_texture(number)
         rng = np.random.default_rng([self.seed, number])
         with torch.no_grad():
-            return make_subject(self.ict, texture, picture.flip(-1).roll(512, -1), rng, **given)
+            return make_head(self.ict, texture, picture.flip(-1).roll(512, -1), rng, **given)
 
 
-def clay(model: MorphableModel, vertices: Tensor, size: int = 224) -> Tensor:
-    """(3, S, S): an unposed head in grey, seen from the front and a little from the side."""
+def gray_view(model: MorphableModel, vertices: Tensor, size: int = 224) -> Tensor:
+    """(3, S, S): an unposed head in gray, seen from the front and a little from the side."""
     light = torch.zeros(1, 9, 3)
     light[:, 0], light[:, 1], light[:, 2], light[:, 3] = 0.55, -0.16, 0.22, 0.14
     turn = euler_to_matrix(torch.tensor([[0.0, 0.35, 0.0]]))
-    grey = torch.full((1, 3, 4, 4), 0.75)
+    gray = torch.full((1, 3, 4, 4), 0.75)
     camera = Camera.deep3d(224)
-    view = Renderer(size=size)(vertices[None] @ turn.mT, grey, model.topology, camera, SHLight(light), "face")
+    view = Renderer(size=size)(vertices[None] @ turn.mT, gray, model.topology, camera, SHLight(light), "face")
     return (view.image + (1 - view.mask)).clamp(0, 1)[0]

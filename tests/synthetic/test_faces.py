@@ -1,6 +1,7 @@
 """Synthetic faces: the truth is what was rendered, a face depends on its number alone, and crops lie as real ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from facerecon.morphable import load_face_model
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
 from facerecon.stylegan.load import load_decoder
-from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings, directional_light
+from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces, SyntheticSettings
+from facerecon.synthetic.scene import lamp_coefficients
 from facerecon.types import Camera
 
 BARE = {"hair": 0.0, "shoulders": 0.0, "glasses": 0.0, "occluded": 0.0}
@@ -29,7 +31,7 @@ def head(asset):
 
 @pytest.fixture(scope="module")
 def faces(head):
-    return SyntheticFaces(*head, seed=3, size=112)
+    return SyntheticFaces(*head, WITHIN_MODEL, seed=3, size=112)
 
 
 def test_stored_landmarks_are_the_rendered_ones(head, faces) -> None:
@@ -53,7 +55,7 @@ def test_a_point_of_the_mesh_is_where_the_picture_shows_it(head) -> None:
     row, column = (torch.arange(size) + 0.5) / size, (torch.arange(size) + 0.5) / size
     near = ((column[None] - uv[0]).square() + (1 - row[:, None] - uv[1]).square()).sqrt() < 0.012
     dotted = torch.where(near, 0, 255).to(torch.uint8).expand(1, 3, size, size).contiguous()
-    settings = SyntheticSettings(**BARE, yaw=8, wide=0, texture=0, directional=0, smile=0)
+    settings = replace(WITHIN_MODEL, **BARE, yaw=8, wide=0, texture=0, p_directional=0, smile=0)
     made = SyntheticFaces(model, decoder, settings, seed=1, size=224, maps=dotted)
     made.basis = made.basis * 0  # the dot alone
     batch = made(range(4))
@@ -71,9 +73,9 @@ def test_a_face_is_the_same_in_any_batch(faces, head) -> None:
     one, many = faces([5]), faces([2, 5, 9])
     assert (one.image[0] - many.image[1]).abs().mean() < NEAR
     assert torch.allclose(one.params.translation[0], many.params.translation[1], atol=1e-4)
-    again = SyntheticFaces(*head, seed=3, size=112)([2, 5, 9])
+    again = SyntheticFaces(*head, WITHIN_MODEL, seed=3, size=112)([2, 5, 9])
     assert (again.image - many.image).abs().mean() < NEAR
-    other = SyntheticFaces(*head, seed=4, size=112)([5])
+    other = SyntheticFaces(*head, WITHIN_MODEL, seed=4, size=112)([5])
     assert not torch.allclose(one.params.identity, other.params.identity)
     assert (one.image - other.image).abs().mean() > 100 * NEAR
 
@@ -94,7 +96,7 @@ def test_a_person_in_several_pictures(faces) -> None:
 
 def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
     """Without errors of landmarks the alignment of the truth changes nothing; with them it errs as asked."""
-    exact = SyntheticFaces(*head, SyntheticSettings(scale=0.0, shift=0.0), size=32)
+    exact = SyntheticFaces(*head, replace(WITHIN_MODEL, scale=0.0, shift=0.0), size=32)
     params = exact.truth(range(64)).params
     model = head[0]
     points = model.landmarks3d(model(params), Camera.deep3d(224, 64))
@@ -102,7 +104,7 @@ def test_crops_lie_as_the_released_alignment_would_put_them(head) -> None:
     landmarks = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
     found = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS)
     assert torch.allclose(found, torch.eye(2, 3).expand(64, 2, 3), atol=0.02)
-    varied = SyntheticFaces(*head, SyntheticSettings(scale=0.05, shift=6.0), size=32)(range(64))
+    varied = SyntheticFaces(*head, replace(WITHIN_MODEL, scale=0.05, shift=6.0), size=32)(range(64))
     found = deep3d_crop_transform(varied.landmarks68, MEAN_FIVE_POINTS)
     assert 0.035 < found[:, 0, 0].log().std() < 0.065
     middle = found[:, :, :2].sum(2) * 112 + found[:, :, 2] - 112
@@ -127,7 +129,7 @@ def test_lamps_shade_as_clamped_cosines(head) -> None:
     """Second-order SH of max(0, n . d), against the closed form of Ramamoorthi and Hanrahan at random normals."""
     direction = torch.nn.functional.normalize(torch.randn(2, 3, 3), dim=-1)
     color = torch.rand(2, 3, 3)
-    found = sh_basis(normals := torch.nn.functional.normalize(torch.randn(50, 3), dim=1)) @ directional_light(
+    found = sh_basis(normals := torch.nn.functional.normalize(torch.randn(50, 3), dim=1)) @ lamp_coefficients(
         direction, color
     )
     cosine = torch.einsum("nc,blc->bnl", normals, direction)
@@ -143,7 +145,7 @@ def test_codes_of_maps_are_least_squares(head) -> None:
     codes = torch.randn(5, 6) * 0.3
     maps = (mean + torch.einsum("nk,kchw->nchw", codes, basis)).clamp(0, 1)
     pixels = (maps * 255).round().to(torch.uint8)
-    faces = SyntheticFaces(model, decoder, SyntheticSettings(texture=0.0), size=32, maps=pixels)
+    faces = SyntheticFaces(model, decoder, replace(WITHIN_MODEL, texture=0.0), size=32, maps=pixels)
     assert (faces.codes - codes).abs().max() < 0.05
     _, found, texture = faces.truth(range(8))[:3]
     away = (texture[:, None] - pixels[None].float() / 255).abs().amax((2, 3, 4))
@@ -153,7 +155,7 @@ def test_codes_of_maps_are_least_squares(head) -> None:
 
 def test_nothing_before_a_bare_head(head) -> None:
     """With all that hides left out, the picture inside the head is the plain rendering."""
-    faces = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=2, size=224)
+    faces = SyntheticFaces(*head, replace(WITHIN_MODEL, **BARE), seed=2, size=224)
     batch = faces(range(3))
     params, _, texture = faces.truth(range(3))[:3]
     drawn = Renderer(224, antialias=True)(
@@ -162,13 +164,13 @@ def test_nothing_before_a_bare_head(head) -> None:
     inside = drawn.mask.expand_as(drawn.image) > 0.999
     assert inside.float().mean() > 0.2
     assert (batch.image - drawn.image.clamp(0, 1))[inside].abs().mean() < NEAR
-    covered = SyntheticFaces(*head, SyntheticSettings(occluded=1.0), seed=2, size=224)(range(3))
+    covered = SyntheticFaces(*head, replace(WITHIN_MODEL, occluded=1.0), seed=2, size=224)(range(3))
     assert (covered.image - batch.image)[inside].abs().mean() > 100 * NEAR
 
 
 def test_what_cannot_be_sampled_from(head) -> None:
     model, decoder = head
-    with pytest.raises(ConfigError, match=r"synthetic.hair must be 0 to 1; got 2"):
+    with pytest.raises(ConfigError, match=r"synthetic.hair must be a number, 0 to 1; got 2"):
         SyntheticSettings(hair=2)
     with pytest.raises(ConfigError, match="0 or more"):
         SyntheticSettings(yaw=math.nan)
@@ -188,7 +190,7 @@ def test_another_head_model(reference, asset) -> None:
     asset("makehuman")
     carried = retarget(load_face_model("ict", 5, reference / "ict" / "ict_facekit_light.npz"))
     model, decoder = carried.model, decoder_for(carried.model, "linear", carried=carried)
-    batch = SyntheticFaces(model, decoder, seed=0, size=32, components=4)(range(3))
+    batch = SyntheticFaces(model, decoder, WITHIN_MODEL, seed=0, size=32, components=4)(range(3))
     x, y, z = model.landmarks3d(model(batch.params), Camera.deep3d(224, 3)).unbind(-1)
     expected = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
     assert (batch.landmarks68 - expected).abs().max() < 0.01
@@ -202,8 +204,10 @@ def test_another_head_model(reference, asset) -> None:
 
 def test_lamps_around_the_head(head) -> None:
     """Some light comes from below, none from behind; all that lamps do not light stays as it is."""
-    bare = {**BARE, "directional": 1.0}
-    mostly_above, around = (SyntheticFaces(*head, SyntheticSettings(**bare, around=a), seed=3, size=32) for a in (0, 1))
+    bare = {**BARE, "p_directional": 1.0}
+    mostly_above, around = (
+        SyntheticFaces(*head, replace(WITHIN_MODEL, **bare, p_full_sphere_lights=a), seed=3, size=32) for a in (0, 1)
+    )
     numbers = range(200)
     one, other = mostly_above.truth(numbers).params, around.truth(numbers).params
     assert torch.equal(one.identity, other.identity) and torch.equal(one.rotation, other.rotation)
@@ -214,35 +218,14 @@ def test_lamps_around_the_head(head) -> None:
         assert least <= from_below <= most
         front, back = (sh_basis(torch.tensor([[0.0, 0.0, z]])) @ light[:, :, None] for z in (1.0, -1.0))
         assert (front > back - 1e-5).float().mean() >= before
-    with pytest.raises(ConfigError, match=r"synthetic\.around must be 0 to 1"):
-        SyntheticSettings(around=2.0)
-
-
-def test_stark_lamps(head) -> None:
-    """Some faces are lit by lamps alone, some hardly by any; sides of some outshine white, whole faces do not."""
-    bare = {**BARE, "directional": 1.0, "exposure": 0.0}
-    soft, stark = (SyntheticFaces(*head, SyntheticSettings(**bare, stark=s), seed=3, size=32) for s in (0, 1))
-    numbers = range(200)
-    one, other = soft.truth(numbers).params, stark.truth(numbers).params
-    assert torch.equal(one.identity, other.identity) and torch.equal(one.rotation, other.rotation)
-    x, y = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-1, 1, 9), indexing="ij")
-    seen = torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).flatten(0, 1), dim=1)
-    darkest, brightest, mean = [], [], []
-    for params in (one, other):
-        shading = (sh_basis(seen) @ params.light.coefficients).mean(2)
-        darkest.append(shading.amin(1) / shading.amax(1))
-        brightest.append(shading.amax(1))
-        mean.append(shading.mean(1))
-    assert (darkest[0] < 0.2).float().mean() < 0.03 and (darkest[1] < 0.2).float().mean() > 0.08
-    assert (darkest[0] > 0.95).sum() < (darkest[1] > 0.95).sum()
-    assert (brightest[0] > 1.7).sum() == 0 and (brightest[1] > 1.7).sum() > 3 and brightest[1].max() < 3.2
-    assert mean[1].max() < 1.2
+    with pytest.raises(ConfigError, match=r"synthetic\.p_full_sphere_lights must be a number, 0 to 1"):
+        SyntheticSettings(p_full_sphere_lights=2.0)
 
 
 def test_faces_seen_from_near_and_far(head) -> None:
     """The crop is the same, by its landmarks, and so is the truth; only the camera stands elsewhere."""
-    plain = SyntheticFaces(*head, SyntheticSettings(**BARE), seed=3, size=112)
-    varied = SyntheticFaces(*head, SyntheticSettings(**BARE, perspective=0.3), seed=3, size=112)
+    plain = SyntheticFaces(*head, replace(WITHIN_MODEL, **BARE), seed=3, size=112)
+    varied = SyntheticFaces(*head, replace(WITHIN_MODEL, **BARE, perspective=0.3), seed=3, size=112)
     numbers = range(16)
     one, other, truth = plain(numbers), varied(numbers), varied.truth(numbers)
     for name in ("identity", "expression", "rotation", "translation"):

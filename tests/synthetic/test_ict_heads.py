@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from facerecon.geometry.lighting import sh_basis
-from facerecon.synthetic.ict_heads import Wardrobe, degrade, fill_holes, onto_landmarks, random_camera, random_light
+from facerecon.synthetic.ict_heads import (
+    SyntheticHeads,
+    _extrapolate,
+    degrade,
+    onto_landmarks,
+    random_camera,
+    random_light,
+)
 
 
 def test_lights_are_as_bright_as_said() -> None:
@@ -28,7 +35,7 @@ def test_cameras_show_the_face_at_half_the_picture() -> None:
 def test_holes_are_filled_from_around_them() -> None:
     known = torch.zeros(1, 1, 16, 16)
     known[..., :, :4] = 1
-    filled = fill_holes(torch.full((1, 3, 16, 16), 0.7) * known, known)
+    filled = _extrapolate(torch.full((1, 3, 16, 16), 0.7) * known, known)
     assert torch.allclose(filled[..., :4], torch.tensor(0.7), atol=1e-4)
     assert torch.allclose(filled, torch.tensor(0.7), atol=0.02)
 
@@ -39,7 +46,7 @@ def test_points_follow_landmarks_near_them_only() -> None:
     assert torch.allclose(moved, torch.tensor([[53.0, 50.0], [500.0, 50.0]]), atol=0.05)
 
 
-def test_a_spoiled_picture_is_the_same_every_time() -> None:
+def test_a_degraded_picture_is_the_same_every_time() -> None:
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     first, again = (degrade(image, np.random.default_rng(3)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, degrade(image, np.random.default_rng(4)))
@@ -47,16 +54,16 @@ def test_a_spoiled_picture_is_the_same_every_time() -> None:
 
 
 @pytest.mark.slow
-def test_a_subject_by_number(reference, asset) -> None:
+def test_a_head_by_number(reference, asset) -> None:
     from facerecon.morphable import load_face_model
     from facerecon.perception import observe
 
     for name in ("mobile_stylegan", "makehuman", "face_detector", "landmarks68", "facemesh468"):
         asset(name)
     ict = load_face_model("ict", num_identity=30, path=reference / "ict" / "ict_facekit_light.npz")
-    wardrobe = Wardrobe(ict, seed=2)
-    first, turned = wardrobe.subject(1), wardrobe.subject(1, yaw=25.0)
-    again = Wardrobe(ict, seed=2).subject(1)
+    heads = SyntheticHeads(ict, seed=2)
+    first, turned = heads.sample(1), heads.sample(1, yaw=25.0)
+    again = SyntheticHeads(ict, seed=2).sample(1)
     assert torch.equal(first.photo, again.photo) and torch.equal(first.vertices, again.vertices)
     assert turned.rotation[0, 1].item() == pytest.approx(np.deg2rad(25)) and torch.equal(
         turned.vertices, first.vertices

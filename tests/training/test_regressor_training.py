@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from facerecon.render import Renderer
 from facerecon.run import load_checkpoint
 from facerecon.run.processes import Processes
 from facerecon.stylegan.load import load_decoder
-from facerecon.synthetic.faces import SyntheticFaces, SyntheticSettings
+from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.training.regressor import (
     CoefficientLosses,
     PhotoBatch,
@@ -66,7 +67,7 @@ def losses(head):
 @pytest.fixture(scope="module")
 def batch(head):
     """Eight rendered faces of 32 px: pictures, coefficients, landmarks."""
-    made = SyntheticFaces(*head, SyntheticSettings(hair=0, glasses=0, occluded=0), seed=1, size=32)(range(8))
+    made = SyntheticFaces(*head, replace(WITHIN_MODEL, hair=0, glasses=0, occluded=0), seed=1, size=32)(range(8))
     return made.image, params_to_coefficients(made.params, CONFIG, made.texture), made.landmarks68
 
 
