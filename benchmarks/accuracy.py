@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import FaceReconError
-from facerecon.evaluation import stage_figures
+from facerecon.evaluation import stage_metrics
 from facerecon.imaging.files import read_image
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import observe
@@ -104,7 +104,7 @@ def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, 
         face = fitter(photo)
         if number == 0:
             continue
-        figures, _ = stage_figures(fitter, photo, face, judge)
+        figures, _ = stage_metrics(fitter, photo, face, judge)
         seconds = {"observe": observing} | dict(fitter.seconds)
         rows.append({"image": path.stem, "seconds": seconds, "stages": figures})
     return rows

@@ -38,7 +38,7 @@ from configs.compose import compose
 from facerecon import assets
 from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
 from facerecon.errors import FaceReconError, NoFaceError
-from facerecon.evaluation import bootstrap_interval, brightness_symmetry_error, stage_figures
+from facerecon.evaluation import bootstrap_interval, brightness_symmetry_error, stage_metrics
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.perception import load_eval_identity, observe
 from facerecon.stylegan.load import DECODERS, is_decoder_file
@@ -97,7 +97,7 @@ def fit(fitter: Any, photo: Observation, judge: Any) -> tuple[dict[str, float], 
     wall, cpu = time.perf_counter(), time.process_time()
     face = fitter(photo)
     seconds = {"seconds": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    stages, images = stage_figures(fitter, photo, face, judge)
+    stages, images = stage_metrics(fitter, photo, face, judge)
     last = next(name for name in reversed(stages) if name != "detail")
     final = stages[list(stages)[-1]]
     with torch.no_grad():

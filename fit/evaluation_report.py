@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation import Figure, Row, Summary, Table, bootstrap_interval, identity_std_ratio, summarize
-from facerecon.evaluation.published import PUBLISHED
-from facerecon.evaluation.tables import LEAST, write_csv
+from facerecon.evaluation import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary, identity_std_ratio
+from facerecon.evaluation.tables import LEAST, PUBLISHED, write_csv
 from facerecon.export.chart import Bar, bar_chart
 from facerecon.export.report import library_version
 from facerecon.imaging.files import read_image, write_bytes, write_png
+from fit.evaluation_parts import split_space
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
 MARKS = ("<!-- evaluate -->", "<!-- /evaluate -->")
@@ -39,47 +39,47 @@ DECODERS = {
 STARTS = {
     "mean face": "mean face",
     "landmarks": "start from landmarks",
-    "regressor": "N_enc only",
-    "refined": "N_enc, refined on landmarks",
+    "regressor": "regressor only",
+    "refined": "regressor, refined on landmarks",
 }
 
 SHAPE = [
-    *[Figure(region, f"{region}, mm", spread=True, interval=False) for region in REGIONS],
-    Figure("mean", "mean, mm", spread=True),
-    Figure("apart", "minus ours, mm", signed=True),
+    *[Metric(region, f"{region}, mm", std=True, interval=False) for region in REGIONS],
+    Metric("mean", "mean, mm", std=True),
+    Metric("apart", "minus ours, mm", signed=True),
 ]
 RECONSTRUCTION = [
-    Figure("photometric", "photometric x 1000", 1000, 1),
-    Figure("identity", "judge's cosine", 1, 3),
-    Figure("nme", "landmarks, %", 100, 2),
-    Figure("photometric_final", "final: photometric x 1000", 1000, 1),
-    Figure("identity_final", "final: judge", 1, 3),
-    Figure("apart", "minus ours: photometric x 1000", 1000, 1, signed=True),
+    Metric("photometric", "photometric x 1000", 1000, 1),
+    Metric("identity", "CSIM", 1, 3),
+    Metric("nme", "landmarks, %", 100, 2),
+    Metric("photometric_final", "final: photometric x 1000", 1000, 1),
+    Metric("identity_final", "final: CSIM", 1, 3),
+    Metric("apart", "minus ours: photometric x 1000", 1000, 1, signed=True),
 ]
 TEXTURE = [
-    Figure("bs", "BS Error", 1, 2),
-    Figure("bs_final", "final: BS Error", 1, 2),
-    Figure("identity_std", "identity std, % of the photos'", 100, 0),
+    Metric("bs", "BS Error", 1, 2),
+    Metric("bs_final", "final: BS Error", 1, 2),
+    Metric("identity_std", "identity std, % of the photos'", 100, 0),
 ]
 MAPS = [
-    Figure("bs_error_map", "BS Error", 1, 2),
-    Figure("bs_error", "BS Error, observed texels", 1, 2),
-    Figure("observed", "observed, %", 100, 0),
-    Figure("identity_map", "identity: map to front view", 1, 3),
-    Figure("identity_std", "identity std, % of the sources'", 100, 0),
+    Metric("bs_error_map", "BS Error", 1, 2),
+    Metric("bs_error", "BS Error, observed texels", 1, 2),
+    Metric("observed", "observed, %", 100, 0),
+    Metric("identity_map", "identity: map to front view", 1, 3),
+    Metric("identity_std", "identity std, % of the sources'", 100, 0),
 ]
 EXPRESSIVENESS = [
-    Figure("lpips", "LPIPS", 1, 3),
-    Figure("l1", "L1 x 1000", 1000, 1),
-    Figure("l1_face", "L1 of the face x 1000", 1000, 1),
-    Figure("features", "face features x 1000", 1000, 1),
-    Figure("judge", "judge's cosine", 1, 3),
+    Metric("lpips", "LPIPS", 1, 3),
+    Metric("l1", "L1 x 1000", 1000, 1),
+    Metric("l1_face", "L1 of the face x 1000", 1000, 1),
+    Metric("features", "face features x 1000", 1000, 1),
+    Metric("csim", "CSIM", 1, 3),
 ]
 GROUPED = [
-    Figure("photometric", "photometric x 1000", 1000, 1),
-    Figure("identity", "judge's cosine", 1, 3),
-    Figure("nme", "landmarks, %", 100, 2),
-    Figure("mean", "shape, mm", 1, 2),
+    Metric("photometric", "photometric x 1000", 1000, 1),
+    Metric("identity", "CSIM", 1, 3),
+    Metric("nme", "landmarks, %", 100, 2),
+    Metric("mean", "shape, mm", 1, 2),
 ]
 
 TONES = ((55, "very light (ITA above 55)"), (41, "light (41 to 55)"), (28, "intermediate (28 to 41)"),
@@ -90,14 +90,14 @@ AGES = ((50, "50 and older"), (30, "30 to 49"), (-1e9, "younger than 30"))
 # -- rows ------------------------------------------------------------------------------------------------------
 
 
-def _row(label: str, items: Sequence[Mapping[str, float]], figures: Iterable[Figure]) -> Row | None:
-    """Means over items that have the figures; None where there are no items."""
+def _row(label: str, items: Sequence[Mapping[str, float]], metrics: Iterable[Metric]) -> Row | None:
+    """Means over items that have the metrics; None where there are no items."""
     cells = {}
-    for figure in figures:
-        values = [item[figure.key] for item in items if item.get(figure.key) == item.get(figure.key, 0)]
+    for metric in metrics:
+        values = [item[metric.key] for item in items if item.get(metric.key) == item.get(metric.key, 0)]
         values = [v for v in values if v is not None]
         if values:
-            cells[figure.key] = summarize(values)
+            cells[metric.key] = bootstrap_summary(values)
     return Row(label, cells) if cells else None
 
 
@@ -113,9 +113,9 @@ def _not_run(key: str) -> Row:
 
 def _label(sweep: Any, key: str) -> str:
     """Of a decoder: its row in the paper, and its file."""
-    name = sweep.decoders[key]
+    name, space = split_space(sweep.decoders[key])
     shown = Path(name).stem if "/" in name or Path(name).suffix else name
-    return f"{DECODERS.get(key, key)} (decoder {shown})"
+    return f"{DECODERS.get(key, key)} (decoder {shown}{':' + space if space else ''})"
 
 
 def _errors(facts: Mapping[str, float]) -> dict[str, float]:
@@ -130,7 +130,7 @@ def _keys(sweep: Any) -> list[str]:
 def _apart(row: Row, items: Mapping[str, float], ours: Mapping[str, float]) -> Row:
     """A row with its paired difference to ours, over what both have measured."""
     pairs = [value - ours[name] for name, value in items.items() if name in ours]
-    return replace(row, cells=dict(row.cells) | {"apart": summarize(pairs)}) if pairs else row
+    return replace(row, cells=dict(row.cells) | {"apart": bootstrap_summary(pairs)}) if pairs else row
 
 
 # -- tables ----------------------------------------------------------------------------------------------------
@@ -178,7 +178,9 @@ def shape_tables(sweep: Any) -> list[Table]:
             "Mean ± standard deviation over heads (95 % interval of the mean); differences on the same heads."
         ]
         if fallen:
-            table.notes.append(f"{fallen} of {len(found)} heads are out of N_enc's depth and start from landmarks.")
+            table.notes.append(
+                f"{fallen} of {len(found)} heads are outside the regressor's range and start from landmarks."
+            )
         tables.append(table)
     if tables:
         tables[-1].rows += PUBLISHED["shape"]
@@ -196,25 +198,25 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
     items: dict[tuple[str, str], dict[str, dict]] = {}  # column, photo
     for match, facts in found:
         items.setdefault((match[2], match[3]), {})[match[1]] = facts
-    ours = {name: facts["figures"]["photometric"] for name, facts in items.get((sweep.preset, "ours"), {}).items()}
+    ours = {name: facts["metrics"]["photometric"] for name, facts in items.get((sweep.preset, "ours"), {}).items()}
     for (preset, key), of in items.items():
         label = f"{preset}, {_label(sweep, key)}"
-        figures = [facts["figures"] for facts in of.values()]
-        row = _row(label, figures, RECONSTRUCTION)
+        metrics = [facts["metrics"] for facts in of.values()]
+        row = _row(label, metrics, RECONSTRUCTION)
         if row is not None and (preset, key) != (sweep.preset, "ours"):
-            row = _apart(row, {name: facts["figures"]["photometric"] for name, facts in of.items()}, ours)
+            row = _apart(row, {name: facts["metrics"]["photometric"] for name, facts in of.items()}, ours)
         table.rows += [row] if row is not None else []
-        row = _row(label, figures, TEXTURE)
+        row = _row(label, metrics, TEXTURE)
         if row is not None:
             ratio = _diversity([(facts["vectors"]["render"], facts["vectors"]["photo"]) for facts in of.values()])
             texture.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
     photos = len({match[1] for match, _ in found if match[1].startswith("photo_")})
     faces = len({match[1] for match, _ in found}) - photos
     table.notes = [
-        f"{photos} photo(s) and {faces} held-out generated face(s). Photometric error: mean RGB difference over the "
-        "face in [0, 1]; the judge is a 1024-d descriptor that is never optimized; landmarks: of the distance between "
-        "the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail, where the "
-        "preset has it)."
+        f"{photos} photo(s) and {faces} generated face(s). Photometric error: mean RGB difference over the face in "
+        "[0, 1]; CSIM: cosine of 1024-d identity descriptors that are never optimized; landmarks: of the distance "
+        "between the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail, "
+        "where the preset has it)."
     ]
     other = sweep.fit_config(*sweep.main)[0].face_model != "hifi3dpp"
     atlas = "another atlas than the paper's: not comparable with its; " if other else ""
@@ -245,13 +247,13 @@ def map_tables(sweep: Any) -> list[Table]:
     if not full:
         return []
     table = Table("maps", "UV maps of held-out subjects, and with one thing changed", MAPS, first="maps")
-    row = _row("full", [facts["figures"] for _, facts in full], MAPS)
+    row = _row("full", [facts["metrics"] for _, facts in full], MAPS)
     ratio = _diversity([(facts["vectors"]["map"], facts["vectors"]["source"]) for _, facts in full])
     table.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
     changed: dict[str, list[dict]] = {}
     for match, facts in _named(sweep, "maps/([^/]+)/(.+)"):
         if match[2] != "full":
-            changed.setdefault(match[2], []).append(facts["figures"])
+            changed.setdefault(match[2], []).append(facts["metrics"])
     rows = [_row(name, items, MAPS) for name, items in changed.items()]
     table.rows += [row for row in rows if row is not None]
     table.rows += PUBLISHED["maps"]
@@ -275,7 +277,7 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
             table.rows.append(_not_run(key))
             continue
         facts = [facts for match, facts in found if match[2] == key]
-        row = _row("", [one["figures"] for one in facts], EXPRESSIVENESS)
+        row = _row("", [one["metrics"] for one in facts], EXPRESSIVENESS)
         if row is not None:
             table.rows.append(replace(row, label=f"{_label(sweep, key)}, {facts[0]['numbers']:,} numbers"))
     lacks = [] if any("lpips" in row.cells for row in table.rows) else ["LPIPS' weights could not be had."]
@@ -291,7 +293,7 @@ def group_tables(sweep: Any) -> list[Table]:
     photos = [facts for _, facts in _named(sweep, f"reconstruction/[^/]+/{re.escape(sweep.preset)}/ours")]
     heads = [facts for _, facts in _named(sweep, "(?:shape/[^/]+|realy)/[^/]+/ours")]
     people = [
-        (facts["about"], {k: facts["figures"][k] for k in ("photometric", "identity", "nme")}) for facts in photos
+        (facts["about"], {k: facts["metrics"][k] for k in ("photometric", "identity", "nme")}) for facts in photos
     ]
     people += [(facts["about"], {"mean": _errors(facts["errors"])["mean"]}) for facts in heads]
     if not people:
@@ -307,11 +309,11 @@ def group_tables(sweep: Any) -> list[Table]:
                    lambda about: "taken for a man" if about.get("male", 0.5) >= 0.5 else "taken for a woman"),
     }  # fmt: skip
     table = Table("groups", f"By skin tone, age and gender (preset {sweep.preset}, {_label(sweep, 'ours')})", [
-        *GROUPED, Figure("photos", "photos", 1, 0, interval=False), Figure("heads", "heads", 1, 0, interval=False),
+        *GROUPED, Metric("photos", "photos", 1, 0, interval=False), Metric("heads", "heads", 1, 0, interval=False),
     ], first="group")  # fmt: skip
     for what, (labels, of) in groupings.items():
         for label in labels:
-            inside = [figures for about, figures in people if of(about) == label]
+            inside = [metrics for about, metrics in people if of(about) == label]
             row = _row(f"{what}: {label}", inside, GROUPED)
             if row is not None:
                 counts = {
@@ -330,7 +332,7 @@ def group_tables(sweep: Any) -> list[Table]:
 # -- pages -----------------------------------------------------------------------------------------------------
 
 
-def write_report(sweep: Any) -> int:
+def write_evaluation(sweep: Any) -> int:
     """Everything that is written at the end; the exit status."""
     folder = sweep.folder.path
     tables = [
@@ -348,7 +350,8 @@ def write_report(sweep: Any) -> int:
     body += [table.to_markdown(3) for table in tables]
     body += [_not_measured(sweep)]
     text = "\n".join(part for part in body if part)
-    pictures = "\n".join(f"![{title}]({name})\n" for name, title in charts.items())
+    shown = charts | dict.fromkeys(sweep.sheets, "Panels")
+    pictures = "\n".join(f"![{title}]({name})\n" for name, title in shown.items())
     write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode("utf-8", "backslashreplace"))
     if sweep.config.readme:
         _into(Path(sweep.config.readme), text, folder, {k: v for k, v in charts.items() if k == "shape.png"})
@@ -395,13 +398,13 @@ def _not_measured(sweep: Any) -> str:
 
 
 def _items(sweep: Any) -> bytes:
-    """Every measurement of every item: item, group, figure, value."""
+    """Every measurement of every item: item, group, metric, value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item", "group", "figure", "value"])
+    writer.writerow(["item", "group", "metric", "value"])
     for name in sorted(sweep.done):
         facts = sweep.done[name]
-        for group in ("figures", "about"):
+        for group in ("metrics", "about"):
             for key, value in facts.get(group, {}).items():
                 writer.writerow([name, group, key, value])
         errors = facts.get("errors", {})

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 from configs.compose import compose, run  # noqa: E402
 from facerecon.errors import InputError, NoFaceError  # noqa: E402
 from facerecon.run import RunDirectory  # noqa: E402
-from facerecon.types import FaceParams, SHLight  # noqa: E402
+from fit import evaluation_parts as parts  # noqa: E402
 from fit.evaluate import Sweep, main  # noqa: E402
-from fit.evaluation_report import MARKS, _arguments, write_report  # noqa: E402
+from fit.evaluation_report import MARKS, _arguments, write_evaluation  # noqa: E402
 
 
 class Bar:
@@ -57,14 +57,49 @@ def test_an_item_is_measured_once_and_again_when_its_settings_change(tmp_path) -
 
     def work() -> dict:
         calls.append(1)
-        return {"figures": {"a": 1.5}}
+        return {"metrics": {"a": 1.5}}
 
     first = sweep(tmp_path).item("x/1", ["s"], work)
     again = sweep(tmp_path)
     assert again.item("x/1", ["s"], work) == first and len(calls) == 1
-    assert again.done["x/1"]["figures"] == {"a": 1.5}
-    assert sweep(tmp_path).item("x/1", ["other"], work)["figures"] == {"a": 1.5} and len(calls) == 2
+    assert again.done["x/1"]["metrics"] == {"a": 1.5}
+    assert sweep(tmp_path).item("x/1", ["other"], work)["metrics"] == {"a": 1.5} and len(calls) == 2
     assert sweep(tmp_path, "resume=false").item("x/1", ["other"], work) and len(calls) == 3
+
+
+def test_items_of_an_earlier_version_are_kept_under_today_s_names(tmp_path) -> None:
+    first = sweep(tmp_path)
+    digest = first.item("x/1", ["s"], lambda: {"metrics": {}})["settings"]
+    first.folder.complete("x/1", settings=digest, figures={"judge": 0.9, "l1": 0.1}, numbers=7)
+    again = sweep(tmp_path)
+    assert again.item("x/1", ["s"], lambda: pytest.fail("it is measured already"))["metrics"] == {
+        "csim": 0.9,
+        "l1": 0.1,
+    }
+    assert again.done["x/1"]["numbers"] == 7 and "figures" not in again.done["x/1"]
+
+
+def test_a_sheet_is_made_of_the_first_preset_and_our_decoder(tmp_path, monkeypatch) -> None:
+    seen = []
+
+    def measure(sweep, photo, preset, decoder):
+        seen.append((photo, preset, decoder))
+        return {"metrics": {}}, None
+
+    monkeypatch.setattr(parts, "photos", lambda sweep: ((name, name, name) for name in "abcdefghij"))
+    monkeypatch.setattr(parts, "measure_fit", measure)
+    monkeypatch.setattr(parts, "panel", lambda *given: torch.rand(3, 20, 30))
+    monkeypatch.setattr(Sweep, "observed", lambda self, source: source)
+    monkeypatch.setattr(Sweep, "fitter", lambda self, *key: SimpleNamespace(renderer=None, model=None))
+    one = sweep(tmp_path, "parts=[sheet]", "presets=[smoke,fast]", "decoders.ours=open:w")
+    assert one.fit_config("smoke", "open:w")[0].decoder_space == "w"
+    one.run()
+    assert seen == [(name, "smoke", "open:w") for name in "abcdefghij"] and not one.failed
+    assert one.sheets == ["sheet_1.jpg", "sheet_2.jpg"] and all((tmp_path / name).is_file() for name in one.sheets)
+    (tmp_path / "panels" / "c.png").unlink()
+    again = sweep(tmp_path, "parts=[sheet]", "presets=[smoke,fast]", "decoders.ours=open:w")
+    again.run()
+    assert [photo for photo, *_ in seen[10:]] == ["c"]
 
 
 def test_a_failed_item_is_a_line_and_the_rest_goes_on(tmp_path) -> None:
@@ -74,19 +109,19 @@ def test_a_failed_item_is_a_line_and_the_rest_goes_on(tmp_path) -> None:
     one = sweep(tmp_path)
     assert one.item("x/1", 0, lambda: fail(NoFaceError("no face\nhere"))) is None
     assert one.item("x/2", 0, lambda: fail(ZeroDivisionError("by zero"))) is None
-    assert one.item("x/3", 0, lambda: {"figures": {}}) is not None
+    assert one.item("x/3", 0, lambda: {"metrics": {}}) is not None
     assert one.failed == {"x/1": "no face here", "x/2": "ZeroDivisionError: by zero"}
     assert set(one.folder.failures()) == {"x/1", "x/2"}
     again = sweep(tmp_path)  # what failed is tried again
-    assert again.item("x/1", 0, lambda: {"figures": {}}) is not None and again.failed == {}
+    assert again.item("x/1", 0, lambda: {"metrics": {}}) is not None and again.failed == {}
     with pytest.raises(KeyboardInterrupt):
         again.item("x/4", 0, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> None:
     one = sweep(tmp_path, "parts=[shape,maps]")
-    monkeypatch.setattr(Sweep, "measure_shape", lambda self: (_ for _ in ()).throw(InputError("no heads")))
-    monkeypatch.setattr(Sweep, "measure_maps", lambda self: self.item("maps/1/full", 0, lambda: {"figures": {}}))
+    monkeypatch.setitem(parts.MEASURES, "shape", lambda sweep: (_ for _ in ()).throw(InputError("no heads")))
+    monkeypatch.setitem(parts.MEASURES, "maps", lambda sweep: sweep.item("maps/1/full", 0, lambda: {"metrics": {}}))
     one.run()
     assert one.failed == {"shape": "no heads"} and list(one.done) == ["maps/1/full"]
 
@@ -94,6 +129,7 @@ def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> No
 @pytest.mark.parametrize(
     "overrides, message",
     [
+        (["seeds=[-1]"], "seeds must be a whole number"),
         (["parts=[shap]"], "did you mean 'shape'"),
         (["heads=-1"], "heads must be a whole number"),
         (["heads=two"], "heads must be a number"),
@@ -116,58 +152,6 @@ def test_what_a_user_can_mend_is_one_line(overrides, message, tmp_path, capsys) 
     assert len(lines) == 1 and message in lines[0], lines
 
 
-# -- figures ---------------------------------------------------------------------------------------------------
-
-
-def test_figures_are_of_the_last_stage_and_final_ones_of_the_photo_s_own_texels(tmp_path, monkeypatch) -> None:
-    """Gray maps tell what was measured: the decoder's is 0.25, the final one 0.75."""
-    from facerecon import evaluation, perception
-
-    def stage(value: float) -> dict[str, float]:
-        return {"photometric": value, "identity": value + 1, "nme": value + 2}
-
-    params = FaceParams(*torch.ones(5, 1, 3), SHLight(torch.ones(1, 9, 3)))
-    decoded, texture = torch.full((1, 3, 4, 4), 0.25), torch.full((1, 3, 4, 4), 0.75)
-    face = SimpleNamespace(params=params, decoded=decoded, texture=texture)
-    photo = SimpleNamespace(image=torch.full((1, 3, 4, 4), 0.5), landmarks68=torch.zeros(1, 68, 2))
-
-    class Fitter:
-        model, regressor, fallbacks, diverged = "head", object(), {}, {}
-
-        def __call__(self, seen, callback):
-            assert seen is photo
-            return face
-
-    def evenly_lit(model, still, map_):
-        assert model == "head" and still.identity.eq(1).all() and still.light.coefficients.eq(1).all()
-        assert not any(getattr(still, name).any() for name in ("expression", "rotation", "translation"))
-        return map_, photo.landmarks68
-
-    class Identity(torch.nn.Module):
-        def forward(self, image, landmarks):
-            return image[:, :2, 0, 0]
-
-    one = sweep(tmp_path)
-    stages = {"start": stage(0.1), "texture": stage(0.2), "joint": stage(0.3), "detail": stage(0.4)}
-    monkeypatch.setattr(evaluation, "stage_figures", lambda *given: (stages, given))
-    monkeypatch.setattr(evaluation, "evenly_lit", evenly_lit)
-    monkeypatch.setattr(evaluation, "brightness_symmetry_error", lambda map_: map_[0, 0, 0, 0])
-    monkeypatch.setattr(perception, "load_identity", Identity)
-    monkeypatch.setattr(Sweep, "fitter", lambda self, preset, decoder: Fitter())
-    monkeypatch.setattr(Sweep, "judge", None)
-    monkeypatch.setattr(Sweep, "_person", lambda self, photo, face: {"age": 30.0})
-    facts, same = one.fitted(photo, "default", "open")
-    assert same is face and facts["stage1"] == "regressor" and facts["about"] == {"age": 30.0}
-    assert facts["figures"] == {
-        "photometric": 0.3, "identity": 1.3, "nme": 2.3,
-        "photometric_final": 0.4, "identity_final": 1.4, "nme_final": 2.4, "bs": 0.25, "bs_final": 0.75,
-    }  # fmt: skip
-    assert facts["vectors"] == {"photo": [0.5, 0.5], "render": [0.25, 0.25]}
-    del stages["detail"]  # where there is no such step, the last is the final one
-    figures = one.fitted(photo, "default", "open")[0]["figures"]
-    assert figures["photometric"] == figures["photometric_final"] == 0.3
-
-
 # -- report ------------------------------------------------------------------------------------------------------
 
 
@@ -178,31 +162,31 @@ def measured(tmp_path) -> Sweep:
     (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nof the last time\n{MARKS[1]}\n\n## Next\n")
     draw = np.random.default_rng(0)
     about = {"tone": 30.0, "age": 25.0, "male": 0.9}
-    figures = {"photometric": 0.03, "identity": 0.9, "nme": 0.015, "photometric_final": 0.01, "identity_final": 0.98,
+    metrics = {"photometric": 0.03, "identity": 0.9, "nme": 0.015, "photometric_final": 0.01, "identity_final": 0.98,
                "nme_final": 0.012, "bs": 1.0, "bs_final": 2.0}  # fmt: skip
     for i in range(4):
         one.done[f"shape/ict/{i}/starts"] = {"errors": {"mean face": errors(2.0 + i), "landmarks": errors(1.5)}}
-        one.done[f"shape/ict/{i}/ours"] = {"errors": errors(1.0 + i), "figures": figures, "about": about}
-        one.done[f"shape/ict/{i}/linear"] = {"errors": errors(1.1 + i), "figures": figures, "about": about}
+        one.done[f"shape/ict/{i}/ours"] = {"errors": errors(1.0 + i), "metrics": metrics, "about": about}
+        one.done[f"shape/ict/{i}/linear"] = {"errors": errors(1.1 + i), "metrics": metrics, "about": about}
         vectors = {"photo": draw.normal(size=8).tolist()}
         vectors["render"] = [0.5 * v for v in vectors["photo"]]
         person = about | {"tone": -40.0 if i == 0 else 60.0}
         for preset, key, extra in (("default", "ours", 0.0), ("default", "linear", 0.004), ("paper", "ours", 0.01)):
-            made = figures | {"photometric": 0.03 + 0.001 * i + extra}
-            one.done[f"reconstruction/seed_{i}/{preset}/{key}"] = {"figures": made, "about": person, "vectors": vectors}
+            made = metrics | {"photometric": 0.03 + 0.001 * i + extra}
+            one.done[f"reconstruction/seed_{i}/{preset}/{key}"] = {"metrics": made, "about": person, "vectors": vectors}
         one.done[f"maps/{i}/full"] = {
-            "figures": {"bs_error": 3.0, "bs_error_map": 1.5, "observed": 0.8, "identity_map": 0.5},
+            "metrics": {"bs_error": 3.0, "bs_error_map": 1.5, "observed": 0.8, "identity_map": 0.5},
             "vectors": {"map": vectors["render"], "source": vectors["photo"]},
         }
-        one.done[f"maps/{i}/w/o editing"] = {"figures": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
-        one.done[f"expressiveness/{i}/ours"] = {"figures": {"l1": 0.01, "judge": 0.9}, "numbers": 1792}
-    one.done["maps/9/full"] = {"refused": "expression: a smile", "figures": {}}
+        one.done[f"maps/{i}/w/o editing"] = {"metrics": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
+        one.done[f"expressiveness/{i}/ours"] = {"metrics": {"l1": 0.01, "csim": 0.9}, "numbers": 1792}
+    one.done["maps/9/full"] = {"refused": "expression: a smile", "metrics": {}}
     one.failed["shape/ict/4/ours"] = "no face was found"
     return one
 
 
 def test_the_report_says_what_was_measured(measured, capsys) -> None:
-    assert write_report(measured) == 1  # something failed
+    assert write_evaluation(measured) == 1  # something failed
     folder = measured.folder.path
     text = (folder / "evaluate.md").read_text()
     for line in (
@@ -219,7 +203,7 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
         "1 subject(s) were refused",
         "| ours (decoder open), 1,792 numbers | 10.0 (10.0 to 10.0) |",
         "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
-        "N_enc only (no trained weights for this head model)",
+        "regressor only (no trained weights for this head model)",
         "w/o multi-view (give decoders.front=FILE)",
         "- failed: shape/ict/4/ours: no face was found",
         "up to 4 heads of each kind",
@@ -229,11 +213,11 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
     assert str(measured.folder.path) not in text
 
     rows = list(csv.DictReader((folder / "results.csv").open()))
-    cell = next(r for r in rows if (r["table"], r["row"], r["figure"]) == ("shape_ict", "start from landmarks", "mean"))
+    cell = next(r for r in rows if (r["table"], r["row"], r["metric"]) == ("shape_ict", "start from landmarks", "mean"))
     assert (float(cell["value"]), cell["n"], cell["published"]) == (1.5, "4", "")
     assert any(r["published"] and r["row"] == "FFHQ-UV" and float(r["value"]) == 7.293 for r in rows)
     items = list(csv.DictReader((folder / "items.csv").open()))
-    assert {"item": "shape/ict/1/starts", "group": "mm mean face", "figure": "nose", "value": "2.9"} in items
+    assert {"item": "shape/ict/1/starts", "group": "mm mean face", "metric": "nose", "value": "2.9"} in items
     for name in ("shape.png", "reconstruction.png", "maps.png"):
         assert (folder / name).stat().st_size > 1000
 
@@ -244,17 +228,17 @@ def test_the_command_names_no_folders_of_a_machine() -> None:
 
 
 def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
-    write_report(measured)
+    write_evaluation(measured)
     path = Path(measured.config.readme)
     text = path.read_text()
     assert text.startswith(f"# Title\n\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\n\n## Next\n")
     assert "of the last time" not in text and "### Shape, heads of ICT-FaceKit" in text
     assert "![Shape error](evaluate_shape.png)" in text and path.with_name("evaluate_shape.png").is_file()
-    write_report(measured)
+    write_evaluation(measured)
     assert path.read_text() == text
     path.write_text("# Title\n")
     with pytest.raises(Exception, match="has no lines"):
-        write_report(measured)
+        write_evaluation(measured)
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------

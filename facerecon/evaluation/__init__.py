@@ -1,39 +1,42 @@
 """Measurements of results; nothing here is ever optimized (Sec. 4.3)."""
 
 from facerecon.correspond.regions import face_regions, head_region_forms, head_regions, region_forms
-from facerecon.evaluation.expressiveness import MapMetrics
-from facerecon.evaluation.realy import RealyFolder, Scan, realy_errors, scan_of_head
-from facerecon.evaluation.reconstruction import reconstruction_metrics, stage_figures
-from facerecon.evaluation.regions import region_errors
-from facerecon.evaluation.tables import Figure, Row, Summary, Table, bootstrap_interval, summarize
-from facerecon.evaluation.texture import (
-    brightness_symmetry_error,
-    evenly_lit,
-    identity_std_ratio,
-    observed_share,
+from facerecon.evaluation.realy import RealyFolder, Scan, head_errors, realy_errors, scan_of_head
+from facerecon.evaluation.reconstruction import (
+    fit_metrics,
+    identity_vectors,
+    reconstruction_metrics,
+    stage1_heads,
+    stage_metrics,
 )
+from facerecon.evaluation.regions import region_errors
+from facerecon.evaluation.tables import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary
+from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, evenly_lit, identity_std_ratio
 
 __all__ = [
-    "Figure",
     "MapMetrics",
+    "Metric",
     "RealyFolder",
     "Row",
     "Scan",
     "Summary",
     "Table",
     "bootstrap_interval",
+    "bootstrap_summary",
     "brightness_symmetry_error",
     "evenly_lit",
     "face_regions",
+    "fit_metrics",
+    "head_errors",
     "head_region_forms",
     "head_regions",
     "identity_std_ratio",
-    "observed_share",
+    "identity_vectors",
     "realy_errors",
     "reconstruction_metrics",
     "region_errors",
     "region_forms",
     "scan_of_head",
-    "stage_figures",
-    "summarize",
+    "stage1_heads",
+    "stage_metrics",
 ]

@@ -6,12 +6,12 @@ A prediction is compared with four regions of a scan, each by itself:
    prediction onto the scan;
 2. regional alignment: a rigid motion, no scale, of iterated closest points from the region's points to the predicted
    surface, in which the region's keypoints together weigh as much as its points (a quarter for the cheek);
-3. correspondence: the region is bent onto the aligned prediction, held by its keypoints, and what of the prediction a
-   bent point comes to lie on is that point's counterpart;
+3. correspondence: the region is registered (non-rigidly) onto the aligned prediction, held by its keypoints; where a
+   point comes to lie on the prediction is that point's counterpart;
 4. error: the mean distance between the region's points, as they were, and their counterparts, in millimeters.
 
-Step 3 is what tells REALY from plain distances to a surface (:func:`~facerecon.evaluation.region_errors`): a lip that
-lies on the other lip is not right.
+Step 3 sets REALY apart from plain distances to a surface (:func:`~facerecon.evaluation.region_errors`): a lip that
+lies on the other lip is wrong.
 
 Unlike REALY's released code, which solves step 3 by Amberg et al.'s non-rigid ICP with an affine map a vertex and
 weights an edge: here points are shifted, and the stiffness is the Dirichlet energy of the shifts, so that neither the
@@ -30,10 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
+from torch import Tensor
 
 from facerecon.correspond.obj import read_obj
 from facerecon.correspond.regions import (
@@ -47,7 +49,9 @@ from facerecon.errors import ConfigError, InputError, ShapeError
 from facerecon.evaluation.regions import align_region, fit_similarity
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
+from facerecon.morphable import MorphableModel
 from facerecon.storage import parse_json, read_bounded
+from facerecon.types import FaceParams
 
 __all__ = [
     "BENDING_KEYPOINTS",
@@ -58,6 +62,7 @@ __all__ = [
     "RealyFolder",
     "Scan",
     "coarse_alignment",
+    "head_errors",
     "keypoints_of",
     "read_keypoint_places",
     "realy_errors",
@@ -192,7 +197,7 @@ def _stiffness(vertices: NDArray, faces: NDArray) -> csc_array:
     return (diags_array(graph.sum(1)) - graph).tocsc()
 
 
-def _bent(
+def _registered(
     vertices: NDArray,
     faces: NDArray,
     weights: NDArray,
@@ -281,11 +286,33 @@ def realy_errors(
         on_it = away * scan.millimeters < _ON_REGION
         pinned, nearest = pinned[on_it], nearest[on_it]
         goals = there[nearest] + keys[pinned] - there_true[pinned]
-        bent = _bent(there, region_faces, areas, surface, nearest, goals, scan.millimeters)
-        apart = np.linalg.norm(surface.nearest(bent) - there, axis=1)
+        registered = _registered(there, region_faces, areas, surface, nearest, goals, scan.millimeters)
+        apart = np.linalg.norm(surface.nearest(registered) - there, axis=1)
         errors[name] = float(counted @ apart / counted.sum()) * scan.millimeters
         aligned[name] = (predicted - shift) @ turn
     return RealyErrors(errors, predicted, aligned)
+
+
+def head_errors(
+    model: MorphableModel, params: FaceParams, scan: Scan, places: tuple[NDArray, NDArray] | None = None
+) -> tuple[RealyErrors, Tensor]:
+    """:func:`realy_errors` of a fitted head.
+
+    Args:
+        model: head model.
+        params: of one head.
+        scan: the truth.
+        places: of its 85 keypoints (:func:`read_keypoint_places`); its 68 landmarks if left out.
+
+    Returns:
+        The errors, and the head's shape (V, 3).
+    """
+    with torch.no_grad():
+        shape = model.shape(params)
+        keys = model.landmarks3d(shape)[0]
+    if places is not None:
+        keys = keypoints_of(shape[0].double(), model.topology.faces, places)
+    return realy_errors(shape[0], model.topology.faces, keys, scan), shape[0]
 
 
 def scan_of_head(vertices: ArrayLike, faces: ArrayLike, landmarks: ArrayLike, regions: Mapping[str, ArrayLike]) -> Scan:

@@ -1,19 +1,23 @@
-"""How well a fitted head explains its photo: photometric error, judged identity, landmarks (Sec. 4.3)."""
+"""How well a fitted head explains its photo: photometric error, CSIM, landmarks (Sec. 4.3)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import losses
-from facerecon.fitting import Fitter
+from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
+from facerecon.fitting import Fitter, RegressorStart, fit_landmarks, start_from_regressor
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
+from facerecon.perception import load_identity
 from facerecon.render import Renderer
 from facerecon.types import Camera, FaceParams, Observation, ReconstructedFace
 
-__all__ = ["reconstruction_metrics", "stage_figures"]
+__all__ = ["fit_metrics", "identity_vectors", "reconstruction_metrics", "stage1_heads", "stage_metrics"]
 
 
 @torch.no_grad()
@@ -23,20 +27,20 @@ def reconstruction_metrics(
     texture: Tensor,
     model: MorphableModel,
     renderer: Renderer,
-    judge: nn.Module | None = None,
+    eval_identity: nn.Module | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Figures of B faces, none of which is what was optimized.
+    """Metrics of B faces, none of which is what was optimized.
 
     Args:
         photo: observed faces.
         params, texture: the head.
         model, renderer: what draws it.
-        judge: the 1024-d network that is never optimized; its cosine is left out without it.
+        eval_identity: the 1024-d network that is never optimized; CSIM is left out without it.
 
     Returns:
         ``{"photometric": (B,), "identity": (B,), "nme": (B,)}`` and the composite (B, 3, 224, 224).
-        photometric: mean absolute RGB difference over the face mask, [0, 1]. identity: cosine of the judge's
-        embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
+        photometric: mean absolute RGB difference over the face mask, [0, 1]. identity: CSIM, cosine of
+        ``eval_identity``'s embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
     """
     camera = Camera.deep3d(photo.image.shape[-1], photo.batch, photo.image.device)
     vertices = model(params)
@@ -47,27 +51,27 @@ def reconstruction_metrics(
     mask = view.rendering.mask * photo.face_mask
     image = losses.composite(render, mask, photo.image)
     points = project(camera, model.landmarks3d(vertices, camera))[..., :2]
-    figures = {
+    metrics = {
         "photometric": losses.masked_mean_error(render, photo.image, mask),
         "nme": losses.normalized_mean_error(points, photo.landmarks68),
     }
-    if judge is not None:
-        figures["identity"] = losses.identity_similarity(judge(image, photo.landmarks68), photo.judge)
-    return figures, image
+    if eval_identity is not None:
+        metrics["identity"] = losses.identity_similarity(eval_identity(image, photo.landmarks68), photo.judge)
+    return metrics, image
 
 
-def stage_figures(
-    fitter: Fitter, photo: Observation, face: ReconstructedFace, judge: nn.Module | None = None
+def stage_metrics(
+    fitter: Fitter, photo: Observation, face: ReconstructedFace, eval_identity: nn.Module | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
-    """{stage: {figure: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
+    """{stage: {metric: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
 
-    Stages before the detail have the decoder's texture. Figures are those of :func:`reconstruction_metrics`.
+    Stages before the detail have the decoder's texture. Metrics are those of :func:`reconstruction_metrics`.
 
     Args:
         fitter: right after the fit.
         photo: of one face.
         face: what the fit returned.
-        judge: its cosine is left out without it.
+        eval_identity: CSIM is left out without it.
     """
     stages = {
         name: (params, fitter.decoder(latent).detach().clamp(0, 1))
@@ -75,8 +79,82 @@ def stage_figures(
     }
     if fitter.detail.enabled:
         stages["detail"] = (face.params, face.texture)
-    figures, images = {}, {}
+    metrics, images = {}, {}
     for name, (params, texture) in stages.items():
-        values, images[name] = reconstruction_metrics(photo, params, texture, fitter.model, fitter.renderer, judge)
-        figures[name] = {key: value.item() for key, value in values.items()}
-    return figures, images
+        values, images[name] = reconstruction_metrics(
+            photo, params, texture, fitter.model, fitter.renderer, eval_identity
+        )
+        metrics[name] = {key: value.item() for key, value in values.items()}
+    return metrics, images
+
+
+def fit_metrics(
+    fitter: Fitter, photo: Observation, face: ReconstructedFace, eval_identity: nn.Module | None = None
+) -> dict[str, float]:
+    """Metrics of one fit: of the decoder's texture, and ``*_final`` with the photo's own texels (detail).
+
+    Args:
+        fitter: right after the fit.
+        photo: of one face.
+        face: what the fit returned.
+        eval_identity: CSIM is left out without it.
+
+    Returns:
+        Those of :func:`reconstruction_metrics`, and "bs", the BS Error of the texture.
+    """
+    stages, _ = stage_metrics(fitter, photo, face, eval_identity)
+    last = next(name for name in reversed(stages) if name != "detail")
+    final = stages[list(stages)[-1]]
+    with torch.no_grad():
+        bs = [brightness_symmetry_error(texture).item() for texture in (face.decoded, face.texture)]
+    return stages[last] | {f"{key}_final": value for key, value in final.items()} | {"bs": bs[0], "bs_final": bs[1]}
+
+
+@torch.no_grad()
+def identity_vectors(model: MorphableModel, photo: Observation, face: ReconstructedFace) -> dict[str, Tensor]:
+    """128-d descriptors of a photo, and of the fitted head with the decoder's texture, neutral, under even light.
+
+    Args:
+        model: of the fit.
+        photo: of one face.
+        face: what the fit returned.
+
+    Returns:
+        {"photo": (128,), "render": (128,)}.
+    """
+    params = face.params
+    still = params.replace(
+        expression=torch.zeros_like(params.expression),
+        rotation=torch.zeros_like(params.rotation),
+        translation=torch.zeros_like(params.translation),
+    )
+    identity = load_identity().to(photo.image.device)
+    return {
+        "photo": identity(photo.image, photo.landmarks68)[0],
+        "render": identity(*evenly_lit(model, still, face.decoded))[0],
+    }
+
+
+def stage1_heads(
+    fitter: Fitter, photo: Observation, limits: RegressorStart | None = None
+) -> tuple[dict[str, FaceParams], str | None]:
+    """Every way to begin a fit of one face.
+
+    Args:
+        fitter: whose head model, regressor and settings are used.
+        photo: of one face.
+        limits: where the regressor is used; the fitter's if left out.
+
+    Returns:
+        {"landmarks", and with a regressor "regressor" and "refined" (on landmarks)}, and why the regressor was not used
+        for this face, if so: all are the landmarks' then.
+    """
+    camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
+    heads = {"landmarks": fit_landmarks(fitter.model, photo.landmarks68, camera, photo.mesh468, fitter.start)}
+    reasons: dict[int, str] = {}
+    if fitter.regressor is not None:
+        for name, start in (("regressor", replace(fitter.start, refine=0)), ("refined", fitter.start)):
+            heads[name], _, reasons = start_from_regressor(
+                fitter.model, fitter.regressor, photo, camera, start, limits or fitter.regressor_start
+            )
+    return heads, reasons.get(0)

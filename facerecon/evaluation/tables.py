@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facerecon.errors import InputError
 
-__all__ = ["Figure", "Row", "Summary", "Table", "bootstrap_interval", "summarize", "write_csv"]
+__all__ = ["Metric", "PUBLISHED", "Row", "Summary", "Table", "bootstrap_interval", "bootstrap_summary", "write_csv"]
 
 BOOTSTRAP = 2000
 LEAST = 3
@@ -57,17 +57,17 @@ class Summary:
         value: the mean, or another statistic.
         count: of items.
         low, high: of the interval of 95 %, or None.
-        spread: standard deviation over the items (divided by N - 1), or None.
+        std: sample standard deviation over the items (divided by N - 1), or None.
     """
 
     value: float
     count: int | None = None
     low: float | None = None
     high: float | None = None
-    spread: float | None = None
+    std: float | None = None
 
 
-def summarize(values: Sequence[float] | Tensor, statistic: Callable[[Tensor], Tensor] | None = None) -> Summary:
+def bootstrap_summary(values: Sequence[float] | Tensor, statistic: Callable[[Tensor], Tensor] | None = None) -> Summary:
     """Mean, or another statistic, of some items; with an interval from three items on.
 
     Args:
@@ -81,12 +81,12 @@ def summarize(values: Sequence[float] | Tensor, statistic: Callable[[Tensor], Te
     values = values[values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite()]
     value, low, high = bootstrap_interval(values, statistic)
     few = len(values) < LEAST
-    spread = values.std().item() if statistic is None and len(values) > 1 else None
-    return Summary(value, len(values), None if few else low, None if few else high, spread)
+    std = values.std().item() if statistic is None and len(values) > 1 else None
+    return Summary(value, len(values), None if few else low, None if few else high, std)
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One column.
 
     Args:
@@ -94,7 +94,7 @@ class Figure:
         title: its heading.
         scale: factor of what is shown.
         digits: after the point.
-        spread: show the standard deviation.
+        std: show the standard deviation.
         interval: show the interval.
         signed: show the sign.
     """
@@ -103,7 +103,7 @@ class Figure:
     title: str
     scale: float = 1.0
     digits: int = 2
-    spread: bool = False
+    std: bool = False
     interval: bool = True
     signed: bool = False
 
@@ -116,8 +116,8 @@ class Figure:
             return f"{self.scale * value:{'+' if self.signed else ''}.{self.digits}f}"
 
         text = number(cell.value)
-        if self.spread and cell.spread is not None:
-            text += f" ± {number(cell.spread)}"
+        if self.std and cell.std is not None:
+            text += f" ± {number(cell.std)}"
         if self.interval and cell.low is not None and cell.high is not None:
             text += f" ({number(cell.low)} to {number(cell.high)})"
         return text
@@ -129,7 +129,7 @@ class Row:
 
     Args:
         label: what was measured.
-        cells: {figure's key: summary}.
+        cells: {metric's key: summary}.
         note: in place of the cells (why it was not run).
         source: where published numbers come from; "" for our own measurements.
     """
@@ -153,7 +153,7 @@ class Table:
     Args:
         name: short, of the CSV.
         title: of the Markdown section.
-        figures: columns.
+        metrics: columns.
         rows: ours and published ones.
         first: heading of the first column.
         notes: sentences below it.
@@ -161,29 +161,29 @@ class Table:
 
     name: str
     title: str
-    figures: Sequence[Figure]
+    metrics: Sequence[Metric]
     rows: list[Row] = field(default_factory=list)
     first: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def shown(self) -> list[Figure]:
+    def shown(self) -> list[Metric]:
         """Columns that some row has a value for."""
-        return [f for f in self.figures if any(f.text(row.cells.get(f.key)) for row in self.rows)]
+        return [f for f in self.metrics if any(f.text(row.cells.get(f.key)) for row in self.rows)]
 
     def to_markdown(self, level: int = 2) -> str:
         """A section: heading, table, notes; published rows in italics at the end, their sources in the notes."""
-        figures = self.shown()
+        metrics = self.shown()
         lines = [f"{'#' * level} {self.title}", ""]
-        if figures:
-            lines += ["| " + " | ".join([self.first, *[f.title for f in figures], "n"]) + " |"]
-            lines += ["|---" * (len(figures) + 2) + "|"]
+        if metrics:
+            lines += ["| " + " | ".join([self.first, *[f.title for f in metrics], "n"]) + " |"]
+            lines += ["|---" * (len(metrics) + 2) + "|"]
         later, sources = [], {}
         for row in sorted(self.rows, key=lambda row: bool(row.source)):
-            if row.note or not figures:
+            if row.note or not metrics:
                 later.append(f"{row.label} ({row.note})")
                 continue
             count = "" if row.count is None else f"{row.count:,}"
-            cells = [row.label, *[f.text(row.cells.get(f.key)) for f in figures], count]
+            cells = [row.label, *[f.text(row.cells.get(f.key)) for f in metrics], count]
             if row.source:
                 cells = [f"*{cell}*" if cell else "" for cell in cells]
                 cells[0] = f"*published: {row.label}*"
@@ -198,23 +198,49 @@ class Table:
 
 
 def write_csv(tables: Sequence[Table]) -> bytes:
-    """All cells of all tables, one a line: table, row, figure, value, std, low, high, n, published, note.
+    """All cells of all tables, one a line: table, row, metric, value, std, low, high, n, published, note.
 
     Values are as measured, without the scale of their columns; ``published`` names the source, or is empty.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", "figure", "value", "std", "low", "high", "n", "published", "note"])
+    writer.writerow(["table", "row", "metric", "value", "std", "low", "high", "n", "published", "note"])
     for table in tables:
         for row in table.rows:
             if row.note:
                 writer.writerow([table.name, row.label, "", "", "", "", "", "", row.source, row.note])
                 continue
-            for figure in table.figures:
-                cell = row.cells.get(figure.key)
+            for metric in table.metrics:
+                cell = row.cells.get(metric.key)
                 if cell is not None:
-                    numbers = [cell.value, cell.spread, cell.low, cell.high]
+                    numbers = [cell.value, cell.std, cell.low, cell.high]
                     shown = ["" if v is None else f"{v:.6g}" for v in numbers]
                     count = "" if cell.count is None else cell.count
-                    writer.writerow([table.name, row.label, figure.key, *shown, count, row.source, ""])
+                    writer.writerow([table.name, row.label, metric.key, *shown, count, row.source, ""])
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+_RELEASE = "README of the authors' release"
+_REALY = "REALY, 100 scans, mean of four regions; arXiv:2312.00311"
+
+PUBLISHED: dict[str, tuple[Row, ...]] = {
+    "shape": (
+        Row("3DDFA-v2", {"mean": Summary(1.926, 100)}, source=_REALY),
+        Row("DECA", {"mean": Summary(2.010, 100)}, source=_REALY),
+    ),
+    "maps": (
+        Row(
+            "FFHQ-UV", {"bs_error_map": Summary(7.293, 54165), "identity_std": Summary(0.9006, 54165)}, source=_RELEASE
+        ),
+        Row(
+            "FFHQ-UV-Interpolate",
+            {"bs_error_map": Summary(4.490, 100000), "identity_std": Summary(0.8012, 100000)},
+            source=_RELEASE,
+        ),
+    ),
+}
+"""{table: rows}, in the units of the table's columns.
+
+Only numbers of a source at hand: the cells of the paper's Tables 4 to 6 are in arXiv:2211.13874, which was read in a
+translation without its tables. Rows of who has it belong here.
+"""

@@ -1,18 +1,22 @@
-"""Figures of UV maps: evenness of light, what was seen, and how different the people stay (Sec. 3.2)."""
+"""Metrics of UV maps: evenness of light, how different the people stay (Sec. 3.2), and pairs of maps (Table 6)."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import ConfigError, InputError, check_shape
+from facerecon import losses
+from facerecon.errors import AssetError, ConfigError, InputError, check_shape
+from facerecon.fitting import MapFeatures
 from facerecon.imaging.color import rgb_to_yuv
 from facerecon.imaging.masks import default_sigma, gaussian_blur
 from facerecon.morphable import MorphableModel
+from facerecon.perception import load_eval_identity
 from facerecon.render import Renderer
 from facerecon.types import Camera, FaceParams, SHLight
 
-__all__ = ["brightness_symmetry_error", "evenly_lit", "identity_std_ratio", "observed_share"]
+__all__ = ["MapMetrics", "brightness_symmetry_error", "evenly_lit", "identity_std_ratio"]
 
 _KERNEL, _AT = 55, 1024  # texels of the blur, at the size of the released maps
 _LEAST = 0.05  # weight of a neighborhood below which its mean says nothing
@@ -60,18 +64,6 @@ def _asymmetry(image: Tensor) -> Tensor:
     return (image - image.flip(-1)).abs()
 
 
-def observed_share(observed: Tensor, region: Tensor | None = None) -> Tensor:
-    """Share of a region's texels that were seen, (B,).
-
-    Args:
-        observed: (B, 1, S, S) in [0, 1].
-        region: (B or 1, 1, S, S), e.g. the face's texels; None: the whole map.
-    """
-    check_shape("observed", observed, "B 1 S S")
-    region = torch.ones_like(observed[:1]) if region is None else region.to(observed)
-    return (observed * region).sum((1, 2, 3)) / region.sum((1, 2, 3)).clamp(min=1e-8)
-
-
 def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:
     """Diversity of a set of faces that its maps keep (Sec. 3.2).
 
@@ -112,3 +104,53 @@ def evenly_lit(model: MorphableModel, params: FaceParams, texture: Tensor, size:
     gains = [0.9 / max(float(shade[where].mean()), 1e-3) for shade, where in zip(drawn.shading, inside, strict=True)]
     gain = drawn.image.new_tensor(gains).view(-1, 1, 1, 1)
     return (drawn.image * gain + 0.5 * (1 - drawn.mask)).clamp(0, 1), drawn.landmarks
+
+
+class MapMetrics:
+    """Metrics of pairs of maps of one atlas: how near a decoder comes to maps that it has not seen (Table 6).
+
+    Args:
+        face: (1, 1, S, S) in [0, 1], the texels of the face (``facerecon.dataset.face_layout(model, size).face``).
+        atlas: the head model that the maps are of.
+
+    Attributes:
+        missing: why there is no LPIPS, or None.
+
+    Raises:
+        AssetError: a network was not fetched.
+    """
+
+    def __init__(self, face: Tensor, atlas: str = "makehuman") -> None:
+        check_shape("face", face, "1 1 S S")
+        self.features = MapFeatures("face_features", atlas)
+        self.face = face
+        self.eval_identity = load_eval_identity()
+        self.lpips, self.missing = None, None
+        try:
+            self.lpips = losses.load_perceptual("lpips_vgg")
+        except (AssetError, ImportError) as error:
+            self.missing = str(error)
+
+    @torch.no_grad()
+    def __call__(self, maps: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Compare maps with their targets, both (B, 3, S, S) in [0, 1].
+
+        Returns:
+            {metric: (B,)}. l1: mean absolute difference of the whole map; l1_face: of the face's texels; features: the
+            open pack's stand-in for LPIPS, of the map on the mean head; csim: cosine of the 1024-d network's
+            embeddings of those renders, which nothing optimizes; lpips: of the map, where its weights are at hand.
+        """
+        size = check_shape("maps", maps, "B 3 S S")["S"]
+        check_shape("targets", targets, f"{len(maps)} 3 {size} {size}")
+        face = self.face if self.face.shape[-1] == size else F.interpolate(self.face, (size, size), mode="area")
+        points = self.features.landmarks.expand(len(maps), -1, -1)
+        drawn, truth = self.features.look(maps), self.features.look(targets)
+        found = {
+            "l1": (maps - targets).abs().mean((1, 2, 3)),
+            "l1_face": losses.masked_mean_error(maps, targets, face.to(maps).expand(len(maps), -1, -1, -1)),
+            "features": self.features(maps, self.features.prepare(targets)),
+            "csim": losses.identity_similarity(self.eval_identity(drawn, points), self.eval_identity(truth, points)),
+        }
+        if self.lpips is not None:
+            found["lpips"] = self.lpips(maps, targets)
+        return found

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from facerecon.errors import InputError
-from facerecon.evaluation.tables import Figure, Row, Summary, Table, bootstrap_interval, summarize, write_csv
+from facerecon.evaluation.tables import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary, write_csv
 from facerecon.export.chart import COLORS, Bar, bar_chart
 
 
@@ -40,18 +40,18 @@ def test_interval_of_a_statistic_resamples_whole_items() -> None:
 
 
 def test_summaries_leave_out_what_was_not_measured() -> None:
-    cell = summarize([1.0, math.nan, 3.0, 5.0])
-    assert (cell.value, cell.count) == (3.0, 3) and cell.spread == pytest.approx(2.0)
+    cell = bootstrap_summary([1.0, math.nan, 3.0, 5.0])
+    assert (cell.value, cell.count) == (3.0, 3) and cell.std == pytest.approx(2.0)
     assert cell.low is not None and 1 <= cell.low < 3 < cell.high <= 5
-    two = summarize([1.0, 2.0])
-    assert two.low is None and two.high is None and two.spread == pytest.approx(math.sqrt(0.5))
-    assert summarize([4.0]) == Summary(4.0, 1)
+    two = bootstrap_summary([1.0, 2.0])
+    assert two.low is None and two.high is None and two.std == pytest.approx(math.sqrt(0.5))
+    assert bootstrap_summary([4.0]) == Summary(4.0, 1)
 
 
 def example() -> Table:
-    figures = [Figure("nose", "nose, mm", spread=True), Figure("share", "share, %", 100, 0), Figure("gone", "?")]
+    metrics = [Metric("nose", "nose, mm", std=True), Metric("share", "share, %", 100, 0), Metric("gone", "?")]
     return Table(
-        "shape", "Shape", figures,
+        "shape", "Shape", metrics,
         [
             Row("ours", {"nose": Summary(1.234, 5, 1.1, 1.4, 0.2), "share": Summary(0.5, 5)}),
             Row("theirs", {"nose": Summary(1.9, 100)}, source="a paper"),
@@ -76,7 +76,7 @@ def test_tables_as_csv_read_back() -> None:
     rows = list(csv.DictReader(io.StringIO(write_csv([example(), example()]).decode())))
     assert len(rows) == 8
     first = rows[0]
-    assert (first["table"], first["row"], first["figure"], first["n"]) == ("shape", "ours", "nose", "5")
+    assert (first["table"], first["row"], first["metric"], first["n"]) == ("shape", "ours", "nose", "5")
     assert [float(first[k]) for k in ("value", "std", "low", "high")] == [1.234, 0.2, 1.1, 1.4]
     assert (rows[2]["published"], rows[2]["value"]) == ("a paper", "1.9")
     assert rows[3]["note"] == "give decoders.part=FILE" and rows[3]["value"] == ""

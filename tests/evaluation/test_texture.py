@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, identity_std_ratio, observed_share
+from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, identity_std_ratio
 from facerecon.imaging.color import yuv_to_rgb
 from facerecon.imaging.files import read_image
 from facerecon.imaging.masks import gaussian_kernel
@@ -85,18 +85,7 @@ def test_a_batch_gives_each_map_its_own_error() -> None:
     torch.testing.assert_close(together, alone, atol=0, rtol=1e-4)
 
 
-def test_share_of_observed_texels() -> None:
-    observed = torch.zeros(2, 1, 8, 8)
-    observed[0, :, :4] = 1
-    region = torch.zeros(1, 1, 8, 8)
-    region[..., 2:6, :] = 1
-    torch.testing.assert_close(observed_share(observed), torch.tensor([0.5, 0.0]))
-    torch.testing.assert_close(observed_share(observed, region), torch.tensor([0.5, 0.0]))
-    observed[0, :, :2] = 0
-    torch.testing.assert_close(observed_share(observed, region)[0], torch.tensor(0.5))
-
-
-def test_identity_spread_is_the_mean_of_the_dimensions_own() -> None:
+def test_identity_std_is_the_mean_of_the_dimensions_own() -> None:
     rendered = torch.tensor([[5.0, 3.0, -1.0], [5.0, 5.0, -1.0]])  # deviations 0, sqrt(2), 0
     source = torch.tensor([[0.0, 9.0, -7.0], [2.0, 9.0, -3.0], [4.0, 9.0, 1.0]])  # 2, 0, 4
     assert identity_std_ratio(rendered, source).item() == pytest.approx(math.sqrt(2) / 6)
