@@ -4,7 +4,7 @@
 
 * Landmarks: mean error over the inter-ocular distance (outer eye corners) against the landmarks that the released
   preprocessing found; and face masks: intersection over union with the released segmentations.
-* Photos: photometric error, cosine of the judge's embeddings (1024-d, never optimized) and landmark error of the fit
+* Photos: photometric error, CSIM (cosine of 1024-d identity embeddings, never optimized) and landmark error of the fit
   after each stage, and the seconds each stage took.
 """
 
@@ -34,6 +34,7 @@ from facerecon.types import Observation
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference" / "ffhq_uv"
+ICT_FILE = REFERENCE.parent / "ict" / "ict_facekit_light.npz"
 VIEWS = ("left", "front", "right")
 """In the order of the channels of the released segmentation."""
 FACE_LABELS = (1, 2, 3, 4, 5, 10, 11, 12, 13)
@@ -88,14 +89,14 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 
 
 def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, Any]]:
-    """Figures of each photo after each stage: [{"image", "seconds", "stages": {stage: {figure: value}}}]."""
+    """Metrics of each photo after each stage: [{"image", "seconds", "stages": {stage: {metric: value}}}]."""
     from configs.compose import compose
     from facerecon.perception import load_eval_identity
     from fit.models import build_fitter, prepare
 
     config = compose("reconstruct", [f"fitting={preset}", "img=none", *overrides])
     device = prepare(config)
-    fitter, judge = build_fitter(config, device), load_eval_identity().to(device)
+    fitter, eval_identity = build_fitter(config, device), load_eval_identity().to(device)
     rows = []
     for number, path in enumerate([paths[0], *paths]):  # the first one warms up
         clock = time.perf_counter()
@@ -104,9 +105,9 @@ def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, 
         face = fitter(photo)
         if number == 0:
             continue
-        figures, _ = stage_metrics(fitter, photo, face, judge)
+        metrics, _ = stage_metrics(fitter, photo, face, eval_identity)
         seconds = {"observe": observing} | dict(fitter.seconds)
-        rows.append({"image": path.stem, "seconds": seconds, "stages": figures})
+        rows.append({"image": path.stem, "seconds": seconds, "stages": metrics})
     return rows
 
 
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths = [arguments.reference / name for name in ("fitting_000007.jpg", "01223_photo.jpg")]
     paths = [path for path in paths if path.is_file()] + [ROOT / "samples" / "astronaut.jpg", *arguments.images]
     result["photos"] = fit(paths, arguments.preset, arguments.set)
-    print("| photo | after | photometric error | judge's cosine | landmarks, % | seconds |")
+    print("| photo | after | photometric error | CSIM | landmarks, % | seconds |")
     print("|---|---|---|---|---|---|")
     for row in result["photos"]:
         print(f"| {row['image']} | observe | | | | {row['seconds']['observe']:.1f} |")

@@ -5,8 +5,8 @@
 
 Truth: random heads, each seen in several photos with expressions, poses, lights and surroundings of their own; blurred,
 with noise, JPEG-compressed. ``synthetic``: of the head model that fits them (:mod:`facerecon.synthetic.faces`, with
-hair and shoulders), so that the basis could express them exactly. ``ict``: of ICT-FaceKit, as in
-benchmarks/recovery.py, with a camera of its own for every photo. Nothing of how they were made is told to the fit.
+hair and shoulders), so that the basis could express them exactly. ``ict``: of ICT-FaceKit, with a
+camera of its own for every photo. Nothing of how they were made is told to the fit.
 
 Compared, by the person's neutral shape (Sec. 4.3, as in REALY): the head model's mean face; each photo fitted alone
 (the mean of the errors of the three); the average of those three heads, which needs no joint fit; one fit to all three
@@ -34,15 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.recovery import ICT_FILE
+from benchmarks.accuracy import ICT_FILE
 from facerecon.errors import FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
+from facerecon.export.views import head_views
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
 from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
-from facerecon.synthetic.ict_heads import SKINS, degrade, gray_view, make_head, sample_textures
+from facerecon.synthetic.ict_heads import SKINS, degrade, make_head, sample_textures
 from facerecon.types import Observation
 
 METHODS = ("mean face", "one photo", "three fits, averaged", "three together")
@@ -184,11 +185,9 @@ def run(options: argparse.Namespace) -> int:
                 with journal.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 done[head] = row
-                tiles += [
-                    *pictures,
-                    gray_view(heads.model, true),
-                    *(gray_view(fitter.model, shape) for shape in shapes),
-                ]
+                shown = [(true, heads.model), *((shape, fitter.model) for shape in shapes)]
+                tiles += pictures
+                tiles += [head_views(one[None], None, of.topology, (20,), 224)[0] for one, of in shown]
                 errors = [np.mean(list(of.values())) for of in (row["one photo, each"][0], row["errors"][METHODS[-1]])]
                 labels += [f"photo {i}" for i in range(len(pictures))]
                 labels += ["truth", f"photo 0 alone, {errors[0]:.2f} mm", f"together, {errors[1]:.2f} mm"]

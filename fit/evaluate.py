@@ -97,7 +97,8 @@ class Sweep:
         self.config, self.folder = config, folder
         self.device = prepare(config)
         count = {key: max(config[key], FULL) if config.full else config[key] for key in ("heads", "faces", "subjects")}
-        self.heads, self.faces, self.people = count["heads"], count["faces"], count["subjects"]
+        self.heads, self.people = count["heads"], count["subjects"]
+        self.faces = len(config.seeds) if config.seeds else count["faces"]
         self.preset = str(config.presets[0])
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
