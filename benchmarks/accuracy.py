@@ -102,11 +102,11 @@ def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, 
         clock = time.perf_counter()
         photo: Observation = observe(path).to(device)
         observing = time.perf_counter() - clock
-        face = fitter(photo)
+        result = fitter(photo)
         if number == 0:
             continue
-        metrics, _ = stage_metrics(fitter, photo, face, eval_identity)
-        seconds = {"observe": observing} | dict(fitter.seconds)
+        metrics, _ = stage_metrics(fitter, photo, result, eval_identity)
+        seconds = {"observe": observing} | result.seconds
         rows.append({"image": path.stem, "seconds": seconds, "stages": metrics})
     return rows
 

@@ -236,12 +236,12 @@ def skin_color(photo: Observation) -> Tensor:
 
 
 def fitted(fitter: Fitter, photos: list[Observation], batch: int) -> list[tuple[ReconstructedFace, Observation]]:
-    """Each photo's head, and the observation that was believed in the end."""
+    """Each photo's head, and the observation without what was found to hide it."""
     found = []
     for start in range(0, len(photos), batch):
         chunk = photos[start : start + batch]
-        face = fitter(Observation.cat(chunk))
-        found += [(face[i], fitter.observed[i]) for i in range(len(chunk))]
+        result = fitter(Observation.cat(chunk))
+        found += [(result.face[i], result.observed[i]) for i in range(len(chunk))]
     return found
 
 
@@ -273,7 +273,7 @@ def compare(
     # texels that the clean photo shows and the occluder covers
     side = truth.texture.shape[-1]
     texels, visible = bake(hidden, posed(model, truth), truth.topology, full_crop_camera(Camera.deep3d(), seen), side)
-    shown = truth.seen * (visible > 0.05)
+    shown = truth.visibility * (visible > 0.05)
     vertices = model.topology.faces[model.topology.regions["face"]].unique()
     shift = (face.neutral_vertices - truth.neutral_vertices)[0, vertices]
     iod = (seen.landmarks68[:, 36:42].mean(1) - seen.landmarks68[:, 42:48].mean(1)).norm()
@@ -286,7 +286,7 @@ def compare(
         "recall": both / max(1.0, float(hides.sum())),
         "texture_covered": texture_error(face.texture, truth.texture, shown * texels),
         "texture_elsewhere": texture_error(face.texture, truth.texture, shown * (1 - texels)),
-        "seen_covered": float((face.seen * shown * texels).sum() / (shown * texels).sum().clamp(min=1e-6)),
+        "seen_covered": float((face.visibility * shown * texels).sum() / (shown * texels).sum().clamp(min=1e-6)),
         "shape_mm": 100 * float((shift - shift.mean(0)).norm(dim=-1).mean()),
         "landmarks_percent": 100 * float((points[0] - points[1]).norm(dim=-1).mean() / photo_iod),
     }
@@ -311,7 +311,7 @@ def clean_figures(fitter: Fitter, judge: torch.nn.Module, plain: list, robust: l
         ]
         rows.append(
             {
-                "texels_lost": 1 - float(after.seen.sum() / before.seen.sum()),
+                "texels_lost": 1 - float(after.visibility.sum() / before.visibility.sum()),
                 "pixels_lost": 1 - float(believed.full.face_mask.sum() / everything.full.face_mask.sum()),
                 **{f"{k}_{n}": float(v) for n, of in zip(("plain", "robust"), figures) for k, v in of.items()},
             }

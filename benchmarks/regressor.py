@@ -318,12 +318,12 @@ def run_fits(bench: Bench) -> None:
         photo, losses, reasons = observe(source), {}, {}
         for start, network in (("landmarks", None), ("regressor", bench.network)):
             bench.fitter.regressor = network
-            history = bench.fitter(photo).history
+            result = bench.fitter(photo)
             losses[start] = {
                 name.removesuffix(".total"): [round(v, 6) for v in values[0].tolist()]
-                for name, values in history.items() if name.endswith(".total")
+                for name, values in result.face.history.items() if name.endswith(".total")
             }  # fmt: skip
-            reasons = bench.fitter.fallbacks
+            reasons = result.fallbacks
         return {"losses": losses, "fallback": reasons.get(0)}
 
     paths = [ROOT / "samples" / "astronaut.jpg", *bench.options.images]

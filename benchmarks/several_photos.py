@@ -99,10 +99,10 @@ def measure(fitter: Any, heads: Heads, true: Tensor, photo: Observation) -> tupl
     """Errors of every method on one head; and the neutral vertices of photo 0 alone and of the joint fit."""
     model, row = fitter.model, {}
     clock = time.process_time()
-    alone = fitter(photo)
+    alone = fitter(photo).face
     row["cpu_alone"] = time.process_time() - clock
     clock = time.process_time()
-    together = fitter.multiview(photo)
+    together = fitter.multiview(photo).face
     row["cpu_together"] = time.process_time() - clock
     mean = model.shape(model.neutral(1))[0]
     each = [heads.errors(true, shape, model) for shape in alone.neutral_vertices]

@@ -47,7 +47,7 @@ def worn(model: MorphableModel, texture: Tensor) -> ReconstructedFace:
         latent=Latent(torch.zeros(1, 1, 1)),
         texture=texture,
         decoded=texture,
-        seen=torch.ones_like(texture[:, :1]),
+        visibility=torch.ones_like(texture[:, :1]),
         vertices=vertices,
         neutral_vertices=vertices,
         camera=Camera.deep3d(),

@@ -14,8 +14,9 @@ Pictures, all made here from seeds:
   sees a face.
 
 Each is observed and goes through stage 1 (N_enc and landmarks, linear decoder); nothing more is fitted, as nothing more
-is asked. A picture is refused (observe finds no face), marked (``Fitter.suspect``), or passes. A turned one that passes
-must have been put upright: its landmarks must lie within 5 % of the face's extent of those of the upright picture.
+is asked. A picture is refused (observe finds no face), marked (``FitResult.suspect``), or passes. A turned one that
+passes must have been put upright: its landmarks must lie within 5 % of the face's extent of those of the upright
+picture.
 """
 
 from __future__ import annotations
@@ -292,8 +293,7 @@ class Judge:
             seen = observe(image)
         except FaceReconError as error:
             return "refused", str(error), None
-        self.fitter.initialize(seen)
-        why = self.fitter.suspect.get(0, "")
+        why = self.fitter.initialize(seen).suspect.get(0, "")
         return "marked" if why else "passed", why, seen
 
 

@@ -5,8 +5,8 @@
     model = fr.load_face_model("makehuman")
     decoder = fr.load_decoder("open")
     fitter = fr.Fitter(model, decoder, fr.Renderer(size=224, antialias=True))
-    face = fitter(fr.observe("face.jpg"))
-    fr.export.save_glb(face, "face.glb")
+    result = fitter(fr.observe("face.jpg"))
+    fr.export.save_glb(result.face, "face.glb")
 
 The names below are imported on first use: ``import facerecon`` alone loads neither torch nor any model, and never
 touches a GPU.

@@ -65,6 +65,7 @@ class TensorStruct:
     """
 
     SHARED = ()
+    FORMER = {}  # {field: the name it had in files of earlier versions}
     FINITE = False  # whether a file with NaN or infinity in it is refused; losses of the past may hold them
 
     def map(self: Self, fn: Callable[[Tensor], Tensor]) -> Self:
@@ -206,6 +207,8 @@ def _build(cls: type, prefix: str, tensors: dict[str, Tensor], plain: dict[str, 
     values: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         name = f"{prefix}.{f.name}" if prefix else f.name
+        if name not in tensors and f.name in cls.FORMER:
+            name = name.removesuffix(f.name) + cls.FORMER[f.name]
         nested = _STRUCTS.get(str(f.type).split(" |")[0].strip())
         if name in tensors:
             values[f.name] = tensors[name]
@@ -448,13 +451,14 @@ class Observation(TensorStruct):
         box: (B, 4), x0, y0, x1, y1 in pixels of the photo's file, upright, as ``to_photo`` of the crops.
         score: (B,), detector confidence in [0, 1].
         identity: (B, 128), embedding of the differentiable identity network.
-        judge: (B, 1024), unit vectors of the network that judges results and is never optimised.
-        expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised.
-        age: (B,), years.
-        male: (B,), probability.
+        eval_identity: (B, 1024), unit vectors of the identity network that measures results and is never optimized.
+        expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised; None where
+            :func:`~facerecon.observe` was not asked for ``attributes``.
+        age: (B,), years; None likewise.
+        male: (B,), probability; None likewise.
         path: one string a face, where it came from.
         photo_size: one (H, W) a face, of the file.
-        mask_given: one bool a face: whether a user drew its mask, which is then believed as it is.
+        mask_given: one bool a face: whether a user drew its mask, which is then used as it is.
         turned: one number a face: degrees, clockwise, by which the photo was turned for the crops to be upright (0, 90,
             180, 270). ``to_photo``, ``box`` and ``photo_size`` are of the photo as it is.
     """
@@ -466,14 +470,21 @@ class Observation(TensorStruct):
     box: Tensor
     score: Tensor
     identity: Tensor
-    judge: Tensor
-    expression: Tensor
-    age: Tensor
-    male: Tensor
+    eval_identity: Tensor
+    expression: Tensor | None = None
+    age: Tensor | None = None
+    male: Tensor | None = None
     path: tuple = ()
     photo_size: tuple = ()
     mask_given: tuple = ()
     turned: tuple = ()
+
+    FORMER = {"eval_identity": "judge"}
+
+    @property
+    def camera(self) -> Camera:
+        """The camera of the fit crop, of batch B."""
+        return Camera.deep3d(self.fit.image.shape[-1], self.batch, self.fit.image.device)
 
     @property
     def image(self) -> Tensor:
@@ -500,8 +511,8 @@ class ReconstructedFace(TensorStruct):
         latent: fitted texture code.
         texture: (B, 3, S, S) in [0, 1], albedo in UV (with the detail step: of that person).
         decoded: (B, 3, S', S'), what the decoder alone made of ``latent``.
-        seen: (B, 1, S, S) in [0, 1]: 1 where the photo showed the texel and colors it, 0 where it is invented (hidden,
-            turned away, occluded, or copied from the other side of the face); between the two at the borders.
+        visibility: (B, 1, S, S) in [0, 1]: 1 where the photo shows the texel and colors it, 0 where it is invented
+            (hidden, turned away, occluded, or copied from the other side of the face); between the two at the borders.
         vertices: (B, V, 3), unposed, with expression.
         neutral_vertices: (B, V, 3), unposed, without.
         camera: in pixels of the photo.
@@ -516,7 +527,7 @@ class ReconstructedFace(TensorStruct):
     latent: Latent
     texture: Tensor
     decoded: Tensor
-    seen: Tensor
+    visibility: Tensor
     vertices: Tensor
     neutral_vertices: Tensor
     camera: Camera
@@ -528,6 +539,7 @@ class ReconstructedFace(TensorStruct):
     history: dict = field(default_factory=dict)
 
     SHARED = ("topology", "expression_basis", "expression_names")
+    FORMER = {"visibility": "seen"}
 
     def __getitem__(self, index: Any) -> ReconstructedFace:
         """As for every record; the camera of a single face takes the size of its own photo."""

@@ -79,16 +79,17 @@ def _listed(vectors: dict[str, torch.Tensor]) -> dict[str, list[float]]:
 def measure_fit(sweep: Any, photo: Any, preset: str, decoder: str) -> tuple[dict[str, Any], Any]:
     """Facts of one fit, and the face."""
     fitter = sweep.fitter(preset, decoder)
-    face = fitter(photo, callback=lambda _: check_stop())
+    result = fitter(photo, callback=lambda _: check_stop())
+    face = result.face
     facts = {
-        "metrics": _rounded(fit_metrics(fitter, photo, face, sweep.eval_identity)),
+        "metrics": _rounded(fit_metrics(fitter, photo, result, sweep.eval_identity)),
         "about": _rounded(_person(sweep.model, photo, face)),
         "vectors": _listed(identity_vectors(fitter.model, photo, face)),
     }
     if fitter.regressor is not None:
-        facts["stage1"] = f"landmarks: {fitter.fallbacks[0]}" if fitter.fallbacks else "regressor"
-    if fitter.diverged:
-        facts["diverged"] = next(iter(fitter.diverged.values()))
+        facts["stage1"] = f"landmarks: {result.fallbacks[0]}" if result.fallbacks else "regressor"
+    if result.diverged:
+        facts["diverged"] = next(iter(result.diverged.values()))
     return facts, face
 
 

@@ -19,7 +19,7 @@ from facerecon.errors import ConfigError, FaceReconError, FitError, InputError, 
 from facerecon.export.mesh import save_glb, save_obj
 from facerecon.export.report import ReportEntry, write_report
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
-from facerecon.fitting import SmoothnessSettings
+from facerecon.fitting import FitResult, SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_bytes, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
 from facerecon.perception import load_eval_identity, load_parser, observe
@@ -174,14 +174,14 @@ class _Person:
 
         photo = Observation.cat(photos).to(device)
         times = torch.tensor([source.time for source in used]) if self.video else None
-        face = fitter.multiview(photo, times, smoothness, callback=show)
-        for i in set(range(len(used))) - set(fitter.used):
+        fit = fitter.multiview(photo, times, smoothness, callback=show)
+        for i in set(range(len(used))) - set(fit.used):
             self._fail(used[i].name, FitError("what was measured on it is not finite"))
-        used, photo = [used[i] for i in fitter.used], photo[fitter.used]
-        suspects = {used[i].name: why for i, why in fitter.suspect.items()}
+        used, photo = [used[i] for i in fit.used], photo[list(fit.used)]
+        suspects = {used[i].name: why for i, why in fit.suspect.items()}
         clock = time.perf_counter()
-        row = self._write(face, photo, used, fitter, judge, suspects)
-        seconds |= fitter.seconds | {"export": time.perf_counter() - clock}
+        row = self._write(fit, photo, used, fitter, judge, suspects)
+        seconds |= fit.seconds | {"export": time.perf_counter() - clock}
         row["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         logger(row)
         self.folder.metrics.write_rows([row])
@@ -196,9 +196,9 @@ class _Person:
             f"{self.name}: one head from {len(used)} {kind}s written to {self.folder.path / self.name}, "
             f"{len(self.failed)} left out, {time.perf_counter() - started:.1f} s"
         )
-        if fitter.diverged:
+        if fit.diverged:
             print("the fit diverged and is kept at an earlier state: 'diverged' in metrics.jsonl")
-        return 1 if self.failed or fitter.diverged or suspects else 0
+        return 1 if self.failed or fit.diverged or suspects else 0
 
     def _observe(self, sources: Iterator[_Source], parser: Any) -> tuple[list[_Source], list[Observation]]:
         """Those that show a face, and what was measured on them; the others are noted."""
@@ -223,7 +223,7 @@ class _Person:
 
     def _write(
         self,
-        face: ReconstructedFace,
+        fit: FitResult,
         photo: Observation,
         used: list[_Source],
         fitter: Any,
@@ -235,20 +235,20 @@ class _Person:
 
         from facerecon.evaluation import reconstruction_metrics
 
-        config, folder = self.config, self.folder.path / self.name
+        config, folder, face = self.config, self.folder.path / self.name, fit.face
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
         values, _ = reconstruction_metrics(
-            fitter.observed, face.params, face.texture, fitter.model, fitter.renderer, judge
+            fit.observed, face.params, face.texture, fitter.model, fitter.renderer, judge
         )
         each = [{key: round(float(value[i]), 5) for key, value in values.items()} for i in range(len(used))]
         mean = {key: round(float(value.mean()), 5) for key, value in values.items()}
         names = [source.folder for source in used]
         result = {"metrics": mean, "photos": dict(zip(names, each, strict=True)), "left_out": self.failed}
-        if fitter.diverged:
-            result["diverged"] = fitter.diverged[0]
+        if fit.diverged:
+            result["diverged"] = fit.diverged[0]
         if suspects:
             result["suspect"] = suspects
         if any(photo.turned):
@@ -273,7 +273,7 @@ class _Person:
         saved_face(person, [self.name], fitter, config).save(folder / "params.safetensors")
         if "texture" in config.export:
             write_png(folder / "texture.png", face.texture[:1])
-            write_png(folder / "seen.png", face.seen[:1])
+            write_png(folder / "visibility.png", face.visibility[:1])
         picture = None
         if {"panel", "report"} & set(config.export):
             picture = person_panel(face, photo, fitter.renderer, captions=[source.name for source in used])

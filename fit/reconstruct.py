@@ -7,7 +7,7 @@
     python fit/reconstruct.py img=folder/ person=true
     python fit/reconstruct.py img=clip.mp4 frames=24
 
-Writes a folder a face: panel.png, texture.png, seen.png, head.obj (+ mtl, pngs), head.glb, params.safetensors,
+Writes a folder a face: panel.png, texture.png, visibility.png, head.obj (+ mtl, pngs), head.glb, params.safetensors,
 report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
 fast, smoke.
 
@@ -281,20 +281,12 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         if report.step % 5 == 0 or report.step == report.steps - 1:
             bar.set_postfix_str(f"{report.stage} {report.step + 1}/{report.steps}, loss {report.total.nanmean():.3f}")
 
-    face = fitter(photo, callback=show)
-    fine = [i for i in range(len(items)) if i not in fitter.failed]
-    seen = fitter.observed  # without what hides the faces: figures are over what the fit believed
-    photo, seen, face = (photo, seen, face) if len(fine) == len(items) else (photo[fine], seen[fine], face[fine])
-    # figures after each stage, of the decoder's texture; then of the final one
-    stages = {}
-    for name, (params, latent) in fitter.stage_params.items():
-        params, latent = (params, latent) if len(fine) == len(items) else (params[fine], latent[fine])
-        stages[name] = params, fitter.decoder(latent).clamp(0, 1)
-    if fitter.detail.enabled:
-        stages["detail"] = (face.params, face.texture)
+    result = fitter(photo, callback=show)
+    fine = [i for i in range(len(items)) if i not in result.failed]
+    photo, observed, face = photo[fine], result.observed[fine], result.face[fine]
     figures = {}
-    for name, (params, texture) in stages.items():
-        values, _ = reconstruction_metrics(seen, params, texture, fitter.model, fitter.renderer, job.judge)
+    for name, (params, texture) in result.heads(fitter.decoder, fine).items():
+        values, _ = reconstruction_metrics(observed, params, texture, fitter.model, fitter.renderer, job.judge)
         figures[name] = {key: value.tolist() for key, value in values.items()}
     rows = []
     for k, i in enumerate(fine):
@@ -303,16 +295,16 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         metrics = {stage: {key: round(values[k], 5) for key, values in of.items()} for stage, of in figures.items()}
         row = {"item": item.name, "path": str(item.path), "settings": job.settings[item.path], "metrics": metrics}
         if fitter.regressor is not None:
-            row["stage1"] = f"landmarks: {fitter.fallbacks[i]}" if i in fitter.fallbacks else "regressor"
-        if i in fitter.diverged:
-            row["diverged"] = fitter.diverged[i]
-        if i in fitter.suspect:
-            row["suspect"] = fitter.suspect[i]
+            row["stage1"] = f"landmarks: {result.fallbacks[i]}" if i in result.fallbacks else "regressor"
+        if i in result.diverged:
+            row["diverged"] = result.diverged[i]
+        if i in result.suspect:
+            row["suspect"] = result.suspect[i]
         if photo.turned[k]:
             row["turned"] = photo.turned[k]
         clock = time.perf_counter()
         write_face(face[k], photo[k], fitter, job.folder.path / item.name, job.config, row)
-        seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in fitter.seconds.items()}
+        seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in result.seconds.items()}
         seconds["export"] = time.perf_counter() - clock
         row |= {"seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items)}
         job.logger(row)
@@ -322,7 +314,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
             f"{item.name}: photometric {last['photometric']:.4f}, identity {last.get('identity', float('nan')):.3f}, "
             f"landmarks {100 * last['nme']:.2f} %, {sum(seconds.values()):.1f} s"
         )
-    failed = {items[i].path: f"{items[i].name} could not be fitted: {why}" for i, why in fitter.failed.items()}
+    failed = {items[i].path: f"{items[i].name} could not be fitted: {why}" for i, why in result.failed.items()}
     return rows, failed
 
 
@@ -349,7 +341,7 @@ def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, ro
     saved_face(face, [path.name], fitter, config).save(folder / "params.safetensors")
     if "texture" in config.export:
         write_png(folder / "texture.png", face.texture)
-        write_png(folder / "seen.png", face.seen)
+        write_png(folder / "visibility.png", face.visibility)
     picture = None
     if "panel" in config.export or "report" in config.export:
         picture = panel(face, photo, fitter.renderer, fitter.model)

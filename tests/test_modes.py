@@ -157,7 +157,7 @@ def made() -> Fitter:
 
 @pytest.fixture(scope="module")
 def expected(photo: Observation) -> Tensor:
-    return made()(photo).history["joint.total"]
+    return made()(photo).face.history["joint.total"]
 
 
 def test_a_photo_is_observed_the_same_under_every_mode(photo: Observation) -> None:
@@ -173,11 +173,11 @@ def test_a_fit_is_the_same_under_a_mode_and_after_it(mode: str, photo: Observati
     with MODES[mode]():
         fitter = made()
         seen = Observation.cat([photo])  # in inference mode of tensors that no gradient may touch
-        found = fitter(seen).history["joint.total"]
+        found = fitter(seen).face.history["joint.total"]
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     if mode == "inference_mode":
         assert seen.image.is_inference()
-        torch.testing.assert_close(fitter(seen).history["joint.total"], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(fitter(seen).face.history["joint.total"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_only_tensors_of_inference_mode_are_copied() -> None:

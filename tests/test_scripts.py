@@ -173,7 +173,8 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
     assert "Traceback" not in first.stderr
     made = {path.name for path in (out / name).iterdir()}
     assert {
-        "panel.png", "texture.png", "seen.png", "head.obj", "head.mtl", "head.glb", "params.safetensors", "report.html",
+        "panel.png", "texture.png", "visibility.png", "head.obj", "head.mtl", "head.glb", "params.safetensors",
+        "report.html",
     } <= made  # fmt: skip
     assert "stage 1 " in first.stdout
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -378,7 +379,8 @@ def fit_and_render(script, model: str, path: Path, out: Path, *overrides: str) -
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     made = {file.name for file in (out / "astronaut").iterdir()}
-    assert {"panel.png", "texture.png", "seen.png", "head.obj", "head.glb", "params.safetensors", "report.html"} <= made
+    assert {"panel.png", "texture.png", "visibility.png", "head.obj", "head.glb", "params.safetensors"} <= made
+    assert "report.html" in made
     (out / "astronaut" / "texture.png").unlink()  # so that the saved latent is decoded
     picture = out / "view.png"
     render = script(
@@ -457,7 +459,7 @@ def test_one_person_from_a_folder(script, tmp_path, models) -> None:
         "head.glb", "head.mtl", "head.obj", "head.png", "head_eyes.png", "metrics.json", "panel.png",
         "params.safetensors",
         "photos/1/panel.png", "photos/1/params.safetensors", "photos/2/panel.png", "photos/2/params.safetensors",
-        "report.html", "seen.png", "texture.png",
+        "report.html", "visibility.png", "texture.png",
     }  # fmt: skip
     one, two, person = (SavedFace.load(head / f"{at}params.safetensors") for at in ("photos/1/", "photos/2/", ""))
     for face in (two, person):

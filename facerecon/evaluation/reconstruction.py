@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from facerecon import losses
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
-from facerecon.fitting import Fitter, RegressorStart, fit_landmarks, start_from_regressor
+from facerecon.fitting import FitResult, Fitter, RegressorStart, fit_landmarks, start_from_regressor
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
@@ -56,31 +56,25 @@ def reconstruction_metrics(
         "nme": losses.normalized_mean_error(points, photo.landmarks68),
     }
     if eval_identity is not None:
-        metrics["identity"] = losses.identity_similarity(eval_identity(image, photo.landmarks68), photo.judge)
+        metrics["identity"] = losses.identity_similarity(eval_identity(image, photo.landmarks68), photo.eval_identity)
     return metrics, image
 
 
 def stage_metrics(
-    fitter: Fitter, photo: Observation, face: ReconstructedFace, eval_identity: nn.Module | None = None
+    fitter: Fitter, photo: Observation, result: FitResult, eval_identity: nn.Module | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
-    """{stage: {metric: value}} of the one face just fitted, and {stage: composite (1, 3, 224, 224)}.
+    """{stage: {metric: value}} of one fitted face, and {stage: composite (1, 3, 224, 224)}.
 
     Stages before the detail have the decoder's texture. Metrics are those of :func:`reconstruction_metrics`.
 
     Args:
-        fitter: right after the fit.
+        fitter: of the fit.
         photo: of one face.
-        face: what the fit returned.
+        result: what the fit returned.
         eval_identity: CSIM is left out without it.
     """
-    stages = {
-        name: (params, fitter.decoder(latent).detach().clamp(0, 1))
-        for name, (params, latent) in fitter.stage_params.items()
-    }
-    if fitter.detail.enabled:
-        stages["detail"] = (face.params, face.texture)
     metrics, images = {}, {}
-    for name, (params, texture) in stages.items():
+    for name, (params, texture) in result.heads(fitter.decoder).items():
         values, images[name] = reconstruction_metrics(
             photo, params, texture, fitter.model, fitter.renderer, eval_identity
         )
@@ -89,24 +83,24 @@ def stage_metrics(
 
 
 def fit_metrics(
-    fitter: Fitter, photo: Observation, face: ReconstructedFace, eval_identity: nn.Module | None = None
+    fitter: Fitter, photo: Observation, result: FitResult, eval_identity: nn.Module | None = None
 ) -> dict[str, float]:
     """Metrics of one fit: of the decoder's texture, and ``*_final`` with the photo's own texels (detail).
 
     Args:
-        fitter: right after the fit.
+        fitter: of the fit.
         photo: of one face.
-        face: what the fit returned.
+        result: what the fit returned.
         eval_identity: CSIM is left out without it.
 
     Returns:
         Those of :func:`reconstruction_metrics`, and "bs", the BS Error of the texture.
     """
-    stages, _ = stage_metrics(fitter, photo, face, eval_identity)
+    stages, _ = stage_metrics(fitter, photo, result, eval_identity)
     last = next(name for name in reversed(stages) if name != "detail")
     final = stages[list(stages)[-1]]
     with torch.no_grad():
-        bs = [brightness_symmetry_error(texture).item() for texture in (face.decoded, face.texture)]
+        bs = [brightness_symmetry_error(texture).item() for texture in (result.face.decoded, result.face.texture)]
     return stages[last] | {f"{key}_final": value for key, value in final.items()} | {"bs": bs[0], "bs_final": bs[1]}
 
 

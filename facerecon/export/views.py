@@ -446,7 +446,7 @@ def panel(
     tiles = {name: _finished(image, tile) for name, image in cells.items()}
     if observation is not None:
         tiles["landmarks: photo (rings), head (dots)"] = drawn.resize((tile, tile), Image.Resampling.BOX)
-    cells = _relit(turned[0.0]) | _studio_views(turned) | {"texels seen in the photo": _seen_texture(face, big)}
+    cells = _relit(turned[0.0]) | _studio_views(turned) | {"texels seen in the photo": _visible_texture(face, big)}
     tiles |= {name: _finished(image, tile) for name, image in cells.items()}
     note = "   ".join(f"{key} {_short(value)}" for key, value in (facts or {}).items()) or None
     columns = 4 if observation is not None else 3
@@ -479,7 +479,7 @@ def person_panel(
     turned = _turned_views(person, big, backend)
     cells = {"shape, neutral": _on_backdrop(clay(turned[0.0]), turned[0.0])} | _studio_views(turned)
     cells["texture (albedo in UV)"] = _resized(person.texture, big)
-    cells["texels seen in a photo"] = _seen_texture(person, big)
+    cells["texels seen in a photo"] = _visible_texture(person, big)
     cells |= dict(list(_relit(turned[0.0]).items())[:2])
     tiles = [(name, _finished(image, tile)) for name, image in cells.items()]
     shown = sorted({round(i * (count - 1) / max(1, min(most, count) - 1)) for i in range(min(most, count))})
@@ -741,9 +741,9 @@ def _finished(image: Tensor, size: int) -> Image.Image:
     return to_pil(functional.adaptive_avg_pool2d(image.clamp(0, 1), size)[0])
 
 
-def _seen_texture(face: ReconstructedFace, size: int) -> Tensor:
+def _visible_texture(face: ReconstructedFace, size: int) -> Tensor:
     """The texture where the photo showed it; invented texels fade to the backdrop."""
-    texture, seen = _resized(face.texture, size), _resized(face.seen.float(), size).clamp(0, 1)
+    texture, seen = _resized(face.texture, size), _resized(face.visibility.float(), size).clamp(0, 1)
     faded = 0.12 * texture + 0.88 * _backdrop(texture)
     return texture * seen + faded * (1 - seen)
 

@@ -2,7 +2,7 @@
 
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params, params_to_coefficients
 from facerecon.fitting.detail import add_detail, add_shared_detail
-from facerecon.fitting.fitter import Fitter, StepReport
+from facerecon.fitting.fitter import Fitter
 from facerecon.fitting.initialize import (
     LandmarkStart,
     RegressorStart,
@@ -18,7 +18,10 @@ from facerecon.fitting.invert import (
     invert_texture,
     load_map_features,
 )
+from facerecon.fitting.objective import Objective
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders, photometric_residual
+from facerecon.fitting.optimize import StageRun, StepReport, Track, run_stage
+from facerecon.fitting.result import FitResult, Start
 from facerecon.fitting.stage import (
     TERMS,
     VARIABLES,
@@ -34,16 +37,21 @@ __all__ = [
     "TERMS",
     "VARIABLES",
     "DetailSettings",
+    "FitResult",
     "Fitter",
     "InvertedTexture",
     "LandmarkStart",
     "MapFeatures",
+    "Objective",
     "OcclusionSettings",
     "RegressorStart",
     "SmoothnessSettings",
     "Stage",
+    "StageRun",
+    "Start",
     "StepReport",
     "TextureInversionSettings",
+    "Track",
     "Variables",
     "add_detail",
     "add_shared_detail",
@@ -58,6 +66,7 @@ __all__ = [
     "invert_texture",
     "load_map_features",
     "params_to_coefficients",
+    "run_stage",
     "stages_from_config",
     "start_from_regressor",
     "photometric_residual",

@@ -1,4 +1,4 @@
-"""What N_enc says, as parameters of a head model, and back (Sec. 4.2, stage 1; :mod:`facerecon.perception.regressor`).
+"""Coefficients of N_enc (:mod:`facerecon.perception.regressor`) as parameters of a head model, and back (Sec. 4.2).
 
 Both directions are linear and share one table: angles are FaceParams.rotation, gamma is the light without its ambient
 0.8, the texture is the code of a linear decoder. Coefficients that one side lacks are zero there, the mean.
@@ -28,9 +28,9 @@ def coefficients_to_params(coefficients: Coefficients, model: MorphableModel) ->
     """Parameters of a head model, seen by ``Camera.deep3d``.
 
     Args:
-        coefficients: of batch B.
-        model: the head they are of; loaded with fewer identity components than there are coefficients the last ones are
-            cut off, with more they are zero.
+        coefficients: of N_enc, batch B.
+        model: their head model; loaded with fewer identity components than there are coefficients the last ones are cut
+            off, with more they are zero.
 
     Returns:
         FaceParams; ``albedo`` is the texture where the model has a linear albedo of its own.
@@ -63,7 +63,7 @@ def coefficients_to_latent(coefficients: Coefficients, decoder: TextureDecoder) 
 def params_to_coefficients(
     params: FaceParams, config: RegressorConfig, latent: Latent | Tensor | None = None
 ) -> Coefficients:
-    """The truth that a regressor should say of a head: the inverse of the two functions above.
+    """The coefficients that a regressor should predict of a head: the inverse of the two functions above.
 
     Args:
         params: of batch B, as ``Camera.deep3d`` sees them.

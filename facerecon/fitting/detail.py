@@ -2,7 +2,7 @@
 
 The photo is unwrapped onto the fitted head, divided by the fitted shading, and carried into the texels that it
 shows, joined to the decoder's texture by a Laplacian pyramid: the head is that person, not a smooth cousin.
-Unseen texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
+Hidden texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: i
         rgb: (B, 3, S, S), the photo in UV.
         base: the decoder's texture.
         shading: > 0.
-        weight: (B, 1, S, S), seen skin.
+        weight: (B, 1, S, S), visible skin.
     """
     side = max(32, size // 4)
 
@@ -77,11 +77,11 @@ def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: i
     def luma(x: Tensor) -> Tensor:
         return (x * x.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
-    seen = F.interpolate(weight, size=(side, side), mode="area") > 0.5
+    visible = F.interpolate(weight, size=(side, side), mode="area") > 0.5
     photo, render = broad(rgb), broad(base * shading)
-    ratio = ((photo + _BLACK) / (render + _BLACK)).log() * seen
+    ratio = ((photo + _BLACK) / (render + _BLACK)).log() * visible
     bright, level = luma(ratio), luma(broad(shading)).clamp(min=1e-3).log()
-    usual = torch.stack([v[s].median() if s.any() else v.new_zeros(()) for v, s in zip(level, seen, strict=True)])
+    usual = torch.stack([v[s].median() if s.any() else v.new_zeros(()) for v, s in zip(level, visible, strict=True)])
     unlike = ((level - usual[:, None, None, None]).abs() - 0.25).clamp(min=0)
     limit = _TRUST * (-2 * unlike).exp()
     darker = torch.maximum(limit, -bright.flip(-1))
@@ -98,7 +98,7 @@ def _gain(albedo: Tensor, base: Tensor, weight: Tensor) -> Tensor:
 
 
 def _tinted_inside(base: Tensor, albedo: Tensor, weight: Tensor, inside: Tensor) -> Tensor:
-    """The mouth's unseen texels moved towards the shade of the seen ones: no gap opens beside the teeth."""
+    """The mouth's hidden texels moved towards the shade of the visible ones: no gap opens beside the teeth."""
     weight = weight * inside
     amount = weight.sum((2, 3), keepdim=True)
     shade_seen = (albedo * weight).sum((2, 3), keepdim=True) / amount.clamp(min=1e-6)
@@ -115,7 +115,7 @@ def add_detail(
     topology: MeshTopology,
     settings: DetailSettings,
 ) -> tuple[Tensor, Tensor]:
-    """The final texture and what of it was seen.
+    """The final texture and its visibility in the photo.
 
     Args:
         photo: B observed faces.
@@ -127,14 +127,14 @@ def add_detail(
         settings: of the step.
 
     Returns:
-        texture (B, 3, S, S) in [0, 1]; and seen (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
-        texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
+        texture (B, 3, S, S) in [0, 1]; and visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in
+        each texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
     """
     base = _sized(decoded, settings.size)
     shown = _shown(photo, vertices, base, light, camera, topology, settings)
     if not settings.enabled:
-        return pad_islands(base, topology), shown.seen
-    return _joined_to(base, shown, topology, settings), shown.seen
+        return pad_islands(base, topology), shown.visibility
+    return _joined_to(base, shown, topology, settings), shown.visibility
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,16 @@ class _Shown:
 
     Args:
         albedo: (B, 3, S, S).
-        weight: (B, 1, S, S), how far its skin is taken.
+        weight: (B, 1, S, S), the weight of its skin in the final texture.
         inner: (B, 1, S, S), the same of eyeballs and the inside of the mouth.
-        seen: (B, 1, S, S).
+        visibility: (B, 1, S, S).
         sharpness: (B, 1, S, S), photo pixels per texel along a side; None where it is not asked for.
     """
 
     albedo: Tensor
     weight: Tensor
     inner: Tensor
-    seen: Tensor
+    visibility: Tensor
     sharpness: Tensor | None = None
 
 
@@ -177,34 +177,34 @@ def _shown(
     settings: DetailSettings,
     sharpness: bool = False,
 ) -> _Shown:
-    """Unwrap the photos and divide them by the fitted shading; where detail is off, only what is seen counts."""
+    """Unwrap the photos and divide them by the fitted shading; where detail is off, only the visibility counts."""
     size, crop = settings.size, photo.full
     channels = [crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid]
     if sharpness:
         side = crop.image.shape[-1]
         at = (torch.arange(side, device=base.device) + 0.5).expand(side, side)
         channels.append(torch.stack([at, at.T]).expand(photo.batch, -1, -1, -1))
-    baked, seen = bake(torch.cat(channels, 1), vertices, topology, full_crop_camera(camera, photo), size)
+    baked, visibility = bake(torch.cat(channels, 1), vertices, topology, full_crop_camera(camera, photo), size)
     rgb, face, eye, mouth, valid, places = baked.split([3, 1, 1, 1, 1, 2 if sharpness else 0], 1)
     # skin shows skin, eyeballs show eyes, teeth show the mouth: nothing is painted on its neighbor
     eyes, inside, skin = _parts(topology, size)
     # the lids and lips leave a slit: what is inside counts as soon as it shows at all
-    inner = (eyes * eye + inside * mouth) * (seen > 0.05)
-    seen = (seen * skin * face * (1 - eye) * (1 - mouth) + inner) * valid
+    inner = (eyes * eye + inside * mouth) * (visibility > 0.05)
+    visibility = (visibility * skin * face * (1 - eye) * (1 - mouth) + inner) * valid
     if not settings.enabled:
-        return _Shown(rgb, seen, inner, seen)
+        return _Shown(rgb, visibility, inner, visibility)
     shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
-    albedo = _trusted(rgb, base, shading, seen * skin, size)
+    albedo = _trusted(rgb, base, shading, visibility * skin, size)
     k = max(1, round(size / 256))
-    outer = seen * skin
-    weight = erode((outer > 0.5).to(seen), k) * outer
+    outer = visibility * skin
+    weight = erode((outer > 0.5).to(visibility), k) * outer
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer)
     inner = inner * valid
     return _Shown(albedo, weight, inner, weight + inner, _sharpness(places, photo) if sharpness else None)
 
 
 def _joined_to(base: Tensor, shown: _Shown, topology: MeshTopology, settings: DetailSettings) -> Tensor:
-    """(B, 3, S, S): the decoder's texture with what was seen, and, less, what the other side of the face shows."""
+    """(B, 3, S, S): the decoder's texture joined to the visible one, with less weight to the mirrored one."""
     _, inside, skin = _parts(topology, settings.size)
     albedo, weight = shown.albedo, shown.weight * settings.strength
     base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
@@ -251,18 +251,18 @@ def add_shared_detail(
         settings: of the step.
 
     Returns:
-        texture (1, 3, S, S) in [0, 1]; and seen (1, 1, S, S) in [0, 1], as of :func:`add_detail`.
+        texture (1, 3, S, S) in [0, 1]; and visibility (1, 1, S, S) in [0, 1], as of :func:`add_detail`.
     """
     base = _sized(decoded, settings.size)
     each = [
         _shown(photo[b], vertices[b : b + 1], base, light[b], camera[b], topology, settings, settings.enabled)
         for b in range(photo.batch)
     ]
-    seen = torch.stack([shown.seen for shown in each]).amax(0)
+    visibility = torch.stack([shown.visibility for shown in each]).amax(0)
     if not settings.enabled:
-        return pad_islands(base, topology), seen
+        return pad_islands(base, topology), visibility
     shown = _best_of(each, _frontal(vertices, topology, camera), base, topology, settings)
-    return _joined_to(base, shown, topology, settings), shown.seen
+    return _joined_to(base, shown, topology, settings), shown.visibility
 
 
 def _frontal(vertices: Tensor, topology: MeshTopology, camera: Camera) -> list[float]:
@@ -312,7 +312,7 @@ def _worth(shown: _Shown, part: Tensor) -> float:
 
 
 def _sharpness(places: Tensor, photo: Observation) -> Tensor:
-    """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is seen edge-on.
+    """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is edge-on.
 
     Args:
         places: (B, 2, S, S), where in the full crop each texel is, px.

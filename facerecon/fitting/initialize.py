@@ -2,25 +2,26 @@
 
 * Pose, identity and expression are the maximum a posteriori of the landmarks under Gaussian priors, by
   Gauss-Newton with the expression inside its bounds and the jaw contour sliding with the pose. The priors are around
-  the mean face; or around what N_enc says (the paper's stage 1), whose errors are smaller, and a few steps are enough.
+  the mean face; or around the prediction of N_enc (the paper's stage 1), whose errors are smaller, and a few steps are
+  enough.
 * Light and texture alternate two linear least-squares problems on the skin, since I = albedo(z) * shading(gamma)
   is linear in either one.
 
-A photo that is out of N_enc's depth (:class:`RegressorStart`) starts from its landmarks alone.
+A photo outside the valid range of N_enc (:class:`RegressorStart`) starts from its landmarks alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import ConfigError, check_number, check_shape, nearest_name
-from facerecon.fitting.coefficients import coefficients_to_params
+from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-_SPREAD = {"identity": 0.5, "expression": 0.2}  # of N_enc's errors, where nothing is known of them
+_DEVIATION = {"identity": 0.5, "expression": 0.2}  # of N_enc's errors, where its weights do not hold them
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class LandmarkStart:
         sigma_jaw: px, noise of the jaw contour, which slides.
         sigma_mesh: px, noise of the dense face-mesh points; 0 leaves them out.
         sigma_expression: standard deviation of the expression weights around 0.
-        refine: Gauss-Newton steps from what N_enc says; 0 takes it as it is.
+        refine: Gauss-Newton steps from the prediction of N_enc; 0 takes it as it is.
         refine_noise: the noise of all points is then this many times wider (at 2, 1.03 became 0.99 mm on 14 rendered
             heads, and 1.27 on 10 of ICT-FaceKit stayed).
-        refine_identity, refine_expression: standard deviations of identity and expression around what N_enc says; None:
-            for each coefficient what its weights say of its errors on unseen faces, else 0.5 and 0.2.
+        refine_identity, refine_expression: standard deviations of identity and expression around the prediction of
+            N_enc; None: for each coefficient the error on held-out faces that its weights hold, else 0.5 and 0.2.
     """
 
     iterations: int = 12
@@ -85,28 +86,28 @@ class LandmarkStart:
                 check_number(f"start.{name}", getattr(self, name), 1e-3)
         check_number("start.sigma_mesh", self.sigma_mesh, 0)
 
-    def refine_spread(self, count: int, residual: Tensor | None, name: str) -> Tensor:
-        """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: of weights."""
+    def refine_deviation(self, count: int, residual: Tensor | None, name: str) -> Tensor:
+        """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: its weights'."""
         given = {"identity": self.refine_identity, "expression": self.refine_expression}[name]
         if given is None and residual is not None:
             return residual.clamp(min=1e-3)
-        return torch.full((count,), _SPREAD[name] if given is None else given)
+        return torch.full((count,), _DEVIATION[name] if given is None else given)
 
 
 @dataclass(frozen=True)
 class RegressorStart:
-    """When N_enc is believed, and what of it.
+    """In which range N_enc is valid, and which of its predictions are used.
 
     Args:
-        max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks (up to 70 it
-            was ahead of them, beyond half of the faces were not found).
-        smallest_face: px of the photo; so does one whose box is smaller.
-        mirrored: it looks at the photo's mirror image, too, and the mean of both counts (1.02 became 0.98 mm on 14
-            rendered heads, 1.27 became 1.26 on 10 of ICT-FaceKit).
-        realigned: it looks again, at the crop that the landmarks of its own head ask for: those found in the photo, by
-            which the first is cut out, err by more (on rendered heads by up to 16 px and 6 %).
-        max_error: px at a 224 px crop; and one whose inner landmarks are, on average, farther from where N_enc's head
-            has them.
+        max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks (up to 70 N_enc
+            was more accurate than landmarks, beyond half of the faces were not found).
+        smallest_face: px of the photo; so does a face whose box is smaller.
+        max_error: px at a 224 px crop; so does a face whose inner landmarks are, on average, farther from those of
+            N_enc's head.
+        mirrored: N_enc also predicts from the photo's mirror image, and the mean of both counts (1.02 became 0.98 mm on
+            14 rendered heads, 1.27 became 1.26 on 10 of ICT-FaceKit).
+        realigned: N_enc predicts a second time, from the crop aligned by the landmarks of its own head: those found in
+            the photo, by which the first crop is aligned, err by more (on rendered heads by up to 16 px and 6 %).
         appearance: where light and texture of the start come from: ``closed``, least squares on the skin; or
             ``regressor``, which needs the linear decoder that N_enc was trained with.
 
@@ -194,112 +195,31 @@ def fit_landmarks(
         Parameters of batch B; with ambient light and no albedo where there is no ``start``.
     """
     check_shape("landmarks", landmarks, "B 68 2")
-    settings = settings or LandmarkStart()
+    settings, residual = settings or LandmarkStart(), start_residual or {}
+    camera = camera or Camera.deep3d(batch=len(landmarks), device=landmarks.device)
     with torch.no_grad():
-        return _fit_landmarks(
-            model, landmarks, camera, mesh_points, settings, shared_identity, shared_expression, averaged, start,
-            start_residual or {},
-        )  # fmt: skip
-
-
-def _fit_landmarks(
-    model: MorphableModel,
-    landmarks: Tensor,
-    camera: Camera | None,
-    mesh_points: Tensor | None,
-    settings: LandmarkStart,
-    shared_identity: bool,
-    shared_expression: bool,
-    averaged: bool,
-    start: FaceParams | None,
-    residual: Mapping[str, Tensor | None],
-) -> FaceParams:
-    batch, device, dtype = landmarks.shape[0], landmarks.device, landmarks.dtype
-    camera = camera or Camera.deep3d(batch=batch, device=device)
-    topology = model.topology
-    n_id, n_exp = model.num_identity, model.num_expression
-    basis = torch.cat([model.mean[None], model.identity_basis, model.expression_basis])  # (1 + I + E, V, 3)
-
-    corners = topology.faces[topology.landmark_faces]  # (68, K, 3)
-    weights = topology.landmark_barycentric.to(dtype)[..., None]
-    candidates = (basis[:, corners] * weights).sum(-2)  # (1 + I + E, 68, K, 3)
-    target, sigma = landmarks, torch.full((68,), settings.sigma, device=device, dtype=dtype)
-    sigma[:17] = settings.sigma_jaw
-    dense = None
-    if mesh_points is not None and settings.sigma_mesh > 0 and topology.mesh_points.numel():
-        corners = topology.faces[topology.mesh_point_faces]
-        dense = (basis[:, corners] * topology.mesh_point_barycentric.to(dtype)[..., None]).sum(-2)
-        target = torch.cat([target, mesh_points[:, topology.mesh_points, :2]], 1)
-        sigma = torch.cat([sigma, sigma.new_full((dense.shape[1],), settings.sigma_mesh)])
-
-    if start is not None:
-        sigma = sigma * settings.refine_noise
-    coefficients = landmarks.new_zeros(batch, n_id + n_exp)
-    low = coefficients.new_full((n_id + n_exp,), -torch.inf)
-    high = -low
-    if model.expression_bounds is not None:
-        low[n_id:], high[n_id:] = model.expression_bounds
-    precision = coefficients.new_ones(n_id + n_exp)
-    precision[n_id:] = settings.sigma_expression**-2
-    if start is not None:
-        for part, name in ((slice(n_id), "identity"), (slice(n_id, None), "expression")):
-            spread = settings.refine_spread(len(precision[part]), residual.get(name), name)
-            precision[part] = spread.to(precision) ** -2
-    shared = torch.cat(
-        [coefficients.new_full((n_id,), shared_identity), coefficients.new_full((n_exp,), shared_expression)]
-    ).bool()
-    if averaged:
-        precision[shared] *= batch
-
-    if start is None:
-        inner = candidates[0, 17:, 0].expand(batch, -1, -1)
-        rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
-    else:
-        coefficients = torch.cat([start.identity, start.expression], 1).clamp(low, high)
-        coefficients[:, shared] = coefficients[:, shared].mean(0, keepdim=True)
-        rotation, translation = euler_to_matrix(start.rotation), start.translation
-    center = coefficients  # of the priors
-    focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
-    for _ in range(settings.iterations if start is None else settings.refine):
-        vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, basis[1:])
-        posed = vertices @ rotation.mT + translation[:, None]
-        shares = model.candidate_weights(posed, camera)  # (B, 68, K)
-        picked = torch.cat(
-            [
-                torch.einsum("mjkc,bjk->bmjc", candidates[:, :17], shares[:, :17]),
-                candidates[:, 17:, 0].expand(batch, -1, -1, -1),
-            ],
-            2,
-        )  # (B, 1 + I + E, 68, 3)
-        if dense is not None:
-            picked = torch.cat([picked, dense.expand(batch, -1, -1, -1)], 2)
-        local = picked[:, 0] + torch.einsum("bk,bknc->bnc", coefficients, picked[:, 1:])
-        turned = local @ rotation.mT
-        seen = (turned + translation[:, None]) @ camera.rotation.mT + camera.translation[:, None]
-        depth = seen[..., 2:].clamp(min=1e-3)
-        # dp/dY: pinhole, then the crop's affine map
-        zero = torch.zeros_like(depth[..., 0])
-        fx, fy = focal[:, :1] / depth[..., 0], focal[:, 1:] / depth[..., 0]
-        pinhole = torch.stack(
-            [fx, zero, -fx * seen[..., 0] / depth[..., 0], zero, fy, -fy * seen[..., 1] / depth[..., 0]], -1
-        ).view(batch, -1, 2, 3)
-        d_world = camera.warp[:, None, :, :2] @ pinhole @ camera.rotation[:, None]  # (B, N, 2, 3)
-        d_shape = torch.einsum("bnij,bjk,bmnk->bnim", d_world, rotation, picked[:, 1:])
-        d_rotation = -d_world @ _skew(turned)
-        points = project(camera, turned + translation[:, None])[..., :2]
-        jacobian = torch.cat([d_rotation, d_world, d_shape], -1) / sigma[:, None, None]
-        residual = (points - target) / sigma[:, None]
-        jacobian, residual = jacobian.flatten(1, 2), residual.flatten(1)
-        normal = jacobian.mT @ jacobian
-        right = (jacobian.mT @ residual[..., None])[..., 0]
-        if shared.any():
-            step = _joint_step(normal, right, coefficients, center, precision, low, high, shared)
+        points = _compared_points(model, landmarks, mesh_points, settings)
+        if start is None:
+            coefficients = landmarks.new_zeros(len(landmarks), model.num_identity + model.num_expression)
+            inner = points.candidates[0, 17:, 0].expand(len(landmarks), -1, -1)
+            rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
+            prior = _coefficient_prior(model, coefficients, settings, shared_identity, shared_expression)
         else:
-            step = _single_steps(normal, right, coefficients, center, precision, low, high)
-        rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
-        translation = translation - step[:, 3:6]
-        coefficients = (coefficients - step[:, 6:]).clamp(low, high)
-
+            points = replace(points, sigma=points.sigma * settings.refine_noise)
+            coefficients = torch.cat([start.identity, start.expression], 1)
+            prior = _coefficient_prior(model, coefficients, settings, shared_identity, shared_expression, residual)
+            coefficients, rotation, translation = prior.center, euler_to_matrix(start.rotation), start.translation
+        if averaged:
+            prior.precision[prior.shared] *= len(landmarks)
+        for _ in range(settings.iterations if start is None else settings.refine):
+            jacobian, error = _linearized(model, points, camera, coefficients, rotation, translation)
+            normal = jacobian.mT @ jacobian
+            right = (jacobian.mT @ error[..., None])[..., 0]
+            step = (_joint_step if prior.shared.any() else _single_steps)(normal, right, coefficients, prior)
+            rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
+            translation = translation - step[:, 3:6]
+            coefficients = (coefficients - step[:, 6:]).clamp(prior.low, prior.high)
+    batch, device, n_id = len(landmarks), landmarks.device, model.num_identity
     return FaceParams(
         identity=coefficients[:, :n_id],
         expression=coefficients[:, n_id:],
@@ -310,32 +230,145 @@ def _fit_landmarks(
     )
 
 
-def _single_steps(
-    normal: Tensor, right: Tensor, coefficients: Tensor, center: Tensor, precision: Tensor, low: Tensor, high: Tensor
-) -> Tensor:
+@dataclass(frozen=True)
+class _Points:
+    """The points of a head that are compared with those of the photos.
+
+    Args:
+        basis: (1 + K, V, 3), mean and components, K = I + E.
+        candidates: (1 + K, 68, C, 3), candidates of each landmark.
+        dense: (1 + K, M, 3) dense mesh points; None: not used.
+        target: (B, 68 + M, 2) px.
+        sigma: (68 + M,) px, their noise.
+    """
+
+    basis: Tensor
+    candidates: Tensor
+    dense: Tensor | None
+    target: Tensor
+    sigma: Tensor
+
+
+def _compared_points(
+    model: MorphableModel, landmarks: Tensor, mesh_points: Tensor | None, settings: LandmarkStart
+) -> _Points:
+    """The 68 landmarks, and the stable dense points where they are given and used."""
+    topology, dtype = model.topology, landmarks.dtype
+    basis = torch.cat([model.mean[None], model.identity_basis, model.expression_basis])  # (1 + I + E, V, 3)
+    corners = topology.faces[topology.landmark_faces]  # (68, K, 3)
+    candidates = (basis[:, corners] * topology.landmark_barycentric.to(dtype)[..., None]).sum(-2)
+    target, sigma = landmarks, torch.full((68,), settings.sigma, device=landmarks.device, dtype=dtype)
+    sigma[:17] = settings.sigma_jaw
+    dense = None
+    if mesh_points is not None and settings.sigma_mesh > 0 and topology.mesh_points.numel():
+        corners = topology.faces[topology.mesh_point_faces]
+        dense = (basis[:, corners] * topology.mesh_point_barycentric.to(dtype)[..., None]).sum(-2)
+        target = torch.cat([target, mesh_points[:, topology.mesh_points, :2]], 1)
+        sigma = torch.cat([sigma, sigma.new_full((dense.shape[1],), settings.sigma_mesh)])
+    return _Points(basis, candidates, dense, target, sigma)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """Gaussian prior and bounds of the coefficients, identity before expression.
+
+    Args:
+        center: (B, K), its mean.
+        precision: (K,), inverse variances.
+        low, high: (K,) bounds.
+        shared: (K,) bool, one value for all photos.
+    """
+
+    center: Tensor
+    precision: Tensor
+    low: Tensor
+    high: Tensor
+    shared: Tensor
+
+
+def _coefficient_prior(
+    model: MorphableModel,
+    center: Tensor,
+    settings: LandmarkStart,
+    shared_identity: bool,
+    shared_expression: bool,
+    residual: Mapping[str, Tensor | None] | None = None,
+) -> _Prior:
+    """The prior around ``center`` (B, K); around N_enc's prediction where the ``residual`` of its weights is given."""
+    n_id, n_exp = model.num_identity, model.num_expression
+    low = center.new_full((n_id + n_exp,), -torch.inf)
+    high = -low
+    if model.expression_bounds is not None:
+        low[n_id:], high[n_id:] = model.expression_bounds
+    precision = center.new_ones(n_id + n_exp)
+    precision[n_id:] = settings.sigma_expression**-2
+    shared = torch.cat([center.new_full((n_id,), shared_identity), center.new_full((n_exp,), shared_expression)]).bool()
+    if residual is not None:
+        for part, name in ((slice(n_id), "identity"), (slice(n_id, None), "expression")):
+            deviation = settings.refine_deviation(len(precision[part]), residual.get(name), name)
+            precision[part] = deviation.to(precision) ** -2
+        center = center.clamp(low, high)
+        center[:, shared] = center[:, shared].mean(0, keepdim=True)
+    return _Prior(center, precision, low, high, shared)
+
+
+def _linearized(
+    model: MorphableModel,
+    points: _Points,
+    camera: Camera,
+    coefficients: Tensor,
+    rotation: Tensor,
+    translation: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Jacobian (B, 2 N, 6 + K) in rotation, translation and coefficients, and errors (B, 2 N), both over the noise."""
+    batch = len(coefficients)
+    focal = camera.focal if camera.focal.dim() == 2 else camera.focal[:, None].expand(-1, 2)
+    vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, points.basis[1:])
+    posed = vertices @ rotation.mT + translation[:, None]
+    shares = model.candidate_weights(posed, camera)  # (B, 68, K)
+    picked = torch.cat(
+        [
+            torch.einsum("mjkc,bjk->bmjc", points.candidates[:, :17], shares[:, :17]),
+            points.candidates[:, 17:, 0].expand(batch, -1, -1, -1),
+        ],
+        2,
+    )  # (B, 1 + I + E, 68, 3)
+    if points.dense is not None:
+        picked = torch.cat([picked, points.dense.expand(batch, -1, -1, -1)], 2)
+    local = picked[:, 0] + torch.einsum("bk,bknc->bnc", coefficients, picked[:, 1:])
+    turned = local @ rotation.mT
+    in_camera = (turned + translation[:, None]) @ camera.rotation.mT + camera.translation[:, None]
+    depth = in_camera[..., 2:].clamp(min=1e-3)
+    # dp/dY: pinhole, then the crop's affine map
+    zero = torch.zeros_like(depth[..., 0])
+    fx, fy = focal[:, :1] / depth[..., 0], focal[:, 1:] / depth[..., 0]
+    pinhole = torch.stack(
+        [fx, zero, -fx * in_camera[..., 0] / depth[..., 0], zero, fy, -fy * in_camera[..., 1] / depth[..., 0]], -1
+    ).view(batch, -1, 2, 3)
+    d_world = camera.warp[:, None, :, :2] @ pinhole @ camera.rotation[:, None]  # (B, N, 2, 3)
+    d_shape = torch.einsum("bnij,bjk,bmnk->bnim", d_world, rotation, picked[:, 1:])
+    d_rotation = -d_world @ _skew(turned)
+    projected = project(camera, turned + translation[:, None])[..., :2]
+    jacobian = torch.cat([d_rotation, d_world, d_shape], -1) / points.sigma[:, None, None]
+    error = (projected - points.target) / points.sigma[:, None]
+    return jacobian.flatten(1, 2), error.flatten(1)
+
+
+def _single_steps(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Prior) -> Tensor:
     """(B, 6 + K) steps of faces that have nothing in common; normal equations (B, 6 + K, 6 + K) and (B, 6 + K)."""
-    right[:, 6:] += precision * (coefficients - center)
-    diagonal = torch.cat([precision.new_full((6,), 1e-4), precision])
-    # a bounded coefficient that wants to leave stays where it is
-    held = ((coefficients <= low) & (right[:, 6:] > 0)) | ((coefficients >= high) & (right[:, 6:] < 0))
+    right[:, 6:] += prior.precision * (coefficients - prior.center)
+    diagonal = torch.cat([prior.precision.new_full((6,), 1e-4), prior.precision])
+    # a coefficient at its bound, which would leave it, stays where it is
+    held = ((coefficients <= prior.low) & (right[:, 6:] > 0)) | ((coefficients >= prior.high) & (right[:, 6:] < 0))
     free = torch.cat([held.new_ones(len(right), 6), ~held], 1).to(right)
     system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
     step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
     return step
 
 
-def _joint_step(
-    normal: Tensor,
-    right: Tensor,
-    coefficients: Tensor,
-    center: Tensor,
-    precision: Tensor,
-    low: Tensor,
-    high: Tensor,
-    shared: Tensor,
-) -> Tensor:
-    """The same for photos of one face: the columns of ``shared`` (K,) coefficients are one unknown for all photos."""
-    batch, width = right.shape
+def _joint_step(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Prior) -> Tensor:
+    """The same for photos of one face: the columns of shared coefficients are one unknown for all photos."""
+    (batch, width), shared = right.shape, prior.shared
     apart = torch.cat([shared.new_ones(6), ~shared])  # columns that each photo has for itself
     column = torch.empty(batch, width, dtype=torch.int64, device=right.device)
     column[:, apart] = torch.arange(batch * int(apart.sum()), device=right.device).view(batch, -1)
@@ -349,8 +382,9 @@ def _joint_step(
         joint[at[:, None], at] += normal[b]
         vector[at] += right[b]
         diagonal[at[:6]] = 1e-4
-        diagonal[inner], value[inner], lowest[inner], highest[inner] = precision, coefficients[b], low, high
-        away[inner] = coefficients[b] - center[b]
+        diagonal[inner], value[inner] = prior.precision, coefficients[b]
+        lowest[inner], highest[inner] = prior.low, prior.high
+        away[inner] = coefficients[b] - prior.center[b]
     vector += diagonal * away
     held = ((value <= lowest) & (vector > 0)) | ((value >= highest) & (vector < 0))
     free = (~held).to(vector)
@@ -369,6 +403,27 @@ def _skew(vector: Tensor) -> Tensor:
 # -- from N_enc ------------------------------------------------------------------------------------------
 
 
+def check_regressor(
+    regressor: Regressor, settings: RegressorStart, model: MorphableModel, decoder: TextureDecoder
+) -> None:
+    """Refuse a regressor of another head, or of another kind of texture.
+
+    Raises:
+        ConfigError: with what would fit.
+    """
+    config = regressor.config
+    if config.face_model != model.name or config.expression != model.num_expression:
+        raise ConfigError(
+            f"the regressor is for face model '{config.face_model}' with {config.expression} expressions; this fit's "
+            f"is '{model.name}' with {model.num_expression}. Use load_regressor(model)."
+        )
+    if settings.appearance == "regressor" and decoder.space != "linear":
+        raise ConfigError(
+            f"light and texture of the regressor need the linear decoder it was trained with ('{config.decoder}'); the "
+            f"fit's is of space '{decoder.space}'. Use appearance=closed."
+        )
+
+
 def start_from_regressor(
     model: MorphableModel,
     regressor: Regressor,
@@ -378,87 +433,114 @@ def start_from_regressor(
     settings: RegressorStart | None = None,
     shared_identity: bool = False,
 ) -> tuple[FaceParams, Coefficients, dict[int, str]]:
-    """Pose, identity and expression from N_enc's look at the fit crop, refined on the landmarks.
+    """Pose, identity and expression predicted by N_enc from the fit crop, refined on the landmarks.
 
     Args:
         model: head model.
-        regressor: of that model.
+        regressor: N_enc of that model.
         photo: B observed faces.
         camera: of the fit crop.
-        landmarks: of the refinement, and of the faces that N_enc cannot read.
-        settings: when it is believed.
-        shared_identity: the B photos show one person, whose identity is refined around the mean of what N_enc says of
-            those that it can read; the others start there, with the pose and expression of their landmarks.
+        landmarks: settings of the refinement, and of the faces outside the valid range of N_enc.
+        settings: that range.
+        shared_identity: the B photos show one person, whose identity is refined around the mean prediction for those
+            in the valid range; the others start there, with the pose and expression of their landmarks.
 
     Returns:
-        Parameters of batch B (light and albedo are N_enc's; ambient and zero for a face that it cannot read), its own
-        coefficients of the photo as it is, and {index: why} of the faces that start from their landmarks.
+        Parameters of batch B (light and albedo are N_enc's; ambient and zero outside its valid range), the prediction
+        for the crop as it is, and {index: why} of the faces that start from their landmarks.
     """
     landmarks, settings = landmarks or LandmarkStart(), settings or RegressorStart()
+    points, shared = (photo.landmarks68, camera, photo.mesh468), {"shared_identity": True, "averaged": True}
     with torch.no_grad():
         image = regressor.sized(photo.image)
-        said = regressor(image)
-        first = _both_sides(model, regressor, image, said) if settings.mirrored else coefficients_to_params(said, model)
+        prediction = regressor(image)
+        first = _predicted(model, regressor, image, settings.mirrored, prediction)
         if settings.realigned:
-            first = _looked_again(model, regressor, photo.image, first, camera, settings.mirrored)
+            first = _realigned(model, regressor, photo.image, first, camera, settings.mirrored)
         reasons = outside_valid_range(model, first, photo, camera, settings)
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
-        everyone = photo.landmarks68, camera, photo.mesh468
-        if shared_identity and len(reasons) == photo.batch:
-            return fit_landmarks(model, *everyone, landmarks, shared_identity=True, averaged=True), said, reasons
-        if shared_identity:
+        if not shared_identity:
+            params = fit_landmarks(model, *points, landmarks, start=first, start_residual=known)
             if reasons:
-                good = [i for i in range(photo.batch) if i not in reasons]
-                lost = torch.tensor([i in reasons for i in range(photo.batch)], device=photo.image.device)[:, None]
-                other = fit_landmarks(model, *everyone, landmarks, shared_identity=True, averaged=True)
-                first = first.replace(
-                    identity=torch.where(lost, first.identity[good].mean(0), first.identity),
-                    expression=torch.where(lost, other.expression, first.expression),
-                    rotation=torch.where(lost, other.rotation, first.rotation),
-                    translation=torch.where(lost, other.translation, first.translation),
-                    albedo=torch.where(lost, other.albedo, first.albedo),
-                    light=SHLight(torch.where(lost[..., None], other.light.coefficients, first.light.coefficients)),
-                )
-            params = fit_landmarks(
-                model, *everyone, landmarks, shared_identity=True, averaged=True, start=first, start_residual=known
-            )
-            return params, said, reasons
-        params = fit_landmarks(model, *everyone, landmarks, start=first, start_residual=known)
+                rows = torch.tensor(sorted(reasons), device=photo.image.device)
+                instead = fit_landmarks(model, *(part[rows] for part in points), landmarks)
+                order = torch.arange(photo.batch, device=rows.device)
+                order[rows] = photo.batch + torch.arange(len(rows), device=rows.device)
+                params = FaceParams.cat([params, instead])[order]
+            return params, prediction, reasons
         if reasons:
-            device = photo.image.device
-            rows = torch.tensor(sorted(reasons), device=device)
-            few = photo.landmarks68[rows], camera[rows], photo.mesh468[rows]
-            instead = fit_landmarks(model, *few, landmarks)
-            order = torch.arange(photo.batch, device=device)
-            order[rows] = photo.batch + torch.arange(len(rows), device=device)
-            params = FaceParams.cat([params, instead])[order]
-    return params, said, reasons
+            instead = fit_landmarks(model, *points, landmarks, **shared)
+            good = [i for i in range(photo.batch) if i not in reasons]
+            if not good:
+                return instead, prediction, reasons
+            rows = torch.arange(photo.batch, device=photo.image.device)
+            rows[list(reasons)] += photo.batch
+            mean = first.identity[good].mean(0).expand_as(instead.identity)
+            first = FaceParams.cat([first, instead.replace(identity=mean)])[rows]
+        params = fit_landmarks(model, *points, landmarks, **shared, start=first, start_residual=known)
+    return params, prediction, reasons
 
 
-def _both_sides(model: MorphableModel, regressor: Regressor, image: Tensor, said: Coefficients) -> FaceParams:
-    """Mean of what N_enc says of images and of their mirror images; the light goes with the texture that it said."""
-    one, count = coefficients_to_params(said, model), len(image)
+def predicted_appearance(
+    prediction: Coefficients,
+    decoder: TextureDecoder,
+    params: FaceParams,
+    light: SHLight,
+    latent: Latent,
+    fallbacks: Collection[int],
+    one_person: bool,
+) -> tuple[SHLight, Latent]:
+    """Light and texture code of N_enc.
+
+    Args:
+        prediction: for the crops.
+        decoder: linear, the one that N_enc was trained with.
+        params: their light is that of N_enc.
+        light, latent: in closed form, for the ``fallbacks``.
+        fallbacks: numbers of the faces outside the valid range of N_enc.
+        one_person: one code for all, the mean over the photos in the valid range.
+    """
+    codes, gamma = coefficients_to_latent(prediction, decoder).codes, params.light.coefficients
+    for i in fallbacks:
+        gamma[i], codes[i] = light.coefficients[i], latent.codes[i]
+    if one_person:
+        valid = [i for i in range(len(codes)) if i not in fallbacks] or slice(None)
+        codes = codes[valid].mean(0, keepdim=True).expand_as(codes)
+    return SHLight(gamma), Latent(codes, latent.space)
+
+
+def _predicted(
+    model: MorphableModel, regressor: Regressor, image: Tensor, mirrored: bool, prediction: Coefficients
+) -> FaceParams:
+    """The ``prediction`` for images; ``mirrored``: its mean with that for their mirror images, but for the light, which
+    goes with the predicted texture."""
+    one, count = coefficients_to_params(prediction, model), len(image)
+    if not mirrored:
+        return one
     other = model.mirrored(coefficients_to_params(regressor(image.flip(-1)), model))
     mean = FaceParams.cat([one, other]).map(lambda t: (t[:count] + t[count:]) / 2)
     return mean.replace(light=one.light)
 
 
-def _looked_again(
+def _realigned(
     model: MorphableModel, regressor: Regressor, image: Tensor, first: FaceParams, camera: Camera, mirrored: bool
 ) -> FaceParams:
-    """Pose, identity and expression that N_enc says of the crops which its own landmarks ask for.
+    """Pose, identity and expression predicted from the crops that are aligned by the first prediction's landmarks.
 
     Args:
+        model: head model.
+        regressor: N_enc of that model.
         image: (B, 3, N, N) crops.
-        first: what it says of these.
+        first: the prediction for these.
         camera: of them.
+        mirrored: see :class:`RegressorStart`.
 
     Returns:
         Parameters in the frame of ``camera``; ``first`` where its landmarks ask for a crop far from this one.
     """
-    frame, side = Camera.deep3d(batch=len(image), device=image.device), image.shape[-1]  # of what N_enc says
+    frame, side = Camera.deep3d(batch=len(image), device=image.device), image.shape[-1]  # of N_enc's parameters
     whole, middle = frame.size[0], frame.center
     points = project(camera, model.landmarks3d(model(first), camera))[..., :2]
     wanted = deep3d_crop_transform(points * (whole / side), MEAN_FIVE_POINTS, whole)  # its px -> those of this crop
@@ -469,11 +551,10 @@ def _looked_again(
     size = regressor.config.size
     to_image = torch.cat([wanted[:, :, :2] * (side / size), wanted[:, :, 2:] * (side / whole)], 2)
     crop = crop_affine(image, to_image, size).contiguous(memory_format=torch.channels_last)
-    said = regressor(crop)
-    again = _both_sides(model, regressor, crop, said) if mirrored else coefficients_to_params(said, model)
+    again = _predicted(model, regressor, crop, mirrored, regressor(crop))
     # back to this crop: farther away where it is larger there, and at the place that is shown here
-    seen = project(frame, again.translation[:, None])[:, 0, :2]
-    place = (wanted[:, :, :2] @ seen[:, :, None])[:, :, 0] + wanted[:, :, 2] - middle
+    shown = project(frame, again.translation[:, None])[:, 0, :2]
+    place = (wanted[:, :, :2] @ shown[:, :, None])[:, :, 0] + wanted[:, :, 2] - middle
     distance = frame.translation[:, 2]
     depth = (distance - again.translation[:, 2]) / wanted[:, 0, 0]
     across = place * (depth / frame.focal)[:, None] * place.new_tensor([1.0, -1.0])
@@ -486,10 +567,10 @@ def _looked_again(
 def outside_valid_range(
     model: MorphableModel, params: FaceParams, photo: Observation, camera: Camera, settings: RegressorStart
 ) -> dict[int, str]:
-    """{index: why} of the faces whose parameters, as N_enc said them, are not to be believed."""
+    """{index: why} of the faces for which the prediction of N_enc, ``params``, is not used."""
     fixed = model.landmarks3d(model.mean[None])[:, 17:].expand(photo.batch, -1, -1)
     turn, _ = _weak_perspective(fixed, photo.landmarks68[:, 17:], camera)
-    turns = torch.stack([turn, euler_to_matrix(params.rotation)])  # as the landmarks have it, and as N_enc
+    turns = torch.stack([turn, euler_to_matrix(params.rotation)])  # of the landmarks, and of N_enc
     yaws = torch.rad2deg(torch.atan2(turns[..., 0, 2], turns[..., 2, 2])).abs().amax(0)
     points = project(camera, model.landmarks3d(model(params), camera))[..., :2]
     apart = (points - photo.landmarks68)[:, 17:].norm(dim=-1).mean(1) * (224 / photo.image.shape[-1])
@@ -497,7 +578,7 @@ def outside_valid_range(
     reasons: dict[int, str] = {}
     for i, (yaw, error, side) in enumerate(zip(yaws.tolist(), apart.tolist(), sides.tolist(), strict=True)):
         if not math.isfinite(error):
-            reasons[i] = "what the regressor says of it is not finite"
+            reasons[i] = "the regressor's prediction is not finite"
         elif side < settings.smallest_face:
             reasons[i] = f"its face is {side:.0f} px wide, under {settings.smallest_face:g}"
         elif yaw > settings.max_yaw:

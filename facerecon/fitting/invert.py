@@ -96,8 +96,8 @@ class InvertedTexture:
 class MapFeatures:
     """Feature distance of maps.
 
-    LPIPS looks at the maps themselves. ``face_features``, which is not LPIPS, looks at the face: it needs a picture of
-    one, so the maps are drawn on the mean head, from the front, under even light.
+    LPIPS compares the maps themselves. ``face_features``, which is not LPIPS, needs a picture of a face, so the maps
+    are drawn on the mean head, from the front, under even light.
 
     Args:
         perceptual: of :func:`facerecon.losses.load_perceptual`.
@@ -196,8 +196,7 @@ def invert_texture(
     """
     check_shape("targets", targets, "B 3 S S")
     settings = settings or TextureInversionSettings()
-    size = decoder.size
-    goal = targets
+    size, goal = decoder.size, targets
     if targets.shape[-1] != size:
         goal = F.interpolate(targets, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     codes = (decoder.project(goal, prior=1e-5) if start is None else start).codes.detach().clone()

@@ -30,7 +30,7 @@ _FLOOR, _DIM = 0.05, 0.12  # added to intensities before logarithms: darker than
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _STRAND = 0.12  # nats by which a strand of hair is darker than what lies beside it
 _LIGHT = 0.3  # nats: how much slowly changing light the render may have missed
-_SCALE = (0.07, 0.2)  # least and greatest spread of the residual that is believed, in nats
+_SCALE = (0.07, 0.2)  # limits of the residual's robust standard deviation, in nats
 _CHROMA_SCALE = (0.035, 0.13)
 
 
@@ -39,7 +39,7 @@ class OcclusionSettings:
     """How the fit tells what hides the face.
 
     Args:
-        enabled: off believes the face mask of the observation.
+        enabled: off uses the face mask of the observation as it is.
         size: px, side of the picture of the full crop in which photo and render are compared.
         threshold: how far photo and render may differ, in robust standard deviations of this face; lower finds more
             and loses more of what is face.

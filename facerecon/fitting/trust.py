@@ -1,9 +1,9 @@
 """Whether what stage 1 found is a face (ours, not the paper's).
 
-A detector and landmark networks always say something. What they say of a face goes together: two networks put eyes and
-mouth in the same places, the head of stage 1 has its landmarks there, skin covers it, that skin is shaded smoothly, and
-as the head is. The limits are far from what good faces have (`benchmarks/trust.py`); a suspect face is fitted all the
-same.
+A detector and landmark networks have an output for any picture. Their outputs for a face agree: two networks put eyes
+and mouth in the same places, the head of stage 1 has its landmarks there, skin covers it, that skin is shaded smoothly,
+and as the head is. The limits are far from what good faces have (`benchmarks/trust.py`); a suspect face is fitted all
+the same.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def find_suspects(
         points = project(camera, model.landmarks3d(model(params), camera))[..., :2]
         missed = (points - photo.landmarks68)[:, 17:].norm(dim=-1).mean(1) * (224 / photo.image.shape[-1])
         luma, head = rgb_to_yuv(photo.image)[:, 0], covered[:, 0] > 0.9
-        skin = (photo.skin_mask[:, 0] > 0.9) & head & (luma > 0.015) & (luma < 0.985)  # what is clipped says nothing
+        skin = (photo.skin_mask[:, 0] > 0.9) & head & (luma > 0.015) & (luma < 0.985)  # not clipped
         share = skin.sum((1, 2)) / head.sum((1, 2)).clamp(min=1)
         flat, other = flatness(photo.image, skin), unlike(photo.image, render, skin)
     found: dict[int, str] = {}

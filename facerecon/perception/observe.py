@@ -75,6 +75,7 @@ def observe(
     landmarks: Any = None,
     mask: Any = None,
     parser: FaceParser | None = None,
+    attributes: bool = False,
 ) -> Observation:
     """Find the face of a photo and measure everything that a fit starts from.
 
@@ -87,21 +88,22 @@ def observe(
         full_margin: its field of view over the fit crop's.
         mean_points3d: (5, 3) that the alignment uses; :data:`MEAN_FIVE_POINTS` if left out.
         landmarks: 68 points in photo pixels, as :func:`~facerecon.perception.corrections.read_landmarks` takes them.
-            They replace what is detected, and say which face it is: no detector runs.
+            They replace the detected ones and choose the face: no detector runs.
         mask: image of the photo's size, white where its face may be used, as
             :func:`~facerecon.perception.corrections.read_mask` takes it; replaces the segmented one.
         parser: a face parser (:func:`~facerecon.perception.bisenet.load_parser`) that makes the masks, where no mask is
             given; outlines and colors make them if left out.
+        attributes: also measure expression, age and gender, which no fit uses.
 
     Returns:
         Observation of batch 1, or of one entry a face for ``"all"``.
 
     Raises:
         NoFaceError: no face is found.
-        InputError: the file cannot be used, the face is too small, there are fewer
-        faces than the index asks for, or landmarks or mask do not fit the photo.
-        ConfigError: ``face`` is something
-        else, or ``"all"`` together with landmarks or a mask, which belong to one face.
+        InputError: the file cannot be used, the face is too small, there are fewer faces than the index asks for, or
+            landmarks or mask do not fit the photo.
+        ConfigError: ``face`` is something else, or ``"all"`` together with landmarks or a mask, which belong to one
+            face.
     """
     if not (face in ("largest", "all") or (isinstance(face, int) and not isinstance(face, bool) and face >= 0)):
         raise ConfigError(f"face must be 'largest', 'all' or an index >= 0; got {face!r}.")
@@ -110,8 +112,6 @@ def observe(
     name = str(source) if isinstance(source, str | os.PathLike) else "the photo"
     source = read_open_file(source)
     loaded = _loaded(source)
-    image = loaded.image
-    height, width = image.shape[-2:]
     if min(loaded.size) < _SMALLEST_PHOTO:
         raise InputError(
             f"{name} is {loaded.size[1]} x {loaded.size[0]} px; a photo needs at least {_SMALLEST_PHOTO} px a side. "
@@ -119,41 +119,50 @@ def observe(
         )
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
     with torch.no_grad(), _one_thread():
-        closer = _closer(source, loaded)
-        if landmarks is not None:
-            found, face = [_given(landmarks, loaded, closer)], "largest"
-        else:
-            found = _find(loaded, closer, face == "largest")
-        if not found:
-            raise NoFaceError(
-                f"{name}: no face found; use a photo with a visible, roughly upright face, or give landmarks=."
-            )
-        if turn := 90 * found[0].view.turn:
-            warnings.warn(f"{name}: its face is not upright; turned by {turn} degrees clockwise it is.", stacklevel=3)
-        if isinstance(face, int):
-            if face >= len(found):
-                raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
-            found = [found[face]]
-        large = [item for item in found if item.detection.side >= _SMALLEST_FACE]
-        if not large:
-            side = found[0].detection.side
-            raise InputError(
-                f"{name}: the face is only {side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
-                "use a larger copy of the photo."
-            )
-        small = min(item.detection.side for item in large)
-        if small < _SMALL_FACE:
-            warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=3)
+        found = _chosen(source, loaded, name, face, landmarks)
         area = None if mask is None else read_mask(mask, loaded.size)
-        if area is not None and tuple(area.shape[-2:]) != (height, width):
-            area = F.interpolate(area[None], size=(height, width), mode="bilinear", antialias=True)[0]
-        measured = Observation.cat(
-            [
-                _measure(item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser)
-                for item in large
-            ]
+        if area is not None and area.shape[-2:] != loaded.image.shape[-2:]:
+            area = F.interpolate(area[None], size=loaded.image.shape[-2:], mode="bilinear", antialias=True)[0]
+        measured = [
+            _measure(item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser) for item in found
+        ]
+        observation = Observation.cat([_with_attributes(one) if attributes else one for one in measured])
+        return observation if loaded.scale == 1 else _in_file_pixels(observation, loaded)
+
+
+def _chosen(source: Any, loaded: LoadedImage, name: str, face: str | int, landmarks: Any) -> list[_Face]:
+    """The faces of a photo that are asked for and large enough; warns of a turned photo and of small faces."""
+    closer = _closer(source, loaded)
+    if landmarks is not None:
+        found, face = [_given(landmarks, loaded, closer)], "largest"
+    else:
+        found = _find(loaded, closer, face == "largest")
+    if not found:
+        raise NoFaceError(
+            f"{name}: no face found; use a photo with a visible, roughly upright face, or give landmarks=."
         )
-        return measured if loaded.scale == 1 else _in_file_pixels(measured, loaded)
+    if turn := 90 * found[0].view.turn:
+        warnings.warn(f"{name}: its face is not upright; turned by {turn} degrees clockwise it is.", stacklevel=4)
+    if isinstance(face, int):
+        if face >= len(found):
+            raise InputError(f"{name}: face={face} does not exist, {len(found)} face(s) were found; count from 0.")
+        found = [found[face]]
+    large = [item for item in found if item.detection.side >= _SMALLEST_FACE]
+    if not large:
+        raise InputError(
+            f"{name}: the face is only {found[0].detection.side:.0f} px wide, at least {_SMALLEST_FACE} px are needed; "
+            "use a larger copy of the photo."
+        )
+    small = min(item.detection.side for item in large)
+    if small < _SMALL_FACE:
+        warnings.warn(f"{name}: the face is only {small:.0f} px wide; expect little detail.", stacklevel=4)
+    return large
+
+
+def _with_attributes(photo: Observation) -> Observation:
+    """An observation of batch 1 with expression, age and gender."""
+    age, male = load_age_gender()(photo.image, photo.landmarks68)
+    return photo.replace(expression=load_expression()(photo.image, photo.landmarks68), age=age, male=male)
 
 
 def _loaded(source: Any) -> LoadedImage:
@@ -166,15 +175,15 @@ def _loaded(source: Any) -> LoadedImage:
     return load_image(source, max_side=round(long * factor))
 
 
-def _in_file_pixels(seen: Observation, loaded: LoadedImage) -> Observation:
+def _in_file_pixels(photo: Observation, loaded: LoadedImage) -> Observation:
     """An observation in pixels of a reduced photo -> in those of its file."""
     height, width = loaded.image.shape[-2:]
-    grow = seen.box.new_tensor([loaded.size[1] / width, loaded.size[0] / height])
+    grow = photo.box.new_tensor([loaded.size[1] / width, loaded.size[0] / height])
     crops = {
         name: crop.replace(to_photo=crop.to_photo * grow[:, None])
-        for name, crop in (("fit", seen.fit), ("full", seen.full))
+        for name, crop in (("fit", photo.fit), ("full", photo.full))
     }
-    return seen.replace(box=seen.box * grow.repeat(2), **crops)
+    return photo.replace(box=photo.box * grow.repeat(2), **crops)
 
 
 @contextmanager
@@ -321,7 +330,7 @@ def _shaped(view: _View, detection: Detection, confirm: bool) -> _Face | None:
         return None
     landmarks = load_landmarks68()(photo, box)
     center, reach = landmarks.mean(1), (landmarks.amax(1) - landmarks.amin(1)).amax(1)
-    if (mesh[..., :2].mean(1) - center).norm(dim=1).item() > 0.35 * reach.item():  # it lost the face: look again
+    if (mesh[..., :2].mean(1) - center).norm(dim=1).item() > 0.35 * reach.item():  # it lost the face: measure it again
         mesh, _ = load_facemesh()(photo, landmark_box(landmarks))
     fused = fused_landmarks(landmarks, mesh)
     sure = disagreement(fused, mesh).item() <= MOST_APART and abs(eye_angle(landmarks).item()) < _LEANING
@@ -329,7 +338,7 @@ def _shaped(view: _View, detection: Detection, confirm: bool) -> _Face | None:
 
 
 def _given(landmarks: Any, loaded: LoadedImage, closer: Callable) -> _Face:
-    """A face where the user says that it is."""
+    """The face that the user's landmarks mark."""
     name = Path(landmarks).name if isinstance(landmarks, str | Path) else "landmarks"
     points = read_landmarks(landmarks)
     check_landmarks(points, loaded.size, name)
@@ -392,7 +401,6 @@ def _measure(
     fit_valid = crop_valid(tuple(image.shape[-2:]), to_photo, size)
     fit = Crop(fit_image, view.to_photo(to_photo), fit_valid, *(m for m in (fit_masks * fit_valid).split(1, 1)))
 
-    age, male = load_age_gender()(fit_image, fit_landmarks)
     return Observation(
         fit=fit,
         full=full,
@@ -401,10 +409,7 @@ def _measure(
         box=torch.tensor([_mapped(view.to_photo(torch.eye(2, 3)[None]), detection.box)]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
-        judge=load_eval_identity()(fit_image, fit_landmarks),
-        expression=load_expression()(fit_image, fit_landmarks),
-        age=age,
-        male=male,
+        eval_identity=load_eval_identity()(fit_image, fit_landmarks),
         path=(name,),
         photo_size=(photo_size,),
         mask_given=(area is not None,),

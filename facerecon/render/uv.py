@@ -262,7 +262,7 @@ def bake(
     """Unwrap an image into UV: each texel takes the color of the pixel it projects to (Sec. 3.1.2).
 
     Unlike FFHQ-UV: visibility is the z-buffer's as well as the normal's, so the nose hides the cheek behind
-    it; and it is soft. Colors are filled in for every texel, seen or not: weigh them by ``seen``.
+    it; and it is soft. Colors are filled in for every texel, visible or not: weigh them by ``visibility``.
 
     Args:
         image: (B, C, H, W) at ``camera.size``; differentiable.
@@ -270,7 +270,7 @@ def bake(
         topology: faces and UVs.
         camera: the camera of that image, e.g. ``face.camera`` for a whole photo.
         size: S.
-        mask: (B, 1, H, W) in [0, 1]; what may be used (a face mask); multiplies ``seen``.
+        mask: (B, 1, H, W) in [0, 1]; what may be used (a face mask); multiplies ``visibility``.
         padding: texels to continue beyond the islands, see :func:`pad_islands`.
         backend: rasteriser of the z-buffer.
         offset: (B, V, 2), pixels by which the image shows each vertex beside its projection (where a fit leaves a
@@ -280,8 +280,8 @@ def bake(
 
     Returns:
         texture: (B, C, S, S), 0 outside islands and padding.
-        seen: (B, 1, S, S) in [0, 1]: visible, not grazing (cosine above 0.1, fully from 0.4), inside image
-        and mask. Detached.
+        visibility: (B, 1, S, S) in [0, 1]: facing the camera (cosine above 0.1, fully from 0.4), not hidden, inside
+            image and mask. Detached.
 
     Raises:
         ShapeError: the image is not of the camera's size.
@@ -309,7 +309,7 @@ def bake(
         eyes = -(camera.translation[:, None] @ camera.rotation)  # world position of the camera
         stretch = torch.linalg.det(camera.warp[:, :, :2].double()).abs().sqrt().to(camera.warp)
         focal = camera.focal.reshape(camera.focal.shape[0], -1).mean(-1) * stretch
-    textures, seen = [], []
+    textures, weights = [], []
     for b in range(batch):
         one = slice(b, b + 1) if camera.batch > 1 else slice(0, 1)
         packed = found.interpolate(torch.cat([vertices[b : b + 1], normals[b : b + 1]], dim=-1), topology.faces)
@@ -330,8 +330,8 @@ def bake(
                 weight = weight * sample_grid(mask[b : b + 1].to(weight.dtype), grid)[:, 0]
         blank = color.new_zeros(size * size, color.shape[-1])
         textures.append(blank.index_copy(0, found.pixel, color).t().view(-1, size, size))
-        seen.append(weight.new_zeros(size * size).index_copy(0, found.pixel, weight).view(1, size, size))
-    texture, seen = torch.stack(textures), torch.stack(seen)
+        weights.append(weight.new_zeros(size * size).index_copy(0, found.pixel, weight).view(1, size, size))
+    texture, visibility = torch.stack(textures), torch.stack(weights)
     if padding:
-        texture, seen = pad_islands(texture, topology, padding), pad_islands(seen, topology, padding)
-    return texture, seen
+        texture, visibility = pad_islands(texture, topology, padding), pad_islands(visibility, topology, padding)
+    return texture, visibility

@@ -12,6 +12,7 @@ import torch
 
 from facerecon.evaluation import reconstruction
 from facerecon.evaluation.reconstruction import fit_metrics, identity_vectors, reconstruction_metrics, stage_metrics
+from facerecon.fitting import FitResult
 from facerecon.render import Renderer
 from facerecon.types import FaceParams, Observation, SHLight
 
@@ -94,19 +95,19 @@ def test_each_stage_has_its_own_head_and_texture(detailed) -> None:
         model=flat.flat_head(),
         renderer=Renderer(8),
         decoder=lambda latent: latent.view(1, 1, 1, 1).expand(1, 3, 4, 4),
-        detail=SimpleNamespace(enabled=detailed),
-        stage_params={
-            "start": (heads(1.0), torch.tensor(0.3)),
-            "texture": (heads(0.5), torch.tensor(1.8)),
-            "joint": (heads(1.0, right=(1.0,)), torch.tensor(0.1)),
-        },
     )
+    stages = {
+        "start": (heads(1.0), torch.tensor([0.3])),
+        "texture": (heads(0.5), torch.tensor([1.8])),
+        "joint": (heads(1.0, right=(1.0,)), torch.tensor([0.1])),
+    }
     face = SimpleNamespace(
         params=heads(1.0, right=(-1.0,)), texture=torch.full((1, 3, 4, 4), 0.55), decoded=torch.zeros(1, 3, 4, 4)
     )
     photo = flat.flat_photo()
     eval_identity = EvalIdentity()
-    metrics, images = stage_metrics(fitter, photo, face, eval_identity)
+    result = FitResult(face, stages, photo, seconds={"detail" if detailed else "texture map": 1.0})
+    metrics, images = stage_metrics(fitter, photo, result, eval_identity)
     found = {
         "start": {"photometric": 0.2, "nme": 0.0},
         "texture": {"photometric": 0.0, "nme": 0.0},
@@ -123,7 +124,7 @@ def test_each_stage_has_its_own_head_and_texture(detailed) -> None:
         assert type(identity) is float and images[name].shape == (1, 3, 8, 8)
     assert images["start"][0, 0, 2, 2] == pytest.approx(0.3, abs=1e-5)
     assert images["joint"][0, 0, 2, 2] == pytest.approx(0.5) and images["joint"][0, 0, 2, 4] == pytest.approx(0.1)
-    assert set(stage_metrics(fitter, photo, face)[0]["start"]) == {"photometric", "nme"}
+    assert set(stage_metrics(fitter, photo, result)[0]["start"]) == {"photometric", "nme"}
 
 
 def test_a_fit_is_measured_after_its_last_stage_and_with_the_photo_s_own_texels(monkeypatch) -> None:
@@ -133,11 +134,11 @@ def test_a_fit_is_measured_after_its_last_stage_and_with_the_photo_s_own_texels(
     face = SimpleNamespace(decoded=torch.full((1, 3, 4, 4), 0.25), texture=torch.full((1, 3, 4, 4), 0.75))
     monkeypatch.setattr(reconstruction, "stage_metrics", lambda *given: (stages, given))
     monkeypatch.setattr(reconstruction, "brightness_symmetry_error", lambda map_: map_[0, 0, 0, 0])
-    assert fit_metrics(None, None, face) == {
+    assert fit_metrics(None, None, SimpleNamespace(face=face)) == {
         "photometric": 0.3, "nme": 2.3, "photometric_final": 0.4, "nme_final": 2.4, "bs": 0.25, "bs_final": 0.75,
     }  # fmt: skip
     del stages["detail"]  # where there is no such step, the last is the final one
-    found = fit_metrics(None, None, face)
+    found = fit_metrics(None, None, SimpleNamespace(face=face))
     assert found["photometric"] == found["photometric_final"] == 0.3
 
 

@@ -46,7 +46,7 @@ def observation(sphere_face):
         box=torch.zeros(1, 4),
         score=torch.ones(1),
         identity=torch.zeros(1, 128),
-        judge=torch.zeros(1, 1024),
+        eval_identity=torch.zeros(1, 1024),
         expression=torch.zeros(1, 7),
         age=torch.zeros(1),
         male=torch.zeros(1),
@@ -173,10 +173,10 @@ def test_panel_takes_one_of_a_batch(sphere_pair, observation):
     np.testing.assert_array_equal(np.asarray(views.panel(sphere_pair, both, tile=48, index=1)), single)
 
 
-def test_seen_texture_keeps_what_was_seen(sphere_face):
-    seen = torch.zeros(1, 1, 32, 32)
-    seen[..., :16] = 1
-    image = views._seen_texture(sphere_face.replace(seen=seen), 32)
+def test_visible_texture_keeps_what_was_visible(sphere_face):
+    visibility = torch.zeros(1, 1, 32, 32)
+    visibility[..., :16] = 1
+    image = views._visible_texture(sphere_face.replace(visibility=visibility), 32)
     torch.testing.assert_close(image[..., :16], sphere_face.texture[..., :16])
     assert (image[..., 16:] - image.new_tensor(views._BACKDROP).view(1, 3, 1, 1)).abs().max() < 0.13
 

@@ -202,27 +202,27 @@ def test_an_occluder_does_not_paint_the_texture(model, decoder, head) -> None:
         model, decoder, Renderer(224, antialias=True), _NoIdentity(), stages=stages, start=LandmarkStart(sigma_mesh=0),
         detail=DetailSettings(size=256), latent_prior="radius",
     )  # fmt: skip
-    robust = fitter(photo)
-    believed = fitter.observed
+    result = fitter(photo)
+    robust, visible = result.face, result.observed
     fitter.occlusion = OcclusionSettings(enabled=False)
-    plain = fitter(photo)
-    assert torch.equal(fitter.observed.face_mask, photo.face_mask)
+    result = fitter(photo)
+    plain = result.face
+    assert torch.equal(result.observed.face_mask, photo.face_mask)
 
     covered, _ = bake(spot, model(params), model.topology, full_crop_camera(Camera.deep3d(), photo), 256)
-    inside = (covered > 0.99) & (plain.seen > 0.9)
+    inside = (covered > 0.99) & (plain.visibility > 0.9)
     assert inside.sum() > 80
     true = F.interpolate(texture, (256, 256), mode="bilinear")
     error = [(face.texture - true).abs().mean(1, keepdim=True)[inside].mean() for face in (robust, plain)]
     assert error[0] < 0.25 * error[1]
     assert error[0] < 0.08
-    assert robust.seen[inside].max() < 0.05
+    assert robust.visibility[inside].max() < 0.05
     assert (robust.decoded - texture).abs().mean() < (plain.decoded - texture).abs().mean()
-    assert (believed.full.face_mask * spot).sum() < 0.05 * (photo.full.face_mask * spot).sum()
+    assert (visible.full.face_mask * spot).sum() < 0.05 * (photo.full.face_mask * spot).sum()
 
-    # a mask that the user drew is believed
+    # a mask that the user drew is used as it is
     fitter.occlusion = OcclusionSettings()
-    fitter(photo.replace(mask_given=(True,)))
-    assert torch.equal(fitter.observed.face_mask, photo.face_mask)
+    assert torch.equal(fitter(photo.replace(mask_given=(True,))).observed.face_mask, photo.face_mask)
 
 
 def test_seen_is_what_the_photo_shows(model, head) -> None:
@@ -298,7 +298,7 @@ def test_the_photos_color_is_trusted_where_the_light_is_known() -> None:
 
     plain = _trusted(base * shading * grain, base, shading, weight, size)
     assert error(plain, base * grain, inner) < 0.004
-    # darker by half, in one place of the dark side: hardly believed; in both places, as a beard is: believed
+    # darker by half, in one place of the dark side: hardly visible; in both places, as a beard is: visible
     spot = F.pad(torch.ones(1, 1, 40, 40), (180, 36, 100, 116))
     shadow = 1 - 0.5 * spot
     cleared = _trusted(base * shading * shadow, base, shading, weight, size)

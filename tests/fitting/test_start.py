@@ -106,7 +106,7 @@ def observed(model, params: FaceParams) -> Observation:
     return Observation(
         fit=crop, full=crop, landmarks68=landmarks_of(model, params), mesh468=mesh,
         box=torch.tensor([[10.0, 10, 160, 170]]).repeat(batch, 1), score=torch.ones(batch),
-        identity=torch.zeros(batch, 128), judge=torch.zeros(batch, 1024), expression=torch.zeros(batch, 7),
+        identity=torch.zeros(batch, 128), eval_identity=torch.zeros(batch, 1024), expression=torch.zeros(batch, 7),
         age=torch.zeros(batch), male=torch.zeros(batch), path=tuple(f"{i}.jpg" for i in range(batch)),
         photo_size=((224, 224),) * batch, mask_given=(False,) * batch,
     )  # fmt: skip
@@ -329,20 +329,20 @@ def test_a_fit_that_starts_by_the_network(model, photo) -> None:
     landmarks = fit_landmarks(model, photo.landmarks68, mesh_points=photo.mesh468)
     network = network_that_says(landmarks)
     fitter = build(model, regressor=network)
-    face = fitter(photo)  # the mean face in that pose is near enough to be refined
-    assert fitter.fallbacks == {} and not fitter.failed
-    start = fitter.stage_params["start"][0]
+    result = fitter(photo)  # the mean face in that pose is near enough to be refined
+    assert result.fallbacks == {} and not result.failed
+    start = result.stages["start"][0]
     apart = euler_to_matrix(start.rotation).mT @ euler_to_matrix(landmarks.rotation)
     assert math.degrees(torch.arccos(((apart[0].trace() - 1) / 2).clamp(max=1)).item()) < 5
     assert start.identity.norm() < landmarks.identity.norm()
-    assert face.texture.isfinite().all()
+    assert result.face.texture.isfinite().all()
 
     with torch.no_grad():
         network.heads["shift"].bias += 0.5
     with pytest.warns(UserWarning, match=r"astronaut\.jpg: stage 1 starts from its landmarks.*misses"):
-        fitter(photo)
-    assert list(fitter.fallbacks) == [0]
-    assert torch.allclose(fitter.stage_params["start"][0].identity, landmarks.identity, atol=1e-4)
+        result = fitter(photo)
+    assert list(result.fallbacks) == [0]
+    assert torch.allclose(result.stages["start"][0].identity, landmarks.identity, atol=1e-4)
 
 
 def test_light_and_texture_may_be_the_networks(model, photo) -> None:
@@ -351,16 +351,15 @@ def test_light_and_texture_may_be_the_networks(model, photo) -> None:
         network.heads["light"].bias += torch.arange(27) / 100
         network.heads["texture"].bias += torch.arange(64) / 10
     fitter = build(model, regressor=network, regressor_start=RegressorStart(appearance="regressor"))
-    params, latent = fitter.initialize(photo)
-    light = params.light.coefficients[0]
+    start = fitter.initialize(photo)
+    latent, light = start.latent, start.params.light.coefficients[0]
     assert torch.allclose(light[:, 1], torch.arange(9, 18) / 100 + 0.8 * (torch.arange(9) == 0), atol=1e-6)
     assert torch.allclose(latent.codes[0, 0], torch.arange(64) / 10) and latent.space == "linear"
     with torch.no_grad():
         network.heads["shift"].bias += 0.5
-    again, code = fitter.initialize(photo)
-    closed, expected = build(model).initialize(photo)
-    assert torch.allclose(again.light.coefficients, closed.light.coefficients, atol=1e-4)
-    assert torch.allclose(code.codes, expected.codes, atol=1e-3)
+    again, closed = fitter.initialize(photo), build(model).initialize(photo)
+    assert torch.allclose(again.params.light.coefficients, closed.params.light.coefficients, atol=1e-4)
+    assert torch.allclose(again.latent.codes, closed.latent.codes, atol=1e-3)
 
 
 def test_a_network_of_another_head_is_refused(model) -> None:

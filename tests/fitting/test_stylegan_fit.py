@@ -209,11 +209,12 @@ def test_a_fit_in_each_space(path, photo, space, preset) -> None:
         load_face_model("makehuman", num_identity=20), decoder, Renderer(224, antialias=True), stages=stages,
         latent_prior="geocross" if preset == "release" else "radius", detail=DetailSettings(enabled=False),
     )  # fmt: skip
-    face = fitter(photo)
+    result = fitter(photo)
+    face = result.face
     total = face.history["texture.total"][0]
     assert total[-1] < total[0]
     assert face.latent.space == space and face.latent.codes.shape == (1, decoder.rows, decoder.dim)
-    codes = fitter.stage_params["texture"][1].codes
+    codes = result.stages["texture"][1].codes
     torch.testing.assert_close(codes.norm(dim=-1), torch.full(codes.shape[:2], math.sqrt(decoder.dim)))
     torch.testing.assert_close(decoder(face.latent).clamp(0, 1), face.decoded)
     geocross = face.history["joint.reg_z"][0]

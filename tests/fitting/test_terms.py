@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facerecon.fitting import Fitter, Stage
+from facerecon.fitting import Fitter, Stage, run_stage
 from facerecon.fitting.stage import TERMS, VARIABLES
 from facerecon.fitting.variables import Variables
 from facerecon.render import Renderer
@@ -71,13 +71,11 @@ def evaluated(fit: Fitter, stage: Stage = JOINT, view=None) -> dict[str, float]:
     light = torch.zeros(1, 9, 3)
     light[:, 0] = gains
     params = start(identity=1.0).replace(light=SHLight(light))
-    camera = fit._camera(photo)
     if view is not None:
-        view = fit._prepare(params, camera)[0]
-    targets = fit._targets(photo, stage, start(0.25, 0.1))
-    terms, image = fit._evaluate(
-        stage, photo, params, Latent(torch.full((1, 1, 1), 2.0), "linear"), camera, view, targets
-    )
+        view = fit.objective.prepare(params, photo.camera)[0]
+    targets = fit.objective.targets(photo, stage, start(0.25, 0.1))
+    latent = Latent(torch.full((1, 1, 1), 2.0), "linear")
+    terms, image = fit.objective.terms(stage, photo, params, latent, targets, view)
     assert torch.equal(image[..., 5:], photo.image[..., 5:])  # beyond the face mask
     return {name: value.item() for name, value in terms.items()}
 
@@ -137,7 +135,7 @@ def test_outlines_are_compared_below_the_eyes_and_within_the_photo() -> None:
     photo.landmarks68[:, :, 1] = 100
     photo.landmarks68[:, 36:42, 1], photo.landmarks68[:, 42:48, 1] = 3.75, 5.75  # 4.75 on average
     photo.landmarks68[1, 36:48, 1] -= 3
-    below = fitter()._targets(photo, JOINT, start())["below"]
+    below = fitter().objective.targets(photo, JOINT, start())["below"]
     rows = [[5, 7], [2, 3, 4, 5, 7]]
     for one, wanted in zip(below, rows, strict=True):
         assert one.shape == (1, 8, 8)
@@ -146,7 +144,7 @@ def test_outlines_are_compared_below_the_eyes_and_within_the_photo() -> None:
 
 def test_the_identity_to_reach_is_the_photos() -> None:
     fit = fitter()
-    target = fit._targets(photo_with_a_side(), JOINT, start())["id"]
+    target = fit.objective.targets(photo_with_a_side(), JOINT, start())["id"]
     assert target.tolist() == [pytest.approx([0.3, 0.35, 0.4])]  # of (0.1, 0.2, 0.3) and gray
 
 
@@ -159,8 +157,8 @@ def test_steps_of_adam_by_hand() -> None:
     params = start().replace(light=flat.even_light(1.0))
     variables = Variables(params, Latent(torch.ones(1, 1, 1), "linear"))
     seen = []
-    records = fit.run_stage(stage, photo, variables, callback=seen.append)
-    found = {name: torch.stack(values, 1)[0].tolist() for name, values in records.items()}
+    run = run_stage(fit.objective, stage, photo, variables, callback=seen.append)
+    found = {name: values[0].tolist() for name, values in run.losses.items()}
     # to the right by 0.1 px of 0.8, then by the mean of the slopes over their root mean square, late ones weighing more
     second = 0.1 * (0.9 * 0.8 + 0.7) / 1.9 / math.sqrt((0.999 * 0.8**2 + 0.7**2) / 1.999)
     left = [0.8, 0.7, 0.7 - second]
@@ -185,7 +183,7 @@ def test_what_one_person_shares_moves_by_the_mean_of_the_slopes(one_person) -> N
     photo.landmarks68[1] += torch.tensor([0.4, -0.2])
     params = FaceParams.cat([start(), start()])
     variables = Variables(params, Latent(torch.ones(2, 1, 1), "linear"), one_person=one_person)
-    fit.run_stage(stage, photo, variables)
+    run_stage(fit.objective, stage, photo, variables)
     expression = [0.1 * 0.8 / 1.8, 0.1 * 0.4 / 1.4]
     assert variables.current.expression[:, 0].tolist() == pytest.approx(expression, abs=1e-5)
     identity = [0.1 * 1.2 / 2.2] * 2 if one_person else [0.1 * 1.6 / 2.6, 0.1 * 0.8 / 1.8]

@@ -51,21 +51,21 @@ def photos(fitter) -> Observation:
 
 
 @pytest.fixture(scope="module")
-def multiview(fitter, photos):
-    return fitter.multiview(photos)
+def together(fitter, photos):
+    return fitter.multiview(photos).face
 
 
 def check_alike(one, other, rows=slice(None)) -> None:
     """Of one optimum: Adam's steps, of a length that does not depend on the gradient's, make much of rounding."""
     for name in ("vertices", "neutral_vertices"):
         assert (getattr(one, name)[rows] - getattr(other, name)).norm(dim=-1).max() < 2e-3, name  # 0.2 mm
-    for name in ("texture", "decoded", "seen"):
+    for name in ("texture", "decoded", "visibility"):
         assert (getattr(one, name)[rows] - getattr(other, name)).abs().mean() < 2e-3, name
     assert (one.params.rotation[rows] - other.params.rotation).abs().max() < 2e-3
 
 
 def test_one_photo_together_is_the_ordinary_fit(fitter, photos) -> None:
-    alone, shared = fitter(photos[0]), fitter.multiview([photos[0]])
+    alone, shared = fitter(photos[0]).face, fitter.multiview([photos[0]]).face
     check_alike(alone, shared)
     assert set(alone.history) == set(shared.history)
     for name, values in alone.history.items():
@@ -76,7 +76,7 @@ def test_one_photo_together_is_the_ordinary_fit(fitter, photos) -> None:
 
 def test_a_person_is_shared_and_the_rest_is_each_photos_own(together) -> None:
     assert together.batch == 3
-    for shared in (together.params.identity, together.latent.codes, together.texture, together.seen):
+    for shared in (together.params.identity, together.latent.codes, together.texture, together.visibility):
         assert torch.equal(shared, shared[:1].expand_as(shared))
     assert torch.equal(together.neutral_vertices[0], together.neutral_vertices[2])
     assert together.texture.stride(0) == 0  # once in memory
@@ -95,16 +95,16 @@ def gradients(fitter, photo, params, latent, one_person) -> dict[str, torch.Tens
     stage = fitter.stages["joint"]
     variables = Variables(params, latent, fitter.model.expression_bounds, fitter.decoder, one_person)
     variables.groups(stage)
-    targets = fitter._targets(photo, stage, params)
-    camera = Camera.deep3d(batch=photo.batch)
-    terms, _ = fitter._evaluate(stage, photo, variables.current, variables.code, camera, None, targets)
+    targets = fitter.objective.targets(photo, stage, params)
+    terms, _ = fitter.objective.terms(stage, photo, variables.current, variables.code, targets)
     sum((stage.weights[name] * value).expand(photo.batch) for name, value in terms.items()).sum().backward()
     variables.average()
     return {name: tensor.grad.clone() for name, tensor in variables.tensors.items()}
 
 
 def test_what_photos_share_moves_by_the_mean_of_their_gradients(fitter, photos) -> None:
-    params, latent = fitter.initialize(photos, one_person=True)
+    start = fitter.initialize(photos, one_person=True)
+    params, latent = start.params, start.latent
     joint = gradients(fitter, photos, params, latent, one_person=True)
     single = [gradients(fitter, photos[i], params[i], latent[i], one_person=False) for i in range(3)]
     for name, gradient in joint.items():
@@ -119,7 +119,7 @@ def test_what_photos_share_moves_by_the_mean_of_their_gradients(fitter, photos) 
 
 def test_the_order_of_the_photos_does_not_matter(fitter, photos, together) -> None:
     order = [2, 0, 1]
-    other = fitter.multiview(photos[order])
+    other = fitter.multiview(photos[order]).face
     check_alike(together, other, order)
 
 
@@ -127,10 +127,10 @@ def test_a_stumbled_observation_is_left_out_and_the_rest_goes_on(fitter, photos,
     landmarks = photos.landmarks68.clone()
     landmarks[1, 3] = torch.nan
     with pytest.warns(UserWarning, match="left out, what was measured"):
-        face = fitter.multiview(photos.replace(landmarks68=landmarks))
-    assert fitter.used == [0, 2]
-    assert face.batch == 2
-    check_alike(face, fitter.multiview(photos[[0, 2]]))
+        result = fitter.multiview(photos.replace(landmarks68=landmarks))
+    assert result.used == (0, 2) and not result.failed
+    assert result.face.batch == result.observed.batch == 2
+    check_alike(result.face, fitter.multiview(photos[[0, 2]]).face)
     with pytest.raises(FitError, match="not finite"):
         fitter.multiview(photos.replace(landmarks68=landmarks * torch.nan))
 
@@ -141,11 +141,12 @@ def test_a_blown_loss_takes_the_person_back_not_one_photo(fitter, photos) -> Non
     try:
         fitter.stages = stages | {"joint": wild}
         with pytest.warns(UserWarning, match="kept at its best state") as seen:
-            face = fitter.multiview(photos)
+            result = fitter.multiview(photos)
     finally:
         fitter.stages = stages
     assert len([w for w in seen if "best state" in str(w.message)]) == 1  # one person, one line
-    assert sorted(fitter.diverged) == [0, 1, 2]
+    face = result.face
+    assert sorted(result.diverged) == [0, 1, 2]
     assert torch.equal(face.params.identity, face.params.identity[:1].expand(3, -1))
     assert face.vertices.isfinite().all()
     assert face.vertices.abs().max() < 10
@@ -160,9 +161,9 @@ def bend(face) -> torch.Tensor:
 
 def test_a_video_is_smoother_with_weight_and_says_what_it_cost(fitter, photos) -> None:
     clip = photos[[0, 1, 0]]
-    loose = fitter.multiview(clip, smoothness=SmoothnessSettings(0, 0, 0, 0))
-    firm = fitter.multiview(clip, smoothness=SmoothnessSettings(rotation=1e4))
-    plain = fitter.multiview(clip)
+    loose = fitter.multiview(clip, smoothness=SmoothnessSettings(0, 0, 0, 0)).face
+    firm = fitter.multiview(clip, smoothness=SmoothnessSettings(rotation=1e4)).face
+    plain = fitter.multiview(clip).face
     check_alike(loose, plain)
     assert bend(firm) < bend(plain)
     assert not any("smooth" in name for name in loose.history)

@@ -44,8 +44,7 @@ def two_levels(image: torch.Tensor) -> torch.Tensor:
 
 
 def initialized(fitter: Fitter, photo: Observation) -> dict[int, str]:
-    fitter.initialize(photo)
-    return fitter.suspect
+    return fitter.initialize(photo).suspect
 
 
 def test_what_is_no_face_is_marked_and_a_face_is_not(fitter, faces) -> None:
@@ -70,9 +69,10 @@ def test_an_observation_of_an_older_file_is_judged_as_well(fitter, faces, tmp_pa
 
 def test_each_reason_is_found_on_its_own(fitter, faces) -> None:
     good, camera = faces[0], Camera.deep3d()
-    params, latent = fitter.initialize(good)
-    view, _ = fitter._prepare(params, camera)
-    render = view.shade(fitter.decoder(latent)).surface
+    start = fitter.initialize(good)
+    params = start.params
+    view, _ = fitter.objective.prepare(params, camera)
+    render = view.shade(fitter.decoder(start.latent)).surface
 
     def why(photo: Observation, drawn: torch.Tensor = render) -> str:
         return find_suspects(fitter.model, photo, params, camera, drawn, view.rendering.mask).get(0, "")

@@ -40,7 +40,7 @@ def seen(asset: Callable[[str], Path], photo: Tensor) -> Observation:
 
     for name in NETWORKS:
         asset(name)
-    return observe(photo)
+    return observe(photo, attributes=True)
 
 
 class Reference(NamedTuple):

@@ -107,7 +107,7 @@ def test_the_judge_gives_unit_vectors_and_does_not_mix_a_batch(seen) -> None:
     landmarks = seen.landmarks68.expand(2, -1, -1)
     found = load_eval_identity()(image, landmarks)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
-    torch.testing.assert_close(found[:1], seen.judge, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:1], seen.eval_identity, atol=1e-4, rtol=0)
     assert np.isfinite(found.numpy()).all()
 
 

@@ -34,7 +34,7 @@ def test_identity_tells_people_apart(people) -> None:
 
 
 def test_the_judge_tells_people_apart(people) -> None:
-    vectors = torch.cat([seen.judge for seen in people.values()])
+    vectors = torch.cat([seen.eval_identity for seen in people.values()])
     names = list(people)
     cosines = vectors @ vectors.T
     women = [i for i, name in enumerate(names) if not name.startswith("man")]
@@ -48,7 +48,7 @@ def test_the_judge_tells_people_apart(people) -> None:
 def test_embeddings_do_not_depend_on_the_photos_size(seen, photo) -> None:
     double = observe(F.interpolate(photo[None], scale_factor=2, mode="bicubic").clamp(0, 1))
     assert (double.identity - seen.identity).norm() < 0.1
-    assert F.cosine_similarity(double.judge, seen.judge).item() > 0.98
+    assert F.cosine_similarity(double.eval_identity, seen.eval_identity).item() > 0.98
 
 
 def test_gradient_of_identity_agrees_with_finite_differences(seen) -> None:

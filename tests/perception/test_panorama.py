@@ -28,7 +28,7 @@ except OSError:
 print(json.dumps({
     "gigabytes": peak / 1e6,
     "size": photos.photo_size[0], "boxes": photos.box.tolist(), "alone": alone.box.tolist()[0],
-    "same_person": (photos.judge @ alone.judge[0]).tolist(),
+    "same_person": (photos.eval_identity @ alone.eval_identity[0]).tolist(),
     "crop": (photos.full.image - alone.full.image).abs().mean((1, 2, 3)).tolist(),
 }))
 """

@@ -1,0 +1,170 @@
+"""The losses of stages 2 and 3 (Eqs. 4 and 5): what every step compares with, and all terms of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facerecon import losses
+from facerecon.errors import ConfigError, nearest_name
+from facerecon.fitting.stage import Stage
+from facerecon.geometry.camera import project
+from facerecon.morphable import MorphableModel
+from facerecon.render import FusedView, PreparedView, Renderer
+from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.types import Camera, FaceParams, Latent, Observation
+
+__all__ = ["Objective"]
+
+_PRIORS = {"radius": losses.radius_loss, "geocross": losses.geocross_loss, "gaussian": losses.gaussian_loss}
+_KNOWN = {
+    "photometric": (("l1", "l2"), "photometric norm"),
+    "identity_alignment": (("own", "photo"), "identity alignment"),
+    "shape_prior": (("start", "mean"), "shape prior"),
+    "latent_prior": (_PRIORS, "latent prior"),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The terms of Eqs. 4 and 5 as functions of parameters and latent.
+
+    Args:
+        model: head model.
+        decoder: texture decoder.
+        renderer: at the size of the fit crop.
+        identity: identity network of the term ``id``.
+        perceptual: distance of the term ``lpips``; None where no stage has it.
+        photometric, landmark_weighting, latent_prior, shape_prior, identity_alignment: as of
+            :class:`~facerecon.fitting.Fitter`.
+
+    Raises:
+        ConfigError: an unknown name; the nearest known one is given.
+    """
+
+    model: MorphableModel
+    decoder: TextureDecoder
+    renderer: Renderer
+    identity: torch.nn.Module
+    perceptual: torch.nn.Module | None
+    photometric: str
+    landmark_weighting: str
+    latent_prior: str
+    shape_prior: str
+    identity_alignment: str
+
+    def __post_init__(self) -> None:
+        for name, (known, kind) in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(nearest_name(getattr(self, name), known, kind))
+        losses.landmark_weights(self.landmark_weighting)  # an unknown name is an error now
+
+    def prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView | FusedView, Tensor]:
+        """A view that stays fixed, and its posed vertices."""
+        with torch.no_grad():
+            vertices = self.model(params)
+            view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
+        return view.detach(), vertices
+
+    def targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
+        """What every step of a stage compares with, computed once.
+
+        Args:
+            photo: B observed faces.
+            stage: its weights name the terms.
+            start: what stage 1 found.
+
+        Returns:
+            {term: target}, and "below", (B, 1, H, W), where silhouettes are compared.
+        """
+        targets: dict[str, Any] = {"lm": losses.landmark_weights(self.landmark_weighting).to(photo.image.device)}
+        if self.landmark_weighting == "facing":
+            points = self.model.landmarks3d(self.model.mean[None])[0]
+            targets["lm"] = targets["lm"] * losses.facing_weights(points, start.rotation)
+        if self.shape_prior == "start":
+            targets |= {"reg_id": start.identity, "reg_exp": start.expression}
+        if "lpips" in stage.weights:
+            targets["lpips"] = self.perceptual.prepare(photo.image, photo.landmarks68)
+        if "id" in stage.weights:
+            with torch.no_grad():
+                targets["id"] = self.identity(photo.image, photo.landmarks68)
+        if "silhouette" in stage.weights:
+            # Above the eyes hair hides the outline, and a bald head has none where the face region ends.
+            rows = torch.arange(photo.image.shape[-2], device=photo.image.device).view(1, 1, -1, 1)
+            eyes = photo.landmarks68[:, 36:48, 1].mean(1).view(-1, 1, 1, 1)
+            targets["below"] = (rows > eyes).to(photo.image) * photo.fit.valid
+        return targets
+
+    def terms(
+        self,
+        stage: Stage,
+        photo: Observation,
+        params: FaceParams,
+        latent: Latent,
+        targets: dict[str, Any],
+        view: PreparedView | FusedView | None = None,
+        size: int | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """All terms of a stage at the present variables, unweighted.
+
+        Args:
+            stage: its weights name the terms.
+            photo: B observed faces.
+            params, latent: the variables.
+            targets: of :meth:`targets`.
+            view: of :meth:`prepare`, where only the texture moves.
+            size: texels of a side of a coarser texture.
+
+        Returns:
+            {term: (B,)} and the composite image (B, 3, H, W).
+        """
+        texture = self.decoder(latent, size)
+        if view is None:
+            camera, vertices = photo.camera, self.model(params)
+            view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
+            landmarks = project(camera, self.model.landmarks3d(vertices, camera))[..., :2]
+        else:
+            landmarks = photo.landmarks68
+        # The silhouette term alone moves the outer outline: the photo is what lies beyond it, so no image loss could
+        # ever ask for more face. Silhouettes within the face (nose before cheek) move with the image losses.
+        render, mask, weights = view.shade(texture).surface, view.rendering.mask, stage.weights
+        face = mask * photo.face_mask
+        image = losses.composite(render, face, photo.image)
+        terms = self._network_terms(stage, photo, image, landmarks, targets)
+        if "pix" in weights:
+            terms["pix"] = losses.pixel_loss(render, photo.image, face.detach(), self.photometric)
+        if "reg_z" in weights:
+            on_w = self.latent_prior == "geocross"  # which is defined on w; the radius on the code
+            terms["reg_z"] = _PRIORS[self.latent_prior](self.decoder.to_w(latent.codes) if on_w else latent.codes)
+        if "lm" in weights:
+            terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, targets["lm"])
+        if "silhouette" in weights:
+            terms["silhouette"] = losses.silhouette_loss(mask, photo.face_mask, targets["below"])
+        if "reg_id" in weights:
+            terms["reg_id"] = losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0))
+        if "reg_exp" in weights:
+            terms["reg_exp"] = losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0))
+        if "light" in weights:
+            terms["light"] = losses.light_color_loss(params.light.coefficients)
+        return terms, image
+
+    def _network_terms(
+        self, stage: Stage, photo: Observation, image: Tensor, landmarks: Tensor, targets: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The perceptual and the identity term of a composite image, by one network pass where they share it."""
+        weights, terms = stage.weights, {}
+        own = self.identity_alignment == "own" and "pose" in stage.optimize
+        points = landmarks.detach() if own else photo.landmarks68
+        if not own and {"lpips", "id"} <= set(weights) and isinstance(self.perceptual, losses.FaceFeatureDistance):
+            features, embedding = self.identity.embed_with_features(image, points)
+            terms["lpips"] = self.perceptual.distance(features, targets["lpips"])
+        else:
+            if "lpips" in weights:
+                terms["lpips"] = self.perceptual(image, targets["lpips"])
+            embedding = self.identity(image, points) if "id" in weights else None
+        if "id" in weights:
+            terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
+        return terms

@@ -1,0 +1,180 @@
+"""The loop of one stage: Adam on the variables that it names, and what becomes of a face that diverges (Sec. 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from facerecon.fitting.objective import Objective
+from facerecon.fitting.stage import SmoothnessSettings, Stage
+from facerecon.fitting.variables import Variables, chosen_rows
+from facerecon.modes import in_own_modes
+from facerecon.types import FaceParams, Latent, Observation
+
+__all__ = ["StageRun", "StepReport", "Track", "run_stage"]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a callback is given after each step.
+
+    Args:
+        stage: name.
+        step: from 0.
+        steps: of this stage.
+        losses: {term: (B,)}, unweighted.
+        total: (B,), weighted.
+        image: (B, 3, H, W), the composite of this step.
+        params, latent: before the step.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    losses: dict[str, Tensor]
+    total: Tensor
+    image: Tensor
+    params: FaceParams
+    latent: Latent
+
+
+@dataclass(frozen=True)
+class Track:
+    """The photos are frames of a video.
+
+    Args:
+        settings: weights of the smoothness over time.
+        times: (B,) moments of the frames; None: evenly spaced.
+    """
+
+    settings: SmoothnessSettings
+    times: Tensor | None
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage did.
+
+    Args:
+        losses: {term: (B, steps)}, unweighted, with "total".
+        stopped: {index: (step, whether it has an earlier state)} of the faces whose loss is not finite, or far above
+            its start; they went back to their best state.
+    """
+
+    losses: dict[str, Tensor]
+    stopped: dict[int, tuple[int, bool]] = field(default_factory=dict)
+
+
+@in_own_modes
+def run_stage(
+    objective: Objective,
+    stage: Stage,
+    photo: Observation,
+    variables: Variables,
+    callback: Callable[[StepReport], None] | None = None,
+    track: Track | None = None,
+    still: Collection[int] = (),
+) -> StageRun:
+    """One stage: Adam on the variables it names.
+
+    A face whose loss is not finite, or far above its start, goes back to its best state and stays there until the
+    stage ends; the others do not notice. Photos of one person (``variables.one_person``) do so together, by the mean
+    of their losses.
+
+    Args:
+        objective: the losses.
+        stage: what is optimized, how long, with which weights.
+        photo: B observed faces.
+        variables: moved in place.
+        callback: called after every step.
+        track: the photos are frames of a video, along which the variables are smooth.
+        still: numbers of the faces that do not move.
+    """
+    variables.hold_latent(as_w=False)
+    if stage.sphere:
+        variables.to_sphere()
+    variables.hold_latent(stage.latent == "w" and objective.decoder.space.startswith("w"))
+    optimizer = torch.optim.Adam(variables.groups(stage), eps=stage.epsilon)
+    moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
+    view = None if moving_shape else objective.prepare(variables.current, photo.camera)[0]
+    targets = objective.targets(photo, stage, variables.params)
+    weights = stage.weights | (track.settings.weights if track is not None else {})
+    records: dict[str, list[Tensor]] = {}
+    watch = DivergenceWatch(moving_rows(photo, still), variables)
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate(step) * group["scale"]
+        params, latent = variables.current, variables.code
+        before = variables.copy() if callback is not None else None
+        terms, image = objective.terms(stage, photo, params, latent, targets, view, stage.texture_size(step))
+        if track is not None and moving_shape:
+            terms |= track.settings.terms(params, track.times)
+        if variables.one_person:  # one texture, one prior of it
+            terms = {name: value.expand(photo.batch) for name, value in terms.items()}
+        total = sum(weights[name] * value for name, value in terms.items())
+        watched = total.detach()
+        watch.update(step, watched.mean().expand_as(watched) if variables.one_person else watched, variables)
+        optimizer.zero_grad(set_to_none=True)
+        torch.where(watch.moving, total, torch.zeros_like(total)).sum().backward()
+        variables.average()
+        variables.still(watch.moving)
+        optimizer.step()
+        variables.retract(stage)
+        variables.keep(watch.moving, watch.best)
+        terms = {name: value.detach() for name, value in terms.items()}
+        for name, value in {**terms, "total": watched}.items():
+            records.setdefault(name, []).append(value)
+        if callback is not None:
+            callback(StepReport(stage.name, step, stage.steps, terms, watched, image.detach(), *before))
+    stopped = watch.close(stage.steps, variables)
+    return StageRun({name: torch.stack(values, 1) for name, values in records.items()}, stopped)
+
+
+def moving_rows(photo: Observation, still: Collection[int]) -> Tensor:
+    """(B,) bool: all faces but those that are ``still``."""
+    moving = torch.ones(photo.batch, dtype=torch.bool, device=photo.image.device)
+    moving[list(still)] = False
+    return moving
+
+
+_BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has diverged
+
+
+class DivergenceWatch:
+    """Faces of a stage: which still move, their best states, and when the others stopped. Nothing waits for a GPU.
+
+    Args:
+        moving: (B,) bool, at the start.
+        variables: at the start.
+    """
+
+    def __init__(self, moving: Tensor, variables: Variables) -> None:
+        self.moving = moving
+        self.best = variables.snapshot()  # leaves that all photos share have one row
+        self.lowest = torch.full(moving.shape, torch.inf, device=moving.device)
+        self.first: Tensor | None = None
+        self.stopped = torch.full(moving.shape, -1, device=moving.device)
+
+    def update(self, step: int, total: Tensor, variables: Variables) -> None:
+        """Take in the (B,) losses of the variables as they stand before a step."""
+        if self.first is None:
+            self.first = total
+        self._stop(step, total.isfinite() & ~(total > _BLOWN * self.first.abs() + 0.1))
+        better = self.moving & (total < self.lowest)
+        self.lowest = torch.where(better, total, self.lowest)
+        for name, tensor in variables.tensors.items():
+            self.best[name] = chosen_rows(better[: len(tensor)], tensor.detach(), self.best[name])
+
+    def close(self, steps: int, variables: Variables) -> dict[int, tuple[int, bool]]:
+        """{face: (step at which it stopped, whether it has a good state)} of every face that did not finish."""
+        self._stop(steps - 1, variables.finite())
+        variables.keep(self.moving, self.best)
+        good = self.lowest.isfinite().tolist()
+        return {i: (step, good[i]) for i, step in enumerate(self.stopped.tolist()) if step >= 0}
+
+    def _stop(self, step: int, good: Tensor) -> None:
+        self.stopped = torch.where(self.moving & ~good, step, self.stopped)
+        self.moving = self.moving & good
