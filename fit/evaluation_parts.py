@@ -43,7 +43,8 @@ from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run.directory import file_digest, folder_names
 from facerecon.run.signals import check_stop
 from facerecon.settings import build_settings
-from facerecon.stylegan.load import load_decoder, load_face_generator, load_generator
+from facerecon.stylegan.face_generator import load_generator
+from facerecon.stylegan.load import load_decoder, load_face_generator
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SyntheticHeads, degrade
 from fit.models import decoder_content
