@@ -22,7 +22,7 @@ STYLEFLOW = ["torchdiffeq"]
 VIDEO = ["av>=12"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
 DEV = [
-    "setuptools>=77",
+    "setuptools>=77,<82",
     "pytest>=8",
     "pytest-xdist[psutil]",
     "hypothesis",

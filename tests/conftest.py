@@ -26,6 +26,12 @@ from facerecon.run.seeds import seed_everything
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 ROOT = Path(__file__).resolve().parents[1]
+_found = importlib.util.find_spec("facerecon.configs")
+if _found is None or Path(_found.origin).parent != ROOT / "configs":
+    raise pytest.UsageError(
+        f"the tests need this checkout, installed: facerecon.configs is {_found and _found.origin}; "
+        f"run `make setup`, or `pip install -e .` in {ROOT}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -103,14 +109,13 @@ def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]
 
     What a process of its own is for (signals, kills, promises of bytes) starts one itself.
     """
-    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # a script leaves the handlers of the tests as they are
     before = torch.get_num_threads()
 
     def run(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
         from configs.compose import run as compose_and_run
 
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        module = importlib.import_module(f"facerecon.{name.removesuffix('.py').replace('/', '.')}")
         capfd.readouterr()
         with pytest.MonkeyPatch.context() as patch:
             for key, value in environment.items():

@@ -505,8 +505,6 @@ def test_npm_comes_from_python_where_there_is_none(pretend, monkeypatch):
 # -- two at once --------------------------------------------------------------------------------------
 
 FETCHER = """
-    import sys
-    sys.path[:0] = {paths!r}
     from pathlib import Path
     from facerecon.assets import registry, store
     from facerecon.assets.registry import Asset, Package
@@ -522,13 +520,13 @@ FETCHER = """
 def test_two_processes_at_once_convert_once(pretend):
     repository = Path(__file__).resolve().parents[2]
     script = textwrap.dedent(FETCHER).format(
-        paths=[str(repository), str(pretend.folder)],
         packages=pretend.packages,
         assets=pretend.assets,
         archives=str(pretend.archives),
     )
     go = pretend.folder / "go"
-    environment = {**os.environ, "PRETEND_WAIT_FOR": str(go), "PYTHONUNBUFFERED": "1"}
+    modules = os.pathsep.join([str(repository), str(pretend.folder)])
+    environment = {**os.environ, "PYTHONPATH": modules, "PRETEND_WAIT_FOR": str(go), "PYTHONUNBUFFERED": "1"}
 
     def start() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
