@@ -34,7 +34,6 @@ from facerecon.storage import all_finite, read_safetensors
 __all__ = [
     "Record",
     "float_tensors",
-    "is_torchscript",
     "load_converted",
     "read_checkpoint",
     "read_pickle",
@@ -515,15 +514,6 @@ def read_pickle(path: str | Path) -> Any:
         if not isinstance(error, _BROKEN) and type(error).__name__ != "UnpicklingError":
             raise
         raise _broken(path, error, "pickle") from None
-
-
-def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is an archive of ``torch.jit.save``; by the names in it alone."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
 
 
 def read_torchscript(path: str | Path) -> dict[str, Tensor]:

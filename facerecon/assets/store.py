@@ -20,6 +20,7 @@ import fnmatch
 import glob
 import importlib.resources
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -376,12 +377,10 @@ def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
     if list(metadata) != sorted(metadata):
         text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        sorted_path = path.with_name(f"{path.name}.sorted")
-        with open(path, "rb") as source, open(sorted_path, "wb") as target:
+        with open(path, "rb") as source:
             source.seek(8 + length)
-            target.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(source, target, _CHUNK)
-        os.replace(sorted_path, path)
+            pieces = iter(lambda: source.read(_CHUNK), b"")
+            write_whole(path, itertools.chain([len(text).to_bytes(8, "little"), text], pieces))
 
 
 def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:

@@ -20,7 +20,7 @@ from facerecon.dataset.layout import SHIPPED, FaceLayout, face_layout, load_temp
 from facerecon.errors import ConfigError, InputError, NoFaceError, check_shape
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
-from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
@@ -247,8 +247,7 @@ def _fit(
     if regressor is not None:
         crops = regressor.sized(crop_affine(views.image, to_image, _FIT))
         return coefficients_to_params(regressor(crops), model), camera
-    linear = torch.linalg.inv(to_image[:, :, :2])
-    from_image = torch.cat([linear, -linear @ to_image[:, :, 2:]], -1)
+    from_image = invert_affine(to_image)
     params = fit_landmarks(
         model,
         map_points(from_image, views.landmarks68),

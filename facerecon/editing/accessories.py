@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facerecon.editing.linear import logistic, ranked
 from facerecon.errors import AssetError, InputError, check_shape
+from facerecon.imaging.color import luma
 from facerecon.modes import kept
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
@@ -54,9 +55,9 @@ def upper_face(image: Tensor, mesh: Tensor) -> Tensor:
 
 def upper_face_features(crop: Tensor) -> Tensor:
     """(B, 1584) of (B, 3, 96, 96): in each 8 px cell 8 gradient orientations, and the color over that of the cheeks."""
-    luma = (crop * crop.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    dx = F.pad(luma[..., 2:] - luma[..., :-2], (1, 1))
-    dy = F.pad(luma[..., 2:, :] - luma[..., :-2, :], (0, 0, 1, 1))
+    gray = luma(crop)
+    dx = F.pad(gray[..., 2:] - gray[..., :-2], (1, 1))
+    dy = F.pad(gray[..., 2:, :] - gray[..., :-2, :], (0, 0, 1, 1))
     strength = (dx.square() + dy.square()).sqrt()
     place = torch.atan2(dy, dx).remainder(math.pi) / math.pi * BINS
     low = place.floor()

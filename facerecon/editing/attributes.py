@@ -13,7 +13,7 @@ from torch import Tensor
 from facerecon.editing.accessories import ACCESSORIES, load_accessories
 from facerecon.errors import check_shape
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
-from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.geometry.camera import project
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.warp import crop_affine
@@ -155,8 +155,7 @@ class AttributeMeter:
         mesh, score = load_facemesh()(small, box)
         landmarks = fused_landmarks(load_landmarks68()(small, box), mesh)
         to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, self.fit_size)
-        linear = torch.linalg.inv(to_image[:, :, :2])
-        from_image = torch.cat([linear, -linear @ to_image[:, :, 2:]], -1)
+        from_image = invert_affine(to_image)
         points, dense = map_points(from_image, landmarks), map_points(from_image, mesh[..., :2])
         params = fit_landmarks(self.model, points, mesh_points=dense, settings=self.settings)
         crop = crop_affine(small, to_image, self.fit_size)

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from facerecon.errors import ConfigError, InputError
 from facerecon.export.mesh import one_subject
+from facerecon.geometry.alignment import invert_affine
 from facerecon.geometry.camera import camera_in_photo, clip_coordinates, project
 from facerecon.geometry.lighting import sh_basis, shade
 from facerecon.geometry.mesh import vertex_normals
@@ -278,9 +279,7 @@ def head_views(
 def _crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
     """``face.camera`` (photo pixels) in pixels of the observation's full crop."""
     to_photo = observation.full.to_photo
-    inverse = torch.linalg.inv(to_photo[:, :, :2].double())
-    offset = -inverse @ to_photo[:, :, 2:].double()
-    from_photo = torch.cat([inverse, offset], dim=2).to(to_photo.dtype)
+    from_photo = invert_affine(to_photo.double()).to(to_photo.dtype)
     return camera_in_photo(face.camera, from_photo, observation.full.image.shape[-2:])
 
 

@@ -17,13 +17,13 @@ from facerecon.fitting.stage import DetailSettings
 from facerecon.geometry.camera import camera_in_photo
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.mesh import vertex_normals
+from facerecon.imaging.color import luma
 from facerecon.imaging.masks import erode, gaussian_blur
 from facerecon.imaging.pyramid import laplacian_blend, multiband_blend
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
-_LUMA = (0.299, 0.587, 0.114)
 _BLACK = 0.01  # added to intensities before logarithms
 _TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
 _CHOICE = 8  # power of a photo's share in a texel: half as many pixels leave 0.4 %
@@ -73,9 +73,6 @@ def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: i
         x = F.interpolate(torch.cat([x * weight, weight], 1), size=(side, side), mode="area")
         x = gaussian_blur(x, 7)
         return x[:, :-1] / x[:, -1:].clamp(min=1e-4)
-
-    def luma(x: Tensor) -> Tensor:
-        return (x * x.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
 
     visible = F.interpolate(weight, size=(side, side), mode="area") > 0.5
     photo, render = broad(rgb), broad(base * shading)

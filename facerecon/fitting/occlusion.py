@@ -20,6 +20,7 @@ from torch import Tensor
 from facerecon.errors import ConfigError, check_shape
 from facerecon.fitting.detail import fit_to_full, full_crop_camera
 from facerecon.geometry.camera import scale_camera
+from facerecon.imaging.color import LUMA
 from facerecon.imaging.warp import crop_affine
 from facerecon.render import Renderer
 from facerecon.types import Camera, Crop, MeshTopology, Observation, SHLight
@@ -27,7 +28,7 @@ from facerecon.types import Camera, Crop, MeshTopology, Observation, SHLight
 __all__ = ["OcclusionSettings", "find_occlusion", "mask_occluders", "photometric_residual"]
 
 _FLOOR, _DIM = 0.05, 0.12  # added to intensities before logarithms: darker than this is black, or has no color
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array(LUMA, np.float32)
 _STRAND = 0.12  # nats by which a strand of hair is darker than what lies beside it
 _LIGHT = 0.3  # nats: how much slowly changing light the render may have missed
 _SCALE = (0.07, 0.2)  # limits of the residual's robust standard deviation, in nats

@@ -14,6 +14,7 @@ __all__ = [
     "deep3d_crop_transform",
     "fit_sphere",
     "five_points",
+    "invert_affine",
     "similarity_transform",
     "umeyama",
 ]
@@ -74,6 +75,12 @@ def similarity_transform(source: Tensor, target: Tensor, weights: Tensor | None 
 def apply_similarity(transform: Tensor, points: Tensor) -> Tensor:
     """Map (B, N, D) points by a (B, D, D + 1) affine matrix."""
     return points @ transform[:, :, :-1].mT + transform[:, None, :, -1]
+
+
+def invert_affine(transform: Tensor) -> Tensor:
+    """(B, D, D + 1) affine matrices of the way back."""
+    linear = torch.linalg.inv(transform[:, :, :-1])
+    return torch.cat([linear, -linear @ transform[:, :, -1:]], -1)
 
 
 def five_points(landmarks68: Tensor) -> Tensor:

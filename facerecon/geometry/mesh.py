@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from facerecon.errors import check_shape
 from facerecon.modes import own_modes
 
-__all__ = ["edges", "face_normals", "laplacian", "subdivision", "vertex_normals"]
+__all__ = ["edges", "laplacian", "subdivision", "vertex_normals"]
 
 _CACHE = WeakIdKeyDictionary()  # index tensor -> {name: (stamps, value)}; dies with the tensor
 
@@ -62,19 +62,6 @@ def _unit(vectors: Tensor) -> Tensor:
     """Unit vectors; a zero vector stays zero and has a zero gradient instead of NaN."""
     square = (vectors * vectors).sum(-1, keepdim=True)
     return vectors * square.clamp(min=1e-24).rsqrt()
-
-
-def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals of the faces, outward for counter-clockwise faces.
-
-    Args:
-        vertices: (B, V, 3).
-        faces: (F, 3) int64.
-
-    Returns:
-        (B, F, 3); zero for degenerate faces.
-    """
-    return _unit(_scaled_normals(vertices, faces))
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from facerecon.errors import ShapeError, check_shape
 
-__all__ = ["masked_mean_std", "match_color", "rgb_to_yuv", "yuv_to_rgb"]
+__all__ = ["LUMA", "luma", "masked_mean_std", "match_color", "rgb_to_yuv", "yuv_to_rgb"]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 # ITU-R BT.601; rows Y, U, V. The same digits as scikit-image's `rgb2yuv`.
 _YUV_OF_RGB = (
-    (0.299, 0.587, 0.114),
+    LUMA,
     (-0.14714119, -0.28886916, 0.43601035),
     (0.61497538, -0.51496512, -0.10001026),
 )
@@ -21,6 +24,11 @@ def _apply(matrix: Tensor, image: Tensor) -> Tensor:
     if image.dim() < 3 or image.shape[-3] != 3:
         raise ShapeError(f"image must be (..., 3, H, W); got {tuple(image.shape)}.")
     return torch.einsum("ij,...jhw->...ihw", matrix.to(image), image)
+
+
+def luma(image: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB -> (B, 1, H, W) brightness, Y of BT.601."""
+    return (image * image.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 def rgb_to_yuv(image: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facerecon.errors import InputError, check_shape
 
-__all__ = ["PoissonSolver", "poisson_edit"]
+__all__ = ["PoissonSolver"]
 
 
 class PoissonSolver:
@@ -78,32 +78,3 @@ class PoissonSolver:
         where = torch.from_numpy(np.flatnonzero(self.inside)).to(base.device)
         result[:, where] = guide.detach().reshape(b * c, h * w)[:, where] + correction
         return result.reshape(b, c, h, w)
-
-
-def poisson_edit(base: Tensor, guide: Tensor, mask: Tensor) -> Tensor:
-    """Inside a mask, keep the gradients of ``guide`` with the boundary values of ``base`` (Sec. 3.1.3).
-
-    Args:
-        base: (B, C, H, W), T: kept outside the mask.
-        guide: (B, C, H, W), the template: its gradients fill the mask.
-        mask: (B, 1, H, W) or (1, 1, H, W); pixels above 0.5 are edited. Equal masks are factorised once; for one
-            mask over many calls keep a :class:`PoissonSolver`.
-
-    Returns:
-        (B, C, H, W), not clamped, without gradient.
-
-    Raises:
-        InputError: a mask covers the whole image.
-    """
-    check_shape("base", base, "B C H W")
-    check_shape("mask", mask, f"M 1 {base.shape[2]} {base.shape[3]}")
-    if len(mask) == 1:
-        return PoissonSolver(mask)(base, guide)
-    check_shape("mask", mask, f"{len(base)} 1 {base.shape[2]} {base.shape[3]}")
-    result = torch.empty_like(base)
-    groups: dict[bytes, list[int]] = {}
-    for index, one in enumerate(mask):
-        groups.setdefault((one > 0.5).cpu().numpy().tobytes(), []).append(index)
-    for members in groups.values():
-        result[members] = PoissonSolver(mask[members[0]])(base[members], guide[members])
-    return result

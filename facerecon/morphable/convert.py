@@ -64,7 +64,7 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     heads = mh.sample_heads(head, targets, num_samples)
     heads += mh.smooth_deformations(head.vertices, num_samples)
     heads = mh.align_heads(heads, heads.mean(axis=0), mh.alignment_weights(head))
-    mean, basis, kept = mh.principal_components(heads, head.mirror, mh.component_weights(head), num_identity)
+    mean, basis, kept = mh.symmetric_components(heads, head.mirror, mh.component_weights(head), num_identity)
     expressions = mh.read_expressions(source, base, head)
 
     places = load_file(assets.shipped("makehuman_landmarks.safetensors"))

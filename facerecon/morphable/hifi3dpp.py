@@ -1,6 +1,6 @@
 """HiFi3D++ (the head model of FFHQ-UV): its `.mat` files, its conventions, and its 1049 coefficients.
 
-Users get ``hifi3dpp_model_info.mat`` (and ``unwrap_1024_info.mat``) from the authors, after registration:
+Users get ``hifi3dpp_model_info.mat`` from the authors, after registration:
 https://github.com/csbhr/FFHQ-UV. What a file must hold is in :data:`LAYOUT`; :func:`read_hifi3dpp` holds it against
 that before anything is used. Only numeric arrays of MATLAB's version 5 format are read: nothing in a file is run.
 
@@ -36,15 +36,13 @@ __all__ = [
     "LANDMARKS_86",
     "LAYOUT",
     "HiFi3DPP",
-    "coefficients_to_params",
+    "vector_to_params",
     "fill_sockets",
     "hifi3dpp_model",
     "join_coefficients",
     "load_hifi3dpp",
-    "params_to_coefficients",
+    "params_to_vector",
     "read_hifi3dpp",
-    "read_unwrap",
-    "release_normals",
     "split_coefficients",
 ]
 
@@ -123,7 +121,6 @@ class HiFi3DPP:
         uvs: (20792, 2), origin bottom-left.
         texel_places: (V, 2) (row, column) in 0..512 of each vertex.
         keypoints: (68,) vertices.
-        point_buf: (V, 8) rows of faces; the number of faces itself stands for "none".
         skin: (V,) in [0, 1].
     """
 
@@ -138,7 +135,6 @@ class HiFi3DPP:
     uvs: np.ndarray
     texel_places: np.ndarray
     keypoints: np.ndarray
-    point_buf: np.ndarray
     skin: np.ndarray
 
 
@@ -234,7 +230,6 @@ def read_hifi3dpp(path: str | Path, num_identity: int | None = None) -> HiFi3DPP
         uvs=uvs,
         texel_places=places,
         keypoints=arrays["keypoints"].ravel(),
-        point_buf=arrays["point_buf"],
         skin=arrays["skinmask"].ravel().astype(np.float32),
     )
 
@@ -247,49 +242,6 @@ def _check_order(path: Path, places: np.ndarray, uvs: np.ndarray, faces: np.ndar
     right, swapped = (np.median(np.abs(order - expected).max(1)) for order in (places, places[:, ::-1]))
     if swapped < 3 < right:
         raise AssetError(f"{path}: vtx_vt must be (row, column) in 0..512; got (column, row): save vtx_vt[:, ::-1].")
-
-
-def read_unwrap(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read ``unwrap_1024_info.mat``: which vertices lie under each texel of a 1024 px map, and their weights.
-
-    This library draws UV maps itself (:func:`facerecon.render.uv.uv_raster`) and needs no such table; with it, what
-    the release unwrapped can be compared.
-
-    Returns:
-        vertices (1024, 1024, 3) int64, from 0, and weights (1024, 1024, 3) float32.
-
-    Raises:
-        AssetError: as in :func:`read_hifi3dpp`.
-    """
-    path = Path(path)
-    shape = (1024, 1024, 3)
-    arrays = _read_mat(path, {"uv_idx_bw": shape, "uv_idx_v_idx": shape}, "unwrap_1024_info.mat")
-    index = arrays["uv_idx_v_idx"].astype(np.int64)
-    if index.min() < 0 or index.max() >= NUM_VERTICES:
-        high = NUM_VERTICES - 1
-        raise AssetError(f"{path}: uv_idx_v_idx must hold 0 to {high}, from 0; got {index.min()} to {index.max()}.")
-    return index, arrays["uv_idx_bw"].astype(np.float32)
-
-
-def release_normals(vertices: Tensor, faces: Tensor, point_buf: Tensor) -> Tensor:
-    """Vertex normals as the release computes them: the sum of the unit normals of up to 8 incident faces.
-
-    Unlike :func:`facerecon.geometry.mesh.vertex_normals`, which weighs faces by their area.
-
-    Args:
-        vertices: (B, V, 3).
-        faces: (F, 3), those that ``point_buf`` counts.
-        point_buf: (V, 8); F is the zero normal.
-
-    Returns:
-        (B, V, 3) unit vectors.
-    """
-    check_shape("vertices", vertices, "B V 3")
-    corners = vertices[:, faces]
-    normals = torch.linalg.cross(corners[:, :, 0] - corners[:, :, 1], corners[:, :, 1] - corners[:, :, 2])
-    normals = torch.nn.functional.normalize(normals, dim=-1)
-    normals = torch.cat([normals, normals.new_zeros(len(vertices), 1, 3)], 1)
-    return torch.nn.functional.normalize(normals[:, point_buf].sum(2), dim=-1)
 
 
 # -- model -------------------------------------------------------------------------------------------------
@@ -448,7 +400,7 @@ def join_coefficients(parts: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(rows, 1)
 
 
-def coefficients_to_params(vector: Tensor, num_identity: int | None = None) -> FaceParams:
+def vector_to_params(vector: Tensor, num_identity: int | None = None) -> FaceParams:
     """The regressor's (B, 1049) vector as parameters of the HiFi3D++ model.
 
     gamma is (3 colors x 9 bands); the release adds 0.8 to band 0 when it shades, here the light includes it.
@@ -473,7 +425,7 @@ def coefficients_to_params(vector: Tensor, num_identity: int | None = None) -> F
     )
 
 
-def params_to_coefficients(params: FaceParams, albedo: Tensor | None = None) -> Tensor:
+def params_to_vector(params: FaceParams, albedo: Tensor | None = None) -> Tensor:
     """Parameters of the HiFi3D++ model as the release's (B, 1049) vector; components that were cut off are 0.
 
     Args:

@@ -22,6 +22,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from facerecon.errors import AssetError
+from facerecon.geometry.alignment import apply_similarity, similarity_transform
 from facerecon.geometry.mesh import subdivision
 
 __all__ = [
@@ -653,20 +654,12 @@ def align_heads(heads: np.ndarray, reference: np.ndarray, weights: np.ndarray) -
         reference: (n, 3).
         weights: (n,).
     """
-    share = (weights / weights.sum())[:, None]
-    center = (heads * share).sum(axis=1, keepdims=True)
-    goal_center = (reference * share).sum(axis=0)
-    moved, goal = heads - center, reference - goal_center
-    covariance = np.einsum("nvi,vj->nij", moved * share, goal)
-    left, spread, right = np.linalg.svd(covariance)
-    sign = np.ones_like(spread)
-    sign[:, 2] = np.sign(np.linalg.det(left @ right))
-    rotation = (left * sign[:, None, :]) @ right
-    scale = (spread * sign).sum(axis=1) / (moved**2 * share).sum(axis=(1, 2))
-    return (moved @ rotation) * scale[:, None, None] + goal_center
+    moved, weigh = torch.from_numpy(heads).double(), torch.from_numpy(weights).double()
+    goal = torch.from_numpy(reference).double().expand_as(moved)
+    return apply_similarity(similarity_transform(moved, goal, weigh), moved).numpy()
 
 
-def principal_components(
+def symmetric_components(
     heads: np.ndarray, mirror: np.ndarray, weights: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and principal components of heads and their mirror images.

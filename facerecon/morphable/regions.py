@@ -11,25 +11,12 @@ from scipy.spatial import cKDTree
 
 __all__ = [
     "JAW_OUTWARD",
-    "LANDMARK_GROUPS",
     "LANDMARK_MIRROR",
     "REGIONS",
     "in_polygon",
     "makehuman_regions",
     "mirror_vertices",
 ]
-
-LANDMARK_GROUPS = {
-    "jaw": range(0, 17),
-    "right_brow": range(17, 22),
-    "left_brow": range(22, 27),
-    "nose_ridge": range(27, 31),
-    "nose_base": range(31, 36),
-    "right_eye": range(36, 42),
-    "left_eye": range(42, 48),
-    "outer_lips": range(48, 60),
-    "inner_lips": range(60, 68),
-}
 
 LANDMARK_MIRROR = (
     *range(16, -1, -1),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from facerecon.assets.foreign import float_tensors, read_state
 from facerecon.errors import check_shape
-from facerecon.geometry.alignment import five_points, similarity_transform
+from facerecon.geometry.alignment import five_points, invert_affine, similarity_transform
 from facerecon.imaging.warp import crop_affine
 
 __all__ = ["TEMPLATE_112", "ArcFace", "ImprovedResNet", "arcface_transform", "read_official_arcface"]
@@ -103,8 +103,7 @@ def arcface_transform(landmarks: Tensor) -> Tensor:
     points = five_points(landmarks).double()
     template = (TEMPLATE_112.to(points) + 0.5).expand(len(points), -1, -1)
     forward = similarity_transform(points, template)  # least squares in the crop, as the release has it
-    linear = torch.linalg.inv(forward[:, :, :2])
-    return torch.cat([linear, -linear @ forward[:, :, 2:]], 2).to(landmarks.dtype)
+    return invert_affine(forward).to(landmarks.dtype)
 
 
 class ArcFace(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, NoFaceError
-from facerecon.geometry.alignment import deep3d_crop_transform
+from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.imaging.files import LoadedImage, load_image, open_regions, read_open_file
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.modes import in_own_modes
@@ -57,11 +57,6 @@ _AROUND = 2.5  # from the face's center, in its sides: more than the full crop r
 _MESH_SCORE = 0.5  # of the face mesh, below which a detection is no face
 _CLEAR = 0.85  # score of a detection from which on a photo need not be turned; nine of ten good faces have more
 _LEANING = 0.9  # radians off upright up to which a photo need not be turned
-
-
-def _inverse(transform: Tensor) -> Tensor:
-    linear = torch.linalg.inv(transform[:, :, :2].double())
-    return torch.cat([linear, -linear @ transform[:, :, 2:].double()], -1).to(transform.dtype)
 
 
 @in_own_modes
@@ -221,7 +216,7 @@ class _View:
 
     def seen(self, detection: Detection) -> Detection:
         """A detection in photo pixels -> in pixels of the view."""
-        from_photo = _inverse(self.to_photo(torch.eye(2, 3, dtype=torch.float64)[None]))
+        from_photo = invert_affine(self.to_photo(torch.eye(2, 3, dtype=torch.float64)[None]))
         return Detection(_mapped(from_photo, detection.box), detection.score)
 
     def to_photo(self, transform: Tensor) -> Tensor:
@@ -366,7 +361,7 @@ def _measure(
     image = view.image
     photo = image[None]
     to_photo = deep3d_crop_transform(landmarks, points3d, size)
-    from_photo = _inverse(to_photo)
+    from_photo = invert_affine(to_photo.double()).to(to_photo.dtype)
     fit_landmarks = map_points(from_photo, landmarks)
     scale = from_photo[:, 0, 0][:, None, None]
     fit_mesh = torch.cat([map_points(from_photo, mesh[..., :2]), mesh[..., 2:] * scale], -1)
@@ -379,7 +374,7 @@ def _measure(
     full_to_photo = to_photo @ grow
     full_image = crop_affine(photo, full_to_photo, full_size)
     valid = crop_valid(tuple(image.shape[-2:]), full_to_photo, full_size)
-    into_full = _inverse(full_to_photo)
+    into_full = invert_affine(full_to_photo.double()).to(full_to_photo.dtype)
     full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
     face = None
     if area is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, load_converted, read_state
 from facerecon.errors import check_shape
+from facerecon.imaging.color import luma
 from facerecon.modes import kept
 
 __all__ = ["FER_EXPRESSIONS", "VGGExpression", "load_vgg_expression", "read_official_vgg_expression"]
@@ -28,7 +29,7 @@ _WIDTHS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 class VGGExpression(nn.Module):
     """Faces (B, 3, H, W) RGB in [0, 1], square crops of a face -> probabilities (B, 7) of :data:`FER_EXPRESSIONS`.
 
-    As in its repository the face is grey and 48 px a side, and the answer is the mean over ten crops of 44 px: four
+    As in its repository the face is gray and 48 px a side, and the answer is the mean over ten crops of 44 px: four
     corners and the middle, and their mirror images.
     """
 
@@ -53,12 +54,11 @@ class VGGExpression(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         check_shape("image", image, "B 3 H W")
-        grey = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-        grey = F.interpolate(grey, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        grey = grey.expand(-1, 3, -1, -1)
+        gray = F.interpolate(luma(image), (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        gray = gray.expand(-1, 3, -1, -1)
         room, size = self.size - self.crop, self.crop
         places = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
-        crops = [grey[:, :, y : y + size, x : x + size] for y, x in places]
+        crops = [gray[:, :, y : y + size, x : x + size] for y, x in places]
         crops += [crop.flip(-1) for crop in crops]
         return torch.stack([self.logits(crop.contiguous()) for crop in crops]).mean(0).softmax(1)
 

@@ -85,7 +85,7 @@ def test_released_vector_means_the_same():
     head = Head()
     head.num_identity, head.num_expression, head.num_albedo = 532, 45, 439
     found = coefficients_to_params(Coefficients(*(parts[name] for name in names)), head)
-    expected = hifi3dpp.coefficients_to_params(vector)
+    expected = hifi3dpp.vector_to_params(vector)
     for name in ("identity", "expression", "albedo", "rotation", "translation"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.allclose(found.light.coefficients, expected.light.coefficients, atol=1e-6)
@@ -118,7 +118,7 @@ def test_the_released_layout_poses_the_papers_head(reference, hifi3dpp_mat, tmp_
         said = network(torch.rand(2, 3, 224, 224))
         vector = torch.cat([said.identity, said.expression, said.texture, said.angles, said.light, said.translation], 1)
         params = coefficients_to_params(said, model)
-        expected = hifi3dpp.coefficients_to_params(vector, num_identity=100)
+        expected = hifi3dpp.vector_to_params(vector, num_identity=100)
         assert vector.shape == (2, 1049) and said.angles.abs().min() > 0
         assert torch.allclose(model(params), model(expected), atol=1e-5) and model(params).isfinite().all()
         assert torch.allclose(model.albedo(params), model.albedo(expected), atol=1e-5)

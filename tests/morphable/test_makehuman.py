@@ -122,7 +122,7 @@ def test_components_are_symmetric_or_antisymmetric_and_reproduce_the_sample() ->
     heads = head.vertices + 0.1 * rng.normal(size=(12, len(head.vertices), 3))
     weights = rng.random(len(head.vertices)) + 0.5
     weights = weights + weights[head.mirror]
-    mean, basis, kept = mh.principal_components(heads, head.mirror, weights, 23)
+    mean, basis, kept = mh.symmetric_components(heads, head.mirror, weights, 23)
     flip = np.array([-1.0, 1, 1])
     np.testing.assert_allclose(mean[head.mirror] * flip, mean, atol=1e-12)
     mirrored = basis[:, head.mirror] * flip
