@@ -192,7 +192,7 @@ def test_every_key_without_a_default_is_a_path_a_text_or_known_to_be_neither() -
             "max_minutes",
             "n",
         ),
-        *("pair_truncation", "recompute_from", "size", "threads", "video", "workers"),
+        *("pair_truncation", "recompute_from", "seeds", "size", "threads", "video", "workers"),
     }
     found = {key for script in SCRIPTS for key, value in _defaults(script).items() if value in (None, "???")}
     assert {key for key in found if not key.startswith("fitting.")} <= PATHS | TEXTS | others
@@ -374,10 +374,10 @@ def test_rows_are_logged_as_the_logger_says(monkeypatch) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_seed_is_a_key_only_where_something_is_drawn_with_it(script) -> None:
-    source = next(
-        ROOT / folder / f"{script}.py" for folder in ("fit", "train") if (ROOT / folder / f"{script}.py").exists()
-    )
-    assert ("seed" in compose(script)) == bool(re.search(r"\bc(onfig)?\.seed\b", source.read_text("utf-8")))
+    sources = [*ROOT.glob(f"fit/{script}.py"), *ROOT.glob(f"train/{script}.py")]
+    sources += ROOT.glob("fit/evaluation_parts.py") if script == "evaluate" else []
+    text = "".join(source.read_text("utf-8") for source in sources)
+    assert ("seed" in compose(script)) == bool(re.search(r"\bc(onfig)?\.seed\b", text))
 
 
 @pytest.mark.parametrize(

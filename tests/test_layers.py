@@ -17,9 +17,8 @@ LAYERS = [
     {"correspond", "losses", "export"},
     {"fitting"},
     {"synthetic"},
-    {"editing", "evaluation"},
+    {"editing", "evaluation", "training"},
     {"dataset"},
-    {"training"},
     {"train", "fit"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
