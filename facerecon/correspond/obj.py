@@ -27,11 +27,12 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.modes import in_own_modes
 from facerecon.morphable import FACE_MODELS, MorphableModel, hifi3dpp, ict, load_face_model
+from facerecon.morphable.model import bare_topology
 from facerecon.perception import observe
 from facerecon.perception.landmarks import map_points
 from facerecon.render.interpolate import fragments, interpolate
 from facerecon.storage import read_array, read_bounded
-from facerecon.types import Camera, MeshTopology
+from facerecon.types import Camera
 
 __all__ = [
     "ObjMesh",
@@ -213,19 +214,14 @@ def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> Morpha
             "give them in the file's own coordinates."
         )
     regions = _regions(vertices, faces, kept, points, owner)
-    empty = torch.zeros(0, dtype=torch.int64)
-    topology = MeshTopology(
-        faces=torch.from_numpy(faces),
-        uvs=torch.from_numpy(mesh.uvs.clip(0, 1).astype(np.float32)),
-        uv_faces=torch.from_numpy(uv_faces),
-        landmark_faces=torch.from_numpy(owner)[:, None],
-        landmark_barycentric=torch.from_numpy(weights.astype(np.float32))[:, None],
-        mesh_points=empty,
-        mesh_point_faces=empty,
-        mesh_point_barycentric=torch.zeros(0, 3),
-        mirror=torch.arange(len(vertices)),
-        regions={key: torch.from_numpy(rows) for key, rows in regions.items() if rows.any()},
-        name=name or mesh.path.stem,
+    topology = bare_topology(
+        name or mesh.path.stem,
+        faces,
+        mesh.uvs.clip(0, 1),
+        uv_faces,
+        (owner, weights),
+        np.arange(len(vertices)),
+        {key: rows for key, rows in regions.items() if rows.any()},
     )
     none = torch.zeros(0, len(vertices), 3)
     model = MorphableModel(torch.from_numpy(vertices.astype(np.float32)), none, none, topology, topology.name)

@@ -26,9 +26,9 @@ from torch import Tensor
 from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape
 from facerecon.modes import in_own_modes
 from facerecon.morphable.eyes import socket_sphere
-from facerecon.morphable.model import MorphableModel, read_face_model
+from facerecon.morphable.model import MorphableModel, bare_topology, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
-from facerecon.types import FaceParams, MeshTopology, SHLight
+from facerecon.types import FaceParams, SHLight
 
 __all__ = [
     "COEFFICIENTS",
@@ -306,19 +306,9 @@ def hifi3dpp_model(source: HiFi3DPP) -> MorphableModel:
     first[faces[::-1].ravel(), 1] = np.tile(np.arange(3), len(faces))
     if (first[source.keypoints] < 0).any():
         raise AssetError("a keypoint of the HiFi3D++ file lies on no face of its head; get the file again.")
-    empty = torch.zeros(0, dtype=torch.int64)
-    topology = MeshTopology(
-        faces=torch.from_numpy(faces),
-        uvs=torch.from_numpy(source.uvs),
-        uv_faces=torch.from_numpy(source.uv_faces),
-        landmark_faces=torch.from_numpy(first[source.keypoints, 0])[:, None],
-        landmark_barycentric=torch.from_numpy(np.eye(3, dtype=np.float32)[first[source.keypoints, 1]])[:, None],
-        mesh_points=empty,
-        mesh_point_faces=empty,
-        mesh_point_barycentric=torch.zeros(0, 3),
-        mirror=torch.from_numpy(_mirror(source)),
-        regions={name: torch.from_numpy(rows) for name, rows in _regions(source).items()},
-        name="hifi3dpp",
+    landmarks = first[source.keypoints, 0], np.eye(3)[first[source.keypoints, 1]]
+    topology = bare_topology(
+        "hifi3dpp", faces, source.uvs, source.uv_faces, landmarks, _mirror(source), _regions(source)
     )
     return MorphableModel(
         mean=torch.from_numpy(source.mean),

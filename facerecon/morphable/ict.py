@@ -23,9 +23,8 @@ import torch
 
 from facerecon.errors import AssetError, ConfigError
 from facerecon.modes import in_own_modes
-from facerecon.morphable.model import MorphableModel, read_face_model
+from facerecon.morphable.model import MorphableModel, bare_topology, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
-from facerecon.types import MeshTopology
 
 __all__ = ["LANDMARKS", "load_ict"]
 
@@ -232,19 +231,14 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
         face, corner = (int(x[0]) for x in np.nonzero(faces == vertex))
         landmark_faces.append(face)
         landmark_weights.append(np.eye(3)[corner])
-    empty = torch.zeros(0, dtype=torch.int64)
-    topology = MeshTopology(
-        faces=torch.from_numpy(faces),
-        uvs=torch.from_numpy(uvs.astype(np.float32)),
-        uv_faces=torch.from_numpy(uv_corners.reshape(-1, 3).astype(np.int64)),
-        landmark_faces=torch.tensor(landmark_faces)[:, None],
-        landmark_barycentric=torch.from_numpy(np.array(landmark_weights, dtype=np.float32))[:, None],
-        mesh_points=empty,
-        mesh_point_faces=empty,
-        mesh_point_barycentric=torch.zeros(0, 3),
-        mirror=torch.from_numpy(mirror_vertices(source).astype(np.int64)),
-        regions={name: torch.from_numpy(rows) for name, rows in _regions(vertices, faces).items()},
-        name="ict",
+    topology = bare_topology(
+        "ict",
+        faces,
+        uvs,
+        uv_corners.reshape(-1, 3).astype(np.int64),
+        (np.array(landmark_faces), np.array(landmark_weights)),
+        mirror_vertices(source).astype(np.int64),
+        _regions(vertices, faces),
     )
     identity = arrays["identity"][:count, :_KEPT].astype(np.float32) / 10
     return MorphableModel(

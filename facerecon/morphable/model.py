@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from facerecon.morphable.regions import JAW_OUTWARD
 from facerecon.storage import all_finite, open_safetensors, parse_json, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
-__all__ = ["MorphableModel", "read_face_model"]
+__all__ = ["MorphableModel", "bare_topology", "read_face_model"]
 
 _TOPOLOGY = (
     "faces",
@@ -279,7 +282,7 @@ class MorphableModel(nn.Module):
         Returns:
             (B, 68, 3), in the frame of ``vertices``.
         """
-        self._check_vertices(vertices)
+        check_shape("vertices", vertices, f"B {self.num_vertices} 3")
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
         if camera is None:
             contour = self._places(vertices, self._landmark_faces[:17, 0], self._landmark_barycentric[:17, 0])
@@ -323,15 +326,47 @@ class MorphableModel(nn.Module):
 
     def mesh_points3d(self, vertices: Tensor) -> Tensor:
         """Places on (B, V, 3) vertices of the face-mesh points listed in ``topology.mesh_points``: (B, M, 3)."""
-        self._check_vertices(vertices)
-        return self._places(vertices, self._mesh_point_faces, self._mesh_point_barycentric)
-
-    def _check_vertices(self, vertices: Tensor) -> None:
         check_shape("vertices", vertices, f"B {self.num_vertices} 3")
+        return self._places(vertices, self._mesh_point_faces, self._mesh_point_barycentric)
 
     def _places(self, vertices: Tensor, faces: Tensor, weights: Tensor) -> Tensor:
         corners = vertices[:, self._faces[faces]]  # (B, N, 3 corners, 3)
         return torch.einsum("bnkc,nk->bnc", corners, weights.to(vertices))
+
+
+def bare_topology(
+    name: str,
+    faces: NDArray,
+    uvs: NDArray,
+    uv_faces: NDArray,
+    landmarks: tuple[NDArray, NDArray],
+    mirror: NDArray,
+    regions: Mapping[str, NDArray],
+) -> MeshTopology:
+    """A topology record without face-mesh points and with one candidate a landmark.
+
+    Args:
+        name: of the head model.
+        faces, uv_faces: (F, 3) int64.
+        uvs: (T, 2).
+        landmarks: face (68,) and barycentric weights (68, 3) of each.
+        mirror: (V,) int64.
+        regions: {name: (F,) bool}.
+    """
+    empty = torch.zeros(0, dtype=torch.int64)
+    return MeshTopology(
+        faces=torch.from_numpy(faces),
+        uvs=torch.from_numpy(uvs.astype(np.float32)),
+        uv_faces=torch.from_numpy(uv_faces),
+        landmark_faces=torch.from_numpy(landmarks[0])[:, None],
+        landmark_barycentric=torch.from_numpy(landmarks[1].astype(np.float32))[:, None],
+        mesh_points=empty,
+        mesh_point_faces=empty,
+        mesh_point_barycentric=torch.zeros(0, 3),
+        mirror=torch.from_numpy(mirror),
+        regions={key: torch.from_numpy(rows) for key, rows in regions.items()},
+        name=name,
+    )
 
 
 @in_own_modes

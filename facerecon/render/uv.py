@@ -246,6 +246,18 @@ def _visibility(
     return visible * inside
 
 
+@torch.no_grad()
+def _view_from(
+    camera: Camera, vertices: Tensor, topology: MeshTopology, size: tuple[int, int], backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth maps (B, H, W) of the head, the camera's places in the world (B, 1, 3) and focal lengths (B,) in px."""
+    clip = clip_coordinates(camera, vertices)
+    nearest, depth = covered(clip, topology.faces, rasterize(clip, topology.faces, size, backend, cull=False))
+    stretch = torch.linalg.det(camera.warp[:, :, :2].double()).abs().sqrt().to(camera.warp)
+    focal = camera.focal.reshape(camera.focal.shape[0], -1).mean(-1) * stretch
+    return nearest.scatter(depth[:, None])[..., 0], -(camera.translation[:, None] @ camera.rotation), focal
+
+
 def bake(
     image: Tensor,
     vertices: Tensor,
@@ -272,7 +284,7 @@ def bake(
         size: S.
         mask: (B, 1, H, W) in [0, 1]; what may be used (a face mask); multiplies ``visibility``.
         padding: texels to continue beyond the islands, see :func:`pad_islands`.
-        backend: rasteriser of the z-buffer.
+        backend: rasterizer of the z-buffer.
         offset: (B, V, 2), pixels by which the image shows each vertex beside its projection (where a fit leaves a
             residual); what hides what is decided without it.
         texels: (S, S) bool, which texels are wanted; the rest stays 0. None: all.
@@ -301,19 +313,12 @@ def bake(
         check_shape("texels", texels, f"{size} {size}")
         found = _selected(found, texels.reshape(-1)[found.pixel])
     normals = vertex_normals(vertices, topology.faces)
-    with torch.no_grad():
-        clip = clip_coordinates(camera, vertices)
-        ids = rasterize(clip, topology.faces, _shadow_size((height, width), shadow), backend, cull=False)
-        nearest, depth = covered(clip, topology.faces, ids)
-        depth_maps = nearest.scatter(depth[:, None])[..., 0]
-        eyes = -(camera.translation[:, None] @ camera.rotation)  # world position of the camera
-        stretch = torch.linalg.det(camera.warp[:, :, :2].double()).abs().sqrt().to(camera.warp)
-        focal = camera.focal.reshape(camera.focal.shape[0], -1).mean(-1) * stretch
+    depth_maps, eyes, focal = _view_from(camera, vertices, topology, _shadow_size((height, width), shadow), backend)
     textures, weights = [], []
     for b in range(batch):
         one = slice(b, b + 1) if camera.batch > 1 else slice(0, 1)
         packed = found.interpolate(torch.cat([vertices[b : b + 1], normals[b : b + 1]], dim=-1), topology.faces)
-        points, normal = packed[:, :3], packed[:, 3:]
+        points, normal = packed.split(3, 1)
         texels = project(camera[one], points[None])[0]
         place = texels[:, :2]
         if offset is not None:
@@ -331,7 +336,5 @@ def bake(
         blank = color.new_zeros(size * size, color.shape[-1])
         textures.append(blank.index_copy(0, found.pixel, color).t().view(-1, size, size))
         weights.append(weight.new_zeros(size * size).index_copy(0, found.pixel, weight).view(1, size, size))
-    texture, visibility = torch.stack(textures), torch.stack(weights)
-    if padding:
-        texture, visibility = pad_islands(texture, topology, padding), pad_islands(visibility, topology, padding)
-    return texture, visibility
+    maps = torch.stack(textures), torch.stack(weights)
+    return (pad_islands(maps[0], topology, padding), pad_islands(maps[1], topology, padding)) if padding else maps

@@ -29,28 +29,35 @@ ONE, TWO, THREE, SIX, HALF, TINY = (np.float32(c) for c in (1, 2, 3, 6, 0.5, 1e-
 # -- vertex normals ----------------------------------------------------------------------------------------
 
 
+@compiled(inline="always", fastmath=_FAST)
+def _edge(vertices, start, end):
+    """The vector from one vertex to another."""
+    return (
+        vertices[end, 0] - vertices[start, 0],
+        vertices[end, 1] - vertices[start, 1],
+        vertices[end, 2] - vertices[start, 2],
+    )
+
+
+@compiled(inline="always", fastmath=_FAST)
+def _add(total, row, first, x, y, z):
+    """Add to three columns of a row."""
+    total[row, first] += x
+    total[row, first + 1] += y
+    total[row, first + 2] += z
+
+
 @compiled(fastmath=_FAST)
 def _normals_forward(vertices, faces, total, normals):
     """vertices (V, 3), faces (F, 3) -> total (V, 3) area-weighted sums, normals (V, 3) unit."""
     total[:] = 0
     for face in range(faces.shape[0]):
         a, b, c = faces[face, 0], faces[face, 1], faces[face, 2]
-        ux, uy, uz = (
-            vertices[b, 0] - vertices[a, 0],
-            vertices[b, 1] - vertices[a, 1],
-            vertices[b, 2] - vertices[a, 2],
-        )
-        vx, vy, vz = (
-            vertices[c, 0] - vertices[a, 0],
-            vertices[c, 1] - vertices[a, 1],
-            vertices[c, 2] - vertices[a, 2],
-        )
+        ux, uy, uz = _edge(vertices, a, b)
+        vx, vy, vz = _edge(vertices, a, c)
         x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
         for corner in range(3):
-            vertex = faces[face, corner]
-            total[vertex, 0] += x
-            total[vertex, 1] += y
-            total[vertex, 2] += z
+            _add(total, faces[face, corner], 0, x, y, z)
     for vertex in range(total.shape[0]):
         x, y, z = total[vertex, 0], total[vertex, 1], total[vertex, 2]
         inverse = ONE / np.sqrt(max(x * x + y * y + z * z, TINY))
@@ -75,25 +82,13 @@ def _normals_backward(vertices, faces, total, normals, grad, grad_total, grad_ve
         gx = grad_total[a, 0] + grad_total[b, 0] + grad_total[c, 0]
         gy = grad_total[a, 1] + grad_total[b, 1] + grad_total[c, 1]
         gz = grad_total[a, 2] + grad_total[b, 2] + grad_total[c, 2]
-        ux, uy, uz = (
-            vertices[b, 0] - vertices[a, 0],
-            vertices[b, 1] - vertices[a, 1],
-            vertices[b, 2] - vertices[a, 2],
-        )
-        vx, vy, vz = (
-            vertices[c, 0] - vertices[a, 0],
-            vertices[c, 1] - vertices[a, 1],
-            vertices[c, 2] - vertices[a, 2],
-        )
+        ux, uy, uz = _edge(vertices, a, b)
+        vx, vy, vz = _edge(vertices, a, c)
         # n = u x v, so du = v x g and dv = g x u.
         bx, by, bz = vy * gz - vz * gy, vz * gx - vx * gz, vx * gy - vy * gx
         cx, cy, cz = gy * uz - gz * uy, gz * ux - gx * uz, gx * uy - gy * ux
-        grad_vertices[b, 0] += bx
-        grad_vertices[b, 1] += by
-        grad_vertices[b, 2] += bz
-        grad_vertices[c, 0] += cx
-        grad_vertices[c, 1] += cy
-        grad_vertices[c, 2] += cz
+        _add(grad_vertices, b, 0, bx, by, bz)
+        _add(grad_vertices, c, 0, cx, cy, cz)
         grad_vertices[a, 0] -= bx + cx
         grad_vertices[a, 1] -= by + cy
         grad_vertices[a, 2] -= bz + cz
@@ -254,30 +249,18 @@ def _pixels_backward(
                 ga += gx * normals[a, 0] + gy * normals[a, 1] + gz * normals[a, 2]
                 gb += gx * normals[b, 0] + gy * normals[b, 1] + gz * normals[b, 2]
                 gc += gx * normals[c, 0] + gy * normals[c, 1] + gz * normals[c, 2]
-                grad_vertex[a, 3] += la * gx
-                grad_vertex[a, 4] += la * gy
-                grad_vertex[a, 5] += la * gz
-                grad_vertex[b, 3] += lb * gx
-                grad_vertex[b, 4] += lb * gy
-                grad_vertex[b, 5] += lb * gz
-                grad_vertex[c, 3] += lc * gx
-                grad_vertex[c, 4] += lc * gy
-                grad_vertex[c, 5] += lc * gz
+                _add(grad_vertex, a, 3, la * gx, la * gy, la * gz)
+                _add(grad_vertex, b, 3, lb * gx, lb * gy, lb * gz)
+                _add(grad_vertex, c, 3, lc * gx, lc * gy, lc * gz)
             # Through l_i = e_i / total; e_a = x_b y_c - x_c y_b and so on; x_i and y_i also hold -p w_i.
             mean = ga * la + gb * lb + gc * lc
             ga, gb, gc = (ga - mean) * inverse, (gb - mean) * inverse, (gc - mean) * inverse
             dxa, dya = gc * yb - gb * yc, gb * xc - gc * xb
             dxb, dyb = ga * yc - gc * ya, gc * xa - ga * xc
             dxc, dyc = gb * ya - ga * yb, ga * xb - gb * xa
-            grad_vertex[a, 0] += dxa
-            grad_vertex[a, 1] += dya
-            grad_vertex[a, 2] += gd * la - px * dxa - py * dya
-            grad_vertex[b, 0] += dxb
-            grad_vertex[b, 1] += dyb
-            grad_vertex[b, 2] += gd * lb - px * dxb - py * dyb
-            grad_vertex[c, 0] += dxc
-            grad_vertex[c, 1] += dyc
-            grad_vertex[c, 2] += gd * lc - px * dxc - py * dyc
+            _add(grad_vertex, a, 0, dxa, dya, gd * la - px * dxa - py * dya)
+            _add(grad_vertex, b, 0, dxb, dyb, gd * lb - px * dxb - py * dyb)
+            _add(grad_vertex, c, 0, dxc, dyc, gd * lc - px * dxc - py * dyc)
 
 
 def _row_bands(batch: int, height: int, bands: int | None = None) -> list[tuple[int, int, int, int]]:
