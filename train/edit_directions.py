@@ -1,4 +1,4 @@
-"""Planes in W for editing, and the classifier of what is worn: sample, measure, fit, validate (Sec. 3.1.1).
+"""Planes in W for editing, and the classifier of accessories: sample, measure, fit, validate (Sec. 3.1.1).
 
     python train/edit_directions.py                               files like the shipped ones, half an hour on a core
     python train/edit_directions.py n=10000 labels=mine.csv out=directions
@@ -67,7 +67,7 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
     """Measure what is not measured, fit, write."""
     import torch
 
-    from facerecon.editing.accessories import ACCESSORIES, fit_worn
+    from facerecon.editing.accessories import ACCESSORIES, fit_accessories
     from facerecon.editing.directions import fit_directions
     from facerecon.errors import InputError, nearest_name
     from facerecon.run import choose_device, set_threads
@@ -90,15 +90,15 @@ def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:
         rows = {s - config.first_seed: there for s, there in labels.get(name, {}).items()}
         rows = {row: there for row, there in rows.items() if 0 <= row < config.n}
         known[name] = torch.tensor(list(rows), dtype=torch.long), torch.tensor(list(rows.values()), dtype=torch.long)
-    worn, seen = fit_worn(features, known, config.folds)
+    classifier, seen = fit_accessories(features, known, config.folds)
     check_stop()
-    samples = samples.replace(worn=features @ worn.weight.T + worn.bias)
+    samples = samples.replace(accessories=features @ classifier.weight.T + classifier.bias)
     directions, read = fit_directions(codes, samples, known, config.folds)
     directions.save(out / "latent_directions.safetensors")
-    worn.save(out / "worn.safetensors")
+    classifier.save(out / "worn.safetensors")
 
-    report = {"faces": config.n, "truncation": config.truncation, "directions": directions.figures}
-    report |= {"image": worn.figures}
+    report = {"faces": config.n, "truncation": config.truncation, "directions": directions.metrics}
+    report |= {"image": classifier.metrics}
     write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     write_whole(out / "report.md", describe(report).encode())
     for name in ACCESSORIES:

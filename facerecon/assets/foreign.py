@@ -65,7 +65,7 @@ class _Refused(Exception):
 
 
 class _Damaged(Exception):
-    """The file is not what it says it is."""
+    """The file is of another format than its name or header."""
 
 
 # -- what may be built -----------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
                         raise _Damaged("a tensor of an impossible size")
                     kept[key] = bytearray(archive.read(entry))
                 if len(kept[key]) != count * dtype.itemsize:
-                    raise _Damaged("a tensor of another size than it says")
+                    raise _Damaged("a tensor of another size than declared")
                 return _Storage(torch.frombuffer(kept[key], dtype=dtype) if count else torch.empty(0, dtype=dtype))
 
             found = _Machine(storage, scripted=True).read(io.BytesIO(archive.read(f"{root}data.pkl")))

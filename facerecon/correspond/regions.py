@@ -43,7 +43,7 @@ them differently (the upper edge of the brow or its middle), which would tilt th
 """
 
 KEYPOINT_WEIGHT = {"cheek": 0.25}
-"""Weight of a region's landmarks, all together, relative to all its points; 1 where nothing is said."""
+"""Weight of a region's landmarks, all together, relative to all its points; 1 for a region that is not listed."""
 
 MILLIMETERS = 100.0
 """One world unit is 0.1 m."""

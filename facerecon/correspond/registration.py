@@ -104,7 +104,7 @@ def _rim(faces: NDArray) -> NDArray:
 
 def _ear_points(model: MorphableModel) -> NDArray:
     """Middle, top, bottom, back and outermost point of the ear at x < 0 and of that at x > 0, (10, 3); (0, 3) where the
-    model does not tell its ears.
+    model has no region "ears".
 
     Landmarks end at the jaw, and ears differ too much in size and place for nearest points to find their partner.
     """

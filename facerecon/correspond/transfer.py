@@ -252,7 +252,7 @@ class Link:
 def _part_means(padded: Tensor, model: MorphableModel) -> dict[str, Tensor]:
     """(B, C) mean colors of the source's mouth, tongue, teeth and eyes: what their like on a target are filled with.
 
-    A source that tells no teeth or tongue from its mouth gives that of the mouth for all.
+    A source without regions for teeth or tongue gives the color of its mouth for all.
     """
     index = uv_raster(model.topology, padded.shape[-1]).face_index[0].cpu()
     parts = {}
@@ -275,7 +275,7 @@ def _part_means(padded: Tensor, model: MorphableModel) -> dict[str, Tensor]:
 def _sampled(padded: Tensor, places: TexelTable, size: int) -> Tensor:
     """(B, C, P) colors at the places, filtered to the target's texels.
 
-    The step of the places from texel to texel says how many texels of the source one of the target covers; it is taken
+    The step of the places from texel to texel gives the number of source texels that a target texel covers; it is taken
     within islands only, never across a seam of either atlas.
     """
     grid = torch.full((size, size, 2), torch.nan)

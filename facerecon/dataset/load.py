@@ -4,7 +4,7 @@
 |---|---|---|
 | ``generator`` | ``mobile_stylegan`` | ``stylegan2_ffhq`` |
 | ``encoder`` | ``linear``, the start of an optimization | ``e4e`` |
-| ``editor`` | ``directions``, and a walk that measures | ``styleflow``, with DPR's light and the VGG-19 of FER2013 |
+| ``editor`` | ``directions``, and a measured traversal | ``styleflow``, with DPR's light and the VGG-19 of FER2013 |
 | ``parsing`` | ``outlines`` | ``bisenet`` |
 | ``pose`` | ``landmarks``, one head for all views | ``regressor``, N_enc on each view |
 | ``template`` | ``open`` | ``ffhq_uv``, with its masks |
@@ -24,7 +24,7 @@ from facerecon.dataset.layout import RELEASED_MASKS, SHIPPED, Template, face_lay
 from facerecon.editing.attributes import AttributeMeter
 from facerecon.editing.directions import load_directions
 from facerecon.editing.flow import ConditionMeter, FlowNormalizer
-from facerecon.editing.latent_traversal import AttributeNormalizer, WalkSettings
+from facerecon.editing.latent_traversal import AttributeNormalizer, TraversalSettings
 from facerecon.editing.styleflow import load_expression_direction, load_styleflow
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.imaging import files
@@ -158,13 +158,13 @@ def load_normalizer(
     Raises:
         AssetError: a part is not in the cache; says how to get it.
     """
-    walk: WalkSettings = settings.search
+    traversal: TraversalSettings = settings.search
     if editor is not None or settings.editor == "directions":
-        return AttributeNormalizer(picture, editor if editor is not None else load_directions(), meter, walk)
+        return AttributeNormalizer(picture, editor if editor is not None else load_directions(), meter, traversal)
     conditions = ConditionMeter(
         load_portrait_light(), AttributeNet(load_vgg_expression(), softmax=False), load_parser("bisenet")
     )
-    return FlowNormalizer(picture, load_styleflow(), load_expression_direction(), meter, conditions, walk)
+    return FlowNormalizer(picture, load_styleflow(), load_expression_direction(), meter, conditions, traversal)
 
 
 @in_own_modes

@@ -31,7 +31,7 @@ from facerecon.dataset.load import check_inversion, check_parts, load_head, load
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.e4e import load_e4e
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
-from facerecon.editing.latent_traversal import WalkSettings
+from facerecon.editing.latent_traversal import TraversalSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
@@ -99,7 +99,7 @@ class PipelineSettings:
     multi_view: bool = True
     blending: str = "poisson"
     residual: float = 0.5
-    search: WalkSettings = field(default_factory=WalkSettings)
+    search: TraversalSettings = field(default_factory=TraversalSettings)
     inversion: InversionSettings = field(default_factory=InversionSettings)
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     complete: CompleteSettings = field(default_factory=CompleteSettings)

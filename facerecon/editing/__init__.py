@@ -1,1 +1,1 @@
-"""Latent editing of the open face generator: what a face shows, measured, and the walks that change it (Sec. 3.1.1)."""
+"""Latent editing of face generators: measured attributes, and the latent traversals that change them (Sec. 3.1.1)."""

@@ -1,7 +1,7 @@
-"""What is worn or hangs over the upper face, seen in the image: glasses, fringe, headwear.
+"""Accessories of the upper face, classified in the image: glasses, fringe, headwear.
 
-Planes in W say what a code should show; after an edit only the image tells. Oriented gradients and colors of a
-grid over brows, eyes and forehead, and logistic regression on labels made by looking.
+Planes in W predict what a code should show; after an edit only the image is evidence. Oriented gradients and colors
+of a grid over brows, eyes and forehead, and logistic regression on labels made by looking.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.editing.linear import logistic, ranked
+from facerecon.editing.linear import class_metrics, logistic
 from facerecon.errors import AssetError, InputError, check_shape
 from facerecon.imaging.color import luma
 from facerecon.modes import kept
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 
-__all__ = ["ACCESSORIES", "AccessoryClassifier", "fit_worn", "load_accessories", "upper_face", "upper_face_features"]
+__all__ = [
+    "ACCESSORIES",
+    "AccessoryClassifier",
+    "fit_accessories",
+    "load_accessories",
+    "upper_face",
+    "upper_face_features",
+]
 
 ACCESSORIES = ("glasses", "fringe", "headwear")
 SIZE, CELL, BINS = 96, 8, 8
@@ -78,14 +85,14 @@ class AccessoryClassifier(nn.Module):
     Args:
         weight: (3, 1584).
         bias: (3,).
-        figures: of the cross-validation.
+        metrics: of the cross-validation.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, figures: dict | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, metrics: dict | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.figures = figures or {}
+        self.metrics = metrics or {}
 
     def forward(self, image: Tensor, mesh: Tensor) -> Tensor:
         """(B, 3) log odds; a face and its mirror image get the same.
@@ -100,7 +107,7 @@ class AccessoryClassifier(nn.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file."""
-        metadata = {"format": "facerecon worn 1", "figures": json.dumps(self.figures, sort_keys=True)}
+        metadata = {"format": "facerecon accessories 2", "metrics": json.dumps(self.metrics, sort_keys=True)}
         write_whole(path, safetensors_bytes({"weight": self.weight, "bias": self.bias}, metadata))
 
     @classmethod
@@ -111,16 +118,18 @@ class AccessoryClassifier(nn.Module):
             AssetError: it is not such a file.
         """
         advice = "run train/edit_directions.py to make one"
-        tensors, metadata = read_safetensors(path, "a classifier of what is worn", advice, ("weight", "bias"))
+        tensors, metadata = read_safetensors(path, "a classifier of accessories", advice, ("weight", "bias"))
         features = (BINS + 3) * (SIZE // CELL) ** 2
         if tuple(tensors["weight"].shape) != (len(ACCESSORIES), features) or tuple(tensors["bias"].shape) != (
             len(ACCESSORIES),
         ):
-            raise AssetError(f"{path} is not a classifier of what is worn (other shapes); {advice}.")
+            raise AssetError(f"{path} is not a classifier of accessories (other shapes); {advice}.")
         try:
-            return cls(tensors["weight"], tensors["bias"], parse_json(metadata.get("figures", "{}")))
+            return cls(
+                tensors["weight"], tensors["bias"], parse_json(metadata.get("metrics", metadata.get("figures", "{}")))
+            )
         except ValueError as error:
-            raise AssetError(f"{path} is not a classifier of what is worn ({error}); {advice}.") from None
+            raise AssetError(f"{path} is not a classifier of accessories ({error}); {advice}.") from None
 
 
 @kept()
@@ -131,7 +140,7 @@ def load_accessories() -> AccessoryClassifier:
     return AccessoryClassifier.load(Path(shipped("worn.safetensors"))).eval()
 
 
-def fit_worn(
+def fit_accessories(
     features: Tensor,
     labels: Mapping[str, tuple[Tensor, Tensor]],
     folds: int = 5,
@@ -150,7 +159,7 @@ def fit_worn(
     Raises:
         InputError: a class of which one side has fewer than ``folds`` members.
     """
-    weights, biases, figures, margins = [], [], {}, {}
+    weights, biases, metrics, margins = [], [], {}, {}
     for name in ACCESSORIES:
         index, there = labels[name]
         positive = int(there.sum())
@@ -171,13 +180,9 @@ def fit_worn(
         weight, bias = _logistic(x - center, there, strength)
         weights.append(weight)
         biases.append(bias - center @ weight)
-        right = (guess > 0) == (there > 0)
         margins[name] = guess
-        figures[name] = {"accuracy": round(float(right.double().mean()), 4), "auc": round(ranked(guess, there), 4)}
-        figures[name] |= {"found": round(float(right[there > 0].double().mean()), 4)}
-        figures[name] |= {"false": round(float((~right[there == 0]).double().mean()), 4)}
-        figures[name] |= {"positive": positive, "samples": len(there), "strength": strength}
-    return AccessoryClassifier(torch.stack(weights).float(), torch.stack(biases).float(), figures), margins
+        metrics[name] = class_metrics(guess, there) | {"strength": strength}
+    return AccessoryClassifier(torch.stack(weights).float(), torch.stack(biases).float(), metrics), margins
 
 
 def _logistic(x: Tensor, there: Tensor, strength: float) -> tuple[Tensor, Tensor]:

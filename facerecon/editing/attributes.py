@@ -42,7 +42,7 @@ FACE_BOX = (0.20, 0.26, 0.80, 0.93)
 POSE_FIT = LandmarkStart(iterations=6, sigma=4.0, sigma_jaw=1e3, sigma_mesh=1.5)
 """The face mesh sets the pose. The jaw of the 68 points slides on the head and, trusted as a fit trusts it, takes a
 third of the yaw: renders at 10/20/30/38 degrees then measure 7/14/19/23 instead of 10/21/29/37. The released left and
-right views of subject 01223 measure 21.8 and -22.0; the release's own regressor says 22.2 and -23.0."""
+right views of subject 01223 measure 21.8 and -22.0; the release's own regressor predicts 22.2 and -23.0."""
 
 
 @_struct
@@ -61,7 +61,7 @@ class Attributes(TensorStruct):
         skin: (B, 3) median color of the skin over the mean albedo's.
         hair: (B, 3) color just above the face.
         evenness: (B,) energy of bands 1-8 over band 0, 0 is even.
-        worn: (B, 3) log odds of what ``ACCESSORIES`` names: glasses, fringe, headwear (or a hand).
+        accessories: (B, 3) log odds of what ``ACCESSORIES`` names: glasses, fringe, headwear (or a hand).
         identity: (B, 128) embedding.
         landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
         score: (B,) of the face mesh, in [0, 1].
@@ -78,7 +78,7 @@ class Attributes(TensorStruct):
     light: Tensor
     skin: Tensor
     hair: Tensor
-    worn: Tensor
+    accessories: Tensor
     evenness: Tensor
     identity: Tensor
     landmarks68: Tensor
@@ -92,7 +92,7 @@ class Attributes(TensorStruct):
 
     @property
     def smiling(self) -> Tensor:
-        """(B,) as ``happy``, but only where the corners of the mouth say so too.
+        """(B,) as ``happy``, but only where the corners of the mouth are raised, too.
 
         The expression network calls closed mouths of broad or bearded faces happy, with certainty at times; in faces
         that it calls neutral the corners rise by 0.02 +- 0.04 of the mouth's width, in smiles by 0.08.
@@ -106,7 +106,7 @@ class Attributes(TensorStruct):
 
     def probability(self, name: str) -> Tensor:
         """(B,) of one of ``ACCESSORIES``."""
-        return self.worn[:, ACCESSORIES.index(name)].sigmoid()
+        return self.accessories[:, ACCESSORIES.index(name)].sigmoid()
 
 
 class AttributeMeter:
@@ -178,7 +178,7 @@ class AttributeMeter:
             light=light,
             skin=skin,
             hair=_above_face(small, mesh),
-            worn=load_accessories()(small, mesh),
+            accessories=load_accessories()(small, mesh),
             evenness=luma[:, 1:].square().sum(1).sqrt() / luma[:, 0].clamp(min=1e-3),
             identity=load_identity()(crop, points),
             landmarks68=landmarks * up,

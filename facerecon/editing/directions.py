@@ -2,7 +2,7 @@
 
 An attribute is read off a code by a hyperplane: ridge regression for what is measured in degrees or coefficients, a
 linear support vector machine (expression) or logistic regression (glasses, fringe, headwear) for what is there or
-not. InterFaceGAN walks along the plane's normal and projects other normals out of it. Here all attributes are moved
+not. InterFaceGAN moves along the plane's normal and projects other normals out of it. Here all attributes are moved
 by one step, the shortest one in the metric C^-1,
 
     dw = C A_s^T (A_s C A_s^T + ridge)^-1 d ,
@@ -31,7 +31,14 @@ from torch import Tensor
 
 from facerecon.editing.accessories import ACCESSORIES
 from facerecon.editing.attributes import Attributes
-from facerecon.editing.linear import cross_validate, cross_validate_ridge, logistic, ranked, ridge, support_vectors
+from facerecon.editing.linear import (
+    class_metrics,
+    cross_validate,
+    cross_validate_ridge,
+    logistic,
+    ridge,
+    support_vectors,
+)
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
@@ -52,7 +59,7 @@ __all__ = [
 
 LIGHT = tuple(f"light{band}" for band in range(1, 9))
 MEASURED = ("yaw", "pitch", *LIGHT, "smile", "opening", "age", "male")
-"""What :func:`measured_values` gives: attributes that walks steer by what they measure."""
+"""What :func:`measured_values` gives: attributes by whose measured values a traversal is steered."""
 CLASSES = ("happy", *ACCESSORIES)
 """What is there or not: margins, in units of the classifier (positive: there)."""
 STEADY_PARTS = {"identity": 16, "shape": 12, "skin": 3, "hair": 3}
@@ -144,7 +151,7 @@ class Editor(Protocol):
         ...
 
     def read(self, codes: Tensor) -> dict[str, Tensor]:
-        """{name: (B,)}, what the codes (B, 512) or (B, L, 512) alone say of each attribute."""
+        """{name: (B,)}, each attribute as predicted from codes (B, 512) or (B, L, 512) alone."""
         ...
 
 
@@ -158,7 +165,7 @@ class Directions(TensorStruct):
         mean: (512,), mean of the samples they were fitted on.
         response: (K, 512), C weight^T, the shortest change of w with each attribute.
         names: K attributes, of ``MEASURED``, ``STEADY`` and ``CLASSES``.
-        figures: {name: {figure: number}} of the cross-validation, and how the planes came about.
+        metrics: {name: {metric: number}} of the cross-validation, and how the planes came about.
     """
 
     weight: Tensor
@@ -166,12 +173,12 @@ class Directions(TensorStruct):
     mean: Tensor
     response: Tensor
     names: tuple = ()
-    figures: dict | None = None
+    metrics: dict | None = None
 
-    SHARED = ("weight", "bias", "mean", "response", "names", "figures")
+    SHARED = ("weight", "bias", "mean", "response", "names", "metrics")
 
     def index(self, names: Iterable[str]) -> list[int]:
-        """Rows of attributes; an unknown name is a ConfigError that tells the nearest."""
+        """Rows of attributes; an unknown name is a ConfigError with the nearest one."""
         rows = []
         for name in names:
             if name not in self.names:
@@ -180,7 +187,7 @@ class Directions(TensorStruct):
         return rows
 
     def read(self, codes: Tensor) -> dict[str, Tensor]:
-        """What codes say of each attribute: {name: (B,)}, the measured ones in their units, classes as margins.
+        """Prediction of each attribute from codes: {name: (B,)}, the measured ones in their units, classes as margins.
 
         Args:
             codes: (B, 512), or (B, L, 512), whose rows are averaged.
@@ -238,7 +245,7 @@ class Directions(TensorStruct):
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file."""
         tensors = {key: getattr(self, key) for key in ("weight", "bias", "mean", "response")}
-        metadata = {"names": json.dumps(self.names), "figures": json.dumps(self.figures or {}, sort_keys=True)}
+        metadata = {"names": json.dumps(self.names), "metrics": json.dumps(self.metrics or {}, sort_keys=True)}
         write_whole(path, safetensors_bytes(tensors, {"format": "facerecon directions 1", **metadata}))
 
     @classmethod
@@ -252,14 +259,15 @@ class Directions(TensorStruct):
         keys = ("weight", "bias", "mean", "response")
         tensors, metadata = read_safetensors(path, "a file of latent directions", advice, keys)
         try:
-            names, figures = tuple(parse_json(metadata["names"])), parse_json(metadata["figures"])
+            names = tuple(parse_json(metadata["names"]))
+            metrics = parse_json(metadata["metrics"] if "metrics" in metadata else metadata["figures"])
             k, width = len(names), tensors["mean"].shape[0]
             expected = {"weight": (k, width), "bias": (k,), "mean": (width,), "response": (k, width)}
             if any(tuple(tensors[key].shape) != shape for key, shape in expected.items()):
                 raise ValueError("shapes that do not fit each other")
         except (LookupError, ValueError, TypeError) as problem:
             raise AssetError(f"{path} is not a file of latent directions ({problem}); {advice}.") from None
-        return cls(**tensors, names=names, figures=figures)
+        return cls(**tensors, names=names, metrics=metrics)
 
 
 def _plain(codes: Tensor) -> Tensor:
@@ -350,7 +358,7 @@ def fit_directions(
     covariance = x.T @ x / (len(x) - 1)
     values = measured_values(attributes) | steady_values(attributes)
     y = torch.stack([value.double() for value in values.values()], 1)
-    bare = attributes.worn[:, ACCESSORIES.index("headwear")] < 0  # whose hair is seen
+    bare = attributes.accessories[:, ACCESSORIES.index("headwear")] < 0  # whose hair is seen
     squared, best, fitted = _ridges(x, y, folds)
     hair = [k for k, name in enumerate(values) if name.startswith("hair")]
     if int(bare.sum()) >= 4 * folds:
@@ -358,15 +366,15 @@ def fit_directions(
         for (weight, bias), (w, b) in zip(fitted, of_bare, strict=True):
             weight[:, hair], bias[hair] = w, b
     rows: dict[str, tuple[Tensor, Tensor]] = {}
-    figures: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     margins = {}
     for k, name in enumerate(values):
         weight, bias = fitted[best[k]]
         rows[name] = (weight[:, k], bias[k])
         variance = float(y[:, k].var(unbiased=False))
         error = float(squared[k])
-        figures[name] = {"r2": round(1 - error / max(variance, 1e-12), 4), "error": round(error**0.5, 4)}
-        figures[name] |= {"std": round(variance**0.5, 4), "strength": RIDGE_GRID[best[k]], "samples": len(y)}
+        metrics[name] = {"r2": round(1 - error / max(variance, 1e-12), 4), "error": round(error**0.5, 4)}
+        metrics[name] |= {"std": round(variance**0.5, 4), "strength": RIDGE_GRID[best[k]], "samples": len(y)}
     clear = (attributes.happy > CLEAR) | (attributes.neutral > CLEAR)
     where = clear.nonzero()[:, 0]
     for name, (index, there) in {"happy": (where, (attributes.happy[where] > CLEAR).long()), **labels}.items():
@@ -382,11 +390,7 @@ def fit_directions(
         _, strength, guess = min(tried, key=lambda item: item[:2])
         rows[name] = fit(x[index], there, strength)
         margins[name] = guess
-        right = (guess > 0) == (there > 0)
-        figures[name] = {"accuracy": round(float(right.double().mean()), 4), "auc": round(ranked(guess, there), 4)}
-        figures[name] |= {"found": round(float(right[there > 0].double().mean()), 4)}
-        figures[name] |= {"false": round(float((~right[there == 0]).double().mean()), 4)}
-        figures[name] |= {"positive": positive, "samples": len(there), "strength": strength}
+        metrics[name] = class_metrics(guess, there) | {"strength": strength}
     weight = torch.stack([row[0] for row in rows.values()])
     directions = Directions(
         weight=weight.float(),
@@ -394,6 +398,6 @@ def fit_directions(
         mean=mean.float(),
         response=(weight @ (covariance + SPREAD * torch.eye(len(covariance), dtype=x.dtype))).float(),
         names=tuple(rows),
-        figures=figures,
+        metrics=metrics,
     )
     return directions, margins

@@ -30,7 +30,7 @@ _COARSE, _MIDDLE = 3, 7
 
 
 class _Excitation(nn.Module):
-    """Squeeze and excitation: features times what their means say of each channel."""
+    """Squeeze and excitation: features times a weight of each channel, computed from their means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -156,6 +156,6 @@ def load_e4e() -> E4E:
     """The released encoder, frozen.
 
     Raises:
-        AssetError: it was not converted yet; says how.
+        AssetError: it was not converted yet; the message holds the command.
     """
     return load_converted(E4E, assets.locate("e4e"))

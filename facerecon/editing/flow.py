@@ -1,12 +1,13 @@
 """From a code of StyleGAN2-FFHQ to three normalized views, as FFHQ-UV makes them (Sec. 3.1.1, items 2 to 5).
 
 What the face shows is measured once; StyleFlow then takes the light, glasses, yaw, pitch and hair to their targets, a
-walk along one direction takes the smile away for as long as a classifier sees one, and two more edits turn the head.
+traversal along one direction takes the smile away for as long as a classifier finds one, and two more edits turn the
+head.
 :mod:`facerecon.editing.latent_traversal` is what the open pack has instead; it measures every picture it makes and
 corrects by it.
 
 Unlike FFHQ-UV: its attributes are a closed service's. Here yaw, pitch, age, gender and glasses are measured by ours,
-baldness by the parsing of hair, the smile by the classifier that also stops the walk; a beard is not measured, and
+baldness by the parsing of hair, the smile by the classifier that also stops the traversal; a beard is not measured, and
 taken for none.
 """
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facerecon.editing.attributes import AttributeMeter, Attributes
-from facerecon.editing.latent_traversal import Normalized, WalkSettings, trace_row, unmet
+from facerecon.editing.latent_traversal import Normalized, TraversalSettings, trace_row, unmet
 from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.perception.attributes import AttributeNet
@@ -33,7 +34,7 @@ TARGETS: dict[str, float | tuple[float, ...]] = {
 """What the flow makes of the front view, in the release's order; the light is DPR's."""
 
 _FIRST, _MORE, _SHARE = -2.0, 5, 0.05
-"""Of the walk along the smile: the first step per smile, how many may follow, and the share of the first each adds."""
+"""Of the traversal along the smile: first step per smile, how many may follow, share of the first that each adds."""
 _HAIR = 0.5  # area of hair over that of the face from which on a head is not bald at all
 _SMILE = FER_EXPRESSIONS.index("happy")
 _FACE = ("skin", "nose", "left_brow", "right_brow", "left_eye", "right_eye", "mouth", "upper_lip", "lower_lip")
@@ -64,7 +65,7 @@ class ConditionMeter:
     Args:
         light: portraits (B, 3, H, W) in [0, 1] -> (B, 9), DPR.
         expression: image and 68 landmarks -> probabilities (B, 7) of ``FER_EXPRESSIONS``.
-        parser: whose hair says how bald a head is.
+        parser: its hair mask gives the baldness of a head.
     """
 
     def __init__(self, light: Callable[[Tensor], Tensor], expression: AttributeNet, parser: FaceParser) -> None:
@@ -125,10 +126,10 @@ class FlowNormalizer:
         smile: Tensor,
         meter: AttributeMeter,
         conditions: ConditionMeter,
-        settings: WalkSettings | None = None,
+        settings: TraversalSettings | None = None,
     ) -> None:
         self.generator, self.flow, self.meter, self.conditions = generator, flow, meter, conditions
-        self.settings = settings or WalkSettings()
+        self.settings = settings or TraversalSettings()
         if not 0 < self.settings.yaw <= 60:
             raise ConfigError(f"yaw must be above 0 and at most 60 degrees; got {self.settings.yaw}.")
         rows = EDITED_ROWS["expression"].stop
@@ -180,7 +181,7 @@ class FlowNormalizer:
     def _without_smile(
         self, code: Tensor, smile: float, source: Attributes, trace: list[dict]
     ) -> tuple[Tensor, Tensor, Attributes, float]:
-        """Away from the smile, a first step by what was measured, then small ones while the classifier says "happy"."""
+        """Away from the smile: a first step by its measured size, then small ones while the prediction is "happy"."""
         for k in range(_MORE + 1):
             strength = _FIRST * smile * (1 + k * _SHARE)
             moved, image, seen = self._look(code + strength * self.smile, f"front {k + 1}", trace, source)

@@ -241,7 +241,7 @@ class Inversion:
         quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
             of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
             of the residual in deviations of W).
-        trace: one plain dict a look at the true picture.
+        trace: one plain dict for each comparison with the true picture.
     """
 
     code: Tensor
@@ -340,7 +340,7 @@ def invert(
             goes on from there to the same result. It is left for the caller to remove.
 
     Returns:
-        :class:`Inversion`; whether it is good enough is for the caller to say from its ``quality``.
+        :class:`Inversion`; whether it is good enough is for the caller to decide by its ``quality``.
     """
     settings = settings or InversionSettings()
     crop = crop[None] if crop.dim() == 3 else crop

@@ -18,28 +18,36 @@ from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.directions import LIGHT, STEADY, Editor, measured_values
 from facerecon.errors import ConfigError, ShapeError
 
-__all__ = ["Normalized", "AttributeNormalizer", "WalkSettings", "trace_row", "unmet"]
+__all__ = ["Normalized", "AttributeNormalizer", "TraversalSettings", "trace_row", "unmet"]
 
 
 @dataclass(frozen=True)
-class WalkSettings:
+class TraversalSettings:
     """What is wanted, when it is met, and how long to try.
 
     Args:
         yaw: degrees of the side views; the first one ("left") looks to the image's right, +yaw.
-        smile, opening: wanted at most, as measured by the meter (closed mouths have 0.00 to 0.03).
-        happy_margin, glasses_margin, headwear_margin, fringe_margin: codes are moved to at most minus these margins.
+        smile: wanted at most, as the meter measures it.
+        opening: wanted at most, as the meter measures it (closed mouths have 0.00 to 0.03).
+        happy_margin: codes are moved to at most minus this margin of the class "happy".
+        glasses_margin: likewise of the glasses.
+        headwear_margin: likewise of the headwear.
+        fringe_margin: likewise of the fringe.
         push: margin by which a code is moved further if its image still shows what it should not.
         light: share of bands 1-8 to remove in a step (0 leaves the light alone).
         rounds: evaluations of the front at most, the source not counted.
         side_rounds: of each side.
         enough: cost (sum of squares, each target in units of its limit) at which a view is done.
-        yaw_tolerance: degrees by which a side view may fail its yaw; pitch_tolerance, front_tolerance likewise.
-        happy_limit (of ``Attributes.smiling``), opening_limit, evenness_limit: beyond these a target is not met.
+        yaw_tolerance: degrees by which a side view may fail its yaw.
+        pitch_tolerance: degrees by which a view may fail its pitch.
+        front_tolerance: degrees by which the front view may fail its yaw. This limit, ``class_limit`` and
+            ``fringe_limit`` only decide about ``Normalized.reasons``; a data set asks its own filters.
+        happy_limit: of ``Attributes.smiling``, beyond which the target is not met.
+        opening_limit: of the mouth's opening, likewise.
+        evenness_limit: of the light, likewise.
         identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
-        class_limit: probability beyond which glasses or headwear count as left; fringe_limit the same for the fringe.
-        (``front_tolerance``, ``class_limit`` and ``fringe_limit`` only decide what ``Normalized.reasons`` says; a data
-        set asks its own filters.)
+        class_limit: probability beyond which glasses or headwear count as left.
+        fringe_limit: the same for the fringe.
     """
 
     yaw: float = 30.0
@@ -104,13 +112,13 @@ class AttributeNormalizer:
         generator: Callable[[Tensor], Tensor],
         directions: Editor,
         meter: AttributeMeter,
-        settings: WalkSettings | None = None,
+        settings: TraversalSettings | None = None,
     ) -> None:
         self.generator, self.directions, self.meter = generator, directions, meter
-        self.settings = settings or WalkSettings()
+        self.settings = settings or TraversalSettings()
         if not (0 < self.settings.yaw <= 60 and self.settings.rounds >= 1 and self.settings.side_rounds >= 1):
             raise ConfigError(
-                f"walk needs yaw in (0, 60] and rounds, side_rounds of 1 or more; got {self.settings.yaw}, "
+                f"a traversal needs yaw in (0, 60] and rounds, side_rounds of 1 or more; got {self.settings.yaw}, "
                 f"{self.settings.rounds}, {self.settings.side_rounds}."
             )
 
@@ -126,15 +134,15 @@ class AttributeNormalizer:
         """
         if w.dim() not in (1, 2) or w.shape[-1] != 512:
             raise ShapeError(f"w must be (512,) or (L, 512); got {tuple(w.shape)}. Normalize one face at a time.")
-        walk = _Walk(self, w)
-        front = walk.front()
-        codes, images, attributes = walk.sides(front)
-        reasons = unmet(self.settings, walk.source, attributes)
-        return Normalized(codes, images, walk.source, attributes, walk.trace, reasons, walk.source_image)
+        traversal = _Traversal(self, w)
+        front = traversal.front()
+        codes, images, attributes = traversal.sides(front)
+        reasons = unmet(self.settings, traversal.source, attributes)
+        return Normalized(codes, images, traversal.source, attributes, traversal.trace, reasons, traversal.source_image)
 
 
-class _Walk:
-    """One subject's walk. A shift (B, 512) is added to every row of the source code."""
+class _Traversal:
+    """One subject's traversal. A shift (B, 512) is added to every row of the source code."""
 
     def __init__(self, normalizer: AttributeNormalizer, w: Tensor) -> None:
         self.n, self.settings, self.w = normalizer, normalizer.settings, w
@@ -162,7 +170,7 @@ class _Walk:
         return images, seen
 
     def current(self, shift: Tensor, seen: Attributes) -> dict[str, Tensor]:
-        """What the image shows, and what the code says of the classes."""
+        """What the image shows, and the classes as predicted from the code."""
         return self.n.directions.read(self.plain(shift)) | measured_values(seen)
 
     def targets(self, now: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,8 +190,8 @@ class _Walk:
 
         Args:
             turn: (B,) degrees to ask for.
-            push: move what the image still shows on the face further, whatever the code says (the classifier knows
-                faces from the front).
+            push: move what the image still shows on the face further, whatever is predicted from the code (the
+                classifier knows faces from the front).
         """
         plain, now = self.plain(shift), self.current(shift, seen)
         wanted = self.targets(now) | {"yaw": now["yaw"] + turn}
@@ -191,7 +199,7 @@ class _Walk:
         wanted["happy"] = torch.where(smiling, (now["happy"] - 0.7).clamp(max=-0.7), wanted["happy"])
         if push:
             for k, name in enumerate(ACCESSORIES):
-                step = torch.where(seen.worn[:, k] > 0, now[name] - self.settings.push, wanted[name])
+                step = torch.where(seen.accessories[:, k] > 0, now[name] - self.settings.push, wanted[name])
                 wanted[name] = torch.minimum(wanted[name], step)
         return shift + self.n.directions.step(plain, now, wanted, STEADY) - plain
 
@@ -207,7 +215,7 @@ class _Walk:
             + 2 * (seen.opening / s.opening_limit).square()
             + 2 * (seen.smiling / s.happy_limit).square().clamp(max=4)
             + 0.5 * far.square()
-            + front * (seen.worn.sigmoid() @ seen.worn.new_tensor([2.0, 1.0, 2.0]))
+            + front * (seen.accessories.sigmoid() @ seen.accessories.new_tensor([2.0, 1.0, 2.0]))
         )
 
     def front(self) -> tuple[Tensor, Tensor, Attributes]:
@@ -290,7 +298,7 @@ def trace_row(name: str, seen: Attributes, index: int, source: Attributes) -> di
     return {"step": name} | row
 
 
-def unmet(settings: WalkSettings, source: Attributes, seen: Attributes) -> list[str]:
+def unmet(settings: TraversalSettings, source: Attributes, seen: Attributes) -> list[str]:
     """Targets that the three views do not meet, as "filter: what is wrong".
 
     Args:

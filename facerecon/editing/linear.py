@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["cross_validate", "cross_validate_ridge", "logistic", "ranked", "ridge", "support_vectors"]
+__all__ = [
+    "class_metrics",
+    "cross_validate",
+    "cross_validate_ridge",
+    "logistic",
+    "ranked",
+    "ridge",
+    "support_vectors",
+]
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
@@ -118,3 +126,16 @@ def ranked(margin: Tensor, there: Tensor) -> float:
     """Share of pairs (there, not there) whose margins are in order."""
     pairs = margin[there > 0][:, None] - margin[there == 0]
     return float(((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean())
+
+
+def class_metrics(margin: Tensor, there: Tensor) -> dict[str, float]:
+    """Accuracy, area under the curve, true and false positive rates of margins (N,) against classes (N,) of 0 and 1."""
+    right = ((margin > 0) == (there > 0)).double()
+    return {
+        "accuracy": round(float(right.mean()), 4),
+        "auc": round(ranked(margin, there), 4),
+        "found": round(float(right[there > 0].mean()), 4),
+        "false": round(float((1 - right[there == 0]).mean()), 4),
+        "positive": int(there.sum()),
+        "samples": len(there),
+    }

@@ -225,7 +225,7 @@ def load_styleflow() -> ConditionalFlow:
     """The released flow, frozen.
 
     Raises:
-        AssetError: it was not converted yet; says how.
+        AssetError: it was not converted yet; the message holds the command.
     """
     return load_converted(ConditionalFlow, assets.locate("styleflow"))
 
@@ -235,7 +235,7 @@ def load_expression_direction() -> Tensor:
     """The released direction of a smile, rows of W+: (1 or 18, 512).
 
     Raises:
-        AssetError: it was not converted yet; says how.
+        AssetError: it was not converted yet; the message holds the command.
     """
     path = assets.locate("expression_direction")
     tensors, _ = read_safetensors(path, "a direction of W+", "convert the released file again", ("direction",))

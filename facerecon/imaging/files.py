@@ -108,7 +108,7 @@ def read_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
 def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = _MAX_PIXELS) -> LoadedImage:
     """Decode any photo to upright RGB, in bounded memory.
 
-    EXIF rotation is applied, transparency is laid over white, greyscale, palette, 16-bit, CMYK (through its
+    EXIF rotation is applied, transparency is laid over white, grayscale, palette, 16-bit, CMYK (through its
     embedded ICC profile where it has one) and animated files (first frame) become RGB.
 
     Args:
@@ -119,7 +119,7 @@ def load_image(source: Any, max_side: int | None = _MAX_SIDE, max_pixels: int = 
             brings it below; any other larger file is refused.
 
     Returns:
-        The image and the scale at which it was read. A warning says where 16-bit numbers are taken for fewer bits.
+        The image and the scale at which it was read. A warning names 16-bit numbers that are taken for fewer bits.
 
     Raises:
         InputError: missing, empty, truncated or corrupt, not an image, or too large; always one line.
@@ -318,7 +318,7 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit RGB of ``size``: profile, depth, palette and alpha resolved."""
     profile = image.info.get("icc_profile")
     if image.mode in _GREY:
-        image = Image.fromarray(_grey_to_uint8(np.asarray(image)))
+        image = Image.fromarray(_gray_to_uint8(np.asarray(image)))
     elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
     elif image.mode in ("1", "L", "P"):
@@ -334,7 +334,7 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey_to_uint8(values: np.ndarray) -> np.ndarray:
+def _gray_to_uint8(values: np.ndarray) -> np.ndarray:
     """One channel of 16-bit integers, 32-bit integers or floats -> uint8, by the range the numbers use."""
     return np.round(np.clip(np.nan_to_num(values / _white(values)), 0, 1) * 255).astype(np.uint8)
 

@@ -78,7 +78,7 @@ def dilate(mask: Tensor, radius: float) -> Tensor:
     """Grow a mask: each pixel becomes the maximum over a disk.
 
     Args:
-        mask: (B, C, H, W); grey values are kept (a soft edge moves outwards).
+        mask: (B, C, H, W); gray values are kept (a soft edge moves outwards).
         radius: of the disk, in pixels; 0 changes nothing. Beyond the image there is nothing.
 
     Returns:

@@ -170,7 +170,7 @@ def _of_film(path: Path, count: int) -> Iterator[Frame]:
         with av.open(str(path)) as film:
             if not film.streams.video:
                 raise InputError(f"{path} holds no pictures, only sound; give a film.")
-            total = sum(1 for _ in film.decode(video=0))  # what a container says of it is not always so
+            total = sum(1 for _ in film.decode(video=0))  # a container's own count is not always right
         wanted, first = set(chosen_frames(total, count)), None
         with av.open(str(path)) as film:
             rate = float(film.streams.video[0].average_rate or _RATE)

@@ -166,7 +166,7 @@ def _save_sorted(arrays: dict[str, np.ndarray], target: Path, metadata: dict[str
 
 
 def _packed(array: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    """Row-major copy: safetensors writes memory as it lies, whatever the strides say."""
+    """Row-major copy: safetensors writes memory as it lies, whatever the strides are."""
     return np.ascontiguousarray(array, dtype=dtype)
 
 

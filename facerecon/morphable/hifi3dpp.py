@@ -4,7 +4,7 @@ Users get ``hifi3dpp_model_info.mat`` from the authors, after registration:
 https://github.com/csbhr/FFHQ-UV. What a file must hold is in :data:`LAYOUT`; :func:`read_hifi3dpp` holds it against
 that before anything is used. Only numeric arrays of MATLAB's version 5 format are read: nothing in a file is run.
 
-Conventions of the release: faces, keypoints and ``point_buf`` count from 1; the mean shape is recentred on loading;
+Conventions of the release: faces, keypoints and ``point_buf`` count from 1; the mean shape is recentered on loading;
 albedo is in 0..255; vertices are in 0.1 m in the released camera's frame; the head has no eyeballs, its eyes are
 painted on the sockets.
 """
@@ -139,7 +139,7 @@ class HiFi3DPP:
 
 
 def _read_mat(path: Path, layout: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
-    """Numeric arrays of a MATLAB 5 file, each of the shape that the layout says; vectors may lie either way."""
+    """Numeric arrays of a MATLAB 5 file, each of the layout's shape; vectors may lie either way."""
     advice = f"expected {what}, see the release's README"
     if not path.is_file():
         raise AssetError(f"{path} does not exist; ask its authors for it (https://github.com/csbhr/FFHQ-UV).")

@@ -216,7 +216,7 @@ def _islands(faces: np.ndarray, count: int) -> np.ndarray:
 
 
 def bust_distance(points: np.ndarray) -> np.ndarray:
-    """Signed distance to the bust's cutting sphere, negative where the head is; ignores what is above its centre."""
+    """Signed distance to the bust's cutting sphere, negative where the head is; ignores what is above its center."""
     below = points - _BUST_CENTER
     below[..., 1] = np.minimum(below[..., 1], 0.0)
     distance = np.linalg.norm(below, axis=-1) - _BUST_RADIUS
@@ -229,7 +229,7 @@ def cut_head(base: BaseMesh) -> HeadMesh:
     The skin keeps one ring of quads more than the cut of :func:`bust_distance` needs.
 
     Raises:
-        AssetError: the mesh is not the expected one (the pieces are recognised by their number of quads).
+        AssetError: the mesh is not the expected one (the pieces are recognized by their number of quads).
     """
     body = base.groups == "body"
     island = _islands(base.uv_quads[body], len(base.uvs))

@@ -40,7 +40,7 @@ class MorphableModel(nn.Module):
     Generic: any head model is one of these with other buffers. ``model.double()`` works in float64 throughout.
 
     Args:
-        mean: (V, 3), 0.1 m, y up, face towards +z, centred as the released camera expects.
+        mean: (V, 3), 0.1 m, y up, face towards +z, centered as the released camera expects.
         identity_basis: (I, V, 3), one standard deviation each.
         expression_basis: (E, V, 3).
         topology: faces, UVs, landmarks, mirror, regions.
@@ -261,7 +261,7 @@ class MorphableModel(nn.Module):
         return self.pose(self.shape(params), params)
 
     def albedo(self, params: FaceParams) -> Tensor:
-        """Per-vertex colour of the model's own linear albedo: (B, V, 3) in [0, 1], not clamped."""
+        """Per-vertex color of the model's own linear albedo: (B, V, 3) in [0, 1], not clamped."""
         albedo = self._coefficients("albedo", params.albedo, self.num_albedo)
         return self.albedo_mean + torch.einsum("ba,avc->bvc", albedo, self.albedo_basis)
 

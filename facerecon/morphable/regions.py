@@ -44,7 +44,7 @@ _JAW_HALF = (
     (0.0, -1.0),
 )
 JAW_OUTWARD = (*_JAW_HALF, *((-x, y) for x, y in _JAW_HALF[-2::-1]))
-"""Outward direction of the jaw contour at points 0-16 in an upright image (x right, y up), not normalised."""
+"""Outward direction of the jaw contour at points 0-16 in an upright image (x right, y up), not normalized."""
 
 REGIONS = {
     "face": "what a fit renders: skin from hairline to under the chin, ear to ear, with lips, lids and eyeballs",
@@ -56,16 +56,16 @@ REGIONS = {
     "tongue": "tongue",
     "lips": "vermilion of both lips",
     "lids": "upper and lower eyelids",
-    "nose": "nose, as compared in millimetres (REALY)",
-    "mouth_area": "lips and the skin around them, as compared in millimetres (REALY's mouth)",
-    "forehead": "brows and forehead, as compared in millimetres (REALY)",
-    "cheek": "both cheeks, as compared in millimetres (REALY)",
+    "nose": "nose, as compared in millimeters (REALY)",
+    "mouth_area": "lips and the skin around them, as compared in millimeters (REALY's mouth)",
+    "forehead": "brows and forehead, as compared in millimeters (REALY)",
+    "cheek": "both cheeks, as compared in millimeters (REALY)",
     "brows": "the hairy part of the brows",
     "ears": "both ears",
     "scalp": "where hair grows on the head",
     "neck": "neck and under-jaw",
 }
-"""Regions of triangles and what they mean; a model has those that it can tell."""
+"""Regions of triangles and what they mean; a model has those that its source defines."""
 
 
 def makehuman_regions(
@@ -74,7 +74,7 @@ def makehuman_regions(
     """Regions of the MakeHuman head from its template's geometry and the masks that come with it.
 
     Args:
-        centers: (F, 3) triangle centres on the template (base-mesh frame, 0.1 m).
+        centers: (F, 3) triangle centers on the template (base-mesh frame, 0.1 m).
         part: (F,) index into ``parts``.
         lips, lids, ears: (F,) in [0, 1], the source's own masks.
 

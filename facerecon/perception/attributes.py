@@ -62,7 +62,7 @@ class PersonSegmenter(nn.Module):
 
 @kept()
 def load_expression() -> AttributeNet:
-    """Seven expressions (:data:`EXPRESSIONS`); saturates, good enough to stop a walk."""
+    """Seven expressions (:data:`EXPRESSIONS`); saturates, good enough to stop a traversal."""
     return AttributeNet(load_weights(DenseFaceNet(7), assets.locate("expression7")), True).eval()
 
 

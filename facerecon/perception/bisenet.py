@@ -66,7 +66,7 @@ class _Backbone(nn.Module):
 
 
 class _Refinement(nn.Module):
-    """Attention refinement module (Fig. 2b): features times what their mean says of each channel."""
+    """Attention refinement module (Fig. 2b): features times a weight of each channel, computed from their mean."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class FaceParser(nn.Module):
 
         Args:
             image: (1, 3, H, W) in [0, 1], a crop of the head.
-            mesh: (1, 468, 2 or 3) px, which says whose face is meant where a crop shows two.
+            mesh: (1, 468, 2 or 3) px, of the face that is meant where a crop shows two.
         """
         found = self.probabilities(image) * near_face(image, mesh)
 
@@ -192,7 +192,7 @@ def load_parser(name: str) -> FaceParser | None:
 
     Raises:
         ConfigError: another name.
-        AssetError: it is not in the cache; says how to get it.
+        AssetError: it is not in the cache; the message holds the command.
     """
     if name not in PARSERS:
         raise ConfigError(nearest_name(name, PARSERS, "parsing"))

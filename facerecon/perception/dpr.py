@@ -119,6 +119,6 @@ def load_portrait_light() -> PortraitLight:
     """DPR's light, frozen.
 
     Raises:
-        AssetError: it was not converted yet; says how.
+        AssetError: it was not converted yet; the message holds the command.
     """
     return load_converted(PortraitLight, assets.locate("dpr"))

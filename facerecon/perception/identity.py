@@ -120,7 +120,7 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
 
     Raises:
         ConfigError: another name.
-        AssetError: it is not in the cache; says how to get it.
+        AssetError: it is not in the cache; the message holds the command.
     """
     if name not in IDENTITIES:
         raise ConfigError(nearest_name(name, IDENTITIES, "identity network"))

@@ -1,4 +1,4 @@
-"""Face masks without a parsing network: outlines say where the face can be, color and texture what of it is skin.
+"""Face masks without a parsing network: outlines bound the face, color and texture separate its skin.
 
 The skin of this face and what surrounds it (hair, hat, background) become mixtures of Gaussians over color and local
 contrast; their likelihood ratio and a prior from the outlines are smoothed by a random walk that stops at edges.

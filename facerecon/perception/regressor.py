@@ -58,7 +58,7 @@ _SCALE = ".scale"
 
 @dataclass(frozen=True)
 class Coefficients(TensorStruct):
-    """What N_enc says of B crops: {p_id, p_exp, p_tex, p_pose, p_light}, in the units of the released network.
+    """Prediction of N_enc for B crops: {p_id, p_exp, p_tex, p_pose, p_light}, in the units of the released network.
 
     Args:
         identity: (B, I), standard deviations of the head model's basis.
@@ -150,7 +150,7 @@ class RegressorConfig:
             released ReLU, 0 and 1 fits blendshape weights.
         face_model: head model that the coefficients are of.
         decoder: linear texture decoder whose code the texture is ("linear", "linear_normalized", or "albedo" for the
-            head model's own); "" says nothing.
+            head model's own); "" is unknown.
     """
 
     backbone: str = "resnet18"

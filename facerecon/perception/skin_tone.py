@@ -41,7 +41,7 @@ def neutral_gain(color: Tensor, kept: float) -> Tensor:
 
     Args:
         color: (B, 3) skin colors in (0, 1].
-        kept: share of the difference that is believed to be the person's, 0 to 1.
+        kept: share of the difference that is attributed to the person, 0 to 1.
 
     Returns:
         (B, 3, 1, 1); ones where the color is not known.

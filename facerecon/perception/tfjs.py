@@ -41,7 +41,7 @@ def read_weights(groups: list[dict], folder: Path) -> dict[str, np.ndarray]:
         {name: float32, int64 or bool array}.
 
     Raises:
-        AssetError: the binaries are shorter or longer than the manifest says, or hold an unknown type.
+        AssetError: the binaries are shorter or longer than in the manifest, or hold an unknown type.
     """
     tensors: dict[str, np.ndarray] = {}
     for group in groups:

@@ -1,6 +1,6 @@
 """VGG-19 (arXiv:1409.1556) with batch normalization on FER2013: the expression classifier of FFHQ-UV's editing.
 
-It tells the walk along the expression's direction when to stop (Sec. 3.1.1): while it says "happy". One fully connected
+The traversal along the expression's direction goes on while it predicts "happy" (Sec. 3.1.1). One fully connected
 layer follows the convolutions, whose input is 44 px a side.
 """
 
@@ -79,6 +79,6 @@ def load_vgg_expression() -> VGGExpression:
     """The released expression classifier, frozen.
 
     Raises:
-        AssetError: it was not converted yet; says how.
+        AssetError: it was not converted yet; the message holds the command.
     """
     return load_converted(VGGExpression, assets.locate("expression_vgg19"))

@@ -1,4 +1,4 @@
-"""Rendering and unwrapping: one rasteriser for images, UV maps and visibility."""
+"""Rendering and unwrapping: one rasterizer for images, UV maps and visibility."""
 
 from facerecon.render.rasterize import choose_backend, rasterize
 from facerecon.render.renderer import FusedView, PreparedView, Renderer

@@ -74,7 +74,7 @@ def barycentrics(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Perspective-correct barycentrics of points on the screen, straight from clip space.
 
     With corners moved so that the point is the origin, q_i = (x_i - x w_i, y_i - y w_i), the weights are
-    b_i proportional to q_j x q_k (2D homogeneous rasterisation): edge_i / w_i up to a common factor.
+    b_i proportional to q_j x q_k (2D homogeneous rasterization): edge_i / w_i up to a common factor.
 
     Args:
         corners: (P, 3, 4) clip coordinates of the face each point lies in.

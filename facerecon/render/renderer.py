@@ -209,7 +209,7 @@ class Renderer(nn.Module):
     Args:
         size: longer side of the rendered image in pixels; the camera's field of view is kept whatever its own
             size is. A pair is (H, W); None renders at the camera's size.
-        backend: rasteriser, see :func:`~facerecon.render.rasterize.choose_backend`.
+        backend: rasterizer, see :func:`~facerecon.render.rasterize.choose_backend`.
         filter: "bilinear" texture look-up, or the release's "nearest".
         shading: light evaluated per "pixel" on interpolated normals, or per "vertex" and interpolated, as in
             the release.

@@ -1,4 +1,4 @@
-"""The UV map: sampling it, rasterising it, and baking a photo into it (Sec. 3.1.2)."""
+"""The UV map: sampling it, rasterizing it, and baking a photo into it (Sec. 3.1.2)."""
 
 from __future__ import annotations
 

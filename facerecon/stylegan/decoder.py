@@ -1,8 +1,8 @@
 """Texture decoders: latent code -> UV texture (Sec. 4.1), behind one interface.
 
 ``LinearDecoder`` is the paper's ablation 'PCA tex basis' (Table 5) in UV space. The StyleGAN2 decoder
-(:mod:`facerecon.stylegan.texture_decoder`) implements the same interface, so that the three stages do not know which
-one they drive.
+(:mod:`facerecon.stylegan.texture_decoder`) implements the same interface, so that the three stages
+drive either.
 """
 
 from __future__ import annotations

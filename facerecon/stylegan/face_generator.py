@@ -211,14 +211,14 @@ class _Output(nn.Module):
 
 
 class MobileMapping(nn.Module):
-    """z -> w: normalise, then eight linear layers with leaky ReLU."""
+    """z -> w: normalize, then eight linear layers with leaky ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(STYLE_DIM, STYLE_DIM) for _ in range(8))
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, 512), any length (it is normalised) -> w (B, 512)."""
+        """z (B, 512), any length (it is normalized) -> w (B, 512)."""
         if z.dim() != 2 or z.shape[1] != STYLE_DIM:
             raise ShapeError(f"z must be (B, {STYLE_DIM}); got {tuple(z.shape)}.")
         x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()

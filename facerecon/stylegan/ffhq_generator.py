@@ -219,7 +219,7 @@ def load_ffhq_generator() -> Generator:
     """StyleGAN2-FFHQ, frozen: from its own pickle, or where that was not converted, from e4e's file.
 
     Raises:
-        AssetError: neither was converted yet; says how.
+        AssetError: neither was converted yet; the message holds the command.
     """
     other = assets.status("e4e_generator").state == "ready" and assets.status("stylegan2_ffhq").state != "ready"
     return read_generator(assets.locate("e4e_generator" if other else "stylegan2_ffhq"))[0]

@@ -53,7 +53,7 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 0 if field.name in ("mapped_dim", "mapping_layers") else 1
-            most = 64 if field.name == "mapping_layers" else 1 << 20  # a file may say anything
+            most = 64 if field.name == "mapping_layers" else 1 << 20  # a file may hold anything
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise ConfigError(f"generator: {field.name} must be an integer, {least} to {most}; got {value!r}.")
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):

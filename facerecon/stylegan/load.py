@@ -90,7 +90,7 @@ def load_face_generator(
 
     Raises:
         ConfigError: another name.
-        AssetError: it is not in the cache; says how to get it.
+        AssetError: it is not in the cache; the message holds the command.
     """
     if name not in FACE_GENERATORS:
         raise ConfigError(nearest_name(name, FACE_GENERATORS, "generator"))
@@ -149,7 +149,7 @@ def load_decoder(
 def decoder_kind(name: str) -> str:
     """``"stylegan"`` or ``"linear"``: what the decoder of that name, or the file at that path, is.
 
-    A file that is neither counts as linear, whose reader says what is wrong with it. Only its header is read.
+    A file that is neither counts as linear; the reader of linear bases then raises. Only its header is read.
     """
     if not is_decoder_file(name):
         return DECODERS[name].kind if name in DECODERS else "linear"

@@ -198,7 +198,7 @@ def kept_pictures(names: Sequence[str] = TOPOLOGY_PICTURES) -> list[Tensor]:
         names: of their files.
 
     Raises:
-        AssetError: they were not converted, or one of them is not among them; says how.
+        AssetError: they were not converted, or one of them is not among them; the message holds the command.
     """
     names = [Path(name).stem for name in names]
     path = assets.locate("ffhq_uv_topology")

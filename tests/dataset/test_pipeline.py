@@ -12,7 +12,7 @@ import torch
 
 from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps
 from facerecon.dataset.filters import STEPS
-from facerecon.dataset.pipeline import ABLATIONS, InversionSettings, PipelineSettings, UVPipeline, WalkSettings
+from facerecon.dataset.pipeline import ABLATIONS, InversionSettings, PipelineSettings, TraversalSettings, UVPipeline
 from facerecon.errors import ConfigError
 from facerecon.settings import build_settings
 
@@ -120,7 +120,7 @@ def test_the_yaml_holds_the_defaults_of_the_code():
     config = compose("uv_dataset", ["n=1"])
     own = {"size", "multi_view", "blending"}
     parts = {
-        "search": WalkSettings, "inversion": InversionSettings, "extract": ExtractSettings,
+        "search": TraversalSettings, "inversion": InversionSettings, "extract": ExtractSettings,
         "complete": CompleteSettings, "filters": FilterSettings,
     }  # fmt: skip
     for key, kind in parts.items():
@@ -172,7 +172,7 @@ def test_a_loaded_pipeline_changes_what_follows_the_search_only():
         "naive",
         False,
     )
-    for changes in ({"size": 256}, {"face_model": "ict"}, {"search": WalkSettings(yaw=20.0)}):
+    for changes in ({"size": 256}, {"face_model": "ict"}, {"search": TraversalSettings(yaw=20.0)}):
         with pytest.raises(ConfigError, match="unknown setting of a pipeline that is loaded"):
             loaded.changed(**changes)
 

@@ -6,7 +6,7 @@ import torch
 from facerecon.editing.accessories import (
     ACCESSORIES,
     AccessoryClassifier,
-    fit_worn,
+    fit_accessories,
     load_accessories,
     upper_face,
     upper_face_features,
@@ -64,19 +64,19 @@ def test_fit_finds_what_is_there_and_says_how_well() -> None:
         there = torch.arange(120) % 3 == k
         features[there, k * 40 : k * 40 + 40] += 1.5
         labels[name] = (torch.arange(120), there.long())
-    classifier, margins = fit_worn(features, labels)
+    classifier, margins = fit_accessories(features, labels)
     for k, name in enumerate(ACCESSORIES):
-        assert classifier.figures[name]["accuracy"] > 0.95
+        assert classifier.metrics[name]["accuracy"] > 0.95
         inside = features @ classifier.weight[k] + classifier.bias[k]
         assert ((inside > 0) == (labels[name][1] > 0)).all()
         assert margins[name].abs().mean() < inside.abs().mean()  # out of fold is less sure
     with pytest.raises(InputError, match="'glasses' has 2 of 120"):
-        fit_worn(features, labels | {"glasses": (torch.arange(120), (torch.arange(120) < 2).long())})
+        fit_accessories(features, labels | {"glasses": (torch.arange(120), (torch.arange(120) < 2).long())})
 
 
 def test_files(tmp_path) -> None:
     shipped = load_accessories()
-    assert shipped.figures["glasses"]["accuracy"] > 0.96
+    assert shipped.metrics["glasses"]["accuracy"] > 0.96
     shipped.save(tmp_path / "a.safetensors")
     again = AccessoryClassifier.load(tmp_path / "a.safetensors")
     assert torch.equal(again.weight, shipped.weight)

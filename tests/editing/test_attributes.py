@@ -55,7 +55,7 @@ def test_the_mirror_turns_the_face_and_the_light(meter) -> None:
     side = both.light.mean(2)[:, 3]
     assert float(side[0]) > 0.1 and float(side[1]) < -0.1
     assert float(both.evenness[0] - both.evenness[1]) == pytest.approx(0, abs=0.05)
-    assert torch.allclose(both.worn[0], both.worn[1], atol=0.6)
+    assert torch.allclose(both.accessories[0], both.accessories[1], atol=0.6)
 
 
 def test_an_even_light_is_even(meter) -> None:
@@ -70,8 +70,8 @@ def test_an_even_light_is_even(meter) -> None:
 def test_a_face_is_the_same_in_any_batch_and_on_the_disk(meter, tmp_path) -> None:
     images = heads(meter, (0.0, 20.0))
     both, alone = meter(images), meter(images[1:])
-    for key in ("yaw", "light", "identity", "worn", "skin", "hair"):
+    for key in ("yaw", "light", "identity", "accessories", "skin", "hair"):
         assert torch.allclose(getattr(both, key)[1:], getattr(alone, key), atol=2e-3), key
     both.save(tmp_path / "a.safetensors")
     again = Attributes.load(tmp_path / "a.safetensors")
-    assert torch.equal(again.mesh468, both.mesh468) and torch.equal(again.worn, both.worn)
+    assert torch.equal(again.mesh468, both.mesh468) and torch.equal(again.accessories, both.accessories)

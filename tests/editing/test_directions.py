@@ -38,7 +38,7 @@ def world(n: int = 400):
         yaw=10 * codes[:, 0], pitch=5 * codes[:, 1], roll=torch.zeros(n), expression=expression,
         opening=0.1 * codes[:, 11], smile=0.05 * codes[:, 10], age=30 + 5 * codes[:, 12],
         male=torch.sigmoid(0.5 * codes[:, 13]), light=light, skin=(0.2 * codes[:, 14:17]).exp(),
-        hair=(0.2 * codes[:, 17:20]).exp(), worn=torch.full((n, 3), -3.0), evenness=torch.zeros(n),
+        hair=(0.2 * codes[:, 17:20]).exp(), accessories=torch.full((n, 3), -3.0), evenness=torch.zeros(n),
         identity=torch.randn(n, 128, generator=chance), landmarks68=torch.zeros(n, 68, 2),
         mesh468=torch.randn(1, 468, 3, generator=chance) + 0.01 * torch.randn(n, 468, 3, generator=chance),
         score=torch.ones(n),
@@ -58,10 +58,10 @@ def test_a_linear_world_is_recovered(fitted) -> None:
     codes, attributes, labels, directions, margins = fitted
     assert set(directions.names) == {*MEASURED, *STEADY, *CLASSES}
     for name in ("yaw", "pitch", "opening", "age", *LIGHT):
-        assert directions.figures[name]["r2"] > 0.98, name
-    assert directions.figures["identity0"]["r2"] < 0.2  # chance has no plane
+        assert directions.metrics[name]["r2"] > 0.98, name
+    assert directions.metrics["identity0"]["r2"] < 0.2  # chance has no plane
     for name in CLASSES[1:]:
-        assert directions.figures[name]["accuracy"] > 0.93
+        assert directions.metrics[name]["accuracy"] > 0.93
         assert ((margins[name] > 0) == (labels[name][1] > 0)).double().mean() > 0.93
     read, values = directions.read(codes), measured_values(attributes)
     assert (read["yaw"] - values["yaw"]).abs().max() < 1.0
@@ -76,7 +76,7 @@ def test_a_step_moves_its_targets_and_keeps_the_rest(fitted) -> None:
     for name, target in targets.items():
         assert ((moved[name] - target).abs() <= 5 * RIDGE * (target - now[name]).abs() + 0.02).all(), name
     for name in keep:
-        scale = directions.figures[name].get("std", 1.0)
+        scale = directions.metrics[name].get("std", 1.0)
         assert (moved[name] - now[name]).abs().max() < 0.25 * scale, name
 
 
@@ -118,7 +118,7 @@ def test_a_file_comes_back_and_a_changed_one_is_refused(fitted, tmp_path) -> Non
     directions.save(tmp_path / "a.safetensors")
     again = Directions.load(tmp_path / "a.safetensors")
     assert torch.equal(again.weight, directions.weight) and again.names == directions.names
-    assert again.figures == json.loads(json.dumps(directions.figures))
+    assert again.metrics == json.loads(json.dumps(directions.metrics))
     directions.replace(bias=directions.bias[:-1]).save(tmp_path / "b.safetensors")
     with pytest.raises(AssetError, match="latent directions"):
         Directions.load(tmp_path / "b.safetensors")
@@ -162,8 +162,8 @@ def test_what_is_shipped_holds_together() -> None:
 
     directions = load_directions()
     assert set(directions.names) == {*MEASURED, *STEADY, *CLASSES}
-    assert directions.figures["yaw"]["r2"] > 0.94
-    assert directions.figures["glasses"]["accuracy"] > 0.92
+    assert directions.metrics["yaw"]["r2"] > 0.94
+    assert directions.metrics["glasses"]["accuracy"] > 0.92
     labels = read_labels(shipped("attribute_labels.csv"))
     assert set(labels) == set(CLASSES[1:])
     assert all(len(of) >= 400 for of in labels.values())

@@ -8,7 +8,7 @@ import torch
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.flow import TARGETS, ConditionMeter, FlowNormalizer, baldness
 from facerecon.editing.inversion import encode
-from facerecon.editing.latent_traversal import WalkSettings
+from facerecon.editing.latent_traversal import TraversalSettings
 from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS
 from facerecon.errors import ConfigError, ShapeError
 from facerecon.imaging.files import read_image
@@ -43,7 +43,8 @@ class Reader:
         return Attributes(
             yaw=value("yaw"), pitch=value("pitch"), roll=zero, expression=torch.stack([1 - happy, happy], 1),
             opening=zero, smile=value("expression"), age=zero + 30, male=zero, light=light, skin=torch.ones(n, 3),
-            hair=torch.ones(n, 3), worn=torch.full((n, 3), -9.0) + value("glasses")[:, None] * torch.eye(3)[:1] * 18,
+            hair=torch.ones(n, 3),
+            accessories=torch.full((n, 3), -9.0) + value("glasses")[:, None] * torch.eye(3)[:1] * 18,
             evenness=zero, identity=torch.zeros(n, 128), landmarks68=torch.zeros(n, 68, 2),
             mesh468=torch.zeros(n, 468, 3), score=torch.ones(n),
         )  # fmt: skip
@@ -99,7 +100,7 @@ def smile() -> torch.Tensor:
 
 
 def normalizer(limit: float = 0.0, **settings) -> FlowNormalizer:
-    return FlowNormalizer(Painter(), Flow(), smile(), Reader(), Conditions(limit), WalkSettings(**settings))
+    return FlowNormalizer(Painter(), Flow(), smile(), Reader(), Conditions(limit), TraversalSettings(**settings))
 
 
 def test_the_edits_come_in_the_releases_order_and_reach_their_targets() -> None:

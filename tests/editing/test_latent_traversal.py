@@ -1,4 +1,4 @@
-"""The walk in a world whose attributes are known functions of the code: what it must reach, record and refuse."""
+"""The traversal in a world whose attributes are known functions of the code: what it must reach, record and refuse."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from facerecon.editing.attributes import Attributes
 from facerecon.editing.directions import CLASSES, LIGHT, MEASURED, Directions
-from facerecon.editing.latent_traversal import AttributeNormalizer, WalkSettings, _Walk, next_angle, unmet
+from facerecon.editing.latent_traversal import AttributeNormalizer, TraversalSettings, _Traversal, next_angle, unmet
 from facerecon.errors import ConfigError, ShapeError
 
 NAMES = (*MEASURED, *CLASSES)
@@ -49,7 +49,7 @@ class Reader:
             yaw=yaw, pitch=value["pitch"] + self.bend * angle / 10, roll=torch.zeros(n), expression=expression,
             opening=value["opening"], smile=value["smile"] + 0.1 * self.bend * (angle / 30).square(),
             age=value["age"], male=value["male"].sigmoid(), light=light,
-            skin=torch.ones(n, 3), hair=torch.ones(n, 3), worn=worn,
+            skin=torch.ones(n, 3), hair=torch.ones(n, 3), accessories=worn,
             evenness=light.mean(2)[:, 1:].square().sum(1).sqrt() / 0.8, identity=w[:, -128:],
             landmarks68=torch.zeros(n, 68, 2), mesh468=torch.zeros(n, 468, 3), score=torch.ones(n),
         )  # fmt: skip
@@ -118,9 +118,21 @@ def test_what_the_image_shows_counts_not_what_the_code_says() -> None:
     assert [reason.split(":")[0] for reason in stays.reasons] == ["occlusion"]
 
 
-# -- walks whose every measurement is given ----------------------------------------------------------------------
+# -- traversals whose every measurement is given ----------------------------------------------------------
 
-GOOD = {"yaw": 0.0, "pitch": 0.0, "smiling": 0.0, "opening": 0.0, "evenness": 0.0, "far": 0.0, "worn": (-20.0,) * 3}
+GOOD = {
+    "yaw": 0.0,
+    "pitch": 0.0,
+    "smiling": 0.0,
+    "opening": 0.0,
+    "evenness": 0.0,
+    "far": 0.0,
+    "accessories": (-20.0,) * 3,
+}
+
+
+def wearing(*margins: float) -> dict:
+    return {"accessories": margins}
 
 
 def shown(*rows: dict) -> Attributes:
@@ -132,7 +144,7 @@ def shown(*rows: dict) -> Attributes:
     light = torch.ones(len(rows), 9, 3)
     return Attributes(
         yaw=row["yaw"], pitch=row["pitch"], roll=zeros, expression=expression, opening=row["opening"], smile=zeros + 1,
-        age=zeros, male=zeros + 0.5, light=light, skin=light[:, 0], hair=light[:, 0], worn=row["worn"],
+        age=zeros, male=zeros + 0.5, light=light, skin=light[:, 0], hair=light[:, 0], accessories=row["accessories"],
         evenness=row["evenness"], identity=identity, landmarks68=torch.zeros(len(rows), 68, 2),
         mesh468=torch.zeros(len(rows), 468, 3), score=zeros + 1,
     )  # fmt: skip
@@ -153,9 +165,11 @@ class Steps:
 
 
 def walked(source: dict, *measured: dict, **settings) -> tuple[AttributeNormalizer, object]:
-    """A walk from a code of zeros whose pictures, one after another, show what is given."""
+    """A traversal from a code of zeros whose pictures, one after another, show what is given."""
     rest = iter((source, *measured))
-    normalizer = AttributeNormalizer(Painter(), Steps(), lambda images: shown(next(rest)), WalkSettings(**settings))
+    normalizer = AttributeNormalizer(
+        Painter(), Steps(), lambda images: shown(next(rest)), TraversalSettings(**settings)
+    )
     made = normalizer(torch.zeros(512))
     assert next(rest, None) is None  # all were looked at
     return normalizer, made
@@ -204,11 +218,13 @@ def test_the_best_of_all_tries_is_kept() -> None:
     ],
 )
 def test_what_a_view_costs(given, cost) -> None:
-    walk = _Walk(AttributeNormalizer(Painter(), Steps(), lambda images: shown({})), torch.zeros(512))
-    seen = shown({"yaw": 30.0, **given, "worn": (0.0, math.log(3), -math.log(3))})  # at chances of 1/2, 3/4 and 1/4
-    assert walk.cost(seen, torch.tensor([30.0]), front=False).item() == pytest.approx(cost, rel=1e-5)
+    traversal = _Traversal(AttributeNormalizer(Painter(), Steps(), lambda images: shown({})), torch.zeros(512))
+    seen = shown(
+        {"yaw": 30.0, **given, "accessories": (0.0, math.log(3), -math.log(3))}
+    )  # at chances of 1/2, 3/4 and 1/4
+    assert traversal.cost(seen, torch.tensor([30.0]), front=False).item() == pytest.approx(cost, rel=1e-5)
     worn = 2 / 2 + 3 / 4 + 2 / 4  # glasses, fringe and headwear
-    assert walk.cost(seen, torch.tensor([30.0]), front=True).item() == pytest.approx(cost + worn, rel=1e-5)
+    assert traversal.cost(seen, torch.tensor([30.0]), front=True).item() == pytest.approx(cost + worn, rel=1e-5)
 
 
 SEEN = {"front": {}, "left": {"yaw": 30.0}, "right": {"yaw": -30.0}}
@@ -229,18 +245,33 @@ SEEN = {"front": {}, "left": {"yaw": 30.0}, "right": {"yaw": -30.0}}
             "expression: mouth open by 0.07 of its width in the front view",
         ),
         ("right", {"evenness": 0.17}, {"evenness": 0.19}, "light: bands 1-8 at 0.19 of band 0 in the right view"),
-        ("front", {"worn": (-0.1, -9, -9)}, {"worn": (0.1, -9, -9)}, "glasses: glasses with probability 0.52"),
-        ("front", {"worn": (-9, -0.1, -9)}, {"worn": (-9, 0.1, -9)}, "occlusion: fringe with probability 0.52"),
-        ("front", {"worn": (-9, -9, -0.1)}, {"worn": (-9, -9, 0.1)}, "occlusion: headwear with probability 0.52"),
+        (
+            "front",
+            {"accessories": (-0.1, -9, -9)},
+            {"accessories": (0.1, -9, -9)},
+            "glasses: glasses with probability 0.52",
+        ),
+        (
+            "front",
+            {"accessories": (-9, -0.1, -9)},
+            {"accessories": (-9, 0.1, -9)},
+            "occlusion: fringe with probability 0.52",
+        ),
+        (
+            "front",
+            {"accessories": (-9, -9, -0.1)},
+            {"accessories": (-9, -9, 0.1)},
+            "occlusion: headwear with probability 0.52",
+        ),
         ("front", {"far": 0.74}, {"far": 0.76}, "identity: the front view is 0.76 from the source, at most 0.75"),
         ("front", {}, {"far": math.nan}, "identity: the front view is nan from the source"),
-        ("left", {"far": 9.0, "worn": (9.0, 9.0, 9.0)}, {"yaw": math.nan}, "yaw: nan degrees in the left view"),
+        ("left", {"far": 9.0, "accessories": (9.0, 9.0, 9.0)}, {"yaw": math.nan}, "yaw: nan degrees in the left view"),
     ],
 )
 def test_targets_that_are_not_met_are_named(view, within, beyond, reason) -> None:
     def reasons(given: dict) -> list[str]:
         rows = {**SEEN, view: {**SEEN[view], **given}}
-        return unmet(WalkSettings(), shown({}), shown(*rows.values()))
+        return unmet(TraversalSettings(), shown({}), shown(*rows.values()))
 
     assert reasons(within) == []
     found = reasons(beyond)
@@ -291,4 +322,4 @@ def test_bad_input_is_one_line() -> None:
     with pytest.raises(ShapeError, match="one face at a time"):
         normalizer(torch.zeros(2, 3, 512))
     with pytest.raises(ConfigError, match="rounds"):
-        AttributeNormalizer(Painter(), planes(), Reader(), WalkSettings(rounds=0))
+        AttributeNormalizer(Painter(), planes(), Reader(), TraversalSettings(rounds=0))
