@@ -15,6 +15,7 @@
 * maps: BS Error and identity of held-out subjects' maps, and without editing, without multi-view, blended naively
   (Tables 2 and 4).
 * expressiveness: those maps, expressed by each decoder (Table 6).
+* released maps (released_dir=): of subjects of the authors' set beside ours.
 * sheet: panels of the photos and held-out faces with the first preset, to look at.
 
 Writes evaluate.md, results.csv (every cell, with bootstrap intervals and published numbers), items.csv (every
@@ -139,7 +140,8 @@ class Sweep:
 
         self.folder.forget_failures(self.folder.failures())  # they are tried again
         self.bar = tqdm(total=self._expected(), unit="item", disable=None)
-        wanted = [part for part in PARTS if part in self.config.parts] + ["realy"] * bool(self.config.realy_dir)
+        wanted = [part for part in PARTS if part in self.config.parts]
+        wanted += [part for part in ("realy", "released") if self.config[f"{part}_dir"]]
         for measure in dict.fromkeys(MEASURES[part] for part in wanted):
             try:
                 measure(self)
@@ -148,7 +150,7 @@ class Sweep:
         self.bar.close()
 
     def _expected(self) -> int:
-        """Items, about: those of REALY are not counted."""
+        """Items, about: those of folders are not counted."""
         heads = self.heads * 2 * (1 + len(self.decoders))
         fits = len(self.config.presets) + len(self.decoders) - 1
         counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": self.people * 6,

@@ -19,39 +19,61 @@ from omegaconf import OmegaConf
 from safetensors.torch import load
 
 from configs.compose import compose
+from facerecon.correspond.resample import retarget
 from facerecon.dataset import Item, PipelineSettings, UVPipeline, draw_seeds, face_layout
+from facerecon.dataset.complete import complete
+from facerecon.dataset.extract import ExtractSettings, extract
+from facerecon.dataset.layout import load_template
 from facerecon.dataset.pipeline import ABLATIONS
 from facerecon.dataset.sampling import FIRST_HELD_OUT, held_out_faces
 from facerecon.errors import ConfigError, InputError, NoFaceError
 from facerecon.evaluation import (
     MapMetrics,
     RealyFolder,
+    brightness_symmetry_error,
     fit_metrics,
     head_errors,
     head_regions,
     identity_vectors,
+    reconstruction_metrics,
     scan_of_head,
     stage1_heads,
 )
 from facerecon.evaluation.realy import KEYPOINTS, read_keypoint_places, write_mesh, write_realy_errors
 from facerecon.export.views import panel
-from facerecon.fitting import MapFeatures, TextureInversionSettings, invert_texture
+from facerecon.fitting import (
+    MapFeatures,
+    TextureInversionSettings,
+    fit_landmarks,
+    fit_light_and_texture,
+    invert_texture,
+)
 from facerecon.imaging.files import contact_sheet, list_images, read_image, write_bytes, write_jpg, write_png
 from facerecon.morphable import load_face_model
-from facerecon.perception import load_age_gender
+from facerecon.perception import load_age_gender, observe
 from facerecon.perception.skin_tone import skin_color, skin_tone
+from facerecon.render import Renderer
 from facerecon.run.directory import file_digest, folder_names
 from facerecon.run.signals import check_stop
 from facerecon.settings import build_settings
+from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.stylegan.load import load_decoder, load_face_generator
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SyntheticHeads, degrade
+from facerecon.types import Camera, SHLight
 from fit.models import decoder_content
 
 HELD_OUT_HEADS = 90_001
 """Seed of the synthetic heads; training draws from its own, small numbers."""
 SHEET = 8  # panels on one
+RELEASED = {
+    "released": "released map, on our head",
+    "views": "ours, from the released views",
+    "photo": "ours, from the photo",
+    "template": "the template, a map of nobody",
+}
+"""Rows of the part on the authors' own maps."""
 
 
 def short_hash(*parts: Any) -> str:
@@ -409,6 +431,67 @@ def measure_expressiveness(sweep: Any) -> None:
             sweep.item(f"expressiveness/{seed}/{key}", [str(settings), content, made], partial(express, seed, decoder))
 
 
+def measure_released(sweep: Any) -> None:
+    """Subjects of the authors' set: their map on our head, ours from their views and from the photo, the template.
+
+    All are drawn on one head in one pose, with the same eyes; CSIM compares each, in the photo, with the photo.
+    """
+    folder = Path(sweep.config.released_dir).expanduser()
+    names = sorted(path.name.removesuffix("_final_uv.png") for path in folder.glob("*_final_uv.png"))
+    if not names:
+        raise InputError(f"{folder} has no NAME_final_uv.png; expected maps of the authors' set and their photos.")
+    pack = sweep.config.pack.name
+    size, mat = map_settings(pack).size, folder / "hifi3dpp_model_info.mat"
+    model = load_face_model(map_settings(pack).face_model)
+    source = load_face_model("hifi3dpp", num_identity=0, path=mat if mat.is_file() else None)
+    template, retargeted = load_template(model, size), retarget(model, source=source)
+
+    def measure(name: str, row: str) -> dict[str, Any]:
+        views = torch.stack([read_image(folder / f"{name}_{side}.jpg") for side in ("front", "left", "right")])
+        photo = observe(folder / f"{name}_photo.jpg")
+        ours = complete(extract(views, model, ExtractSettings(size=size)), template)
+        map_, metrics = ours.texture, {}
+        if row == "released":
+            map_ = read_image(folder / f"{name}_final_uv.png")[None]
+            metrics["bs_error_map"] = brightness_symmetry_error(map_).item()  # on its own atlas
+            carried = torch.nn.functional.interpolate(
+                retargeted.texture(map_, source), (size, size), mode="bilinear", antialias=True
+            )
+            map_ = torch.where(template.layout.skin > 0, carried, ours.texture)  # the same eyes
+        elif row == "views":
+            metrics["bs_error"] = brightness_symmetry_error(map_, ours.observed).item()
+            metrics["observed"] = ours.observed_share.item()
+        elif row == "photo":
+            outcome = _pipeline(pack).changed(check=False)(Item(0, path=str(folder / f"{name}_photo.jpg")))
+            if outcome.error:
+                raise InputError(outcome.error)
+            map_ = read_image(outcome.files["uv-maps/000000.png"])[None]
+            metrics |= {key: outcome.figures[key] for key in ("bs_error", "observed")}
+        else:
+            map_ = template.texture
+        metrics.setdefault("bs_error_map", brightness_symmetry_error(map_).item())
+        return {"metrics": _rounded(metrics | _in_photo(model, photo, map_, sweep.eval_identity))}
+
+    for name in names:
+        content = short_hash(
+            [file_digest(path) for path in sorted(folder.glob(f"{name}_*.*g"))], str(map_settings(pack))
+        )
+        for row in RELEASED:
+            sweep.item(f"released/{name}/{row}", content, partial(measure, name, row))
+
+
+def _in_photo(model: Any, photo: Any, texture: torch.Tensor, eval_identity: Any) -> dict[str, float]:
+    """Metrics of a texture on the head that is fitted to a photo's landmarks, under the light that is solved for it."""
+    renderer = Renderer(size=photo.image.shape[-1])
+    params = fit_landmarks(model, photo.landmarks68, mesh_points=photo.mesh468)
+    vertices = model(params)
+    view = renderer.prepare(vertices, model.topology, Camera.deep3d(), SHLight.ambient(1), face_region="face")
+    fixed = LinearDecoder(texture[0], torch.zeros(1, *texture.shape[1:]))
+    light, _ = fit_light_and_texture(photo, fixed, view, vertices, model.topology.faces)
+    metrics, _ = reconstruction_metrics(photo, params.replace(light=light), texture, model, renderer, eval_identity)
+    return {key: value.item() for key, value in metrics.items()}
+
+
 MEASURES: dict[str, Callable[[Any], None]] = {
     "shape": measure_shape,
     "reconstruction": measure_reconstruction,
@@ -416,4 +499,5 @@ MEASURES: dict[str, Callable[[Any], None]] = {
     "expressiveness": measure_expressiveness,
     "sheet": measure_reconstruction,
     "realy": measure_realy,
+    "released": measure_released,
 }

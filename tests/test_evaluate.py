@@ -143,6 +143,7 @@ def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> No
         (["readme=nowhere.md"], "does not exist"),
         (["parts=[]"], "nothing could be measured: nothing was asked for"),
         (["parts=[]", "realy_dir=nowhere"], "has no REALY_HIFI3D_keypoints"),
+        (["parts=[]", "released_dir=nowhere"], "nowhere has no NAME_final_uv.png"),
         (["decoder.part=x"], "unknown config key 'decoder.part'"),
     ],
 )
@@ -180,6 +181,7 @@ def measured(tmp_path) -> Sweep:
         }
         one.done[f"maps/{i}/w/o editing"] = {"metrics": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
         one.done[f"expressiveness/{i}/ours"] = {"metrics": {"l1": 0.01, "csim": 0.9}, "numbers": 1792}
+    one.done["released/01223/views"] = {"metrics": {"bs_error": 3.4, "observed": 0.7, "identity": 0.728}}
     one.done["maps/9/full"] = {"refused": "expression: a smile", "metrics": {}}
     one.failed["shape/ict/4/ours"] = "no face was found"
     return one
@@ -201,6 +203,7 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
         "| full | 1.50 (1.50 to 1.50) | 3.00 (3.00 to 3.00) | 80 (80 to 80) | 0.500 (0.500 to 0.500) | 50 (50 to 50) |",
         "| w/o editing | 2.30 ",
         "1 subject(s) were refused",
+        "| ours, from the released views | 3.40 | 70 | 0.728 | 1 |",
         "| ours (decoder open), 1,792 numbers | 10.0 (10.0 to 10.0) |",
         "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
         "regressor only (no trained weights for this head model)",

@@ -101,7 +101,8 @@ def fit_metrics(
     final = stages[list(stages)[-1]]
     with torch.no_grad():
         bs = [brightness_symmetry_error(texture).item() for texture in (result.face.decoded, result.face.texture)]
-    return stages[last] | {f"{key}_final": value for key, value in final.items()} | {"bs": bs[0], "bs_final": bs[1]}
+    final = {f"{key}_final": final[key] for key in ("photometric", "identity", "nme") if key in final}
+    return stages[last] | final | {"bs": bs[0], "bs_final": bs[1]}
 
 
 @torch.no_grad()

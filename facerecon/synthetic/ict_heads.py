@@ -22,7 +22,6 @@ from facerecon.fitting import LandmarkStart, fit_landmarks, fit_light
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.geometry.mesh import vertex_normals
-from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil
 from facerecon.imaging.masks import gaussian_blur
 from facerecon.morphable import MorphableModel
@@ -32,8 +31,8 @@ from facerecon.render.uv import uv_texels
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, Observation, SHLight
 
-__all__ = ["EXPRESSIONS", "SKINS", "SyntheticHead", "SyntheticHeads", "degrade", "gray_view", "make_head",
-           "random_camera", "random_light", "sample_textures", "skin"]  # fmt: skip
+__all__ = ["EXPRESSIONS", "SKINS", "SyntheticHead", "SyntheticHeads", "degrade", "make_head", "random_camera",
+           "random_light", "sample_textures", "skin"]  # fmt: skip
 
 TEXTURE_SIZE = 1024
 
@@ -291,14 +290,3 @@ class SyntheticHeads:
         rng = np.random.default_rng([self.seed, number])
         with torch.no_grad():
             return make_head(self.ict, texture, picture.flip(-1).roll(512, -1), rng, **given)
-
-
-def gray_view(model: MorphableModel, vertices: Tensor, size: int = 224) -> Tensor:
-    """(3, S, S): an unposed head in gray, seen from the front and a little from the side."""
-    light = torch.zeros(1, 9, 3)
-    light[:, 0], light[:, 1], light[:, 2], light[:, 3] = 0.55, -0.16, 0.22, 0.14
-    turn = euler_to_matrix(torch.tensor([[0.0, 0.35, 0.0]]))
-    gray = torch.full((1, 3, 4, 4), 0.75)
-    camera = Camera.deep3d(224)
-    view = Renderer(size=size)(vertices[None] @ turn.mT, gray, model.topology, camera, SHLight(light), "face")
-    return (view.image + (1 - view.mask)).clamp(0, 1)[0]
