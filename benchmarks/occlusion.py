@@ -11,7 +11,7 @@ Reported for every kind, over the face of the clean photo: precision and recall 
 (a margin of a hundredth of the crop counts as right); the texture's error where it is occluded (against the texture
 of the clean photo's fit) and elsewhere; the share of the occluded texels that count as seen; the drift of the shape,
 in mm, and of the 68 landmarks. And for the clean faces: the share of texels and pixels that are lost, photometric
-error, landmarks and the judge's cosine of both fits, over the pixels that the robust one keeps.
+error, landmarks and CSIM of both fits, over the pixels that the robust one keeps.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Truth: random heads, each seen in several photos with expressions, poses, lights and surroundings of their own; blurred,
 with noise, JPEG-compressed. ``synthetic``: of the head model that fits them (:mod:`facerecon.synthetic.faces`, with
-hair and shoulders), so that the basis could express them exactly. ``ict``: of ICT-FaceKit, with a
-camera of its own for every photo. Nothing of how they were made is told to the fit.
+hair and shoulders), so that the basis can express them exactly. ``ict``: of ICT-FaceKit, with its
+own camera for every photo. The fit knows nothing of how they were made.
 
 Compared, by the person's neutral shape (Sec. 4.3, as in REALY): the head model's mean face; each photo fitted alone
 (the mean of the errors of the three); the average of those three heads, which needs no joint fit; one fit to all three
