@@ -36,8 +36,8 @@ def main(config: Any) -> int:
 
     from facerecon.errors import ConfigError, OutputError, check_number
     from facerecon.imaging.files import list_images
-    from facerecon.run import RunDirectory
     from facerecon.run.directory import file_digest, folder_names
+    from fit.models import run_folder
 
     if OmegaConf.is_missing(config, "maps"):
         raise ConfigError("maps is not set; for example: python fit/invert_texture.py maps=outputs/uv_dataset")
@@ -48,7 +48,7 @@ def main(config: Any) -> int:
     paths = list_images(source / "uv-maps" if (source / "uv-maps").is_dir() else config.maps)[: config.first]
     contents = {path: file_digest(path) for path in paths}
     digest = _digest(config)
-    with RunDirectory(config.out, {"script": "invert_texture"}, resume=True).alone() as folder:
+    with run_folder(config, "invert_texture").alone() as folder:
         done = folder.completed()
         names = folder_names(contents, done)
         paths = list({name: path for path, name in reversed(names.items())}.values())[::-1]  # copies once

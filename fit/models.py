@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from facerecon.assets import shipped, status
+from facerecon.assets import ASSETS, PACKAGES, shipped, status
 from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
 from facerecon.errors import ConfigError, nearest_name
@@ -22,13 +23,26 @@ from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
-from facerecon.run import choose_device, seed_everything, set_threads
+from facerecon.run import RunDirectory, choose_device, seed_everything, set_threads
 from facerecon.settings import build_settings, check_keys
+from facerecon.storage import file_sha256
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
-from facerecon.types import ReconstructedFace, SavedFace
+from facerecon.types import SavedFace
 
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
+
+
+def announce(config: Any, fitter: Fitter, device: torch.device, what: str, seconds: float) -> dict[str, str]:
+    """Print what is fitted with which parts; returns :func:`used_parts`."""
+    parts = used_parts(config)
+    print(
+        f"{what}, face model {config.face_model}, decoder {config.decoder} (space {fitter.decoder.space}), "
+        f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
+        f"models loaded in {seconds:.1f} s"
+    )
+    print("parts: " + "; ".join(f"{part}: {version}" for part, version in parts.items()))
+    return parts
 
 
 def prepare(config: Any) -> torch.device:
@@ -46,7 +60,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
 
     Raises:
         ConfigError: an unknown key or name.
-        AssetError: a model is missing; the message says how to fetch it.
+        AssetError: a model is missing; the message tells how to fetch it.
     """
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
     known = (
@@ -86,7 +100,7 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
 
 
 def check_pack(config: Any) -> None:
-    """Say at once all that is missing of the FFHQ-UV release for a configuration that asks for it.
+    """Name at once all that is missing of the FFHQ-UV release for a configuration that asks for it.
 
     Raises:
         AssetError: in one line, what, where it comes from, and how to do without.
@@ -119,7 +133,7 @@ def decoder_content(name: str) -> str | None:
     """Digest of a decoder's file, of one's own or shipped; None for one that its name tells (of the release)."""
     own = DECODERS[name].shipped if name in DECODERS else ""
     path = Path(name).expanduser() if is_decoder_file(name) else shipped(own) if own else None
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
+    return file_sha256(path) if path is not None and path.is_file() else None
 
 
 def fit_digest(config: Any) -> str:
@@ -131,11 +145,61 @@ def fit_digest(config: Any) -> str:
     plain["converted"] = converted_files(config)
     plain["decoder_content"] = decoder_content(config.decoder)
     plain["resolved"]["stage1"] = stage1_of(config)
-    if plain["resolved"]["stage1"] == "regressor":
-        weights = Path(config.regressor).expanduser() if config.regressor else trained_regressor(config.face_model)
-        if weights is not None and weights.is_file():
-            plain["regressor_content"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights = regressor_file(config)
+    if weights is not None and weights.is_file():
+        plain["regressor_content"] = file_sha256(weights)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def used_parts(config: Any) -> dict[str, str]:
+    """{part: its name and version} of all that a fit is made with, for log, metrics.json and report.
+
+    A version is the package that a model comes from, and the first digits of the sha256 of its file.
+    """
+    weights, content = regressor_file(config), decoder_content(config.decoder)
+    identity = _asset_version(config.identity)
+    released = next((name for name in converted_files(config) if "decoder" in name), "of the head model")
+    perceptual = str(config.perceptual)
+    if perceptual == "face_features":
+        perceptual += f" of {identity}"
+    elif importlib.util.find_spec("lpips") is not None:
+        perceptual += f" (lpips {importlib.metadata.version('lpips')})"
+    bisenet = config.parsing == "bisenet"
+    return {
+        "face_model": _version(config.face_model_path) if config.face_model_path else _asset_version(config.face_model),
+        "decoder": f"{Path(config.decoder).name} ({content[:12] if content else released})",
+        "stage1": "landmarks" if weights is None else _version(weights),
+        "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh468')}",
+        "parsing": _asset_version("bisenet") if bisenet else f"outlines and {_asset_version('selfie')}",
+        "perceptual": perceptual,
+        "identity": identity,
+        "eval_identity": _asset_version("faceres1024"),
+    }
+
+
+def _version(path: str | Path) -> str:
+    """A file's name and the first digits of its content's sha256; of a folder the name."""
+    path = Path(path).expanduser()
+    return f"{path.name} ({file_sha256(path)[:12]})" if path.is_file() else path.name
+
+
+def _asset_version(name: str) -> str:
+    """An asset's name, package and content; its converted file is named after the latter."""
+    digest = status(name).path.stem.removeprefix(f"{name}-")
+    return f"{name} ({PACKAGES[ASSETS[name].package].label}, {digest})" if name in ASSETS else f"{name} ({digest})"
+
+
+def regressor_file(config: Any) -> Path | None:
+    """The weights of N_enc that stage 1 uses; None where it starts from landmarks."""
+    if stage1_of(config) == "landmarks":
+        return None
+    return Path(config.regressor).expanduser() if config.regressor else trained_regressor(config.face_model)
+
+
+def run_folder(config: Any, script: str) -> RunDirectory:
+    """The folder of a run whose items know their own settings; config.json holds the composed configuration."""
+    settings = {"script": script} | OmegaConf.to_container(config, resolve=True)
+    return RunDirectory(config.out, settings, resume="items", fixed=("script",))
 
 
 STAGE1 = ("auto", "regressor", "landmarks")
@@ -157,12 +221,11 @@ def stage1_of(config: Any) -> str:
 
 
 def build_regressor(config: Any, model: MorphableModel, settings: dict) -> Regressor | None:
-    """N_enc of a head model, or None where stage 1 starts from landmarks; says which.
+    """N_enc of a head model, or None where stage 1 starts from landmarks; prints which.
 
     Raises:
         ConfigError: as :func:`stage1_of`, or its texture is asked for and is of another decoder.
-        AssetError: there are
-        no weights for this head model, or the file given is none.
+        AssetError: there are no weights for this head model, or the file given is none.
     """
     if stage1_of(config) == "landmarks":
         why = "" if config.stage1 == "landmarks" else f" (no trained regressor for face model '{model.name}')"
@@ -204,7 +267,7 @@ def build_head(
 
     Raises:
         ConfigError: an unknown name.
-        AssetError: a file is missing; the message says how to get it.
+        AssetError: a file is missing; the message tells how to get it.
     """
     model = load_face_model(name, num_identity=num_identity, path=path or None)
     if name == "makehuman":
@@ -220,21 +283,6 @@ def build_head(
         texture = "the decoder of makehuman, resampled" if resampled else "its own decoder"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
     return carried.model, made
-
-
-def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, config: Any) -> SavedFace:
-    """What ``params.safetensors`` holds of a fit. ``names``: of the photos, one a row of ``face``."""
-    decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
-    return SavedFace(
-        params=face.params,
-        latent=face.latent,
-        camera=face.camera,
-        face_model=config.face_model,
-        decoder=decoder,
-        num_identity=fitter.model.num_identity,
-        path=tuple(names),
-        face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
-    )
 
 
 def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:

@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from facerecon.errors import ConfigError, FaceReconError, FitError, InputError, OutputError
-from facerecon.export.mesh import save_glb, save_obj
-from facerecon.export.report import ReportEntry, write_report
+from facerecon.errors import ConfigError, FitError, InputError, OutputError
+from facerecon.evaluation import reconstruction_metrics
+from facerecon.export.report import ReportEntry
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
 from facerecon.fitting import FitResult, SmoothnessSettings
-from facerecon.imaging.files import list_images, read_image, write_bytes, write_png
+from facerecon.imaging.files import list_images, read_image, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
-from facerecon.perception import load_eval_identity, load_parser, observe
-from facerecon.run import RunDirectory
+from facerecon.perception import load_eval_identity
 from facerecon.run.directory import file_digest, folder_name, folder_names
 from facerecon.run.signals import Stopped, check_stop
 from facerecon.run.wandb_logger import row_logger
 from facerecon.settings import build_settings
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
-from fit.corrections import Corrections, find_corrections
-from fit.models import build_fitter, prepare, saved_face
+from fit.models import announce, build_fitter, prepare, run_folder
+from fit.photos import Corrections, Source, find_corrections, observe_sources
+from fit.write import make_folder, saved_face, write_head
 
 
 def is_video(config: Any) -> bool:
     """Whether ``img`` is taken for the frames of a video: ``video=true``, or null and a film file."""
     return is_film(config.img) if config.video is None else bool(config.video)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One photo or frame: what to observe, what to call it, and its results; when it was taken (s), its corrections."""
-
-    image: Any
-    name: str
-    folder: str
-    time: float
-    number: int
-    given: Corrections
 
 
 def reconstruct_person(config: Any, digest: str) -> int:
@@ -69,7 +55,7 @@ def reconstruct_person(config: Any, digest: str) -> int:
     if video and (not isinstance(config.frames, int) or config.frames < 3):
         raise ConfigError(f"a video needs frames=3 or more, to be smooth along; got {config.frames}.")
     if video:
-        read_frames(config.img, config.frames)  # says at once what is missing
+        read_frames(config.img, config.frames)  # an error at once where something is missing
     paths = [] if video else list_images(config.img)
     given = {} if video else find_corrections(config, paths)
     used = hashlib.sha256(digest.encode())
@@ -82,7 +68,7 @@ def reconstruct_person(config: Any, digest: str) -> int:
     files = paths or ([source] if source.is_file() else list_images(config.img))
     contents = {path: file_digest(path) for path in files}
     content = hashlib.sha256("".join(contents.values()).encode()).hexdigest()
-    with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
+    with run_folder(config, "reconstruct").alone() as folder:
         done, label = folder.completed(), _name(config, paths)
         name = folder_names({source: content}, done, label=label)[source]
         facts = done.get(name, {})  # runs of old kept no content
@@ -114,20 +100,20 @@ def _name(config: Any, paths: list) -> str:
     return path.stem if len(paths) <= 1 and path.is_file() else "person"
 
 
-def _sources(config: Any, contents: dict, given: dict) -> Iterator[_Source]:
+def _sources(config: Any, contents: dict, given: dict) -> Iterator[Source]:
     if is_video(config):
-        seen: set[str] = set()
+        names: set[str] = set()
         for frame in read_frames(config.img, config.frames):
             name, key = frame.name, frame.name if " frame " in frame.name else Path(frame.name).stem
-            if key in seen:
+            if key in names:
                 name = key = f"{frame.name} ({frame.number})"
-            seen.add(key)
-            yield _Source(frame.image, name, key, frame.time, frame.number, Corrections())
+            names.add(key)
+            yield Source(frame.image, name, key, Corrections(), frame.time, frame.number)
     else:
         folders, files = folder_names(contents), [path.name for path in contents]
         for number, path in enumerate(contents):
             name = path.name if files.count(path.name) == 1 else str(path)
-            yield _Source(path, name, folders[path], float(number), number, given[path])
+            yield Source(path, name, folders[path], given[path], float(number), number)
 
 
 class _Person:
@@ -138,53 +124,41 @@ class _Person:
         self.video = is_video(config)
         self.failed: dict[str, str] = {}
 
-    def run(self, sources: Iterator[_Source]) -> int:
+    def run(self, sources: Iterator[Source]) -> int:
         """Observe, fit, write; returns the exit status."""
         from omegaconf import OmegaConf
 
         config, started = self.config, time.perf_counter()
         device = prepare(config)
-        fitter = build_fitter(config, device)
-        judge, parser = load_eval_identity().to(device), load_parser(config.parsing)
+        self.fitter = build_fitter(config, device)
+        self.eval_identity = load_eval_identity().to(device)
         logger = row_logger(
             OmegaConf.to_container(config, resolve=True),
             lambda row: {f"final/{k}": v for k, v in row["metrics"].items()},
         )
         kind = "frame" if self.video else "photo"
-        print(
-            f"one person, face model {config.face_model}, decoder {config.decoder} (space {fitter.decoder.space}), "
-            f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}"
-        )
         clock = time.perf_counter()
-        used, photos = self._observe(sources, parser)
+        self.parts = announce(config, self.fitter, device, "one person", clock - started)
+        used, photos = [], []
+        for source, photo, _ in observe_sources(sources, config, lambda source, error: self._fail(source.name, error)):
+            used.append(source)
+            photos.append(photo.replace(path=(source.name,)))
         if not used:
             where = self.folder.path / "failures.jsonl"
             raise InputError(f"no {kind} of the {len(self.failed)} could be used; see {where}.")
         seconds = {"observe": time.perf_counter() - clock}
-        smoothness = None
-        if self.video:
-            values = dict(config.fitting.smoothness)
-            smoothness = build_settings(SmoothnessSettings, values, "fitting.smoothness")
-
-        def show(report: Any) -> None:
-            check_stop()
-            if report.step % 10 == 0 or report.step == report.steps - 1:
-                loss = float(report.total.mean())
-                print(f"{report.stage} {report.step + 1}/{report.steps}, loss {loss:.3f}", file=sys.stderr)
-
         photo = Observation.cat(photos).to(device)
-        times = torch.tensor([source.time for source in used]) if self.video else None
-        fit = fitter.multiview(photo, times, smoothness, callback=show)
-        for i in set(range(len(used))) - set(fit.used):
+        result = self._fit(photo, used)
+        for i in set(range(len(used))) - set(result.used):
             self._fail(used[i].name, FitError("what was measured on it is not finite"))
-        used, photo = [used[i] for i in fit.used], photo[list(fit.used)]
-        suspects = {used[i].name: why for i, why in fit.suspect.items()}
+        used, photo = [used[i] for i in result.used], photo[list(result.used)]
         clock = time.perf_counter()
-        row = self._write(fit, photo, used, fitter, judge, suspects)
-        seconds |= fit.seconds | {"export": time.perf_counter() - clock}
+        row = self._write(result, photo, used)
+        seconds |= result.seconds | {"export": time.perf_counter() - clock}
         row["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         logger(row)
         self.folder.metrics.write_rows([row])
+        suspects = row.get("suspect", {})
         for name, why in suspects.items():
             self.folder.doubt(name, f"{name} is suspect: {why}")
             print(f"suspect: {name}: {why}", file=sys.stderr)
@@ -196,52 +170,34 @@ class _Person:
             f"{self.name}: one head from {len(used)} {kind}s written to {self.folder.path / self.name}, "
             f"{len(self.failed)} left out, {time.perf_counter() - started:.1f} s"
         )
-        if fit.diverged:
+        if result.diverged:
             print("the fit diverged and is kept at an earlier state: 'diverged' in metrics.jsonl")
-        return 1 if self.failed or fit.diverged or suspects else 0
+        return 1 if self.failed or result.diverged or suspects else 0
 
-    def _observe(self, sources: Iterator[_Source], parser: Any) -> tuple[list[_Source], list[Observation]]:
-        """Those that show a face, and what was measured on them; the others are noted."""
-        used, photos = [], []
-        index = int(self.config.face) if str(self.config.face).lstrip("-").isdigit() else str(self.config.face)
-        for source in sources:
+    def _fit(self, photo: Observation, used: list[Source]) -> FitResult:
+        """The shared fit; along a video it is smooth over time."""
+
+        def show(report: Any) -> None:
             check_stop()
-            try:
-                found = observe(
-                    source.image, index, landmarks=source.given.landmarks, mask=source.given.mask, parser=parser
-                )
-            except FaceReconError as error:
-                self._fail(source.name, error)
-                continue
-            photos.append(found.replace(path=(source.name,)))
-            used.append(source)
-        return used, photos
+            if report.step % 10 == 0 or report.step == report.steps - 1:
+                loss = float(report.total.mean())
+                print(f"{report.stage} {report.step + 1}/{report.steps}, loss {loss:.3f}", file=sys.stderr)
+
+        times = smoothness = None
+        if self.video:
+            times = torch.tensor([source.time for source in used])
+            smoothness = build_settings(SmoothnessSettings, dict(self.config.fitting.smoothness), "fitting.smoothness")
+        return self.fitter.multiview(photo, times, smoothness, callback=show)
 
     def _fail(self, name: str, error: Exception) -> None:
         self.failed[name] = str(error)
         self.folder.fail(name, error)
 
-    def _write(
-        self,
-        fit: FitResult,
-        photo: Observation,
-        used: list[_Source],
-        fitter: Any,
-        judge: Any,
-        suspects: dict[str, str],
-    ) -> dict[str, Any]:
+    def _write(self, fit: FitResult, photo: Observation, used: list[Source]) -> dict[str, Any]:
         """All files of the person; returns the row of metrics.jsonl."""
-        from omegaconf import OmegaConf
-
-        from facerecon.evaluation import reconstruction_metrics
-
-        config, folder, face = self.config, self.folder.path / self.name, fit.face
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
+        config, fitter, face, folder = self.config, self.fitter, fit.face, make_folder(self.folder.path / self.name)
         values, _ = reconstruction_metrics(
-            fit.observed, face.params, face.texture, fitter.model, fitter.renderer, judge
+            fit.observed, face.params, face.texture, fitter.model, fitter.renderer, self.eval_identity
         )
         each = [{key: round(float(value[i]), 5) for key, value in values.items()} for i in range(len(used))]
         mean = {key: round(float(value.mean()), 5) for key, value in values.items()}
@@ -249,72 +205,47 @@ class _Person:
         result = {"metrics": mean, "photos": dict(zip(names, each, strict=True)), "left_out": self.failed}
         if fit.diverged:
             result["diverged"] = fit.diverged[0]
-        if suspects:
-            result["suspect"] = suspects
+        if fit.suspect:
+            result["suspect"] = {used[i].name: why for i, why in fit.suspect.items()}
         if any(photo.turned):
             result["turned"] = {name: turn for name, turn in zip(names, photo.turned, strict=True) if turn}
-
         if self.video:
-            track = SavedTrack(
-                face=saved_face(face, [source.name for source in used], fitter, config),
-                times=torch.tensor([source.time for source in used], dtype=torch.float64),
-                frames=torch.tensor([source.number for source in used]),
-            )
-            track.save(folder / "track.safetensors")
+            self._write_track(face, photo, used, folder)
         for i, name in enumerate(names) if not self.video else ():
-            place = folder / "photos" / name
-            place.mkdir(parents=True, exist_ok=True)
+            place = make_folder(folder / "photos" / name)
             saved_face(face[i], [used[i].name], fitter, config).save(place / "params.safetensors")
             if "panel" in config.export:
-                picture = panel(face[i], photo[i], fitter.renderer, fitter.model)
-                write_png(place / "panel.png", read_image(picture))
+                write_png(place / "panel.png", read_image(panel(face[i], photo[i], fitter.renderer, fitter.model)))
         person = face[0].replace(vertices=face.neutral_vertices[:1])
         person = person.replace(params=person.params.replace(expression=torch.zeros_like(person.params.expression)))
-        saved_face(person, [self.name], fitter, config).save(folder / "params.safetensors")
-        if "texture" in config.export:
-            write_png(folder / "texture.png", face.texture[:1])
-            write_png(folder / "visibility.png", face.visibility[:1])
-        picture = None
-        if {"panel", "report"} & set(config.export):
-            picture = person_panel(face, photo, fitter.renderer, captions=[source.name for source in used])
-            write_png(folder / "panel.png", read_image(picture))
-        if "obj" in config.export:
-            save_obj(person, folder, eyes=config.eyes)
-        if "glb" in config.export:
-            times = [source.time for source in used]
-            track = {"track": face.params, "times": times} if self.video else {}
-            save_glb(person, folder / "head.glb", eyes=config.eyes, **track)
-        if self.video and "panel" in config.export:
-            self._film(face, photo, used, fitter, folder)
-        if "report" in config.export:
-            left = [f"Left out: {name}: {message}" for name, message in self.failed.items()]
-            notes = [f"The fit diverged: {result['diverged']}."] if "diverged" in result else []
-            notes += [f"Suspect, this may be no face: {name}: {why}." for name, why in suspects.items()]
-            subject = ReportEntry(
+        notes = [f"The fit diverged: {result['diverged']}."] if fit.diverged else []
+        notes += [f"Suspect, this may be no face: {name}: {why}." for name, why in result.get("suspect", {}).items()]
+        notes += [f"Left out: {name}: {message}" for name, message in self.failed.items()]
+        write_head(
+            folder, person, self.name, fitter, config, result | {"parts": self.parts},
+            draw=lambda: person_panel(face, photo, fitter.renderer, captions=[source.name for source in used]),
+            describe=lambda picture: ReportEntry(
                 name=self.name,
                 pictures={"": picture, "one lamp, walking from left to right": relit_strip(person)},
                 history={key: value.mean(0).cpu() for key, value in face.history.items()},
                 metrics={"mean over photos": mean} | dict(zip(names, each, strict=True)),
-                notes=[*notes, *left],
-            )
-            plain = OmegaConf.to_container(config, resolve=True)
-            plain["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
-            for key in ("out", "resume", "logger"):
-                plain.pop(key)
-            flag = "video" if self.video else "person"
-            write_report(
-                folder / "report.html", subject, config=plain,
-                command=f"python fit/reconstruct.py img={shlex.quote(Path(str(config.img)).name)} {flag}=true "
-                f"fitting={config.fitting.preset}",
-            )  # fmt: skip
-        write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
+                notes=notes,
+            ),
+            arguments=f"img={shlex.quote(Path(str(config.img)).name)} {'video' if self.video else 'person'}=true",
+            **({"track": face.params, "times": [source.time for source in used]} if self.video else {}),
+        )  # fmt: skip
         return {"item": self.name, "path": str(config.img), "settings": self.settings, **result}
 
-    def _film(
-        self, face: ReconstructedFace, photo: Observation, used: list[_Source], fitter: Any, folder: Path
-    ) -> None:
-        """The overlay along the video: overlay.mp4 with PyAV, overlay.gif without."""
-        pictures = overlays(face, photo, fitter.renderer)
+    def _write_track(self, face: ReconstructedFace, photo: Observation, used: list[Source], folder: Path) -> None:
+        """Every frame's parameters, and the overlay along the video: overlay.mp4 with PyAV, overlay.gif without."""
+        SavedTrack(
+            face=saved_face(face, [source.name for source in used], self.fitter, self.config),
+            times=torch.tensor([source.time for source in used], dtype=torch.float64),
+            frames=torch.tensor([source.number for source in used]),
+        ).save(folder / "track.safetensors")
+        if "panel" not in self.config.export:
+            return
+        pictures = overlays(face, photo, self.fitter.renderer)
         lasts = (used[-1].time - used[0].time) / max(1, len(used) - 1)
         rate = min(25.0, 1 / lasts) if lasts > 0 else 10.0
         try:

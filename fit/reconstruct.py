@@ -21,7 +21,6 @@ was not; with threads=1 they are the same to the last byte (but for the seconds 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -38,18 +37,16 @@ from configs.compose import run
 from facerecon.run.signals import Stopped, check_stop
 from facerecon.run.wandb_logger import row_logger
 
-EXPORTS = ("panel", "texture", "obj", "glb", "report")
-
 
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
-    from facerecon.run import RunDirectory
     from facerecon.run.directory import folder_names
-    from fit.corrections import find_corrections
-    from fit.models import fit_digest
+    from fit.models import fit_digest, run_folder
     from fit.person import is_video, reconstruct_person
+    from fit.photos import face_choice, find_corrections
+    from fit.write import EXPORTS
 
     for name in config.export:
         if name not in EXPORTS:
@@ -60,13 +57,12 @@ def main(config: Any) -> int:
         return reconstruct_person(config, fit_digest(config))
     contents = _photos(config.img)
     paths = list(contents)
-    face = config.face if isinstance(config.face, int) else str(config.face)
-    face = int(face) if isinstance(face, str) and face.lstrip("-").isdigit() else face
+    face = face_choice(config.face)
     check_number("batch", config.batch, 1, whole=True)
     given = find_corrections(config, paths)
     digest = fit_digest(config)
     settings = {path: given[path].digest(digest) for path in paths}
-    with RunDirectory(config.out, {"script": "reconstruct"}, resume=True).alone() as folder:
+    with run_folder(config, "reconstruct").alone() as folder:
         done = folder.completed()
         names = folder_names(contents, done, numbered=face == "all")
 
@@ -114,21 +110,16 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.errors import InputError
-        from facerecon.perception import load_eval_identity, load_parser
-        from fit.models import build_fitter, prepare
+        from facerecon.perception import load_eval_identity
+        from fit.models import announce, build_fitter, prepare
 
         config, started = self.config, time.perf_counter()
         device = prepare(config)
         self.fitter = build_fitter(config, device)
-        self.judge = load_eval_identity().to(device)
-        self.parser = load_parser(config.parsing)
+        self.eval_identity = load_eval_identity().to(device)
         self.logger = row_logger(OmegaConf.to_container(config, resolve=True), _figures_of)
-        print(
-            f"{len(self.pending)} photo(s), face model {config.face_model}, decoder {config.decoder} "
-            f"(space {self.fitter.decoder.space}), "
-            f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
-            f"models loaded in {time.perf_counter() - started:.1f} s"
-        )
+        seconds = time.perf_counter() - started
+        self.parts = announce(config, self.fitter, device, f"{len(self.pending)} photo(s)", seconds)
         if config.perceptual == "face_features":
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
         self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
@@ -161,24 +152,18 @@ class _Job:
         Where a group ends depends on the photos before it only, and a group is marked as done as a whole: so a run
         that was stopped goes on with the groups of one that was not, whose faces are the same to the last bit.
         """
-        from facerecon.errors import FaceReconError
-        from facerecon.perception import observe
+        from fit.photos import Source, observe_sources
 
+        sources = [Source(path, str(path), self.names[path], self.given[path]) for path in self.pending]
         group: list[tuple[Any, Any, float]] = []
         faces = 0
-        for path in self.pending:
-            check_stop()
-            clock = time.perf_counter()
-            try:
-                given = self.given[path]
-                photo = observe(path, self.face, landmarks=given.landmarks, mask=given.mask, parser=self.parser)
-            except FaceReconError as error:
-                self.fail(path, error)
-                continue
+        for source, photo, seconds in observe_sources(
+            sources, self.config, lambda source, error: self.fail(source.image, error)
+        ):
             if group and faces + photo.batch > self.config.batch:
                 yield group
                 group, faces = [], 0
-            group.append((path, photo, (time.perf_counter() - clock) / photo.batch))
+            group.append((source.image, photo, seconds / photo.batch))
             faces += photo.batch
             if faces >= self.config.batch:
                 yield group
@@ -243,7 +228,7 @@ class _Item:
 
 
 def _suspects(folder: Any, paths: list, names: dict) -> bool:
-    """Whether results are not to be trusted; says which."""
+    """Whether results are not to be trusted; prints which."""
     found = {name: why for name, why in folder.suspects().items() if name in {names[path] for path in paths}}
     for why in found.values():
         print(f"suspect: {why}", file=sys.stderr)
@@ -286,7 +271,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
     photo, observed, face = photo[fine], result.observed[fine], result.face[fine]
     figures = {}
     for name, (params, texture) in result.heads(fitter.decoder, fine).items():
-        values, _ = reconstruction_metrics(observed, params, texture, fitter.model, fitter.renderer, job.judge)
+        values, _ = reconstruction_metrics(observed, params, texture, fitter.model, fitter.renderer, job.eval_identity)
         figures[name] = {key: value.tolist() for key, value in values.items()}
     rows = []
     for k, i in enumerate(fine):
@@ -303,7 +288,7 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         if photo.turned[k]:
             row["turned"] = photo.turned[k]
         clock = time.perf_counter()
-        write_face(face[k], photo[k], fitter, job.folder.path / item.name, job.config, row)
+        write_face(job, face[k], photo[k], job.folder.path / item.name, row)
         seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in result.seconds.items()}
         seconds["export"] = time.perf_counter() - clock
         row |= {"seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items)}
@@ -318,53 +303,27 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
     return rows, failed
 
 
-def write_face(face: Any, photo: Any, fitter: Any, folder: Path, config: Any, row: dict) -> None:
-    """All files of one face; each is written whole or not at all, and none holds a time or a date."""
-    from omegaconf import OmegaConf
-
-    from facerecon.errors import OutputError
-    from facerecon.export.mesh import save_glb, save_obj
-    from facerecon.export.report import ReportEntry, write_report
+def write_face(job: _Job, face: Any, photo: Any, folder: Path, row: dict) -> None:
+    """All files of one face."""
+    from facerecon.export.report import ReportEntry
     from facerecon.export.views import panel
-    from facerecon.imaging.files import read_image, write_bytes, write_png
-    from fit.models import saved_face
+    from fit.write import write_head
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
-    settings = OmegaConf.to_container(config, resolve=True)
-    settings["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
-    for key in ("out", "resume", "logger"):  # what does not change the result
-        settings.pop(key)
-    path = Path(row["path"])
-    saved_face(face, [path.name], fitter, config).save(folder / "params.safetensors")
-    if "texture" in config.export:
-        write_png(folder / "texture.png", face.texture)
-        write_png(folder / "visibility.png", face.visibility)
-    picture = None
-    if "panel" in config.export or "report" in config.export:
-        picture = panel(face, photo, fitter.renderer, fitter.model)
-        write_png(folder / "panel.png", read_image(picture))
-    if "obj" in config.export:
-        save_obj(face, folder, eyes=config.eyes)
-    if "glb" in config.export:
-        save_glb(face, folder / "head.glb", eyes=config.eyes)
+    name = Path(row["path"]).name
+    notes = [f"Suspect, this may be no face: {row['suspect']}."] if "suspect" in row else []
+    if "diverged" in row:
+        notes.append(f"The fit diverged: {row['diverged']}.")
+    if "turned" in row:
+        notes.append(f"The photo was turned by {row['turned']} degrees clockwise to have the face upright.")
+    if row.get("stage1", "").startswith("landmarks: "):
+        notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
     result = {key: row[key] for key in ("metrics", "stage1", "diverged", "suspect", "turned") if key in row}
-    if "report" in config.export:
-        notes = [f"The fit diverged: {row['diverged']}."] if "diverged" in row else []
-        if "suspect" in row:
-            notes.insert(0, f"Suspect, this may be no face: {row['suspect']}.")
-        if "turned" in row:
-            notes.append(f"The photo was turned by {row['turned']} degrees clockwise to have the face upright.")
-        if row.get("stage1", "").startswith("landmarks: "):
-            notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
-        write_report(
-            folder / "report.html", ReportEntry.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
-            config=settings,
-            command=f"python fit/reconstruct.py img={shlex.quote(path.name)} fitting={config.fitting.preset}",
-        )  # fmt: skip
-    write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
+    write_head(
+        folder, face, name, job.fitter, job.config, result | {"parts": job.parts},
+        draw=lambda: panel(face, photo, job.fitter.renderer, job.fitter.model),
+        describe=lambda picture: ReportEntry.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
+        arguments=f"img={shlex.quote(name)}",
+    )  # fmt: skip
 
 
 def _figures_of(row: dict) -> dict[str, float]:
@@ -390,7 +349,7 @@ def _photos(source: Any) -> dict[Path, str]:
 
 
 def _say_where(folder: Any, pending: list, names: dict, contents: dict, done: dict) -> None:
-    """Which photos replace a head that is there, and which have another folder than their name says."""
+    """Which photos replace a head that is there, and which have a folder of another name."""
     from facerecon.run.directory import folder_name
 
     changed = [path for path in pending if done.get(names[path], {}).get("content", contents[path]) != contents[path]]

@@ -206,7 +206,7 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
 def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from facerecon.errors import ConfigError, InputError
-    from fit.corrections import find_corrections
+    from fit.photos import find_corrections
 
     points, masks = tmp_path / "points", tmp_path / "masks"
     points.mkdir(), masks.mkdir()

@@ -156,7 +156,8 @@ class RunDirectory:
         config: nested mapping of plain values, written as config.json. Those of :data:`FREE_TO_CHANGE` may change
             between runs.
         resume: continue a run that is there; its configuration must be the same. Without one, begin. ``"force"``: go
-            on with what changed, with a warning.
+            on with what changed, with a warning. ``"items"``: go on with this configuration, which is then recorded,
+            since each item's facts hold its own settings.
         fixed: keys that cannot change even so; all if left out. Where they are given, a key that the run did not
             record, as one of an earlier version, is not compared.
         overwrite: begin anew in a folder that holds a run. Its records are removed; results are replaced one
@@ -191,7 +192,7 @@ class RunDirectory:
         for place in (config_path, *records, self.checkpoints.folder):
             refuse_link(place)
         if config_path.exists() and resume:
-            self._compare(self._read_config(config_path), fixed, resume == "force")
+            self._compare(self._read_config(config_path), fixed, resume)
             self.resumed = True
             return
         if config_path.exists() and not overwrite:
@@ -204,9 +205,14 @@ class RunDirectory:
                 raise output_error(self.path, error) from None
             self._write_config()
 
-    def _compare(self, old: Any, fixed: Sequence[str] | None, force: bool) -> None:
+    def _compare(self, old: Any, fixed: Sequence[str] | None, resume: bool | str) -> None:
         """Hold the configuration of the run that is there against this one."""
-        changes = _differences(old, self.config, fixed is not None)
+        items, recorded = resume == "items", old if isinstance(old, dict) else {}
+        if items:
+            pairs = {key: (recorded.get(key), self.config.get(key)) for key in fixed}
+            changes = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+        else:
+            changes = _differences(old, self.config, fixed is not None)
         held = {
             key: pair for key, pair in changes.items()
             if fixed is None or any(f"{key}.".startswith(f"{name}.") for name in fixed)
@@ -216,14 +222,17 @@ class RunDirectory:
                 f"{self.path} cannot go on with what changed ({_told(held)}); "
                 "resume it with the same configuration, or choose another out=."
             )
-        if changes and not force:
+        if items:
+            self._renewed = old != self.config
+            return
+        if changes and resume != "force":
             raise ConfigError(
                 f"{self.path} was begun with another configuration ({_told(changes)}); "
                 "go on with the change by resume=force, or choose another out=."
             )
         if changes:
             warnings.warn(f"{self.path} goes on with what changed ({_told(changes)}).", stacklevel=3)
-        unknown = [key for key in self.config if key not in (old if isinstance(old, dict) else {})]
+        unknown = [key for key in self.config if key not in recorded]
         unknown = [key for key in unknown if fixed is not None and key not in FREE_TO_CHANGE]
         if unknown:
             warnings.warn(

@@ -80,6 +80,19 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
         RunDirectory(tmp_path, other, resume="force", fixed=("size", "maps"))
 
 
+def test_a_run_of_items_records_its_last_configuration(tmp_path):
+    """Also one of an earlier version, which recorded the script alone; a folder of another script is refused."""
+    RunDirectory(tmp_path, {"script": "fit"})
+    again = {"resume": "items", "fixed": ("script",)}
+    for config in ({"script": "fit", "steps": 1}, {"script": "fit", "steps": 2}):
+        with RunDirectory(tmp_path, config, **again).alone():
+            assert json.loads((tmp_path / "config.json").read_text()) == config
+    for other in ({"script": "train"}, {"kimg": 1}):
+        RunDirectory(tmp_path / str(len(other)), other, overwrite=True)
+        with pytest.raises(ConfigError, match=r"cannot go on with what changed \(script .* -> \"fit\"\)"):
+            RunDirectory(tmp_path / str(len(other)), config, **again)
+
+
 def test_resume_without_a_run_begins_one(tmp_path):
     assert not RunDirectory(tmp_path, CONFIG, resume=True).resumed
     assert RunDirectory(tmp_path, CONFIG, resume=True).resumed

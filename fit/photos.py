@@ -1,18 +1,21 @@
-"""Landmark and mask files that a user gives to fit/reconstruct.py, matched to photos by their names."""
+"""The photos of a run: which they are, what a user corrects of them, and what is measured on them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facerecon.errors import ConfigError, InputError
+from configs.compose import check_stop
+from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.imaging.files import EXTENSIONS
 from facerecon.perception import LANDMARK_FORMATS
+from facerecon.types import Observation
 
 KINDS = {"landmarks": LANDMARK_FORMATS, "mask": EXTENSIONS}
 
@@ -90,3 +93,54 @@ def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
                 f"no file in {kind}={source} is named as a photo (expected e.g. {Path(paths[0]).stem}{endings[0]})."
             )
     return {path: Corrections(**given) for path, given in found.items()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photo, or a frame of a video.
+
+    Args:
+        image: what :func:`facerecon.observe` takes.
+        name: what messages call it.
+        folder: name of the folder of its results.
+        given: the user's corrections.
+        time: seconds, of a frame.
+        number: of a frame in its video, of a photo among the photos.
+    """
+
+    image: Any
+    name: str
+    folder: str
+    given: Corrections
+    time: float = 0.0
+    number: int = 0
+
+
+def observe_sources(
+    sources: Iterable[Source], config: Any, fail: Callable[[Source, Exception], None]
+) -> Iterator[tuple[Source, Observation, float]]:
+    """(source, observation, seconds) of every photo that shows a face.
+
+    Args:
+        sources: the photos.
+        config: of fit/reconstruct.py; ``face`` and ``parsing`` count.
+        fail: called with each photo that cannot be used, and why.
+    """
+    from facerecon.perception import load_parser, observe
+
+    parser, face = load_parser(config.parsing), face_choice(config.face)
+    for source in sources:
+        check_stop()
+        clock = time.perf_counter()
+        try:
+            photo = observe(source.image, face, landmarks=source.given.landmarks, mask=source.given.mask, parser=parser)
+        except FaceReconError as error:
+            fail(source, error)
+            continue
+        yield source, photo, time.perf_counter() - clock
+
+
+def face_choice(value: Any) -> str | int:
+    """The key ``face``: "largest", "all" or an index."""
+    text = str(value)
+    return int(text) if text.lstrip("-").isdigit() else text

@@ -1,0 +1,107 @@
+"""The files of one head: what fit/reconstruct.py writes, of a photo or of a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from PIL.Image import Image
+
+from facerecon.errors import OutputError
+from facerecon.export.mesh import save_glb, save_obj
+from facerecon.export.report import Subject, write_report
+from facerecon.fitting import Fitter
+from facerecon.imaging.files import read_image, write_bytes, write_png
+from facerecon.stylegan.decoder import is_decoder_file
+from facerecon.types import ReconstructedFace, SavedFace
+
+EXPORTS = ("panel", "texture", "obj", "glb", "report")
+
+
+def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, config: Any) -> SavedFace:
+    """What ``params.safetensors`` holds of a fit.
+
+    Args:
+        face: of batch B.
+        names: of the photos, one a row of ``face``.
+        fitter: of the fit.
+        config: of fit/reconstruct.py.
+    """
+    decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
+    return SavedFace(
+        params=face.params,
+        latent=face.latent,
+        camera=face.camera,
+        face_model=config.face_model,
+        decoder=decoder,
+        num_identity=fitter.model.num_identity,
+        path=tuple(names),
+        face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
+    )
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
+    return folder
+
+
+def write_head(
+    folder: Path,
+    head: ReconstructedFace,
+    name: str,
+    fitter: Fitter,
+    config: Any,
+    result: dict[str, Any],
+    draw: Callable[[], Image],
+    describe: Callable[[Image], Subject],
+    arguments: str,
+    **track: Any,
+) -> None:
+    """All files of one head; each is written whole or not at all, and none holds a time or a date.
+
+    Args:
+        folder: where.
+        head: of batch 1.
+        name: of its photo or person.
+        fitter: of the fit.
+        config: of fit/reconstruct.py; its ``export`` says which files.
+        result: metrics.json.
+        draw: draws the panel.
+        describe: panel -> its entry in the report.
+        arguments: of the command in the report, besides fitting=.
+        track: of :func:`~facerecon.export.save_glb`, along a video.
+    """
+    make_folder(folder)
+    saved_face(head, [name], fitter, config).save(folder / "params.safetensors")
+    if "texture" in config.export:
+        write_png(folder / "texture.png", head.texture)
+        write_png(folder / "visibility.png", head.visibility)
+    picture = None
+    if {"panel", "report"} & set(config.export):
+        picture = draw()
+        write_png(folder / "panel.png", read_image(picture))
+    if "obj" in config.export:
+        save_obj(head, folder, eyes=config.eyes)
+    if "glb" in config.export:
+        save_glb(head, folder / "head.glb", eyes=config.eyes, **track)
+    if "report" in config.export:
+        settings = OmegaConf.to_container(config, resolve=True)
+        settings["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
+        for key in ("out", "resume", "logger"):  # what does not change the result
+            settings.pop(key)
+        write_report(
+            folder / "report.html", describe(picture), config=settings | {"parts": result["parts"]},
+            command=f"python fit/reconstruct.py {arguments} fitting={config.fitting.preset}",
+        )  # fmt: skip
+    write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
