@@ -197,8 +197,13 @@ def regressor_file(config: Any) -> Path | None:
 
 
 def run_folder(config: Any, script: str) -> RunDirectory:
-    """The folder of a run whose items know their own settings; config.json holds the composed configuration."""
+    """The folder of a run whose items know their own settings; config.json holds the composed configuration.
+
+    Left out are ``out`` and ``resume``: a stopped run, wherever it is, ends with the bytes of one that was not.
+    """
     settings = {"script": script} | OmegaConf.to_container(config, resolve=True)
+    for key in ("out", "resume"):
+        settings.pop(key)
     return RunDirectory(config.out, settings, resume="items", fixed=("script",))
 
 

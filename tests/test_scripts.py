@@ -1,5 +1,6 @@
 """The scripts as a user runs them: errors in one line, a folder that survives its bad files, a resumed run."""
 
+import html
 import importlib.util
 import json
 import os
@@ -177,6 +178,17 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
         "report.html",
     } <= made  # fmt: skip
     assert "stage 1 " in first.stdout
+    parts = json.loads((out / name / "metrics.json").read_text())["parts"]
+    assert set(parts) == {
+        "face_model", "decoder", "stage1", "landmarks", "parsing", "perceptual", "identity", "eval_identity",
+    }  # fmt: skip
+    report = (out / name / "report.html").read_text()
+    for part, version in parts.items():
+        assert re.search(r"[0-9a-f]{12}\)", version) and f"{part}: {version}" in first.stdout, part
+        assert html.escape(version) in report
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["script"] == "reconstruct" and settings["fitting"]["preset"] == "smoke"
+    (out / "config.json").write_text('{"script": "reconstruct"}')  # all that earlier versions recorded
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"start", "texture", "joint", "detail"} <= set(rows[0]["metrics"])
     assert (out / "index.html").is_file()

@@ -232,21 +232,13 @@ def fit_landmarks(
 
 @dataclass(frozen=True)
 class _Points:
-    """The points of a head that are compared with those of the photos.
+    """The points of a head that are compared with those of the photos."""
 
-    Args:
-        basis: (1 + K, V, 3), mean and components, K = I + E.
-        candidates: (1 + K, 68, C, 3), candidates of each landmark.
-        dense: (1 + K, M, 3) dense mesh points; None: not used.
-        target: (B, 68 + M, 2) px.
-        sigma: (68 + M,) px, their noise.
-    """
-
-    basis: Tensor
-    candidates: Tensor
-    dense: Tensor | None
-    target: Tensor
-    sigma: Tensor
+    basis: Tensor  # (1 + K, V, 3), mean and components, K = I + E
+    candidates: Tensor  # (1 + K, 68, C, 3), of each landmark
+    dense: Tensor | None  # (1 + K, M, 3) dense mesh points
+    target: Tensor  # (B, 68 + M, 2) px
+    sigma: Tensor  # (68 + M,) px, their noise
 
 
 def _compared_points(
@@ -270,20 +262,13 @@ def _compared_points(
 
 @dataclass(frozen=True)
 class _Prior:
-    """Gaussian prior and bounds of the coefficients, identity before expression.
+    """Gaussian prior and bounds of the coefficients, identity before expression."""
 
-    Args:
-        center: (B, K), its mean.
-        precision: (K,), inverse variances.
-        low, high: (K,) bounds.
-        shared: (K,) bool, one value for all photos.
-    """
-
-    center: Tensor
-    precision: Tensor
-    low: Tensor
-    high: Tensor
-    shared: Tensor
+    center: Tensor  # (B, K)
+    precision: Tensor  # (K,), inverse variances
+    low: Tensor  # (K,)
+    high: Tensor  # (K,)
+    shared: Tensor  # (K,) bool: one value for all photos
 
 
 def _coefficient_prior(
@@ -492,16 +477,8 @@ def predicted_appearance(
     fallbacks: Collection[int],
     one_person: bool,
 ) -> tuple[SHLight, Latent]:
-    """Light and texture code of N_enc.
-
-    Args:
-        prediction: for the crops.
-        decoder: linear, the one that N_enc was trained with.
-        params: their light is that of N_enc.
-        light, latent: in closed form, for the ``fallbacks``.
-        fallbacks: numbers of the faces outside the valid range of N_enc.
-        one_person: one code for all, the mean over the photos in the valid range.
-    """
+    """Light, already in ``params``, and texture code of N_enc; those of ``fallbacks`` are ``light`` and ``latent``, in
+    closed form; one person has the mean code of the photos in the valid range."""
     codes, gamma = coefficients_to_latent(prediction, decoder).codes, params.light.coefficients
     for i in fallbacks:
         gamma[i], codes[i] = light.coefficients[i], latent.codes[i]

@@ -254,22 +254,6 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); choose another out=.") from None
 
-    def folder(self, item: str) -> Path:
-        """A folder for one item's results, named after it; made when it is missing.
-
-        Args:
-            item: e.g. a photo's path; its stem names the folder. Two items of one run with the same stem need
-                different names: pass ``"a_portrait"``, not ``"a/portrait.jpg"``.
-        """
-        name = re.sub(r"[^\w.+-]+", "_", Path(str(item)).stem, flags=re.UNICODE).strip("._") or "item"
-        path = self.path / name
-        refuse_link(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(path, error) from None
-        return path
-
     @contextlib.contextmanager
     def alone(self) -> Iterator[RunDirectory]:
         """Hold the folder for this process, and first mend what a killed one left in it.
@@ -357,14 +341,3 @@ class RunDirectory:
         """What :meth:`doubt` noted, by item."""
         rows = [row for row in self._failures.read() if row.get("kind") == _SUSPECT and "item" in row]
         return {row["item"]: row.get("message", "") for row in rows}
-
-    def pending(self, items: Iterable[str]) -> list[str]:
-        """Those that are not done yet, in order; failed ones are tried again."""
-        done = self.completed()
-        return [item for item in items if str(item) not in done]
-
-    def summary(self) -> str:
-        """What came of the items, for the end of a run: one line, and one more for each failure."""
-        failures = self.failures()
-        lines = [f"{len(self.completed())} done, {len(failures)} failed: {self.path}"]
-        return "\n".join([*lines, *(f"  {item}: {message}" for item, message in failures.items())])

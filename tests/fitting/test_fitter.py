@@ -129,6 +129,21 @@ def test_a_fitter_keeps_nothing_of_its_last_call(fitter, photos, fitted) -> None
     assert all(vars(fitter)[name] is value for name, value in before.items())
 
 
+def test_files_of_earlier_versions_load(face, photos, tmp_path) -> None:
+    """What was called ``seen`` and ``judge`` then."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    for record, now, before in ((face, "visibility", "seen"), (photos, "eval_identity", "judge")):
+        path = record.save(tmp_path / "record.safetensors")
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        tensors = load_file(path)
+        tensors[before] = tensors.pop(now)
+        save_file(tensors, path, meta)
+        assert torch.equal(getattr(type(record).load(path), now), getattr(record, now))
+
+
 def test_stage_two_leaves_the_shape_alone(fitted) -> None:
     start, texture = fitted.stages["start"][0], fitted.stages["texture"][0]
     for name in ("identity", "expression", "rotation", "translation"):

@@ -1,5 +1,7 @@
 """The face-api networks as torch modules: layers against loops, batches against single images."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,19 @@ def test_attributes_of_the_sample(seen) -> None:
     assert seen.expression[0].argmax() == 1 and seen.expression[0, 1] > 0.9  # she smiles
     assert seen.male.item() < 0.2
     assert 20 < seen.age.item() < 50
+
+
+def test_attributes_are_measured_only_when_asked_for(seen, photo, monkeypatch, tmp_path) -> None:
+    from facerecon.perception import observe
+    from facerecon.types import Observation
+
+    for name in ("load_expression", "load_age_gender"):
+        monkeypatch.setattr(sys.modules[observe.__module__], name, lambda: pytest.fail("a network ran"))
+    other = observe(photo)
+    assert (other.expression, other.age, other.male) == (None, None, None)
+    plain = Observation.load(other.save(tmp_path / "o.safetensors"))
+    assert plain.age is None and torch.equal(plain.eval_identity, seen.eval_identity)
+    assert torch.equal(Observation.cat([plain, plain])[1].landmarks68, seen.landmarks68)
 
 
 def test_attribute_networks_agree_with_the_observation(seen) -> None:
