@@ -63,6 +63,28 @@ TEXTS = {"decoder_space", "set"}
 """Keys that take other text though their default is null; of the other keys, the default says that they take text."""
 SEVERAL = {"init"}
 """Keys that take ``[a, b]``, too."""
+ALIASES: dict[str, dict[str, str | None]] = {
+    "texture_gan": {
+        "warm.rate": "pretrain.lr",
+        "warm.code_rate": "pretrain.code_lr",
+        "warm.": "pretrain.",
+        "adversarial.rate": "adversarial.lr",
+        "collapse.spread": "collapse.sample_std",
+    },
+    "regressor": {
+        "wear.": "augment.",
+        "loss.spread": "loss.intra_inter_ratio",
+        "step.rate": "step.lr",
+        "synthetic.directional": "synthetic.p_directional",
+        "synthetic.around": "synthetic.p_full_sphere_lights",
+        "synthetic.relief": "synthetic.shape_residual",
+        "synthetic.slip": "synthetic.uv_jitter",
+        "synthetic.stark": None,
+        "synthetic.stain": None,
+    },
+}
+"""{script: {dotted key of an earlier version: today's, None where it is gone}}; a key that ends in a dot stands for all
+keys below it."""
 
 
 def _text(key: str, value: str, default: Any) -> Any:

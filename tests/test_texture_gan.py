@@ -20,6 +20,8 @@ from PIL import Image
 from facerecon.dataset import Manifest
 from facerecon.run import load_checkpoint, read_metrics
 from facerecon.stylegan.weights import read_generator
+from facerecon.training import snapshots, texture_networks
+from facerecon.training.texture_gan import TextureTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,8 +29,6 @@ SCRIPT = ROOT / "train" / "texture_gan.py"
 _spec = importlib.util.spec_from_file_location("texture_gan", SCRIPT)
 texture_gan = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(texture_gan)
-texture_gan.STATISTICS = {"samples": 2000, "textures": 32}
-texture_gan.DIRECTIONS = 600
 
 TINY = {
     "size": 16, "channel_base": 128, "channel_max": 8, "w_dim": 8, "batch": 4, "kimg": 0.032, "snapshot_kimg": 0.016,
@@ -38,8 +38,16 @@ TINY = {
 TINY = [f"{key}={value}" for key, value in TINY.items()]
 
 
-SOME = ["codes=maps", "base=linear", "mirror=true", "warm.kimg=0.02", "warm.batch=4", "warm.coarse=0", "kimg=0.024"]
-SOME += ["adversarial.pairs=0.5", "adversarial.pair_weight=1", "warm.code_noise=0.1", "adversarial.r1_every=3"]
+SOME = [
+    "codes=maps",
+    "base=linear",
+    "mirror=true",
+    "pretrain.kimg=0.02",
+    "pretrain.batch=4",
+    "pretrain.coarse=0",
+    "kimg=0.024",
+]
+SOME += ["adversarial.pairs=0.5", "adversarial.pair_weight=1", "pretrain.code_noise=0.1", "adversarial.r1_every=3"]
 SOME += ["snapshot_kimg=0.028", "log_kimg=0.016"]  # steps 7 and 11, 4, 8 and 11; five are supervised
 
 
@@ -59,6 +67,15 @@ def put_back():
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Fewer samples for statistics and directions of W."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "STATISTICS", {"samples": 2000, "textures": 32})
+        patch.setattr(texture_networks, "_DIRECTIONS", 600)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -166,22 +183,34 @@ def test_pairs_come_first_and_stay(maps, tmp_path, asset, capsys) -> None:
     asset("mobile_stylegan")
     rows = [(3 * i, i, {"source": torch.randn(512), "views": torch.randn(3, 512)}, {}) for i in range(20)]
     Manifest.collect(rows, {"settings": {"truncation": 0.5}}).save(maps / "manifest.safetensors")
-    keys = ("warm.kimg=0.04", "warm.coarse=0.3", "adversarial.pairs=0.5", "adversarial.pair_weight=1", "kimg=0.016")
+    keys = (
+        "pretrain.kimg=0.04",
+        "pretrain.coarse=0.3",
+        "adversarial.pairs=0.5",
+        "adversarial.pair_weight=1",
+        "kimg=0.016",
+    )
     assert train(f"data={maps}", f"out={tmp_path / 'o'}", "w_dim=6", *keys) == 0
     rows = read_metrics(tmp_path / "o" / "metrics.jsonl")
-    assert [row["phase"] for row in rows if "snapshot" not in row] == ["warm"] * 5 + ["adversarial"] * 2
+    assert [row["phase"] for row in rows if "snapshot" not in row] == ["pretrain"] * 5 + ["adversarial"] * 2
     assert all("pair" in row for row in rows if "snapshot" not in row)
     assert all(0 < row["held_out_pair_l1"] < 0.5 for row in rows if "snapshot" in row)
     generator, facts = read_generator(tmp_path / "o" / "decoder.safetensors")
-    assert facts["about"] | {"pair_truncation": 0.5, "mapping": "open", "warm_kimg": 0.04} == facts["about"]
+    assert facts["about"] | {"pair_truncation": 0.5, "mapping": "open", "pretrain_kimg": 0.04} == facts["about"]
     assert generator.config.w_dim == 6
     assert (tmp_path / "o" / "held-out-000000.0.png").is_file()
 
 
 def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys, same) -> None:
     """Any folder of maps: their coordinates are the codes; one run, and one that was cut in two, learn the same."""
-    some = ["codes=maps", "base=linear", "mirror=true", "warm.kimg=0.032", "warm.batch=4", "warm.coarse=0"]
-    some += [f"data={maps}", "adversarial.pairs=0.5", "adversarial.pair_weight=1", "warm.code_noise=0.1", "kimg=0.008"]
+    some = ["codes=maps", "base=linear", "mirror=true", "pretrain.kimg=0.032", "pretrain.batch=4", "pretrain.coarse=0"]
+    some += [
+        f"data={maps}",
+        "adversarial.pairs=0.5",
+        "adversarial.pair_weight=1",
+        "pretrain.code_noise=0.1",
+        "kimg=0.008",
+    ]
     assert train(*some, f"out={tmp_path / 'whole'}") == 0
     state = state_of(tmp_path / "whole")
     table = state["table"]
@@ -201,7 +230,9 @@ def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys, same)
     same(state_of(tmp_path / "whole"), state_of(tmp_path / "cut"))
 
 
-@pytest.mark.parametrize("key", ["size=12", "batch=0", "warm.noise=gauss", "mapping=foreign", "share=0.25", "kimg=0"])
+@pytest.mark.parametrize(
+    "key", ["size=12", "batch=0", "pretrain.noise=gauss", "mapping=foreign", "share=0.25", "kimg=0"]
+)
 def test_settings_that_cannot_be(maps, tmp_path, capsys, key) -> None:
     assert key.split("=")[0].split(".")[-1] in refused(capsys, f"data={maps}", f"out={tmp_path / 'o'}", key)
     assert not (tmp_path / "o").exists()
@@ -214,7 +245,7 @@ def test_folders_that_cannot_be_trained_on(maps, tmp_path, capsys) -> None:
     assert "holds no image file" in refused(capsys, f"data={empty}", out)
     assert "nowhere is not a folder" in refused(capsys, f"data={tmp_path / 'nowhere'}", out)
     assert "smaller than size=32; choose size=16" in refused(capsys, f"data={maps}", out, "size=32")
-    assert "manifest.safetensors does not exist" in refused(capsys, f"data={maps}", out, "warm.kimg=1")
+    assert "manifest.safetensors does not exist" in refused(capsys, f"data={maps}", out, "pretrain.kimg=1")
     odd = maps / "uv-maps" / "000099.png"
     Image.new("RGB", (32, 32)).save(odd)
     line = refused(capsys, f"data={maps}", out)
@@ -264,7 +295,7 @@ def test_numbers_that_are_none_stop_the_run(maps, tmp_path, capsys) -> None:
     assert train(f"data={maps}", f"out={out}", "kimg=0.016") == 0
     before = {path.name for path in (out / "checkpoints").iterdir()}
     again = (f"data={maps}", f"out={out}", "resume=force")
-    line = refused(capsys, *again, "adversarial.rate=1e30", "adversarial.path_weight=0")
+    line = refused(capsys, *again, "adversarial.lr=1e30", "adversarial.path_weight=0")
     assert "training stopped at step" in line
     assert "The last checkpoint is kept" in line
     assert {path.name for path in (out / "checkpoints").iterdir()} == before
@@ -278,12 +309,12 @@ def test_what_changed_is_named(maps, tmp_path, capsys) -> None:
     maps = maps.rename(tmp_path / "moved")
     assert train(f"data={maps}", out, "kimg=0.004", "snapshot_kimg=1", "grid.samples=9") == 0
     capsys.readouterr()
-    change = ("adversarial.rate=0.001", "batch=2")
+    change = ("adversarial.lr=0.001", "batch=2")
     line = refused(capsys, f"data={maps}", out, *change)
-    assert "(adversarial.rate 0.002 -> 0.001, batch 4 -> 2); go on with the change by resume=force" in line
+    assert "(adversarial.lr 0.002 -> 0.001, batch 4 -> 2); go on with the change by resume=force" in line
     assert train(f"data={maps}", out, *change, "resume=force", "kimg=0.008") == 0
     printed = capsys.readouterr()
-    assert "goes on with what changed (adversarial.rate 0.002 -> 0.001, batch 4 -> 2)" in printed.err
+    assert "goes on with what changed (adversarial.lr 0.002 -> 0.001, batch 4 -> 2)" in printed.err
     assert "goes on from step 1" in printed.out and state_of(tmp_path / "o")["step"] == 3
     Image.new("RGB", (16, 16), "red").save(maps / "uv-maps" / "000003.png")
     for resume in ("true", "force"):
@@ -309,7 +340,7 @@ def test_a_run_of_an_earlier_version_goes_on(maps, tmp_path, capsys) -> None:
 
 def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:
     keys = (f"data={maps}", f"out={tmp_path / 'o'}", "collapse.patience=3")
-    assert "all alike (collapse)" in refused(capsys, *keys, "collapse.spread=10")
+    assert "all alike (collapse)" in refused(capsys, *keys, "collapse.sample_std=10")
     assert "logits passed 1e-09" in refused(capsys, *keys, "collapse.logits=1e-9")
 
 
@@ -346,15 +377,15 @@ def stopped(capsys, number: int, *overrides: str) -> str:
 
 def in_step(monkeypatch, step: int, *signals: int) -> None:
     """Signals in the middle of one step of whatever runs."""
-    turn = texture_gan._Job.step
+    enter = TextureTraining.enter
 
-    def hit(job, warm_images: int) -> None:
-        if job.training.step == step:
+    def hit(training, phase: str) -> None:
+        if training.phase and training.steps == step and signals:
             for number in signals:
                 signal.raise_signal(number)
-        turn(job, warm_images)
+        enter(training, phase)
 
-    monkeypatch.setattr(texture_gan._Job, "step", hit)
+    monkeypatch.setattr(TextureTraining, "enter", hit)
 
 
 def test_a_signal_ends_the_step_and_keeps_it(maps, whole_some, tmp_path, capsys, monkeypatch, same) -> None:
@@ -391,16 +422,16 @@ def test_a_signal_while_pictures_are_made(maps, whole_some, tmp_path, capsys, mo
     """They do not hold it up, and the run begins with them when it goes on; also where they are all that is left."""
     cut = tmp_path / "cut"
     keys = (f"data={maps}", f"out={cut}", *SOME)
-    show = texture_gan._Job.show
+    show = snapshots.TextureSnapshots._show
 
-    def hit(job, path: Path, name: str) -> None:
-        if job.training.images == round(1000 * kimg):
+    def hit(made, name: str) -> None:
+        if made.training.images == round(1000 * kimg):
             signal.raise_signal(signal.SIGTERM)
-        show(job, path, name)
+        show(made, name)
 
     for _ in range(2):  # again while the run goes on with them
         with monkeypatch.context() as patch:
-            patch.setattr(texture_gan._Job, "show", hit)
+            patch.setattr(snapshots.TextureSnapshots, "_show", hit)
             assert f"is of step {round(250 * kimg)};" in stopped(capsys, signal.SIGTERM, *keys)
         assert all(row["images"] < 1000 * kimg for row in rows_of(cut) if "snapshot" in row)
     assert train(*keys) == 0
@@ -500,45 +531,58 @@ def test_the_decoder_of_a_finished_run_holds_statistics(whole_some, monkeypatch,
     assert torch.allclose(decoders[0].synthesis(codes), decoders[1].synthesis(codes), atol=1e-4)
 
 
-def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
-    """Learnt codes are looked up where they are learnt; noise has the deviation of all codes times the setting."""
+def built(*keys: str):
+    """Data and training of a run, as the script builds them."""
+    from omegaconf import OmegaConf
+
     from configs.compose import compose
     from facerecon.run.processes import Processes
+
+    config = compose("texture_gan", [*TINY, *keys])
+    values = OmegaConf.to_container(config, resolve=True)
+    data, source = texture_gan.load_data(config, values)
+    processes = Processes(torch.device("cpu"))
+    training, distances = texture_gan.build_training(config, values, data, source, processes)
+    return config, values, data, training, distances
+
+
+def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
+    """Learnt codes are looked up where they are learnt; noise has the deviation of all codes times the setting."""
     from facerecon.training.ada import draws_of
 
-    job = texture_gan._Job(compose("texture_gan", [*TINY, f"data={maps}", *SOME]), Processes(torch.device("cpu")))
-    job.load()
-    t, rows = job.training, [3, 21, 3]
+    _, _, data, t, _ = built(f"data={maps}", *SOME)
+    rows = [3, 21, 3]
     with torch.no_grad():
         t.table[3] += 1.0
-    assert torch.equal(job.codes_of(rows, t.generator), t.table.detach()[rows])
-    noise = job.codes_of(rows, t.generator, [7, 8, 9]) - t.table.detach()[rows]
+    assert torch.equal(data.codes_of(rows, t.generator.projection), t.table.detach()[rows])
+    noise = data.codes_of(rows, t.generator.projection, [7, 8, 9]) - t.table.detach()[rows]
     assert torch.allclose(noise, 0.1 * draws_of(0, "code noise", [7, 8, 9], 8), atol=1e-6)
 
 
 def test_each_step_takes_its_turn(maps, tmp_path, monkeypatch) -> None:
     """The generator begins after its delay, counted from the end of the supervised phase; both regularizations come at
     the steps of the run that their interval divides."""
-    from configs.compose import compose
-    from facerecon.run.processes import Processes
+    from facerecon.run import training_loop
 
-    some = ["adversarial.r1_every=3", "adversarial.path_every=2", "adversarial.delay_kimg=0.008", "warm.coarse=0"]
-    some += ["codes=maps", "warm.kimg=0.008", "warm.batch=4"]
-    job = texture_gan._Job(compose("texture_gan", [*TINY, f"data={maps}", *some]), Processes(torch.device("cpu")))
-    job.load()
-    job.figures, taken = {}, []
-    for name in ("warm", "generator", "path", "discriminator", "r1"):
-        monkeypatch.setattr(job.training, f"{name}_step", lambda *_, name=name: taken.append(name) or {})
-    turns = []
-    for _ in range(8):
-        job.step(8)
-        job.training.signs = []
-        job.training.finish_step(100)
+    some = ["adversarial.r1_every=3", "adversarial.path_every=2", "adversarial.delay_kimg=0.008", "pretrain.coarse=0"]
+    some += ["codes=maps", "pretrain.kimg=0.008", "pretrain.batch=4", "kimg=0.024", f"out={tmp_path / 'o'}"]
+    config, values, data, training, distances = built(f"data={maps}", *some)
+    taken, turns = [], []
+    for name in ("pretrain", "generator", "path", "discriminator", "r1"):
+        monkeypatch.setattr(training, f"{name}_step", lambda *_, name=name: taken.append(name) or {})
+    finish = training.finish_step
+
+    def finished(*settings) -> dict:
         turns.append(" ".join(taken))
         taken.clear()
+        return finish(*settings)
+
+    monkeypatch.setattr(training, "finish_step", finished)
+    monkeypatch.setattr(training_loop.Checkpoints, "latest", lambda *_: None)
+    assert texture_gan.train(config, values, data, training, distances, None) == 0
     assert turns == [
-        "warm",
-        "warm",
+        "pretrain",
+        "pretrain",
         "discriminator",
         "discriminator r1",
         "generator path discriminator",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from facerecon.perception.regressor import read_regressor
 from facerecon.run import load_checkpoint, read_metrics
+from facerecon.training.uv_maps import epoch_order
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -118,14 +119,14 @@ def test_persons_in_several_pictures(tmp_path, capsys) -> None:
         "synthetic.pictures=2",
         "synthetic.shape_residual=2",
         "synthetic.uv_jitter=0.01",
-        "loss.spread=2",
+        "loss.intra_inter_ratio=2",
         "kimg=0.016",
         "measure=5",
     ]
     assert train(*keys, f"out={tmp_path / 'o'}") == 0
     rows = read_metrics(tmp_path / "o" / "metrics.jsonl")
-    assert rows[0]["spread"] >= 0 and rows[-1]["held_out_spread"] > 0
-    order = regressor._order(12, 0, "faces", list(range(24)), 2)
+    assert rows[0]["intra_inter_ratio"] >= 0 and rows[-1]["held_out_intra_inter_ratio"] > 0
+    order = epoch_order(12, 0, "faces", list(range(24)), 2)
     assert sorted(order[:12]) == sorted(order[12:]) == list(range(12)) and order[:12] != order[12:]
     assert all(a % 2 == 0 and b == a + 1 for a, b in zip(order[::2], order[1::2], strict=True))
     assert "synthetic.cached=13 is not a multiple" in refused(capsys, *keys, "synthetic.cached=13")
@@ -200,7 +201,7 @@ def test_maps_and_backgrounds(tmp_path, capsys) -> None:
         ("backbone=resnet19", "resnet18"),
         ("file=int4", "file must be float32, float16 or int8"),
         ("synthetic.hair=2", "synthetic.hair must be a number, 0 to 1"),
-        ("wear.blur=-1", "wear.blur is a share"),
+        ("augment.blur=-1", "augment.blur is a share"),
         ("loss.shape=-1", "loss.shape must be a number, 0 or more"),
         ("texture=1000", "texture must be 0..64 components"),
         ("synthetic.haiir=1", "did you mean 'synthetic.hair'"),
@@ -233,7 +234,7 @@ def test_the_mean_of_several_networks(tmp_path, cache, capsys) -> None:
     assert len((tmp_path / "mean" / "metrics.jsonl").read_text().splitlines()) == 1
     assert f"started from {files[0]} and {files[1]}" in capsys.readouterr().out
     mean, *networks = (read_regressor(file) for file in (tmp_path / "mean" / "regressor.safetensors", *files))
-    assert mean.about["mean_of"] == 2 and mean.about["figures"]["held_out_shape"] > 0
+    assert mean.about["mean_of"] == 2 and mean.about["metrics"]["held_out_shape"] > 0
     states = [network.state_dict() for network in networks]
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
     for name, value in mean.state_dict().items():
@@ -248,7 +249,7 @@ def test_numbers_that_are_none_stop_the_run(tmp_path, cache, capsys) -> None:
     out = [f"cache={cache}", f"out={tmp_path / 'o'}", "resume=force"]
     assert train(*out, "kimg=0.016") == 0
     before = {path.name for path in (tmp_path / "o" / "checkpoints").iterdir()}
-    assert "is not finite. The last checkpoint is kept" in refused(capsys, *out, "step.rate=1e30")
+    assert "The last checkpoint is kept" in refused(capsys, *out, "step.lr=1e30")
     assert {path.name for path in (tmp_path / "o" / "checkpoints").iterdir()} == before
     assert train(*out) == 0
 
@@ -277,7 +278,7 @@ def test_asked_to_end_it_keeps_its_last_step(tmp_path, cache, same) -> None:
 @pytest.mark.slow
 def test_two_processes_of_the_script(tmp_path) -> None:
     """torchrun: each rank renders its shards and learns from its part; the weights are those of one process."""
-    keys = [*TINY, "batch=32", "kimg=0.128", "synthetic.cached=600", "measure=0", "wear.group=16"]
+    keys = [*TINY, "batch=32", "kimg=0.128", "synthetic.cached=600", "measure=0", "augment.group=16"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for command, out in ((launch, "two"), ([sys.executable], "one")):
         done = subprocess.run(
@@ -293,4 +294,4 @@ def test_two_processes_of_the_script(tmp_path) -> None:
 def test_help(capsys) -> None:
     assert train("--help") == 0
     text = capsys.readouterr().out
-    assert "torchrun" in text and "wear" in text and "truncation" in text
+    assert "torchrun" in text and "augment" in text and "truncation" in text

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from facerecon.errors import InputError, check_shape
 
-__all__ = ["FeatureStatistics", "frechet_distance", "identity_features", "inception_features", "statistics_of"]
+__all__ = [
+    *("DistanceFrom", "FeatureStatistics", "frechet_distance"),
+    *("identity_features", "inception_features", "statistics_of"),
+]
 
 FEATURES = ("conv64_3", "conv128_2")
 
@@ -133,3 +136,22 @@ def statistics_of(features: Callable[[Tensor], Tensor], batches: Iterable[Tensor
     for batch in batches:
         statistics.add(features(batch.clamp(0, 1)))
     return statistics
+
+
+class DistanceFrom:
+    """Frechet distance of images from a fixed set, whose statistics are measured at the first call.
+
+    Args:
+        features: of images.
+        images: gives the batches (B, 3, S, S) in [0, 1] of the set.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Tensor], images: Callable[[], Iterable[Tensor]]) -> None:
+        self.features, self.images = features, images
+        self.statistics: FeatureStatistics | None = None
+
+    def __call__(self, batches: Iterable[Tensor]) -> float:
+        """Distance of batches (B, 3, S, S) in [0, 1]."""
+        if self.statistics is None:
+            self.statistics = statistics_of(self.features, self.images())
+        return frechet_distance(statistics_of(self.features, batches), self.statistics)

@@ -19,6 +19,7 @@ from facerecon.errors import ConfigError
 from facerecon.run.checkpoint import Checkpoints
 from facerecon.run.lock import FolderLock
 from facerecon.run.metrics import MetricsWriter, plain
+from facerecon.settings import rename_keys
 from facerecon.storage import file_sha256, output_error, parse_json, refuse_link, remove_leftovers, write_whole
 
 __all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
@@ -26,7 +27,7 @@ __all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "fold
 _SUSPECT = "suspect"  # kind of a failure that leaves a result
 FREE_TO_CHANGE = (
     *("out", "resume", "overwrite", "device", "threads", "workers", "logger"),
-    *("kimg", "warm.kimg", "max_minutes"),  # of trainings: how long,
+    *("kimg", "pretrain.kimg", "max_minutes"),  # of trainings: how long,
     *("log_kimg", "snapshot_kimg", "keep", "keep_decoders", "grid", "measure", "collapse", "file"),  # what is kept,
     *("memory_gb", "recompute_from", "cache", "prepare", "pack"),  # how it is computed, what other keys say again,
     *("data", "synthetic.maps", "synthetic.backgrounds", "weak.data"),  # where data lies whose content is compared
@@ -160,6 +161,7 @@ class RunDirectory:
             since each item's facts hold its own settings.
         fixed: keys that cannot change even so; all if left out. Where they are given, a key that the run did not
             record, as one of an earlier version, is not compared.
+        aliases: {dotted key of an earlier version: today's}, see :func:`facerecon.settings.rename_keys`.
         overwrite: begin anew in a folder that holds a run. Its records are removed; results are replaced one
             by one as they are made.
         keep_checkpoints: how many checkpoints stay.
@@ -177,6 +179,7 @@ class RunDirectory:
         *,
         resume: bool | str = False,
         fixed: Sequence[str] | None = None,
+        aliases: Mapping[str, str | None] | None = None,
         overwrite: bool = False,
         keep_checkpoints: int = 2,
     ) -> None:
@@ -192,7 +195,10 @@ class RunDirectory:
         for place in (config_path, *records, self.checkpoints.folder):
             refuse_link(place)
         if config_path.exists() and resume:
-            self._compare(self._read_config(config_path), fixed, resume)
+            recorded = self._read_config(config_path)
+            if isinstance(recorded, dict):
+                recorded = rename_keys(recorded, aliases or {})
+            self._compare(recorded, fixed, resume)
             self.resumed = True
             return
         if config_path.exists() and not overwrite:

@@ -17,7 +17,7 @@ __all__ = [
     "Stopped",
     "check_stop",
     "exit_status",
-    "names_checkpoint",
+    "names_kept",
     "patient_stops",
     "stop_status",
 ]
@@ -92,23 +92,22 @@ def patient_stops(patient: bool = True) -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def names_checkpoint(folder: Any) -> Iterator[None]:
-    """A training run that ends early says what is kept of it.
+def names_kept(kept: Callable[[], str]) -> Iterator[None]:
+    """A run that ends early tells what is kept of it.
 
     Args:
-        folder: its :class:`~facerecon.run.RunDirectory`.
+        kept: gives the words, such as "3 maps are finished in out".
 
     Raises:
-        KeyboardInterrupt, Stopped, OutputError: as within, with the last checkpoint in the message.
+        KeyboardInterrupt, Stopped, OutputError: as within, with these words in the message.
     """
     try:
         yield
-    except (KeyboardInterrupt, Stopped, OutputError) as stop:
-        steps = folder.checkpoints.steps()
-        kept = f"the last checkpoint in {folder.path} is of step {steps[-1]}" if steps else "no checkpoint yet"
-        if isinstance(stop, OutputError):
-            raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-        raise type(stop)(kept) from None
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise type(stop)(kept()) from None
+    except OutputError as error:
+        words = kept()
+        raise OutputError(f"{error} {words[0].upper()}{words[1:]}; the same command goes on.") from None
 
 
 def exit_status(script: Callable[[], int | None]) -> int:

@@ -1,4 +1,4 @@
-"""Crops made once and read in every epoch: shards on disk, faces of photos as they are observed, and their wear.
+"""Crops made once and read in every epoch: shards on disk, faces as they are observed in photos, and augmentation.
 
 A set of shards is built by as many processes as there are, goes on where it was stopped, and knows what it was made
 with. Pictures are kept as bytes, clean; blur, noise, compression and color are added anew each time they are read.
@@ -27,6 +27,7 @@ from facerecon.perception.identity import IdentityNet
 from facerecon.perception.observe import observe
 from facerecon.run import item_seed
 from facerecon.run.lock import FolderLock
+from facerecon.settings import rename_keys
 from facerecon.storage import parse_json, read_safetensors, remove_leftovers, safetensors_bytes, write_whole
 from facerecon.training.regressor import PhotoBatch
 from facerecon.types import Observation
@@ -49,12 +50,20 @@ class CropShards:
         count: samples.
         facts: plain data that they depend on.
         each: samples a shard.
+        aliases: {``synthetic.`` key of an earlier version: today's}, of what the facts' ``settings`` hold.
 
     Raises:
         ConfigError: the folder holds shards made with other facts (names them).
     """
 
-    def __init__(self, folder: str | Path, count: int, facts: Mapping[str, Any], each: int = 256) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        count: int,
+        facts: Mapping[str, Any],
+        each: int = 256,
+        aliases: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.folder, self.count, self.each = Path(folder), count, each
         self.facts = json.loads(json.dumps({**facts, "each": each}, sort_keys=True))
         self.shards = math.ceil(count / each)
@@ -64,6 +73,8 @@ class CropShards:
                 found = dict(parse_json(made.read_bytes()))
             except (OSError, ValueError, TypeError):
                 found = {}
+            if isinstance(found.get("settings"), dict):
+                found |= {"settings": rename_keys({"synthetic": found["settings"]}, aliases or {}).get("synthetic")}
             wrong = sorted(k for k in {*found, *self.facts} if found.get(k) != self.facts.get(k))
             if wrong:
                 raise ConfigError(
@@ -228,7 +239,7 @@ def photo_batch(rows: Mapping[str, Tensor], chosen: Sequence[int]) -> PhotoBatch
     return PhotoBatch(image, skin, rows["landmarks68"][at], rows["embedding"][at])
 
 
-# -- wear ------------------------------------------------------------------------------------------------
+# -- augmentation ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -277,13 +288,15 @@ class PhotometricSettings:
         for name in ("color", "gray", "blur", "motion", "coarse", "noise", "compression", "erase"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ConfigError(f"wear.{name} is a share, 0 to 1; got {value!r}.")
+                raise ConfigError(f"augment.{name} is a share, 0 to 1; got {value!r}.")
         if self.group < 1 or not 0 < self.coarsest <= 1 or not 1 <= self.quality <= 95:
-            raise ConfigError("wear.group must be 1 or more, wear.coarsest in (0, 1] and wear.quality in 1..95.")
+            raise ConfigError(
+                "augment.group must be 1 or more, augment.coarsest in (0, 1] and augment.quality in 1..95."
+            )
 
 
 class PhotometricAugmentation:
-    """Wears pictures; what happens to one depends on the seed, its group's number and its place in it.
+    """Changes pictures; what happens to one depends on the seed, its group's number and its place in it.
 
     Args:
         settings: how much.
@@ -311,7 +324,7 @@ class PhotometricAugmentation:
         self.steps = torch.nn.Sequential(*(step for step in steps if step.p > 0))
 
     def __call__(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
-        """PhotometricAugmentation a batch.
+        """Augment a batch.
 
         Args:
             images: (B, 3, S, S) in [0, 1].

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +21,19 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import InputError
+from facerecon.errors import AssetError, ConfigError
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import gamma_to_light, sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.losses import coefficient_loss, identity_loss, landmark_loss, landmark_weights, light_color_loss
 from facerecon.morphable import MorphableModel
-from facerecon.perception.regressor import Coefficients, Regressor
+from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig, mean_regressor, read_regressor
 from facerecon.render import Renderer, sample_texture
 from facerecon.render.uv import region_texels
 from facerecon.run import autocast
 from facerecon.run.processes import Processes
+from facerecon.run.training_loop import fits_run
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.training.texture_gan import average_weight, cosine_rampdown, update_average
 from facerecon.types import Camera, TensorStruct
@@ -46,6 +48,8 @@ __all__ = [
     "WeakLosses",
     "WeakWeights",
     "landmark_model",
+    "network_sizes",
+    "start_network",
 ]
 
 CROP = 224
@@ -63,7 +67,7 @@ class SupervisedWeights:
         shape: mm, of the whole face.
         identity, expression: mm, of each alone.
         regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
-        spread: standard deviation of the identity found in a person's pictures over that between people, a ratio.
+        intra_inter_ratio: standard deviation of the identity found in a person's pictures over that between people.
         landmarks: px of a 224 px crop.
         angles: degrees.
         translation: px that it moves or scales the face by.
@@ -75,8 +79,8 @@ class SupervisedWeights:
     shape: float = 1.0
     identity: float = 0.5
     expression: float = 0.5
-    regions: float = 2.0
-    spread: float = 0.0
+    regions: float = 5.0
+    intra_inter_ratio: float = 8.0
     landmarks: float = 0.5
     angles: float = 0.3
     translation: float = 0.3
@@ -115,15 +119,15 @@ class StepSettings:
     """AdamW and the average of weights.
 
     Args:
-        rate: largest learning rate.
+        lr: largest learning rate.
         betas, decay: of AdamW.
         clip: largest norm of the gradient.
-        rampup, rampdown: shares of the run in which the rate rises, and falls as a cosine.
+        rampup, rampdown: shares of the run in which the learning rate rises, and falls as a cosine.
         average: images after which a weight counts half in the running average.
         average_rampup: at first, this share of the images seen.
     """
 
-    rate: float = 1e-3
+    lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     decay: float = 0.01
     clip: float = 5.0
@@ -202,7 +206,7 @@ class CoefficientLosses(nn.Module):
         points: places of the face at which color is compared.
         regions: {name: (I + E, I + E)}, square mm, what a difference of coefficients is in each region of the face
             (:func:`facerecon.evaluation.region_forms`); without them there is no such term.
-        pictures: of each person, one after the other in a batch, for :meth:`spread`.
+        pictures: of each person, one after the other in a batch, for :meth:`intra_inter_ratio`.
     """
 
     def __init__(
@@ -265,8 +269,8 @@ class CoefficientLosses(nn.Module):
         """(B, 27) -> (B, P, 3)."""
         return sh_basis(self.normals) @ gamma_to_light(gamma).coefficients
 
-    def spread(self, identity: Tensor) -> Tensor:
-        """Spread of a person's identity over that between people: a ratio, so that a smaller face is no way out.
+    def intra_inter_ratio(self, identity: Tensor) -> Tensor:
+        """Deviation of a person's identity over that between people: a ratio, so that a smaller face is no way out.
 
         Args:
             identity: (B, I), ``pictures`` rows of each person after each other.
@@ -420,7 +424,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
 
 
 class RegressorTraining:
-    """Network, its running average and optimizer; :meth:`step` learns from one batch.
+    """Network, its running average and optimizer. One step is :meth:`loss`, :meth:`descend` and :meth:`finish_step`.
 
     Args:
         network: to train.
@@ -430,10 +434,19 @@ class RegressorTraining:
         weak_weights: of these.
         weak_weight: of all of them against the supervised.
         settings: AdamW and average.
-        images: of the whole run, which the rate follows.
+        images: of the whole run, which the learning rate follows.
         precision: of the network's arithmetic.
         processes: whose gradients are averaged.
+
+    Attributes:
+        steps, images: turns of the loop and crops so far.
     """
+
+    remedy = "a smaller step.lr"
+    shown = {
+        **{"loss": "", "shape": "mm", "landmarks": "px", "angles": "deg"},
+        **{"weak_photometric": "", "weak_landmarks": "px2"},
+    }
 
     def __init__(
         self,
@@ -464,8 +477,8 @@ class RegressorTraining:
         others = [p for p in self.network.parameters() if p.dim() <= 1]
         s = self.settings
         groups = [{"params": kernels, "weight_decay": s.decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, s.rate, tuple(s.betas))
-        self.step_number = self.images = 0
+        self.optimizer = torch.optim.AdamW(groups, s.lr, tuple(s.betas))
+        self.steps = self.images = 0
 
     def predict(self, images: Tensor, average: bool = False) -> Coefficients:
         """Coefficients of crops, by the network that learns or by its running average."""
@@ -480,62 +493,78 @@ class RegressorTraining:
             everyone = found.identity
             if self.processes.count > 1:  # the people of all ranks
                 everyone = torch.cat(dist.nn.all_gather(everyone.contiguous()))
-            values["spread"] = self.losses.spread(everyone)
+            values["intra_inter_ratio"] = self.losses.intra_inter_ratio(everyone)
         total = sum(getattr(self.weights, key) * value for key, value in values.items())
         return total.mean(), {key: value.detach().mean() for key, value in values.items()}
 
-    def step(
+    def loss(
         self,
         images: Tensor | None,
         truth: Coefficients | None,
         landmarks: Tensor | None,
         photos: PhotoBatch | None = None,
         photo_images: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Learn from this rank's part of a batch.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of this rank's part of a batch.
 
         Args:
-            images: (B, 3, S, S) with truth, and that.
-            photos: (P) without.
+            images: (B, 3, S, S) with truth, or None.
+            truth: their coefficients.
+            landmarks: (B, 68, 2), px of the 224 px crop.
+            photos: (P) without truth, or None.
             photo_images: as the network sees them (with another color or sharpness than those that the rendering is
                 compared with).
 
         Returns:
-            Means of every term; those of photos begin with ``weak_``.
+            (), and the means of every term; those of photos begin with ``weak_``.
         """
-        s, figures = self.settings, {}
         given = [part for part in (images, photo_images) if part is not None]
-        size = sum(len(part) for part in given)
         found = self.predict(torch.cat(given))
-        loss = torch.zeros((), device=self.device)
+        loss, metrics = torch.zeros((), device=self.device), {}
         count = 0 if images is None else len(images)
         if count:
-            loss, figures = self.supervised(found[:count], truth, landmarks)
+            loss, metrics = self.supervised(found[:count], truth, landmarks)
         if photos is not None:
             values, _ = self.weak(found[count:], photos)
             weak = self.weak.total(values, self.weak_weights).mean()
             loss = loss + self.weak_weight * weak
-            figures |= {f"weak_{key}": value.detach().mean() for key, value in values.items()}
-        done = self.images / max(self.total_images, 1)
+            metrics |= {f"weak_{key}": value.detach().mean() for key, value in values.items()}
+        return loss, metrics | {"loss": loss.detach()}
+
+    def descend(self, loss: Tensor) -> dict[str, Tensor]:
+        """One step of AdamW down a loss, with gradients averaged over the ranks; returns the gradient's norm."""
+        s, done = self.settings, self.images / max(self.total_images, 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = s.rate * cosine_rampdown(min(done, 1.0), s.rampup, s.rampdown)
+            group["lr"] = s.lr * cosine_rampdown(min(done, 1.0), s.rampup, s.rampdown)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.processes.average_gradients(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), s.clip)
         self.optimizer.step()
-        self.step_number += 1
-        self.images += size * self.processes.count
-        weight = average_weight(size * self.processes.count, self.images, s.average, s.average_rampup)
-        update_average(self.average, self.network, weight)
-        return figures | {"loss": loss.detach(), "gradient": norm}
+        return {"gradient": norm}
+
+    def finish_step(self, batch: int) -> None:
+        """Count the step of ``batch`` crops, over all ranks, and move the average."""
+        s = self.settings
+        self.steps += 1
+        self.images += batch
+        update_average(self.average, self.network, average_weight(batch, self.images, s.average, s.average_rampup))
 
     # -- keeping -----------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What begins a row of metrics."""
+        return {"images": self.images, "step": self.steps}
+
+    def networks(self) -> list[nn.Module]:
+        """Those whose weights must be finite."""
+        return [self.network, self.average]
 
     def state(self) -> dict[str, Any]:
         """Everything that a run needs to go on, for :class:`facerecon.run.Checkpoints`."""
         return {
-            "step": self.step_number,
+            "step": self.steps,
             "images": self.images,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -548,16 +577,96 @@ class RegressorTraining:
         Raises:
             InputError: it is of another network; ``name`` says which file.
         """
-        try:
+        with fits_run(name):
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
-            groups = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
+            settings = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
-            for group, (betas, decay) in zip(self.optimizer.param_groups, groups, strict=True):
-                group["betas"], group["weight_decay"] = betas, decay  # what this run's settings say
-            self.step_number, self.images = int(state["step"]), int(state["images"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(
-                f"{name} does not fit this run ({reason}); use the same settings or another out=."
-            ) from None
+            for group, (betas, decay) in zip(self.optimizer.param_groups, settings, strict=True):
+                group["betas"], group["weight_decay"] = betas, decay  # what this run's settings are
+            self.steps, self.images = int(state["step"]), int(state["images"])
+
+
+def network_sizes(
+    model: MorphableModel, backbone: str, width: float, size: int, decoder: str, components: int
+) -> RegressorConfig:
+    """Sizes of the network for a head.
+
+    Args:
+        model: the head.
+        backbone: a ResNet's name.
+        width: of its layers against the usual ones.
+        size: px of the crops.
+        decoder: name of the head's linear texture.
+        components: of that texture.
+    """
+    low, high = model.expression_bounds or (None, None)
+    return RegressorConfig(
+        backbone=backbone,
+        identity=model.num_identity,
+        expression=model.num_expression,
+        texture=components,
+        width=width,
+        size=size,
+        expression_low=None if low is None or math.isinf(low) else low,
+        expression_high=None if high is None or math.isinf(high) else high,
+        face_model=model.name,
+        decoder=decoder,
+    )
+
+
+def start_network(sizes: RegressorConfig, init: str | Sequence[str] | None, seed: int) -> tuple[Regressor, str]:
+    """A network as it starts.
+
+    Args:
+        sizes: of it.
+        init: files of regressors, of whose weights it is the mean; None: torchvision's ImageNet weights if they lie in
+            torch's hub cache, else at random.
+        seed: of random weights.
+
+    Returns:
+        The network, and how it starts, in words.
+
+    Raises:
+        ConfigError: ``init`` is of another network.
+    """
+    torch.manual_seed(seed)
+    if not init:
+        network = Regressor(sizes)
+        return network, _load_imagenet(network)
+    files = [init] if isinstance(init, str) else list(init)
+    network = mean_regressor([read_regressor(file) for file in files])
+    if network.config != sizes:
+        found = network.config.plain()
+        wrong = [key for key, value in sizes.plain().items() if found[key] != value]
+        raise ConfigError(
+            f"{init} is of another network (differs: {', '.join(wrong)}); set "
+            + " ".join(f"{key}={found[key]}" for key in wrong)
+            + "."
+        )
+    return network, f"from {' and '.join(files)}"
+
+
+def _load_imagenet(network: Regressor) -> str:
+    """Take torchvision's ImageNet weights, if they lie in torch's hub cache; tells what was done."""
+    c = network.config
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    files = sorted(folder.glob(f"{c.backbone}-*.pth")) if folder.is_dir() else []
+    if c.width != 1.0 or not files:
+        why = "width is not 1" if c.width != 1.0 else f"no {c.backbone}-*.pth in {folder}"
+        return f"at random ({why})"
+    try:
+        state = torch.load(files[-1], map_location="cpu", weights_only=True)
+        own = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        # they were trained on (x - mean) / std: the first kernel takes the scale; its offset is the normalization's
+        scale = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        own["conv1.weight"] = own["conv1.weight"] / scale
+        network.backbone.load_state_dict(own)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise AssetError(
+            f"{files[-1]} is not torchvision's {c.backbone} ({reason}); remove it from the cache."
+        ) from None
+    middle = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    network.backbone.bn1.running_mean += (network.backbone.conv1.weight * middle).sum((1, 2, 3))
+    return f"from {files[-1].name}"

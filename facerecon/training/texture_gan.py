@@ -21,26 +21,28 @@ from torch import Tensor, nn
 
 from facerecon.errors import ConfigError, InputError, check_number
 from facerecon.run.processes import Processes
+from facerecon.run.training_loop import diverged, fits_run
 from facerecon.stylegan.discriminator import Discriminator
-from facerecon.stylegan.face_generator import MobileMapping
-from facerecon.stylegan.generator import Generator, MappingNetwork
+from facerecon.stylegan.generator import Generator
 from facerecon.training.ada import Augment, draws_of
 
 __all__ = [
     "AdversarialSettings",
+    "CollapseWatch",
     "Latents",
     "PairWeights",
+    "PretrainSettings",
+    "TextureNetworks",
     "TextureTraining",
-    "WarmSettings",
     "average_weight",
     "cosine_rampdown",
+    "discriminator_loss",
+    "generator_loss",
     "image_differences",
-    "initialize_from",
     "invert_maps",
-    "open_mapping",
     "pair_loss",
-    "start_gently",
-    "start_without_color",
+    "path_length",
+    "r1_penalty",
     "update_average",
 ]
 
@@ -64,26 +66,26 @@ class PairWeights:
 
 
 @dataclass(frozen=True)
-class WarmSettings:
+class PretrainSettings:
     """The supervised phase.
 
     Args:
-        rate: learning rate of Adam; ten times the adversarial one, since equalized weights move by about the rate a
+        lr: learning rate of Adam; ten times the adversarial one, since equalized weights move by about that much a
             step, and a supervised loss is steady.
         batch: images a step.
         betas: of Adam.
-        rampup, rampdown: shares of the phase in which the rate rises linearly and falls as a cosine.
+        rampup, rampdown: shares of the phase in which the learning rate rises linearly and falls as a cosine.
         noise: per-pixel noise of the synthesis, ``"none"``, ``"const"`` or ``"random"``.
-        code_rate: learning rate of a table of learnt codes, in standard deviations of W.
+        code_lr: learning rate of a table of learnt codes, in standard deviations of W.
         code_prior: weight of their mean square.
         coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
             sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
     """
 
-    rate: float = 0.02
+    lr: float = 0.02
     batch: int = 8
     coarse: float = 0.3
-    code_rate: float = 0.002
+    code_lr: float = 0.002
     code_prior: float = 0.001
     betas: tuple[float, float] = (0.9, 0.99)
     rampup: float = 0.02
@@ -101,7 +103,7 @@ class AdversarialSettings:
     """The adversarial phase; defaults are config F's, gamma by size and batch (ADA, Table 6).
 
     Args:
-        rate: learning rate of Adam, with betas (0, 0.99).
+        lr: learning rate of Adam, with betas (0, 0.99).
         r1_gamma: weight of R1; None: 0.0002 size^2 / batch.
         r1_every: steps between two of it.
         path_weight: of the path length's variance.
@@ -109,13 +111,13 @@ class AdversarialSettings:
         path_share: of the batch that it takes.
         path_decay: how fast the mean length follows.
         mixing: probability of style mixing.
-        delay_kimg: thousands of images in which only the discriminator learns, after a warm start.
-        noise: as in :class:`WarmSettings`.
+        delay_kimg: thousands of images in which only the discriminator learns, after the pretraining.
+        noise: as in :class:`PretrainSettings`.
         pairs: share of the generated images whose code is a pair's; the rest is mapped from z.
         pair_weight: of the pair loss on those images.
     """
 
-    rate: float = 2e-3
+    lr: float = 2e-3
     r1_gamma: float | None = None
     r1_every: int = 16
     path_weight: float = 2.0
@@ -246,111 +248,6 @@ def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
         kept.copy_(now)
 
 
-# -- where a generator starts ------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def open_mapping(mapping: MappingNetwork, source: MobileMapping) -> None:
-    """Copy the open face generator's mapping network into a decoder's: the same function of z.
-
-    Raises:
-        ConfigError: the decoder's has other sizes.
-    """
-    found = [tuple(layer.weight.shape) for layer in mapping.layers]
-    wanted = [tuple(layer.weight.shape) for layer in source.layers]
-    if found != wanted:
-        raise ConfigError(
-            f"the open mapping network has {len(wanted)} layers of {wanted[0]}; the decoder's has {len(found)} of "
-            f"{found[0]}. Leave z_dim, w_dim and mapping_layers at their defaults, or set mapping=own."
-        )
-    for layer, other in zip(mapping.layers, source.layers, strict=True):
-        layer.weight.copy_(other.weight / layer.gain)
-        layer.bias.copy_(other.bias / layer.rate)
-
-
-@torch.no_grad()
-def initialize_from(generator: Generator, source: Generator) -> str:
-    """Start a generator from another one, of the same or of another size.
-
-    Blocks of resolutions that both have are copied; those beyond the source's start with a color of zero, so that the
-    image is the source's, enlarged by the skip architecture. At another size the base stays the generator's own.
-
-    Args:
-        source: same channels at shared resolutions, same widths of latents. Its mapping may be None.
-
-    Returns:
-        What was done, one line.
-
-    Raises:
-        ConfigError: channels or latents differ.
-    """
-    mine, other = generator.config, source.config
-    shared = min(mine.size, other.size)
-    for name in ("w_dim",) if source.mapping is None else ("z_dim", "w_dim", "mapping_layers", "mapped_dim"):
-        if getattr(mine, name) != getattr(other, name):
-            raise ConfigError(f"init has {name} {getattr(other, name)}, this run {getattr(mine, name)}; use the same.")
-    resolution = 4
-    while resolution <= shared:
-        if mine.channels(resolution) != other.channels(resolution):
-            raise ConfigError(
-                f"init has {other.channels(resolution)} channels at {resolution} px, this run "
-                f"{mine.channels(resolution)}; set channel_base={other.channel_base} channel_max={other.channel_max}."
-            )
-        resolution *= 2
-    if base_of(generator) != base_of(source):
-        raise ConfigError(f"init has base={base_of(source)}, this run {base_of(generator)}; use the same.")
-    if source.synthesis.base is not None and mine.size == other.size:
-        generator.synthesis.base.copy_(source.synthesis.base)
-    if source.synthesis.linear is not None:
-        generator.synthesis.linear = source.synthesis.linear.clone()
-    if source.synthesis.gain is not None:
-        gain = source.synthesis.gain[None]
-        if mine.size != other.size:
-            gain = F.interpolate(gain, size=(mine.size, mine.size), mode="bilinear")
-        generator.synthesis.gain = gain[0].clone()
-    if source.mapping is not None:
-        generator.mapping.load_state_dict(source.mapping.state_dict())
-    if generator.projection is not None:
-        generator.projection.load_state_dict(source.projection.state_dict())
-    generator.w_mean.copy_(source.w_mean)
-    generator.synthesis.constant.copy_(source.synthesis.constant)
-    blocks = zip(generator.synthesis.blocks, source.synthesis.blocks, strict=False)
-    for block, known in blocks:
-        block.load_state_dict(known.state_dict())
-    new = generator.synthesis.blocks[len(source.synthesis.blocks) :]
-    for block in new:
-        block.color.weight.zero_()
-        block.color.bias.zero_()
-    if mine.size == other.size:
-        return f"all blocks, {mine.size} px"
-    if mine.size > other.size:
-        return f"grown from {other.size} to {mine.size} px: {len(new)} new block(s), whose color starts at zero"
-    return f"cut from {other.size} to {mine.size} px: the finest {int(math.log2(other.size // mine.size))} left out"
-
-
-def base_of(generator: Generator) -> str:
-    """What a generator's synthesis is added to: "none", "mean" or "linear", as the configuration calls it."""
-    s = generator.synthesis
-    return "none" if s.base is None else "mean" if s.linear is None else "linear"
-
-
-@torch.no_grad()
-def start_without_color(generator: Generator) -> None:
-    """Let every resolution's color start at zero: the image is the base, or gray, and no random colors are unlearnt."""
-    for block in generator.synthesis.blocks:
-        block.color.weight.zero_()
-        block.color.bias.zero_()
-
-
-@torch.no_grad()
-def start_gently(generator: Generator, share: float = 0.2) -> None:
-    """Let styles depend less on w at first, and so the network on w almost linearly: it then learns by heart later."""
-    for block in generator.synthesis.blocks:
-        for layer in (block.up, block.conv, block.color):
-            if layer is not None:
-                layer.style.weight.mul_(share)
-
-
 # -- the run -----------------------------------------------------------------------------------------------
 
 
@@ -395,17 +292,18 @@ def _precision(precision: torch.dtype, *networks: nn.Module) -> Iterator[None]:
             network.precision = old
 
 
-class TextureTraining:
-    """Networks, optimizers and counters of one run, and what a step does to them.
+class TextureNetworks:
+    """Networks, optimizers and counters of one run: what a checkpoint holds.
 
     Args:
         generator: is trained.
         discriminator: of the same size, or None for a run that is only supervised.
         batch: images a step of the adversarial phase, over all processes.
         seed: of everything that is drawn.
-        warm, adversarial, pair_weights: settings.
+        pretrain, adversarial: settings of the two phases.
+        pair_weights, adversarial_pair_weights: of the pair loss in each.
         augment: of what the discriminator sees.
-        train_mapping: whether the mapping network learns in the adversarial phase; it never does in the warm one.
+        train_mapping: whether the mapping network learns in the adversarial phase; it never does in the pretraining.
         precision, regularizer_precision: of the networks; of R1 and path length.
         processes: the ranks.
         latents: codes and maps of pairs.
@@ -413,9 +311,12 @@ class TextureTraining:
 
     Attributes:
         average: running average of the generator, which is what is used afterwards.
-        batch: images a step of the phase it is in. step: turns of the loop so far.
-        images: seen so far. warm_images: of them in the warm phase.
+        batch: images a step of the phase it is in. steps: turns of the loop so far.
+        images: seen so far. pretrain_images: of them in the pretraining.
     """
+
+    remedy = "a smaller adversarial.lr or a greater adversarial.r1_gamma"
+    shown = dict.fromkeys(("l1", "pair", "generator", "discriminator", "r1", "length", "p"), "")
 
     def __init__(
         self,
@@ -424,7 +325,7 @@ class TextureTraining:
         *,
         batch: int,
         seed: int = 0,
-        warm: WarmSettings | None = None,
+        pretrain: PretrainSettings | None = None,
         adversarial: AdversarialSettings | None = None,
         pair_weights: PairWeights | None = None,
         adversarial_pair_weights: PairWeights | None = None,
@@ -442,8 +343,8 @@ class TextureTraining:
         self.discriminator = None if discriminator is None else discriminator.to(self.device).train()
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.seed = seed
-        self.warm, self.adversarial = warm or WarmSettings(), adversarial or AdversarialSettings()
-        self._batches = {"warm": (self.warm.batch, 1), "adversarial": (batch, 1)}
+        self.pretrain, self.adversarial = pretrain or PretrainSettings(), adversarial or AdversarialSettings()
+        self._batches = {"pretrain": (self.pretrain.batch, 1), "adversarial": (batch, 1)}
         if discriminator is not None:
             self._batches["adversarial"] = (batch, min(discriminator.group, batch))
         self.pair_weights = pair_weights or PairWeights()
@@ -459,7 +360,7 @@ class TextureTraining:
         self.processes.copy_from_first(chain(self.generator.state_dict().values(), self.average.state_dict().values()))
         if self.discriminator is not None:
             self.processes.copy_from_first(self.discriminator.state_dict().values())
-        self.step = self.images = self.warm_images = 0
+        self.steps = self.images = self.pretrain_images = 0
         self.path_mean = torch.zeros([], device=self.device)
         self.signs: list[Tensor] = []
         self.phase = ""
@@ -468,7 +369,7 @@ class TextureTraining:
     # -- phases ------------------------------------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
-        """Begin a phase, ``"warm"`` or ``"adversarial"``, with optimizers of its own; nothing if it goes on.
+        """Begin a phase, ``"pretrain"`` or ``"adversarial"``, with optimizers of its own; nothing if it goes on.
 
         Raises:
             ConfigError: adversarial without a discriminator.
@@ -483,13 +384,13 @@ class TextureTraining:
         self.generator.mapping.requires_grad_(learn)
         fused = self.device.type in ("cpu", "cuda")
         learning = [p for p in self.generator.parameters() if p.requires_grad]
-        if phase == "warm":
+        if phase == "pretrain":
             self.optimizers = {
-                "generator": torch.optim.Adam(learning, self.warm.rate, self.warm.betas, eps=1e-8, fused=fused)
+                "generator": torch.optim.Adam(learning, self.pretrain.lr, self.pretrain.betas, eps=1e-8, fused=fused)
             }
             if self.table is not None:
                 self.optimizers["codes"] = torch.optim.Adam(
-                    [self.table], self.warm.code_rate, self.warm.betas, eps=1e-8, fused=fused
+                    [self.table], self.pretrain.code_lr, self.pretrain.betas, eps=1e-8, fused=fused
                 )
             return
         if self.table is not None and self.latents.rows is not None:
@@ -504,7 +405,7 @@ class TextureTraining:
         ):
             share = every / (every + 1) if every else 1.0  # lazy regularization: Sec. 3.1 and App. B
             self.optimizers[name] = torch.optim.Adam(
-                parameters, s.rate * share, (0.0, 0.99**share), eps=1e-8, fused=fused
+                parameters, s.lr * share, (0.0, 0.99**share), eps=1e-8, fused=fused
             )
 
     def numbers(self, count: int | None = None) -> list[int]:
@@ -516,9 +417,124 @@ class TextureTraining:
         part = self.part if count is None else self.processes.part(count)
         return [self.images + i for i in part]
 
+    def finish_step(self, half_life: float, rampup: float | None = 0.05) -> dict[str, Tensor]:
+        """Count the step, move the average, adapt the augmentation.
+
+        Args:
+            half_life: images of the average of weights.
+            rampup: see :func:`average_weight`.
+
+        Returns:
+            The probability p of the augmentation, a metric.
+        """
+        self.steps += 1
+        self.images += self.batch
+        if self.phase == "pretrain":
+            self.pretrain_images = self.images
+        update_average(self.average, self.generator, average_weight(self.batch, self.images, half_life, rampup))
+        if len(self.signs) >= self.augment.settings.every:
+            sign = float(self.processes.average(torch.stack(self.signs).mean()))
+            self.augment.adapt(sign, len(self.signs) * self.batch)
+            self.signs = []
+        return {"p": torch.tensor(self.augment.p, device=self.device)}
+
+    # -- small parts -------------------------------------------------------------------------------------
+
+    def noise(self, kind: str, name: str, numbers: Sequence[int]) -> str | list[Tensor]:
+        """Per-pixel noise for the synthesis: random noise is drawn sample by sample."""
+        if name != "random":
+            return name
+        layers = [layer for b in self.generator.synthesis.blocks for layer in (b.up, b.conv) if layer is not None]
+        sizes = [layer.size for layer in layers]
+        flat = draws_of(self.seed, f"{kind} noise", numbers, sum(size**2 for size in sizes)).to(self.device)
+        parts = flat.split([size**2 for size in sizes], 1)
+        return [part.view(-1, 1, size, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _optimizer(self, name: str, rate: float | None = None) -> torch.optim.Optimizer:
+        optimizer = self.optimizers[name]
+        if rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        return optimizer
+
+    def _descend(self, loss: Tensor, name: str, optimizer: torch.optim.Optimizer) -> None:
+        loss.backward()
+        network = self.generator if name == "generator" else self.discriminator
+        if network.precision == torch.float16:  # as ADA's training does: no loss scaling, but no infinities either
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    torch.nan_to_num(parameter.grad, 0.0, 1e5, -1e5, out=parameter.grad)
+        self.processes.average_gradients(network.parameters())
+        optimizer.step()
+
+    # -- keeping -----------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What begins a row of metrics."""
+        return {"images": self.images, "step": self.steps, "phase": self.phase}
+
+    def networks(self) -> list[nn.Module]:
+        """Those whose weights must be finite."""
+        return [network for network in (self.generator, self.average, self.discriminator) if network is not None]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a run needs to go on, for :class:`facerecon.run.Checkpoints`."""
+        return {
+            "size": self.generator.size,
+            "phase": self.phase,
+            "step": self.steps,
+            "images": self.images,
+            "pretrain_images": self.pretrain_images,
+            "path_mean": self.path_mean,
+            "signs": [self.processes.average(sign) for sign in self.signs],
+            "p": self.augment.p,
+            "table": None if self.table is None else self.table.detach(),
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "discriminator": None if self.discriminator is None else self.discriminator.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state(self, state: Mapping[str, Any], name: str = "the checkpoint") -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            InputError: it is of another resolution, or of other networks; ``name`` says which file.
+        """
+        if state.get("size") != self.generator.size:
+            raise InputError(
+                f"{name} is of a {state.get('size')} px network, this run's has {self.generator.size} px; set "
+                f"size={state.get('size')}, or start another out= with init= the decoder of that run."
+            )
+        with fits_run(name):
+            self.generator.load_state_dict(state["generator"])
+            self.average.load_state_dict(state["average"])
+            if self.discriminator is not None and state["discriminator"] is not None:
+                self.discriminator.load_state_dict(state["discriminator"])
+            if self.table is not None:
+                with torch.no_grad():
+                    self.table.copy_(state["table"])
+            self.phase = ""
+            self.enter("adversarial" if state["phase"] == "adversarial" else "pretrain")  # once called "warm"
+            for key, optimizer in self.optimizers.items():
+                settings = [(group["lr"], group["betas"]) for group in optimizer.param_groups]
+                optimizer.load_state_dict(state["optimizers"][key])
+                for group, (lr, betas) in zip(optimizer.param_groups, settings, strict=True):
+                    group["lr"], group["betas"] = lr, betas  # what this run's settings are
+            self.steps, self.images = int(state["step"]), int(state["images"])
+            self.pretrain_images = int(state["pretrain_images" if "pretrain_images" in state else "warm_images"])
+            self.path_mean = state["path_mean"].to(self.device)
+            self.signs, self.augment.p = [sign.to(self.device) for sign in state["signs"]], float(state["p"])
+
+
+class TextureTraining(TextureNetworks):
+    """What a step does to the networks; arguments as for :class:`TextureNetworks`."""
+
     # -- supervised --------------------------------------------------------------------------------------
 
-    def warm_step(
+    def pretrain_step(
         self, codes: Tensor, maps: Tensor, done: float = 0.5, rows: Tensor | None = None
     ) -> dict[str, Tensor]:
         """One supervised step.
@@ -529,18 +545,18 @@ class TextureTraining:
             done: share of the phase, in [0, 1); learning rate and size depend on it.
             rows: (b,) of the learnt table that the codes are of.
         """
-        rate = cosine_rampdown(done, self.warm.rampup, self.warm.rampdown)
-        size = self.warm.size(self.generator.size, done)
-        optimizer = self._optimizer("generator", self.warm.rate * rate)
-        noise = self.noise("warm", self.warm.noise, self.numbers())
+        rate = cosine_rampdown(done, self.pretrain.rampup, self.pretrain.rampdown)
+        size = self.pretrain.size(self.generator.size, done)
+        optimizer = self._optimizer("generator", self.pretrain.lr * rate)
+        noise = self.noise("warm", self.pretrain.noise, self.numbers())
         if size < maps.shape[-1]:
             maps = F.avg_pool2d(maps, maps.shape[-1] // size)
         loss = 0.0
         if rows is not None:
-            learner = self._optimizer("codes", self.warm.code_rate * rate)
+            learner = self._optimizer("codes", self.pretrain.code_lr * rate)
             learnt = self.table[rows.to(self.device)]
             codes = codes + (learnt - learnt.detach())
-            loss = self.warm.code_prior * learnt.square().mean()
+            loss = self.pretrain.code_prior * learnt.square().mean()
         image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
         loss = loss + pair_loss(image, maps, self.pair_weights).mean()
         self._descend(loss, "generator", optimizer)
@@ -599,15 +615,15 @@ class TextureTraining:
             image = g.synthesis(ws, noise=self.noise("generator", self.adversarial.noise, numbers))
             logits = d(self.augment(image, self.seed, "generator", numbers))
             loss = generator_loss(logits).mean()
-            figures = {"generator": loss.detach(), "fake": logits.detach().mean(), "spread": _spread(image)}
+            metrics = {"generator": loss.detach(), "fake": logits.detach().mean(), "sample_std": _sample_std(image)}
             if chosen is not None and self.adversarial.pair_weight:
                 truth = self.latents.maps(chosen)
                 each = pair_loss(image[pairs], truth, self.adversarial_pair_weights)
                 supervised = each.sum() * (self.processes.count / self._pair_count())  # ranks hold unequal shares
-                figures["pair"] = supervised.detach()
+                metrics["pair"] = supervised.detach()
                 loss = loss + self.adversarial.pair_weight * supervised
             self._descend(loss, "generator", optimizer)
-        return figures
+        return metrics
 
     def path_step(self) -> dict[str, Tensor]:
         """Path-length regularization (Eq. 4) on a part of a batch."""
@@ -659,107 +675,37 @@ class TextureTraining:
             self._descend(penalty * weight + 0 * logits.sum(), "discriminator", optimizer)
         return {"r1": penalty.detach()}
 
-    def finish_step(self, half_life: float, rampup: float | None = 0.05) -> None:
-        """Count the step, move the average, adapt the augmentation.
 
-        Args:
-            half_life: images of the average of weights.
-            rampup: see :func:`average_weight`.
-        """
-        self.step += 1
-        self.images += self.batch
-        if self.phase == "warm":
-            self.warm_images = self.images
-        update_average(self.average, self.generator, average_weight(self.batch, self.images, half_life, rampup))
-        if len(self.signs) >= self.augment.settings.every:
-            sign = float(self.processes.average(torch.stack(self.signs).mean()))
-            self.augment.adapt(sign, len(self.signs) * self.batch)
-            self.signs = []
+class CollapseWatch:
+    """Stops a run whose discriminator or generated images were beyond limits for many steps.
 
-    # -- small parts -------------------------------------------------------------------------------------
+    Args:
+        logits: largest mean logit.
+        sample_std: least standard deviation over generated images.
+        patience: steps in a row.
+    """
 
-    def noise(self, kind: str, name: str, numbers: Sequence[int]) -> str | list[Tensor]:
-        """Per-pixel noise for the synthesis: random noise is drawn sample by sample."""
-        if name != "random":
-            return name
-        layers = [layer for b in self.generator.synthesis.blocks for layer in (b.up, b.conv) if layer is not None]
-        sizes = [layer.size for layer in layers]
-        flat = draws_of(self.seed, f"{kind} noise", numbers, sum(size**2 for size in sizes)).to(self.device)
-        parts = flat.split([size**2 for size in sizes], 1)
-        return [part.view(-1, 1, size, size) for part, size in zip(parts, sizes, strict=True)]
+    def __init__(self, logits: float = 1000.0, sample_std: float = 0.0005, patience: int = 20) -> None:
+        self.logits, self.sample_std, self.patience = logits, sample_std, patience
+        self.flat = self.wild = 0
 
-    def _optimizer(self, name: str, rate: float | None = None) -> torch.optim.Optimizer:
-        optimizer = self.optimizers[name]
-        if rate is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        return optimizer
-
-    def _descend(self, loss: Tensor, name: str, optimizer: torch.optim.Optimizer) -> None:
-        loss.backward()
-        network = self.generator if name == "generator" else self.discriminator
-        if network.precision == torch.float16:  # as ADA's training does: no loss scaling, but no infinities either
-            for parameter in network.parameters():
-                if parameter.grad is not None:
-                    torch.nan_to_num(parameter.grad, 0.0, 1e5, -1e5, out=parameter.grad)
-        self.processes.average_gradients(network.parameters())
-        optimizer.step()
-
-    # -- keeping -----------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a run needs to go on, for :class:`facerecon.run.Checkpoints`."""
-        return {
-            "size": self.generator.size,
-            "phase": self.phase,
-            "step": self.step,
-            "images": self.images,
-            "warm_images": self.warm_images,
-            "path_mean": self.path_mean,
-            "signs": [self.processes.average(sign) for sign in self.signs],
-            "p": self.augment.p,
-            "table": None if self.table is None else self.table.detach(),
-            "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
-            "discriminator": None if self.discriminator is None else self.discriminator.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }
-
-    def load_state(self, state: Mapping[str, Any], name: str = "the checkpoint") -> None:
-        """Go on from what :meth:`state` gave.
+    def __call__(self, metrics: Mapping[str, Tensor], training: TextureTraining) -> None:
+        """Look at the metrics of a step.
 
         Raises:
-            InputError: it is of another resolution, or of other networks; ``name`` says which file.
+            FitError: the generated images have long been alike, or logits were too large.
         """
-        if state.get("size") != self.generator.size:
-            raise InputError(
-                f"{name} is of a {state.get('size')} px network, this run's has {self.generator.size} px; set "
-                f"size={state.get('size')}, or start another out= with init= the decoder of that run."
-            )
-        try:
-            self.generator.load_state_dict(state["generator"])
-            self.average.load_state_dict(state["average"])
-            if self.discriminator is not None and state["discriminator"] is not None:
-                self.discriminator.load_state_dict(state["discriminator"])
-            if self.table is not None:
-                with torch.no_grad():
-                    self.table.copy_(state["table"])
-            self.phase = ""
-            self.enter(state["phase"])
-            for key, optimizer in self.optimizers.items():
-                rates = [(group["lr"], group["betas"]) for group in optimizer.param_groups]
-                optimizer.load_state_dict(state["optimizers"][key])
-                for group, (rate, betas) in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"], group["betas"] = rate, betas  # what this run's settings say
-            self.step, self.images, self.warm_images = (int(state[k]) for k in ("step", "images", "warm_images"))
-            self.path_mean = state["path_mean"].to(self.device)
-            self.signs, self.augment.p = [sign.to(self.device) for sign in state["signs"]], float(state["p"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(
-                f"{name} does not fit this run ({reason}); use the same settings or another out=."
-            ) from None
+        if training.device.type != "cpu" and training.steps % 8:
+            return  # to look is to wait for the device
+        if "sample_std" in metrics and training.batch // training.processes.count > 1:
+            self.flat = self.flat + 1 if float(metrics["sample_std"]) < self.sample_std else 0
+        if "real" in metrics:
+            most = max(abs(float(metrics[key])) for key in ("real", "fake") if key in metrics)
+            self.wild = self.wild + 1 if most > self.logits else 0
+        if self.flat >= self.patience:
+            raise diverged(training, "the generated images are all alike (collapse)")
+        if self.wild >= self.patience:
+            raise diverged(training, f"the discriminator's logits passed {self.logits:g}")
 
 
 def invert_maps(generator: Generator, maps: Tensor, steps: int, rate: float = 0.05) -> tuple[Tensor, Tensor]:
@@ -789,7 +735,7 @@ def invert_maps(generator: Generator, maps: Tensor, steps: int, rate: float = 0.
         return w.detach(), generator.synthesis(generator.rows_of(w))
 
 
-def _spread(image: Tensor) -> Tensor:
-    """How much the images of a batch differ: standard deviation over them, averaged; 0 is collapse."""
+def _sample_std(image: Tensor) -> Tensor:
+    """Standard deviation over the images of a batch, averaged; 0 is collapse."""
     with torch.no_grad():
         return F.adaptive_avg_pool2d(image.detach().float(), 8).std(0, unbiased=False).mean()

@@ -6,6 +6,14 @@ import sys
 import torch
 
 
+def learn(training, *batch):
+    """One step of :class:`RegressorTraining`, as train/regressor.py makes it; returns its metrics."""
+    loss, metrics = training.loss(*batch)
+    metrics |= training.descend(loss)
+    training.finish_step(training.processes.count * sum(len(part) for part in (batch[0], *batch[4:])))
+    return metrics
+
+
 def trained(processes, steps: int = 2):
     """A tiny network on a fixed batch of rendered noise and photos, each rank on its part."""
     from facerecon.morphable import load_face_model
@@ -36,7 +44,7 @@ def trained(processes, steps: int = 2):
     )
     mine, ours = list(processes.part(8)), list(processes.part(4))
     for _ in range(steps):
-        training.step(images[mine], truth[mine], landmarks[mine], photos[ours], photo_images[ours])
+        learn(training, images[mine], truth[mine], landmarks[mine], photos[ours], photo_images[ours])
     return training
 
 

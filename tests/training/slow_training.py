@@ -97,7 +97,7 @@ class SlowTraining:
     def corrected(self, every: int) -> tuple[float, float]:
         """Rate and beta2 of an optimizer whose regularization comes every k-th step: c = k / (k + 1)."""
         share = every / (every + 1)
-        return self.settings.rate * share, 0.99**share
+        return self.settings.lr * share, 0.99**share
 
     def step(self, real: Tensor, half_life: float, rampup: float) -> None:
         """Generator, path length if due, discriminator, R1 if due, average of weights, p of ADA; of 8 px."""

@@ -77,8 +77,8 @@ def test_wear_depends_on_seed_and_number_alone() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"blur": 2}, {"group": 0}, {"quality": 0}])
-def test_wear_that_cannot_be(changes) -> None:
-    with pytest.raises(ConfigError, match=f"wear.{next(iter(changes))}"):
+def test_augmentation_that_cannot_be(changes) -> None:
+    with pytest.raises(ConfigError, match=f"augment.{next(iter(changes))}"):
         PhotometricSettings(**changes)
 
 

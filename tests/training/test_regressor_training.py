@@ -82,7 +82,7 @@ def test_regions_are_root_mean_squares_of_their_forms(head, losses) -> None:
     assert "regions" not in losses(found, truth, torch.zeros(4, 68, 2))
 
 
-def test_spread_is_that_of_a_person_over_that_between_people(head) -> None:
+def test_intra_inter_ratio_is_the_deviation_of_a_person_over_that_between_people(head) -> None:
     """As numpy has it, of the coefficients and of what a form makes of them; of any size; led to alike pictures."""
     root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     form = torch.zeros(58, 58)
@@ -94,16 +94,16 @@ def test_spread_is_that_of_a_person_over_that_between_people(head) -> None:
         people = values.reshape(4, 3, 6)
         between = np.var(people.mean(1), axis=0, ddof=1).sum()
         ratios.append(np.sqrt(np.var(people, axis=1, ddof=1).mean(0).sum() / between))
-    got = losses.spread(found.identity)
+    got = losses.intra_inter_ratio(found.identity)
     assert abs(float(got) - np.mean(ratios)) < 1e-3
-    assert torch.allclose(losses.spread(3 * found.identity), got, atol=1e-3)
+    assert torch.allclose(losses.intra_inter_ratio(3 * found.identity), got, atol=1e-3)
     alike = found.identity[::3].repeat_interleave(3, 0)
-    assert losses.spread(alike) < 0.02
-    assert losses.spread(found.identity[:3]) == 0  # of one person alone nothing can be said
+    assert losses.intra_inter_ratio(alike) < 0.02
+    assert losses.intra_inter_ratio(found.identity[:3]) == 0  # of one person alone nothing can be said
     start = found.identity.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(losses.spread(start), start)
+    (gradient,) = torch.autograd.grad(losses.intra_inter_ratio(start), start)
     nearer = found.identity - 0.1 * gradient / gradient.norm()
-    assert losses.spread(nearer) < got
+    assert losses.intra_inter_ratio(nearer) < got
 
 
 def drawn(seed: int, count: int = 4, amount: float = 0.5) -> Coefficients:
@@ -221,9 +221,9 @@ def training_of(head, losses, **changes) -> RegressorTraining:
 
 
 def test_one_batch_is_learnt_by_heart(head, losses, batch) -> None:
-    run = training_of(head, losses, settings=StepSettings(rate=5e-3, rampdown=0.3, average=8))
-    figures = [run.step(*batch) for _ in range(60)]
-    first, last = figures[0], figures[-1]
+    run = training_of(head, losses, settings=StepSettings(lr=5e-3, rampdown=0.3, average=8))
+    metrics = [_module.learn(run, *batch) for _ in range(60)]
+    first, last = metrics[0], metrics[-1]
     assert last["loss"] < 0.35 * first["loss"]
     assert last["landmarks"] < 0.35 * first["landmarks"]
     found = run.predict(batch[0], average=True)
@@ -234,13 +234,13 @@ def test_one_batch_is_learnt_by_heart(head, losses, batch) -> None:
 def test_a_run_that_was_cut_in_two_ends_alike(head, losses, batch, same) -> None:
     whole, first = training_of(head, losses), training_of(head, losses)
     for _ in range(4):
-        whole.step(*batch)
+        _module.learn(whole, *batch)
     for _ in range(2):
-        first.step(*batch)
+        _module.learn(first, *batch)
     second = training_of(head, losses)
     second.load_state(copy.deepcopy(first.state()))
     for _ in range(2):
-        second.step(*batch)
+        _module.learn(second, *batch)
     same(whole.state(), second.state())
     with pytest.raises(InputError, match=r"this\.file does not fit this run"):
         second.load_state({"network": {}}, "this.file")

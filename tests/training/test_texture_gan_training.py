@@ -29,17 +29,15 @@ from facerecon.training.texture_gan import (
     AdversarialSettings,
     Latents,
     PairWeights,
+    PretrainSettings,
     TextureTraining,
-    WarmSettings,
     average_weight,
     cosine_rampdown,
-    initialize_from,
     invert_maps,
-    open_mapping,
     pair_loss,
-    start_without_color,
     update_average,
 )
+from facerecon.training.texture_networks import initialize_from, open_mapping, start_without_color
 
 SCRIPT = Path(__file__).with_name("training_process.py")
 _spec = importlib.util.spec_from_file_location("training_process", SCRIPT)
@@ -72,12 +70,12 @@ def pattern(size: int = 16) -> torch.Tensor:
 def test_supervised_steps_overfit_one_map() -> None:
     generator = tiny(channel_base=512, channel_max=32)
     start_without_color(generator)
-    run = TextureTraining(generator, None, batch=1, warm=WarmSettings(batch=2, coarse=0.2, rampup=0))
-    run.enter("warm")
+    run = TextureTraining(generator, None, batch=1, pretrain=PretrainSettings(batch=2, coarse=0.2, rampup=0))
+    run.enter("pretrain")
     target, code = pattern().expand(2, -1, -1, -1), torch.ones(2, 8)
-    first, total = float(run.warm_step(code, target, 0.5)["l1"]), 100
+    first, total = float(run.pretrain_step(code, target, 0.5)["l1"]), 100
     for step in range(total):
-        figures = run.warm_step(code, target, step / total)
+        figures = run.pretrain_step(code, target, step / total)
         run.finish_step(10)
     assert first > 0.1
     assert float(figures["l1"]) < 0.012  # of [0, 1]
@@ -86,31 +84,31 @@ def test_supervised_steps_overfit_one_map() -> None:
     assert float((shown - target).abs().mean()) / 2 < 0.015
 
 
-def test_the_warm_phase_leaves_the_mapping_alone_and_counts() -> None:
-    run = TextureTraining(tiny(), None, batch=1, warm=WarmSettings(batch=4, coarse=0))
+def test_the_pretraining_leaves_the_mapping_alone_and_counts() -> None:
+    run = TextureTraining(tiny(), None, batch=1, pretrain=PretrainSettings(batch=4, coarse=0))
     before = copy.deepcopy(run.generator.mapping.state_dict())
-    run.enter("warm")
+    run.enter("pretrain")
     assert run.numbers() == [0, 1, 2, 3]
-    run.warm_step(torch.randn(4, 8), pattern().expand(4, -1, -1, -1))
+    run.pretrain_step(torch.randn(4, 8), pattern().expand(4, -1, -1, -1))
     run.finish_step(1000)
     assert all(torch.equal(before[k], v) for k, v in run.generator.mapping.state_dict().items())
-    assert (run.step, run.images, run.warm_images, run.numbers()) == (1, 4, 4, [4, 5, 6, 7])
+    assert (run.steps, run.images, run.pretrain_images, run.numbers()) == (1, 4, 4, [4, 5, 6, 7])
     with pytest.raises(ConfigError, match="needs a discriminator"):
         run.enter("adversarial")
 
 
 def test_what_the_discriminator_sees_is_of_the_weights_as_they_are() -> None:
     """Fused optimizers change weights unseen by autograd: nothing may be kept of them between steps."""
-    run = TextureTraining(tiny(), None, batch=1, warm=WarmSettings(batch=2, coarse=0, rampup=0))
+    run = TextureTraining(tiny(), None, batch=1, pretrain=PretrainSettings(batch=2, coarse=0, rampup=0))
     code, w = torch.ones(2, 8), torch.ones(1, run.generator.rows, 8)
-    run.enter("warm")
+    run.enter("pretrain")
     for _ in range(3):
         with torch.no_grad():
             seen = run.generator.synthesis(w)
         fresh = tiny()
         fresh.load_state_dict(run.generator.state_dict())
         torch.testing.assert_close(seen, fresh.synthesis(w).detach(), atol=1e-5, rtol=1e-5)
-        run.warm_step(code, pattern().expand(2, -1, -1, -1), 0.5)
+        run.pretrain_step(code, pattern().expand(2, -1, -1, -1), 0.5)
         run.finish_step(1)
         with torch.no_grad():
             seen = run.average.synthesis(w)
@@ -122,7 +120,7 @@ def test_adversarial_steps_approach_one_image() -> None:
     """A generator against a set of one map: what it makes comes nearer to that map."""
     torch.manual_seed(1)
     generator = tiny(8, channel_base=128, channel_max=16)
-    settings = AdversarialSettings(path_weight=0, mixing=0, noise="none", r1_gamma=0.5, r1_every=4, rate=1e-2)
+    settings = AdversarialSettings(path_weight=0, mixing=0, noise="none", r1_gamma=0.5, r1_every=4, lr=1e-2)
     run = TextureTraining(
         generator, Discriminator(8, 128, 16, group=2), batch=4, adversarial=settings, train_mapping=False
     )
@@ -181,7 +179,7 @@ def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
     p = [run.augment.p]
     for step in range(5):
         if step == 3:
-            settings = replace(settings, rate=3e-3, r1_every=4, path_every=1, r1_gamma=0.2)
+            settings = replace(settings, lr=3e-3, r1_every=4, path_every=1, r1_gamma=0.2)
             save_checkpoint(tmp_path / "c.safetensors", run.state())
             run = begin(settings)
             run.load_state(load_checkpoint(tmp_path / "c.safetensors"))
@@ -214,19 +212,19 @@ def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
 def test_supervised_steps_are_adam_on_pairs_and_codes() -> None:
     """Two steps in float64: at half the size while the rate rises, at the full size while it falls; a learnt code moves
     at a rate of its own, and is drawn to 0."""
-    warm = WarmSettings(batch=2, rate=0.01, code_rate=0.003, code_prior=0.5, rampup=0.1, rampdown=0.4)
+    pretrain = PretrainSettings(batch=2, lr=0.01, code_lr=0.003, code_prior=0.5, rampup=0.1, rampdown=0.4)
     table, maps = torch.randn(5, 8).double(), torch.rand(2, 3, 16, 16).double() * 2 - 1
     weights = PairWeights(l1=0.7, pyramid=0.4, gradient=0.2)
     run = TextureTraining(
-        tiny().double(), None, batch=1, warm=warm, table=table, pair_weights=weights, precision=torch.float64
+        tiny().double(), None, batch=1, pretrain=pretrain, table=table, pair_weights=weights, precision=torch.float64
     )
     plain, codes = copy.deepcopy(run.generator), table.clone().requires_grad_()
-    run.enter("warm")
+    run.enter("pretrain")
     groups = [{"params": list(plain.synthesis.parameters())}, {"params": [codes]}]
     optimizer = torch.optim.Adam(groups, 1.0, (0.9, 0.99), eps=1e-8)
     for done, size, factor in ((0.05, 8, 0.5), (0.9, 16, 0.5 - 0.5 * math.cos(math.pi / 4))):
         rows, around = torch.tensor([3, 1]), 0.1 * torch.randn(2, 8).double()
-        run.warm_step(run.table.detach()[rows] + around, maps, done, rows)
+        run.pretrain_step(run.table.detach()[rows] + around, maps, done, rows)
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.01 * factor, 0.003 * factor
         optimizer.zero_grad()
         image = plain.synthesis(plain.rows_of(codes[rows] + around), noise="none", size=size)
@@ -293,11 +291,11 @@ def test_pair_loss_of_known_differences() -> None:
     assert float(pair_loss(checker, target, PairWeights(**only | {"pyramid": 1.0})).abs().max()) == 0
 
 
-def test_sizes_of_the_warm_phase() -> None:
-    warm = WarmSettings(coarse=0.3)
-    assert [warm.size(256, done) for done in (0.0, 0.29, 0.31, 0.59, 0.61, 0.99)] == [64, 64, 128, 128, 256, 256]
-    assert WarmSettings(coarse=0).size(256, 0.0) == 256
-    assert warm.size(16, 0.0) == 8
+def test_sizes_of_the_pretraining() -> None:
+    pretrain = PretrainSettings(coarse=0.3)
+    assert [pretrain.size(256, done) for done in (0.0, 0.29, 0.31, 0.59, 0.61, 0.99)] == [64, 64, 128, 128, 256, 256]
+    assert PretrainSettings(coarse=0).size(256, 0.0) == 256
+    assert pretrain.size(16, 0.0) == 8
 
 
 def test_open_mapping_is_the_same_function() -> None:
@@ -363,7 +361,7 @@ def test_going_on_equals_an_uninterrupted_run(tmp_path, same) -> None:
     save_checkpoint(tmp_path / "c.safetensors", stopped.state())
     resumed = trained(ALONE, steps=0)  # other weights, to be replaced
     resumed.load_state(load_checkpoint(tmp_path / "c.safetensors"))
-    assert resumed.step == 3
+    assert resumed.steps == 3
     data = torch.Generator().manual_seed(5)
     maps = torch.rand(8, 3, 16, 16, generator=data) * 2 - 1
     torch.randn(100)  # the global state must not matter

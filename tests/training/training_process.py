@@ -16,7 +16,7 @@ def trained(processes, dtype=torch.float32, steps: int = 1):
     from facerecon.stylegan.discriminator import Discriminator
     from facerecon.stylegan.generator import Generator, GeneratorConfig
     from facerecon.training.ada import Augment
-    from facerecon.training.texture_gan import AdversarialSettings, Latents, TextureTraining, WarmSettings
+    from facerecon.training.texture_gan import AdversarialSettings, Latents, PretrainSettings, TextureTraining
 
     torch.manual_seed(0 if processes.first else 1)  # rank 0's networks count
     sizes = {"size": 16, "channel_base": 128, "channel_max": 8}
@@ -32,15 +32,15 @@ def trained(processes, dtype=torch.float32, steps: int = 1):
         Discriminator(**sizes, group=2),
         batch=8,
         seed=3,
-        warm=WarmSettings(batch=4, noise="random", coarse=0),
+        pretrain=PretrainSettings(batch=4, noise="random", coarse=0),
         adversarial=AdversarialSettings(pairs=0.4, pair_weight=1.0),
         augment=augment,
         processes=processes,
         latents=Latents(codes, lambda rows: maps[rows]),
     )
-    run.enter("warm")
+    run.enter("pretrain")
     chosen = [n % 8 for n in run.numbers()]
-    run.warm_step(codes[chosen], maps[chosen])
+    run.pretrain_step(codes[chosen], maps[chosen])
     run.finish_step(1000)
     run.enter("adversarial")
     for _ in range(steps):
