@@ -57,8 +57,8 @@ from facerecon.imaging.files import read_image, write_bytes, write_png
 from facerecon.morphable import load_face_model
 from facerecon.perception import observe
 from facerecon.storage import write_whole
-from facerecon.synthetic.faces import directional_light
 from facerecon.synthetic.ict_heads import SyntheticHeads
+from facerecon.synthetic.scene import lamp_coefficients
 from facerecon.types import Camera, FaceParams, SHLight
 from fit.models import build_fitter, prepare
 
@@ -100,7 +100,7 @@ def lights() -> dict[str, SHLight]:
     band0 = float(sh_basis(torch.zeros(3))[0])
     for name, (direction, share, tint) in _LAMPS.items():
         towards = F.normalize(torch.tensor([[direction]], dtype=torch.float32), dim=-1)
-        light = directional_light(towards, share * torch.tensor([[tint]], dtype=torch.float32))
+        light = lamp_coefficients(towards, share * torch.tensor([[tint]], dtype=torch.float32))
         light[:, 0] += (1 - share) / band0
         facing = sh_basis(F.normalize(torch.tensor([[0, 0, 1], [0.5, 0, 1], [-0.5, 0, 1]]), dim=1)) @ light
         made[name] = SHLight(light * (0.95 / facing.mean()))

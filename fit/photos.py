@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.compose import check_stop
 from facerecon.errors import ConfigError, FaceReconError, InputError
 from facerecon.imaging.files import EXTENSIONS
 from facerecon.perception import LANDMARK_FORMATS
+from facerecon.run.signals import check_stop
 from facerecon.types import Observation
 
 KINDS = {"landmarks": LANDMARK_FORMATS, "mask": EXTENSIONS}

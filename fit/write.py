@@ -12,10 +12,10 @@ from PIL.Image import Image
 
 from facerecon.errors import OutputError
 from facerecon.export.mesh import save_glb, save_obj
-from facerecon.export.report import Subject, write_report
+from facerecon.export.report import ReportEntry, write_report
 from facerecon.fitting import Fitter
 from facerecon.imaging.files import read_image, write_bytes, write_png
-from facerecon.stylegan.decoder import is_decoder_file
+from facerecon.stylegan.load import is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
@@ -64,7 +64,7 @@ def write_head(
     config: Any,
     result: dict[str, Any],
     draw: Callable[[], Image],
-    describe: Callable[[Image], Subject],
+    describe: Callable[[Image], ReportEntry],
     arguments: str,
     **track: Any,
 ) -> None:

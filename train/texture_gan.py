@@ -180,9 +180,9 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
     from facerecon.evaluation.distribution import DistanceFrom, identity_features, inception_features
     from facerecon.run import choose_training_precision, item_seed
     from facerecon.settings import build_settings
-    from facerecon.stylegan.decoder import CONVERTED
     from facerecon.stylegan.discriminator import Discriminator
     from facerecon.stylegan.generator import GeneratorConfig
+    from facerecon.stylegan.load import DECODERS
     from facerecon.stylegan.weights import read_generator
     from facerecon.training.ada import ADASettings, Augment
     from facerecon.training.texture_gan import AdversarialSettings, PairWeights, PretrainSettings, TextureTraining
@@ -200,7 +200,8 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
         mapped_dim=0 if source is None or c.w_dim == len(source.mean_w) else len(source.mean_w),
         constant_size=c.constant_size,
     )
-    initial = read_generator(locate(CONVERTED[c.init]) if c.init in CONVERTED else c.init)[0] if c.init else None
+    released = DECODERS[c.init].asset if c.init in DECODERS else ""
+    initial = read_generator(locate(released) if released else c.init)[0] if c.init else None
     generator, about = build_generator(
         sizes, data, source, initial, c.base, c.linear_size, c.pretrain.code_noise, c.pretrain.kimg > 0,
         item_seed(c.seed, "weights"),

@@ -24,7 +24,7 @@ from facerecon.perception.regressor import Coefficients, RegressorConfig
 from facerecon.run import choose_training_precision, item_generator, item_seed
 from facerecon.run.processes import Processes
 from facerecon.run.signals import check_stop
-from facerecon.stylegan.faces import load_face_generator
+from facerecon.stylegan.load import load_face_generator
 from facerecon.synthetic.faces import SyntheticBatch, SyntheticFaces
 from facerecon.training.crops import CropShards, PhotometricAugmentation, observed_faces, photo_batch
 from facerecon.training.regressor import PhotoBatch
