@@ -18,6 +18,8 @@ from typing import Any
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.run.signals import exit_status
 
+from . import schema
+
 CONFIGS = Path(__file__).resolve().parent
 PATHS = {
     "atlas",
@@ -138,16 +140,31 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+def _hydra(name: str, overrides: Sequence[str] = ()) -> Any:
+    """``configs/NAME.yaml`` as Hydra composes it, over the settings' defaults (``settings/NAME`` of its list)."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group="settings", name=name, node=schema.defaults(name), package="_global_")
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return hydra_compose(config_name=name, overrides=list(overrides))
+
+
 @functools.cache
 def _defaults(name: str) -> dict[str, Any]:
     """{dotted key: value, "???" where one must be given} of ``configs/NAME.yaml`` with nothing overridden."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        config = hydra_compose(config_name=name)
+    config = _hydra(name)
     return {key: OmegaConf.select(config, key, default="???") for key in _keys(config)}
+
+
+def composed_defaults(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Nested mapping of all keys of ``configs/NAME.yaml`` and their values, as they are written."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(_hydra(name, overrides))
 
 
 TRAINING = ("texture_gan", "regressor", "uv_dataset")
@@ -183,8 +200,6 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         ConfigError: an unknown key, group option or a value that does not parse; the nearest known one is named.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
@@ -211,14 +226,13 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
             grammar.append(item)
         else:
             texts[key] = text
-    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        try:
-            config = hydra_compose(config_name=name, overrides=grammar)
-            for key, text in texts.items():
-                OmegaConf.update(config, key, text)
-            OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere
-        except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-            raise ConfigError(f"cannot read the overrides: {str(error)[:400]}") from None
+    try:
+        config = _hydra(name, grammar)
+        for key, text in texts.items():
+            OmegaConf.update(config, key, text)
+        OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"cannot read the overrides: {str(error)[:400]}") from None
     _check_kinds(config, defaults, name in TRAINING)
     with open_dict(config):
         config.pop("hydra", None)
@@ -232,15 +246,6 @@ def _short(known: list[str], key: str, options: dict[str, list[str]]) -> list[st
     return sorted(set(level or [name for name in known if "." not in name]) | (set(options) if not parent else set()))
 
 
-def _help(name: str, doc: str) -> str:
-    text = [doc.strip(), "", "Keys and defaults:", ""]
-    text += ["  " + line for line in (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()]
-    text += ["", "Groups (choose with group=option, change with group.key=value):"]
-    text += [f"  {group}: {', '.join(options)}" for group, options in groups().items()]
-    text += ["", "--cfg prints the composed configuration, --help this text."]
-    return "\n".join(text)
-
-
 def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[str] | None = None) -> int:
     """Compose ``configs/NAME.yaml``, run a script's ``main(config)`` and return its exit status.
 
@@ -250,7 +255,9 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
 
     def script() -> int | None:
         if any(word in ("-h", "--help") for word in words):
-            print(_help(name, doc))
+            from .describe import help_text
+
+            print(help_text(name, doc))
             return 0
         config = compose(name, [word for word in words if word != "--cfg"])
         if "--cfg" in words:

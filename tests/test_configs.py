@@ -1,7 +1,9 @@
 """Every configuration composes, equals the code's defaults where it should, and the presets say what the paper says."""
 
+import dataclasses
 import functools
 import importlib
+import inspect
 import math
 import os
 import re
@@ -16,25 +18,27 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs.compose import PATHS, TEXTS, _defaults, _text, compose, groups, run  # noqa: E402
+from configs import describe, schema  # noqa: E402
+from configs.compose import CONFIGS, PATHS, TEXTS, _defaults, _text, compose, composed_defaults, groups, run  # noqa: E402
+from configs.schema import SETTINGS  # noqa: E402
 from facerecon.dataset.complete import CompleteSettings  # noqa: E402
+from facerecon.dataset.pipeline import PipelineSettings  # noqa: E402
 from facerecon.errors import ConfigError  # noqa: E402
 from facerecon.fitting import (  # noqa: E402
     DetailSettings,
     LandmarkStart,
-    OcclusionSettings,
     RegressorStart,
-    SmoothnessSettings,
-    TextureInversionSettings,
     default_stages,
     stages_from_config,
 )
 from facerecon.morphable import load_face_model  # noqa: E402
 from facerecon.render import Renderer  # noqa: E402
-from facerecon.stylegan.load import load_decoder  # noqa: E402
+from facerecon.settings import build_settings
+from facerecon.stylegan.load import load_decoder
 from facerecon.training.ada import ADASettings  # noqa: E402
 from facerecon.training.texture_gan import AdversarialSettings  # noqa: E402
 
+DEFAULT_FIT = CONFIGS / "fitting" / "default.yaml"
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 
@@ -52,16 +56,104 @@ def test_every_script_composes_with_every_option(script) -> None:
                 compose(script, [f"{group}={option}"])
 
 
-def test_default_preset_equals_the_constructor_defaults() -> None:
-    config = compose("reconstruct", ["img=x"])
-    assert stages(config) == default_stages()
-    assert LandmarkStart(**config.fitting.start) == LandmarkStart()
-    assert RegressorStart(**config.fitting.regressor) == RegressorStart()
-    assert DetailSettings(**config.fitting.detail) == DetailSettings()
-    assert OcclusionSettings(**config.fitting.occlusion) == OcclusionSettings()
-    assert SmoothnessSettings(**config.fitting.smoothness) == SmoothnessSettings()
-    assert TextureInversionSettings(**compose("invert_texture", ["maps=x"]).inversion) == TextureInversionSettings()
-    assert config.fitting.renderer == {"filter": "bilinear", "shading": "pixel", "antialias": True, "texture_level": 0}
+def settings_class(source):
+    return getattr(importlib.import_module(f"facerecon.{source.module}"), source.name)
+
+
+@pytest.mark.parametrize("script", sorted(SETTINGS))
+def test_what_is_read_of_the_settings_is_what_they_are(script) -> None:
+    """Keys and defaults of each group are those of the dataclass, and every option of a preset or pack builds it."""
+    read = schema.defaults(script)
+    for group, source in SETTINGS[script].items():
+        kind = settings_class(source)
+        values = functools.reduce(dict.__getitem__, group.split("."), read) if group else read
+        names = source.only or {f.name for f in dataclasses.fields(kind)} - {*source.without}
+        names = {name for name in names if f"{group}.{name}".lstrip(".") not in SETTINGS[script]}
+        if source.name == "Stage":
+            name = group.rpartition(".")[2]
+            assert stages_from_config({name: values})[name] == default_stages()[name]
+            assert {*values} == names - {"name"}
+        elif dataclasses.is_dataclass(kind) and group != "extract.fit":
+            values = {key: value for key, value in values.items() if key in names}
+            assert {*values} == names
+            assert build_settings(kind, values) == kind()
+        else:
+            assert {*values} >= names
+    if script == "uv_dataset":
+        assert build_settings(PipelineSettings, read) == PipelineSettings()
+    for name in ("Fitter", "Renderer"):
+        for source in (source for source in SETTINGS[script].values() if source.name == name):
+            parameters = inspect.signature(settings_class(source)).parameters
+            group = next(group for group, of in SETTINGS[script].items() if of is source)
+            values = functools.reduce(dict.__getitem__, group.split("."), read)
+            assert {key: values[key] for key in source.only} == {key: parameters[key].default for key in source.only}
+
+
+@pytest.mark.parametrize("script", sorted(SETTINGS))
+def test_every_option_builds_every_settings(script) -> None:
+    config = compose(script)
+    choices = [[f"{group}={option}"] for group, options in groups().items() if group in config for option in options]
+    for overrides in [[], *choices]:
+        plain = OmegaConf.to_container(compose(script, overrides), resolve=True)
+        for group, source in SETTINGS[script].items():
+            kind = settings_class(source)
+            values = functools.reduce(dict.__getitem__, group.split("."), plain) if group else plain
+            if source.name == "Stage":
+                stages_from_config({group.rpartition(".")[2]: values})
+            elif dataclasses.is_dataclass(kind):
+                known = {f.name for f in dataclasses.fields(kind)}
+                build_settings(kind, {key: value for key, value in values.items() if key in known}, group)
+            elif source.name == "Renderer":
+                Renderer(size=224, **values)
+
+
+OF_TWO = {
+    *("adversarial_pair_loss.gradient", "adversarial_pair_loss.skip", "fitting.renderer.antialias"),
+    *("loss.regions", "loss.spread"),
+}
+"""Where a group differs from its class: a second use of PairWeights, the fits' renderer, and weights to move there."""
+
+
+@pytest.mark.parametrize("script", sorted(SETTINGS))
+def test_defaults_are_written_once(script) -> None:
+    """A key of a dataclass has its default there alone; presets of fits hold what differs from the default one."""
+    known = leaves(schema.defaults(script))
+    assert len(known) > 5
+    files = {CONFIGS / f"{script}.yaml": ""} | ({DEFAULT_FIT: "fitting."} if script == "reconstruct" else {})
+    for path, prefix in files.items():
+        written = leaves(OmegaConf.to_container(OmegaConf.load(path)), prefix)
+        for key in {*written} & {*known}:
+            assert written[key] != known[key], f"{path.name}: {key} repeats the default"
+            by_pack = str(written[key]).startswith("${pack.")
+            assert by_pack or key in OF_TWO, f"{path.name}: {key} contradicts the default"
+
+
+@pytest.mark.parametrize("preset", sorted({*groups()["fitting"]} - {"default"}))
+def test_a_preset_holds_what_differs(preset) -> None:
+    path = DEFAULT_FIT.with_stem(preset)
+    default = leaves(composed_defaults("reconstruct")["fitting"])
+    written = leaves({k: v for k, v in OmegaConf.to_container(OmegaConf.load(path)).items() if k != "defaults"})
+    assert {*written} <= {*default}
+    assert [key for key, value in written.items() if value == default[key]] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_key_is_explained(script) -> None:
+    assert [key for key, _, comment in describe.rows(script) if not comment] == []
+
+
+def test_the_page_of_keys_is_what_is_generated() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == describe.markdown(), (
+        "run: python -m configs.describe > docs/configuration.md"
+    )
+
+
+def leaves(values, prefix=""):
+    """{dotted key: value} of a nested mapping."""
+    found = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def test_paper_preset_is_section_4_2() -> None:
@@ -270,7 +362,8 @@ def test_run_turns_errors_into_one_line_and_a_status(capsys) -> None:
     assert run(broken, "reconstruct", "What it does.", ["--help"]) == 0
     text = capsys.readouterr().out
     assert "What it does." in text
-    assert "fitting: default, fast, paper, release, smoke" in text
+    assert "one of default, fast, paper, release, smoke" in text
+    assert "  sigma_jaw=6.0 " in text and "px, noise of the jaw contour, which slides" in text  # of a dataclass
 
 
 def test_a_stop_that_python_swallows_is_raised_again(monkeypatch, capsys) -> None:

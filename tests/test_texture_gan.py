@@ -334,7 +334,7 @@ def test_a_run_of_an_earlier_version_goes_on(maps, tmp_path, capsys) -> None:
     assert "cannot go on with what changed (size 16 -> 8)" in refused(capsys, *keys, "size=8")
     assert train(*keys) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("whether they changed is unknown.") and "did not record atlas, train_mapping" in line
+    assert line.endswith("whether they changed is unknown.") and "of an earlier version, which did not record" in line
     assert json.loads(path.read_text()) == whole
 
 

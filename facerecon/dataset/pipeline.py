@@ -67,20 +67,30 @@ class PipelineSettings:
     """How maps are made.
 
     Args:
-        truncation: of the generator's samples.
-        precision: of its synthesis, "bfloat16" or "float32".
-        device: where the generator runs; the rest runs on the CPU.
+        truncation: truncation of the generator's samples; 1 is its full variety, with its artefacts.
+        precision: precision of the generator, bfloat16 or float32.
+        device: where the generator runs: cpu, auto, cuda, ...; the rest runs on the CPU.
         face_model: head model.
-        face_model_path: its own file, where it is not in the cache.
-        generator, encoder, editor, parsing, pose, template: parts by name, see :mod:`facerecon.dataset.load`.
+        face_model_path: file or folder of the head model (ICT-FaceKit, hifi3dpp_model_info.mat); None: the cache's.
+        generator: face generator by name, see :mod:`facerecon.dataset.load`.
+        encoder: photo to latent code, by name.
+        editor: latent edits by name.
+        parsing: masks of the views by name.
+        pose: shape and pose of the views by name.
+        template: what a map falls back to, by name.
         size: texels a side of the maps.
-        editing: normalize the face in latent space first; off unwraps the source as it is ("w/o editing").
-        multi_view: blend three views; off takes the front view alone ("w/o multi-view").
-        blending: "poisson" (Poisson editing and Laplacian pyramids) or "naive" ("naive blending").
-        search, inversion, extract, complete, filters: of those steps.
-        residual: share of what an inversion by optimization adds to w layer by layer that is edited on. All of it is
-            nearest to the photo, but its artefacts grow as the face is turned. Of e4e's code all is.
-        check: refuse items by the filters; off keeps all of them, with their reasons.
+        editing: normalize the face in latent space first; False unwraps the source as it is ("w/o editing").
+        multi_view: blend three views; False takes the front view alone ("w/o multi-view").
+        blending: poisson (Poisson editing and Laplacian pyramids) or naive ("naive blending").
+        search: latent traversal to the normalized views.
+        inversion: inversion of photos by optimization.
+        extract: extraction of a texture over the views.
+        complete: completion of the texture.
+        filters: limits beyond which items are refused.
+        residual: photos: share of what an inversion by optimization adds to w layer by layer (its W+ residual) that is
+            edited on. All of it is nearest to the photo, but its artefacts grow as the face is turned. Of e4e's code
+            all is.
+        check: refuse items by the filters; False keeps all of them, with their reasons in manifest.jsonl.
     """
 
     truncation: float = 0.7

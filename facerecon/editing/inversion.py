@@ -200,14 +200,20 @@ class InversionSettings:
     """How a photo is inverted.
 
     Args:
-        w_steps, plus_steps: at most, for w and for the residual of each layer; 0 leaves a phase out.
-        w_rate, plus_rate: learning rates, in standard deviations of W.
-        refresh: steps between two looks at the true picture.
-        patience: looks without an improvement of ``gain`` after which a phase ends.
-        pixel, coarse, features, identity: weights of the losses: at 256 px, at 64 px, of the identity network's
-            feature maps, and of its embedding.
-        w_prior, plus_prior: weights of the squared distance from the mean of W, and of the squared residual.
-        background: weight of pixels around the face, of those in it.
+        w_steps: steps for w at most; 0 leaves this phase out.
+        plus_steps: steps for the residual of each layer at most; 0 leaves this phase out.
+        w_rate: learning rate of w, in standard deviations of W.
+        plus_rate: learning rate of the residual, in standard deviations of W.
+        refresh: steps between two evaluations of the true picture.
+        patience: evaluations without an improvement of ``gain`` after which a phase ends.
+        gain: least share by which the loss must fall to count as an improvement.
+        pixel: weight of the difference at 256 px.
+        coarse: weight of the difference at 64 px.
+        features: weight of the identity network's feature maps.
+        identity: weight of the identity network's embedding.
+        w_prior: weight of the squared distance from the mean of W.
+        plus_prior: weight of the squared residual.
+        background: weight of pixels around the face, relative to those in it.
     """
 
     w_steps: int = 40

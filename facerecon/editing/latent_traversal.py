@@ -26,28 +26,28 @@ class TraversalSettings:
     """What is wanted, when it is met, and how long to try.
 
     Args:
-        yaw: degrees of the side views; the first one ("left") looks to the image's right, +yaw.
-        smile: wanted at most, as the meter measures it.
-        opening: wanted at most, as the meter measures it (closed mouths have 0.00 to 0.03).
-        happy_margin: codes are moved to at most minus this margin of the class "happy".
-        glasses_margin: likewise of the glasses.
-        headwear_margin: likewise of the headwear.
-        fringe_margin: likewise of the fringe.
+        yaw: degrees of the side views; the first one ("left") looks to the image's right, +yaw. The editor styleflow
+            takes this setting alone.
+        smile: largest smile that is wanted, as the meter measures it.
+        opening: widest opening of the mouth that is wanted, as the meter measures it (closed mouths have 0.00 to 0.03).
+        happy_margin: codes are moved to at most minus this margin of the class smile.
+        glasses_margin: codes are moved to at most minus this margin of the class glasses.
+        headwear_margin: codes are moved to at most minus this margin of the class headwear.
+        fringe_margin: codes are moved to at most minus this margin of the class fringe.
         push: margin by which a code is moved further if its image still shows what it should not.
         light: share of bands 1-8 to remove in a step (0 leaves the light alone).
         rounds: evaluations of the front at most, the source not counted.
-        side_rounds: of each side.
+        side_rounds: evaluations of each side at most.
         enough: cost (sum of squares, each target in units of its limit) at which a view is done.
-        yaw_tolerance: degrees by which a side view may fail its yaw.
-        pitch_tolerance: degrees by which a view may fail its pitch.
-        front_tolerance: degrees by which the front view may fail its yaw. This limit, ``class_limit`` and
-            ``fringe_limit`` only decide about ``Normalized.reasons``; a data set asks its own filters.
-        happy_limit: of ``Attributes.smiling``, beyond which the target is not met.
-        opening_limit: of the mouth's opening, likewise.
-        evenness_limit: of the light, likewise.
+        yaw_tolerance: degrees by which a side view may miss its yaw.
+        pitch_tolerance: degrees by which a view may be tilted.
+        front_tolerance: degrees by which the front view may be turned; only for ``Normalized.reasons``.
+        happy_limit: ``Attributes.smiling`` beyond which the target is not met.
+        opening_limit: opening of the mouth beyond which the target is not met.
+        evenness_limit: energy of bands 1-8 over band 0 beyond which the target is not met.
         identity_limit: distance of identity embeddings, source to front, beyond which it is another person.
-        class_limit: probability beyond which glasses or headwear count as left.
-        fringe_limit: the same for the fringe.
+        class_limit: probability beyond which glasses or headwear count as left; only for ``Normalized.reasons``.
+        fringe_limit: probability beyond which a fringe counts as left; only for ``Normalized.reasons``.
     """
 
     yaw: float = 30.0

@@ -61,11 +61,13 @@ class LandmarkStart:
         sigma_jaw: px, noise of the jaw contour, which slides.
         sigma_mesh: px, noise of the dense face-mesh points; 0 leaves them out.
         sigma_expression: standard deviation of the expression weights around 0.
-        refine: Gauss-Newton steps from the prediction of N_enc; 0 takes it as it is.
+        refine: Gauss-Newton steps from the prediction of N_enc; 0 takes the prediction as it is.
         refine_noise: the noise of all points is then this many times wider (at 2, 1.03 became 0.99 mm on 14 rendered
             heads, and 1.27 on 10 of ICT-FaceKit stayed).
-        refine_identity, refine_expression: standard deviations of identity and expression around the prediction of
-            N_enc; None: for each coefficient the error on held-out faces that its weights hold, else 0.5 and 0.2.
+        refine_identity: standard deviation of identity around the prediction of N_enc; None: its error of each
+            coefficient on unseen faces, which its weights hold, else 0.5.
+        refine_expression: standard deviation of expression around the prediction of N_enc; None: its error of each
+            coefficient on unseen faces, which its weights hold, else 0.2.
     """
 
     iterations: int = 12
@@ -96,18 +98,19 @@ class LandmarkStart:
 
 @dataclass(frozen=True)
 class RegressorStart:
-    """In which range N_enc is valid, and which of its predictions are used.
+    """When the prediction of N_enc is used, and what of it; other faces start from their landmarks.
 
     Args:
         max_yaw: degrees; a head turned farther, by its landmarks or by N_enc, starts from its landmarks (up to 70 N_enc
-            was more accurate than landmarks, beyond half of the faces were not found).
-        smallest_face: px of the photo; so does a face whose box is smaller.
-        max_error: px at a 224 px crop; so does a face whose inner landmarks are, on average, farther from those of
-            N_enc's head.
-        mirrored: N_enc also predicts from the photo's mirror image, and the mean of both counts (1.02 became 0.98 mm on
-            14 rendered heads, 1.27 became 1.26 on 10 of ICT-FaceKit).
-        realigned: N_enc predicts a second time, from the crop aligned by the landmarks of its own head: those found in
-            the photo, by which the first crop is aligned, err by more (on rendered heads by up to 16 px and 6 %).
+            was ahead of them, beyond half of the faces were not found).
+        smallest_face: px of the photo; a face whose box is smaller starts from its landmarks.
+        max_error: px at a 224 px crop; a face whose inner landmarks are, on average, farther from those of the
+            predicted head starts from its landmarks.
+        mirrored: take the mean of the predictions for the photo and its mirror image (1.02 became 0.98 mm on 14
+            rendered heads, 1.27 became 1.26 on 10 of ICT-FaceKit).
+        realigned: predict again on the crop that the landmarks of the first predicted head ask for: the landmarks
+            found in the photo, by which the first crop is cut out, err by more (on rendered heads by up to 16 px and
+            6 %).
         appearance: where light and texture of the start come from: ``closed``, least squares on the skin; or
             ``regressor``, which needs the linear decoder that N_enc was trained with.
 
@@ -115,9 +118,9 @@ class RegressorStart:
         ConfigError: an unknown ``appearance``.
     """
 
-    max_yaw: float = 70.0
-    smallest_face: float = 48.0
-    max_error: float = 10.0
+    max_yaw: float = 70
+    smallest_face: float = 48
+    max_error: float = 10
     mirrored: bool = True
     realigned: bool = True
     appearance: str = "closed"

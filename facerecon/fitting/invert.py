@@ -30,12 +30,15 @@ class TextureInversionSettings:
     """How maps are inverted.
 
     Args:
-        steps: of Adam.
-        learning_rate: in units of the code, standard deviations.
-        rampup, rampdown: shares of the steps over which the rate rises linearly and falls as a cosine.
-        l1, features: weights of the mean absolute difference and of the feature distance.
-        coarse_share: of the steps, at the start, in which the decoder stops at ``coarse_size`` texels and no
+        steps: steps of Adam.
+        learning_rate: learning rate, in standard deviations of the code.
+        rampup: share of the steps over which the rate rises linearly.
+        rampdown: share of the steps over which the rate falls along a cosine.
+        l1: weight of the mean absolute difference.
+        features: weight of the feature distance.
+        coarse_share: share of the steps, at the start, in which the decoder stops at ``coarse_size`` texels and no
             features are compared.
+        coarse_size: texels a side in these steps, a power of two.
 
     Raises:
         ConfigError: a value out of range.

@@ -61,16 +61,17 @@ class Stage:
     Args:
         name: what history, logs and reports call it.
         steps: Adam steps.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         optimize: which of :data:`VARIABLES` move; the rest stay fixed (and what they imply is computed once).
         weights: {term: weight} of :data:`TERMS`; a term left out, or None, is not computed.
         sphere: keep the latent on its hypersphere after every step (stage 2).
         rampdown: share of the steps, at the end, over which the rate falls to 0 along a cosine.
-        epsilon: of Adam. Far above its usual 1e-8 it keeps coefficients that hardly matter from following rounding
-            noise.
+        epsilon: epsilon of Adam. Far above its usual 1e-8 it keeps coefficients that hardly matter from following
+            rounding noise.
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
         latent: what moves of the latent: its ``code``, or ``w`` itself (release, stage 3), where the decoder has one.
-        coarse_steps: the first of the steps, for which the decoder stops at ``coarse_size`` texels, a power of two.
+        coarse_steps: first steps, for which the decoder stops at ``coarse_size`` texels.
+        coarse_size: texels a side in these steps, a power of two.
 
     Raises:
         ConfigError: an unknown variable or term (names the nearest), or a value out of range.
@@ -196,36 +197,36 @@ class SmoothnessSettings:
         return {f"smooth_{name}": value for name, value in self.__dict__.items()}
 
 
-def default_stages() -> dict[str, Stage]:
-    """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs.
+STAGES = {
+    "texture": {
+        "steps": 60,
+        "learning_rate": 0.1,
+        "optimize": ["latent"],
+        "weights": {"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
+        "rampdown": 0.25,
+        "epsilon": 1e-4,
+    },
+    "joint": {
+        "steps": 120,
+        "learning_rate": 0.01,
+        "optimize": ["latent", "identity", "expression", "pose", "light"],
+        "rate_scale": {"latent": 8},
+        "weights": {
+            "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
+            "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
+        },
+        "rampdown": 0.4,
+        "epsilon": 1e-4,
+    },
+}  # fmt: skip
+"""Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs. The weights follow the
+release's reading of Eq. 5 (photometric 1.6, identity 0.2), rescaled for the open pack's perceptual and identity
+networks."""
 
-    The weights follow the release's reading of Eq. 5 (photometric 1.6, identity 0.2), rescaled for the open
-    pack's perceptual and identity networks.
-    """
-    return {
-        "texture": Stage(
-            name="texture",
-            steps=60,
-            learning_rate=0.1,
-            optimize=("latent",),
-            weights={"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
-            rampdown=0.25,
-            epsilon=1e-4,
-        ),
-        "joint": Stage(
-            name="joint",
-            steps=120,
-            learning_rate=0.01,
-            optimize=VARIABLES,
-            rate_scale={"latent": 8},
-            weights={
-                "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
-                "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
-            },
-            rampdown=0.4,
-            epsilon=1e-4,
-        ),
-    }  # fmt: skip
+
+def default_stages() -> dict[str, Stage]:
+    """:data:`STAGES`, built."""
+    return {name: Stage(name, **values) for name, values in STAGES.items()}
 
 
 def stages_from_config(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Stage]:
