@@ -17,6 +17,7 @@ from typing import Any
 
 from facerecon.errors import ConfigError, nearest_name
 from facerecon.run.signals import exit_status
+from facerecon.settings import rename_keys, today_key
 
 from . import schema
 
@@ -66,6 +67,7 @@ TEXTS = {"decoder_space", "set"}
 SEVERAL = {"init"}
 """Keys that take ``[a, b]``, too."""
 ALIASES: dict[str, dict[str, str | None]] = {
+    "*": {"pack.judge": "pack.eval_identity"},
     "texture_gan": {
         "warm.rate": "pretrain.lr",
         "warm.code_rate": "pretrain.code_lr",
@@ -77,16 +79,30 @@ ALIASES: dict[str, dict[str, str | None]] = {
         "wear.": "augment.",
         "loss.spread": "loss.intra_inter_ratio",
         "step.rate": "step.lr",
-        "synthetic.directional": "synthetic.p_directional",
         "synthetic.around": "synthetic.p_full_sphere_lights",
+        "synthetic.directional": "synthetic.p_directional",
         "synthetic.relief": "synthetic.shape_residual",
         "synthetic.slip": "synthetic.uv_jitter",
         "synthetic.stark": None,
         "synthetic.stain": None,
     },
 }
-"""{script: {dotted key of an earlier version: today's, None where it is gone}}; a key that ends in a dot stands for all
-keys below it."""
+"""{script, "*" for all: {key of before: today's}}, gone in version 0.3.0. A key that ends in a dot stands for all below
+it; None: the setting is gone."""
+
+
+def aliases(name: str) -> dict[str, str | None]:
+    """Keys of before of a script, as :func:`~facerecon.settings.rename_keys` takes them."""
+    return ALIASES["*"] | ALIASES.get(name, {})
+
+
+def _today(key: str, name: str, known: Sequence[str]) -> str:
+    """Today's name of a key that a user wrote; where it has another one, a line says so."""
+    new = None if key in known else today_key(key, aliases(name))
+    if new is None or new == key:
+        return key
+    print(f"note: key '{key}' is now '{new}'; the old name goes in 0.3.0.", file=sys.stderr)
+    return new
 
 
 def _text(key: str, value: str, default: Any) -> Any:
@@ -212,7 +228,8 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         match = re.match(r"^([+~]{0,2})([\w.@/-]+)(=?)", item)
         if not match or (not match[3] and match[1] != "~"):
             raise ConfigError(f"'{item}' is not key=value; for example: img=face.jpg fitting=release. See --help.")
-        key = match[2]
+        key = _today(match[2], name, known)
+        item = f"{match[1]}{key}{item[match.end(2) :]}"
         if not match[1] and key not in known and key not in options:
             raise ConfigError(nearest_name(key, _short(known, key, options), "config key"))
         value = item.partition("=")[2].strip("'\"")
@@ -220,7 +237,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
             raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
         text = _HYDRAS
         if match[1] in ("", "++") and match[3] and key in known and key not in options:
-            text = _text(key, item[match.end() :], defaults[key])
+            text = _text(key, item.partition("=")[2], defaults[key])
         texts.pop(key, None)
         if text is _HYDRAS:
             grammar.append(item)
@@ -228,6 +245,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
             texts[key] = text
     try:
         config = _hydra(name, grammar)
+        written = OmegaConf.to_container(config)
+        if (renamed := rename_keys(written, aliases(name))) != written:  # an option file of one's own
+            config = OmegaConf.create(renamed, flags={"struct": True})
         for key, text in texts.items():
             OmegaConf.update(config, key, text)
         OmegaConf.to_container(config, resolve=True)  # an interpolation may lead nowhere

@@ -5,7 +5,10 @@ Defaults stand in the dataclasses alone; a value out of range is told by their o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import itertools
 import math
 import types
 import typing
@@ -103,22 +106,27 @@ def rename_keys(values: Mapping[str, Any], aliases: Mapping[str, str | None]) ->
     Returns:
         A copy; where both keys are there, today's stays.
     """
-    result: dict[str, Any] = {}
-    leaves = [(today_key(key, aliases), key, value) for key, value in _leaves(values)]
-    for new, old, value in sorted(leaves, key=lambda leaf: leaf[0] == leaf[1]):
-        if new is None and not value:
+    result = copy.deepcopy(dict(values))
+    for path, value in list(_leaves(values)):
+        key = ".".join(path)
+        new = today_key(key, aliases)
+        if new == key or (new is None and value):
             continue
-        *path, last = (old if new is None else new).split(".")
-        holder = result
-        for key in path:
-            holder = holder.setdefault(key, {})
-        holder[last] = value
+        *group, last = path
+        holders = list(itertools.accumulate(group, lambda holder, part: holder[part], initial=result))
+        del holders[-1][last]
+        for holder, part in zip(reversed(holders[:-1]), reversed(group), strict=True):
+            if not holder[part]:
+                del holder[part]
+        if new is not None:
+            *group, last = new.split(".")
+            functools.reduce(lambda holder, part: holder.setdefault(part, {}), group, result).setdefault(last, value)
     return result
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, (*path, key))
         else:
-            yield f"{prefix}{key}", value
+            yield (*path, key), value

@@ -141,6 +141,7 @@ def fit_digest(config: Any) -> str:
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
         plain.pop(key, None)
+    plain["pack"]["judge"] = plain["pack"].pop("eval_identity", None)  # as it was called when the first fits were made
     plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "parsing", "perceptual")}
     plain["converted"] = converted_files(config)
     plain["decoder_content"] = decoder_content(config.decoder)

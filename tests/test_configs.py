@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import describe, schema  # noqa: E402
-from configs.compose import CONFIGS, PATHS, TEXTS, _defaults, _text, compose, composed_defaults, groups, run  # noqa: E402
+from configs.compose import ALIASES, CONFIGS, PATHS, TEXTS, _defaults, _text, compose, composed_defaults, groups, run  # noqa: E402
 from configs.schema import SETTINGS  # noqa: E402
 from facerecon.dataset.complete import CompleteSettings  # noqa: E402
 from facerecon.dataset.pipeline import PipelineSettings  # noqa: E402
@@ -33,8 +34,8 @@ from facerecon.fitting import (  # noqa: E402
 )
 from facerecon.morphable import load_face_model  # noqa: E402
 from facerecon.render import Renderer  # noqa: E402
-from facerecon.settings import build_settings
-from facerecon.stylegan.load import load_decoder
+from facerecon.settings import build_settings  # noqa: E402
+from facerecon.stylegan.load import load_decoder  # noqa: E402
 from facerecon.training.ada import ADASettings  # noqa: E402
 from facerecon.training.texture_gan import AdversarialSettings  # noqa: E402
 
@@ -208,6 +209,41 @@ def test_release_preset_swaps_and_adds() -> None:
 def test_what_is_unknown_names_the_nearest(override, message) -> None:
     with pytest.raises(ConfigError, match=message):
         compose("reconstruct", [override])
+
+
+def test_a_key_of_before_still_works_and_says_so(capsys) -> None:
+    config = compose("regressor", ["synthetic.relief=3", "++synthetic.slip=0.5", "pack.judge=other", "seed=1"])
+    assert (config.synthetic.shape_residual, config.synthetic.uv_jitter, config.pack.eval_identity) == (3, 0.5, "other")
+    assert "relief" not in config.synthetic and "judge" not in config.pack
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "note: key 'synthetic.relief' is now 'synthetic.shape_residual'; the old name goes in 0.3.0."
+    assert len(said) == 3
+    with pytest.raises(ConfigError, match=r"unknown config key 'synthetic\.stark'"):
+        compose("regressor", ["synthetic.stark=0.7"])
+    with pytest.raises(ConfigError, match=r"unknown config key 'synthetic\.relief'"):
+        compose("texture_gan", ["synthetic.relief=3"])
+
+
+def test_every_alias_leads_to_a_key_that_is_there() -> None:
+    for script, names in ALIASES.items():
+        for old, new in names.items():
+            for name in SCRIPTS if script == "*" else (script,):
+                known = _defaults(name)
+                assert old.removesuffix(".") not in known
+                there = new is None or any(f"{key}.".startswith(f"{new.removesuffix('.')}.") for key in known)
+                assert there or (script == "*" and "pack" not in known), (name, new)
+
+
+def test_an_option_file_of_before_still_works(monkeypatch, tmp_path) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    mine = (CONFIGS / "pack" / "open.yaml").read_text("utf-8").replace("eval_identity: faceres1024", "judge: my_own")
+    (tmp_path / "configs" / "pack" / "mine.yaml").write_text(mine, "utf-8")
+    monkeypatch.setattr("configs.compose.CONFIGS", tmp_path / "configs")
+    config = compose("reconstruct", ["pack=mine", "img=x"])
+    assert config.pack.eval_identity == "my_own" and "judge" not in config.pack
+    assert config.decoder == "open"
+    with pytest.raises(ConfigError):
+        compose("reconstruct", ["pack=mine", "imgg=x"])
 
 
 def test_a_number_stays_one_where_another_script_has_a_path() -> None:

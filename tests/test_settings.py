@@ -72,3 +72,5 @@ def test_keys_of_earlier_versions_get_their_new_names() -> None:
     assert old["warm"]["rate"] == 1  # a copy
     assert rename_keys({"gone": 0.7}, aliases) == {"gone": 0.7}
     assert rename_keys({"pack": {"eval": "x", "judge": "a"}}, aliases) == {"pack": {"eval": "x"}}
+    maps = {"a.png": 1, "warm": {"kimg": 2}}  # keys with dots of their own stay as they are
+    assert rename_keys({"maps": maps, "warm": {"rate": 1}}, aliases) == {"maps": maps, "pretrain": {"lr": 1}}

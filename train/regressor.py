@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import ALIASES, run
+from configs.compose import aliases, run
 
 STRUCTURE = (
     *("face_model", "face_model_path", "num_identity", "decoder", "texture", "backbone", "width", "size", "init"),
@@ -56,7 +56,7 @@ def main(config: Any) -> int:
                 print(f"the cache in {cache} is whole.")
             return 0
         settings = {"script": "regressor"} | values | {"files": files}
-        with training_folder(settings, processes, ("script", *STRUCTURE, "files"), ALIASES["regressor"]) as folder:
+        with training_folder(settings, processes, ("script", *STRUCTURE, "files"), aliases("regressor")) as folder:
             data.prepare()
             return train(config, values, data, training, folder)
 
@@ -185,7 +185,7 @@ def open_shards(c: Any, cache: Path, facts: dict, photos_a_step: int) -> tuple[A
 
     shards = None
     if c.synthetic.cached:
-        shards = CropShards(cache / "synthetic", c.synthetic.cached, facts, aliases=ALIASES["regressor"])
+        shards = CropShards(cache / "synthetic", c.synthetic.cached, facts, aliases=aliases("regressor"))
     if not photos_a_step:
         return shards, {}
     if c.weak.data == "open":

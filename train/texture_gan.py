@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import ALIASES, run
+from configs.compose import aliases, run
 
 STRUCTURE = (
     *("codes", "mapping_layers", "constant_size", "linear_size", "size", "channel_base", "channel_max", "w_dim"),
@@ -55,7 +55,7 @@ def main(config: Any) -> int:
         manifest = [] if data.pairs is None else [Path(config.data) / "manifest.safetensors"]
         settings = {"script": "texture_gan"} | values | {"maps": identity_of([*data.memory.paths, *manifest])}
         fixed = ("script", *STRUCTURE, "maps")
-        with training_folder(settings, processes, fixed, ALIASES["texture_gan"]) as folder:
+        with training_folder(settings, processes, fixed, aliases("texture_gan")) as folder:
             return train(config, values, data, training, distances, folder)
 
 

@@ -233,3 +233,14 @@ def test_what_cannot_be_read_has_a_digest_of_its_own(tmp_path):
     digests = [file_digest(tmp_path / name) for name in ("a", "none", "other")]
     assert len(set(digests)) == 3 and digests[0] == digest("x")
     assert folder_name("é" * 200) == "é" * 100
+
+
+def test_a_run_of_before_keys_were_renamed_goes_on(tmp_path) -> None:
+    aliases = {"warm.rate": "pretrain.lr", "warm.": "pretrain.", "stark": None}
+    RunDirectory(tmp_path, {"warm": {"rate": 0.1, "batch": 8}, "stark": 0.0})
+    new = {"pretrain": {"lr": 0.1, "batch": 8}}
+    assert RunDirectory(tmp_path, new, resume=True, aliases=aliases).resumed
+    with pytest.raises(ConfigError, match=r"pretrain\.lr 0\.1 -> 0\.2"):
+        RunDirectory(tmp_path, {"pretrain": {"lr": 0.2, "batch": 8}}, resume=True, aliases=aliases)
+    with pytest.raises(ConfigError, match="cannot go on"):
+        RunDirectory(tmp_path, new, resume=True)
