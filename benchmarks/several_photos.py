@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
     from configs.compose import compose
     from fit.models import build_fitter, prepare
 
-    overrides = [f"fitting={options.preset}", "img=none", f"seed={options.seed}", "fitting.detail.enabled=false"]
+    overrides = [f"fitting={options.preset}", "img=none", "fitting.detail.enabled=false"]
     config = compose("reconstruct", [*overrides, *options.set])
     fitter = build_fitter(config, prepare(config))
     heads = Heads(options.heads, fitter.model, options.n, options.photos, options.seed, options.ict)

@@ -49,6 +49,7 @@ PATHS = {
     "photos",
     "readme",
     "realy_dir",
+    "released_dir",
     "realy_keypoints",
     "regressor",
     "source",

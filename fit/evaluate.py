@@ -57,7 +57,7 @@ def main(config: Any) -> int:
             raise ConfigError(nearest_name(str(part), PARTS, "part"))
     for key in ("heads", "faces", "subjects", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
-    for seed in config.seeds or ():
+    for seed in config.seeds:
         check_number("seeds", seed, 0, whole=True)
     if not config.decoders.get("ours"):
         raise ConfigError("decoders.ours is not set; it is the decoder that everything is measured with.")
@@ -100,7 +100,7 @@ class Sweep:
         count = {key: max(config[key], FULL) if config.full else config[key] for key in ("heads", "faces", "subjects")}
         self.heads, self.people = count["heads"], count["subjects"]
         self.faces = len(config.seeds) if config.seeds else count["faces"]
-        self.preset = str(config.presets[0])
+        self.preset, self.seed = str(config.presets[0]), config.seed
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
         self.done: dict[str, dict[str, Any]] = {}

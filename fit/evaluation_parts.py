@@ -141,7 +141,7 @@ def measure_shape(sweep: Any) -> None:
             continue
         number = good = 0
         while good < sweep.heads and number < 2 * sweep.heads + 4:
-            source = [kind, sweep.config.seed, content]
+            source = [kind, sweep.seed, content]
             good += _measure_head(sweep, f"shape/{kind}/{number}", source, partial(make, number))
             number += 1
 
@@ -207,12 +207,12 @@ def _synthetic_heads(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]
         raise ConfigError(f"they are drawn of makehuman with its linear texture; the fits are of {sweep.model.name}.")
     model = sweep.model.to("cpu")
     settings = replace(WITHIN_MODEL, yaw_limit=45.0)
-    faces = SyntheticFaces(model, load_decoder("linear"), settings, HELD_OUT_HEADS + sweep.config.seed, size=448)
+    faces = SyntheticFaces(model, load_decoder("linear"), settings, HELD_OUT_HEADS + sweep.seed, size=448)
     regions = head_regions(model)
 
     def make(number: int) -> tuple[Any, Any]:
         batch = faces([number])
-        photo = sweep.observed(degrade(batch.image, np.random.default_rng([sweep.config.seed, number])))
+        photo = sweep.observed(degrade(batch.image, np.random.default_rng([sweep.seed, number])))
         shape = model.shape(batch.params)
         return photo, scan_of_head(shape[0], model.topology.faces, model.landmarks3d(shape)[0], regions)
 
@@ -222,7 +222,7 @@ def _synthetic_heads(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]
 def _ict_heads(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]:
     """Heads of another model, from light-stage scans; as :func:`_synthetic_heads`."""
     ict = load_face_model("ict", num_identity=None, path=sweep.config.ict or None)
-    regions, heads = head_regions(ict), SyntheticHeads(ict, sweep.config.seed)
+    regions, heads = head_regions(ict), SyntheticHeads(ict, sweep.seed)
 
     def make(number: int) -> tuple[Any, Any]:
         subject = heads.sample(number)
