@@ -1,4 +1,4 @@
-"""Speed of colour matching, Poisson editing and completion, against a plain scipy implementation of the same steps.
+"""Speed of color matching, Poisson editing and completion, against a plain scipy implementation of the same steps.
 
     python benchmarks/completion.py --views front.jpg left.jpg right.jpg [--size 1024] [--repeats 5]
 

@@ -1,6 +1,6 @@
 """How fast is the renderer? Forward, and forward + backward to vertices, texture and light, in one run.
 
-Compares the default (numba rasteriser and fused kernels) with the torch path on covered pixels, with plain torch on
+Compares the default (numba rasterizer and fused kernels) with the torch path on covered pixels, with plain torch on
 all pixels, and with PyTorch3D where it is installed (small images only: on a CPU it tests every pixel against every
 face). Prints a Markdown table; every method renders the same head, and the images are compared.
 """
@@ -116,7 +116,7 @@ def all_pixels_torch(topology: MeshTopology, camera: Camera, size: int) -> Rende
 
 
 def pytorch3d(topology: MeshTopology, camera: Camera, size: int) -> Render:
-    """The same picture by PyTorch3D's rasteriser and attribute interpolation."""
+    """The same picture by PyTorch3D's rasterizer and attribute interpolation."""
     from pytorch3d.ops import interpolate_face_attributes
     from pytorch3d.renderer.mesh import rasterize_meshes
     from pytorch3d.structures import Meshes

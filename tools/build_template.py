@@ -46,7 +46,7 @@ LASHES, LIP_LINE = 0.3, 0.4
 SUPPORT, LID_SUPPORT = 0.4, 0.15
 """Share of the faces that must show a texel of the mean; lids are seldom seen."""
 IRIS_ANGLE, PUPIL_ANGLE = 0.49, 0.17
-"""Half angles seen from the eyeball's centre (rad): a 11.5 mm iris and a 4 mm pupil on a 24 mm eyeball."""
+"""Half angles seen from the eyeball's center (rad): a 11.5 mm iris and a 4 mm pupil on a 24 mm eyeball."""
 
 
 def ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:

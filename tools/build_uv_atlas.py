@@ -192,7 +192,7 @@ def face_density(points: np.ndarray, nose: np.ndarray) -> np.ndarray:
 
 
 def opening_shape(rim: np.ndarray, scale: float, openness: float) -> np.ndarray:
-    """An almond for a rim given counter-clockwise seen from the front: (n, 3) -> (n, 2), about its own centre.
+    """An almond for a rim given counter-clockwise seen from the front: (n, 3) -> (n, 2), about its own center.
 
     A rim that starts at x = 0 is the left half of one (the mouth).
     """

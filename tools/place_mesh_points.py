@@ -103,7 +103,7 @@ def stable_points(votes: np.ndarray, model: MorphableModel) -> tuple[np.ndarray,
 
 
 def closest_weights(point: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Barycentric weights of the place on a triangle nearest to a point, by clamping and renormalising."""
+    """Barycentric weights of the place on a triangle nearest to a point, by clamping and renormalizing."""
     edges = np.stack([corners[1] - corners[0], corners[2] - corners[0]], 1)
     second, third = np.linalg.lstsq(edges, point - corners[0], rcond=None)[0]
     weights = np.clip([1 - second - third, second, third], 0, None)

@@ -395,7 +395,7 @@ class RealyFolder:
         folder: where they are.
 
     Raises:
-        InputError: something is missing; the message says what.
+        InputError: something is missing; the message names it.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -407,7 +407,7 @@ class RealyFolder:
                     return place
             raise InputError(
                 f"{self.folder} has no {name} ({what}), nor has data/ in it; expected REALY's data: "
-                "https://github.com/czh-98/REALY says how to get them."
+                "https://github.com/czh-98/REALY describes how to get them."
             )
 
         self._keypoints = find("REALY_HIFI3D_keypoints", "keypoints of the scans")

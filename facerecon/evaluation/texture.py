@@ -19,7 +19,7 @@ from facerecon.types import Camera, FaceParams, SHLight
 __all__ = ["MapMetrics", "brightness_symmetry_error", "evenly_lit", "identity_std_ratio"]
 
 _KERNEL, _AT = 55, 1024  # texels of the blur, at the size of the released maps
-_LEAST = 0.05  # weight of a neighborhood below which its mean says nothing
+_LEAST = 0.05  # weight of a neighborhood below which its mean means nothing
 
 
 def brightness_symmetry_error(texture: Tensor, mask: Tensor | None = None, kernel_size: int | None = None) -> Tensor:

@@ -33,7 +33,7 @@ __all__ = ["IndexEntry", "ReportEntry", "loss_curve", "stand_ins", "write_index"
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """What a report says about one face.
+    """What a report shows of one face.
 
     Args:
         name: headline, e.g. the photo's file name.
@@ -218,16 +218,15 @@ _STAND_INS = {
     ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
     ("perceptual", "face_features"): "distance of face-network features instead of LPIPS; not comparable with it",
     ("pack.identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
-    (
-        "pack.eval_identity",
-        "faceres1024",
-    ): "1024-d descriptor compares identities, never optimized; the paper has none",
+    ("pack.eval_identity", "faceres1024"): (
+        "1024-d descriptor measures identity (CSIM) and is never optimized; the paper has none"
+    ),
     ("stage1", "landmarks"): "fitted to landmarks instead of the regressor N_enc",
     ("pack.name", "open"): "masks from face-mesh polygons, skin color and a person mask instead of BiSeNet parsing",
 }
 _PART_NAMES = {
     "pack.identity": "identity loss",
-    "pack.eval_identity": "evaluation identity",
+    "pack.eval_identity": "eval_identity",
     "pack.name": "masks",
     "stage1": "stage 1",
     "perceptual": "perceptual: face_features",
