@@ -75,7 +75,7 @@ def write_head(
         head: of batch 1.
         name: of its photo or person.
         fitter: of the fit.
-        config: of fit/reconstruct.py; its ``export`` says which files.
+        config: of fit/reconstruct.py; its ``export`` names the files.
         result: metrics.json.
         draw: draws the panel.
         describe: panel -> its entry in the report.
