@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.compose import run
-from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.signals import check_stop, names_kept
 
 PRECISIONS = ("bfloat16", "float32")
 WHOLE = ("n", "folds", "block", "batch", "mistakes")
@@ -33,7 +33,7 @@ def main(config: Any) -> int:
     from facerecon.assets import shipped, status
     from facerecon.assets.release import require
     from facerecon.editing.directions import read_labels
-    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.errors import ConfigError, check_number, nearest_name
     from facerecon.run import RunDirectory
 
     for key in WHOLE:
@@ -52,15 +52,9 @@ def main(config: Any) -> int:
     config_there = (Path(config.out) / "config.json").exists()
     again = {"resume": True} if config.resume and config_there else {"overwrite": config_there}
     with RunDirectory(config.out, settings, **again).alone() as folder:
-        try:
+        samples = folder.path / "samples"
+        with names_kept(lambda: f"{len(list(samples.glob('*.safetensors')))} block(s) are measured in {folder.path}"):
             return build(config, folder.path, labels)
-        except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            kept = (
-                f"{len(list((folder.path / 'samples').glob('*.safetensors')))} block(s) are measured in {folder.path}"
-            )
-            if isinstance(stop, OutputError):
-                raise OutputError(f"{stop} {kept}; the same command goes on.") from None
-            raise type(stop)(kept) from None
 
 
 def build(config: Any, out: Path, labels: dict[str, dict[int, int]]) -> int:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from configs.compose import run
-from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.signals import check_stop, names_kept
 
 SOURCES = ("generator", "photos", "manifest")
 PARTS = ("generator", "encoder", "editor", "parsing", "pose", "template")
@@ -44,7 +44,7 @@ def main(config: Any) -> int:
     from facerecon.assets.release import require
     from facerecon.dataset import ENGINES, PipelineSettings
     from facerecon.dataset.load import check_inversion, needed_assets
-    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.errors import ConfigError, check_number, nearest_name
     from facerecon.run import RunDirectory, available_cores
     from facerecon.settings import build_settings
 
@@ -74,13 +74,8 @@ def main(config: Any) -> int:
     again = {"resume": config.resume or "force", "fixed": fixed}  # resume=false makes all again
     with RunDirectory(config.out, origin | values, **again).alone() as folder:  # photos are known by their content
         job.open(folder)
-        try:
+        with names_kept(lambda: f"{len(job.accepted())} map(s) are finished in {folder.path}"):
             return job.run()
-        except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            kept = f"{len(job.accepted())} map(s) are finished in {folder.path}"
-            if isinstance(stop, OutputError):
-                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-            raise type(stop)(kept) from None
 
 
 def _hash(*parts: Any) -> str:
@@ -121,45 +116,24 @@ class _Job:
     # -- subjects ----------------------------------------------------------------------------------------
 
     def _items(self) -> Any:
-        """A function from a position to an item, and how many there are (None: without end)."""
-        from facerecon import assets
-        from facerecon.dataset import Item, Manifest, Search, draw_seeds
-        from facerecon.imaging.files import list_images
-        from facerecon.stylegan.load import load_face_generator
+        """A function from a position to an item; sets how many there are (None: without end)."""
+        from facerecon.dataset.subjects import generated_subjects, manifest_subjects, photo_subjects
 
-        config = self.config
-        if config.source == "generator":
-            self.total = None
-            generator = load_face_generator(config.generator)
-            seeds = draw_seeds(generator, config.first_seed, config.truncation, config.dark_share, config.seed)
-
-            def draw(i: int) -> Item:  # called with 0, 1, 2, ...
-                seed = next(seeds)
-                return Item(seed, seed=seed)
-
-            return draw
-        if config.source == "photos":
-            paths = list_images(config.dir)
-            self.total = len(paths)
-            return lambda i: Item(i, path=str(paths[i]))
-        shipped = config.manifest == "open"
-        path = assets.shipped("open_uv_manifest.safetensors") if shipped else config.manifest
-        rows = list(Manifest.load(path).items())[: config.n]
-        self.total = len(rows)
-        self.searched = "manifest"
-
-        def make(i: int) -> Item:
-            number, seed, tensors, figures = rows[i]
-            descriptors = {k[11:]: v for k, v in tensors.items() if k.startswith("descriptor_")}
-            known = {k: v for k, v in figures.items() if v == v}
-            search = Search(tensors["source"], tensors["views"], figures=known, descriptors=descriptors)
-            return Item(number, seed=seed, search=search.to_bytes())
-
-        return make
+        c = self.config
+        if c.source == "generator":
+            items, self.total = generated_subjects(c.generator, c.first_seed, c.truncation, c.dark_share, c.seed)
+        elif c.source == "photos":
+            items, self.total = photo_subjects(c.dir)
+        else:
+            items, self.total = manifest_subjects(c.manifest, c.n)
+            self.searched = "manifest"
+        return items
 
     def _pending(self) -> Iterator[Any]:
         """Items that are left, in order, for as long as maps are wanted."""
         from dataclasses import replace
+
+        from facerecon.dataset.subjects import source_digest
 
         position = 0
         while self.total is None or position < self.total:
@@ -168,7 +142,7 @@ class _Job:
             item = self.items(position)
             position += 1
             self.order.append(item.name)
-            self.sources[item.name] = source = _source(item)
+            self.sources[item.name] = source = source_digest(item)
             if self.recorded.get(item.name, source) != source:  # another photo has this number now
                 self._forget([item.name])
             if item.name in self.done:
@@ -253,10 +227,11 @@ class _Job:
 
     def _write(self, outcome: Any) -> None:
         """The files of one subject, then its record: after a crash the record says what can be trusted."""
+        from facerecon.dataset.subjects import files_of
         from facerecon.imaging.files import write_bytes
 
         path, name = self.folder.path, outcome.name
-        for stale in _files_of(path, name):
+        for stale in files_of(path, name):
             relative = stale.relative_to(path).as_posix()
             if relative not in outcome.files and not relative.startswith("search/"):
                 stale.unlink(missing_ok=True)
@@ -295,31 +270,16 @@ class _Job:
 
     def _forget(self, names: Iterable[str]) -> None:
         """Records and files of subjects that are not, or no longer, in the set."""
+        from facerecon.dataset.subjects import files_of
+
         names = sorted(names)
         if names:
             self.folder.drop(names)
         for name in names:
             self.done.pop(name, None)
             self.old_searches.discard(name)
-            for path in _files_of(self.folder.path, name):
+            for path in files_of(self.folder.path, name):
                 path.unlink(missing_ok=True)
-
-
-def _source(item: Any) -> str:
-    """Digest of the photo, or of the manifest's entry; a seed is its number."""
-    if item.path is None and item.search is None:
-        return ""
-    try:
-        content = Path(item.path).read_bytes() if item.search is None else item.search
-    except OSError:
-        content = b""  # the worker will say what is wrong with it
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """Every file of a subject that is there."""
-    parts = ("uv-maps", "observed", "face-latents", "fit", "search", "views", "refused", "thumbs")
-    return [path for part in parts for path in folder.glob(f"{part}/{name}.*")]
 
 
 def finish(folder: Any, order: list[str], values: dict[str, Any], config: Any) -> None:
