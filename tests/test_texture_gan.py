@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from facerecon.dataset import Manifest
-from facerecon.run import load_checkpoint, read_metrics
+from facerecon.run import load_checkpoint, read_metrics, save_checkpoint
 from facerecon.stylegan.weights import read_generator
 from facerecon.training import snapshots, texture_networks
 from facerecon.training.texture_gan import TextureTraining
@@ -336,6 +336,29 @@ def test_a_run_of_an_earlier_version_goes_on(maps, tmp_path, capsys) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("whether they changed is unknown.") and "of an earlier version, which did not record" in line
     assert json.loads(path.read_text()) == whole
+
+
+def test_a_run_with_names_of_before_goes_on(maps, whole_some, tmp_path, capsys, same) -> None:
+    """Its configuration and checkpoint speak of a warm phase, of rates and figures; so may the command."""
+    out = tmp_path / "o"
+    keys = [f"data={maps}", f"out={out}", *(key.replace("pretrain.", "warm.") for key in SOME)]
+    assert train(*keys, "max_minutes=1e-6") == 0
+    assert "note: key 'warm.kimg' is now 'pretrain.kimg'" in capsys.readouterr().err
+    config = json.loads((out / "config.json").read_text())
+    config["warm"] = config.pop("pretrain")
+    config["warm"] |= {"rate": config["warm"].pop("lr"), "code_rate": config["warm"].pop("code_lr")}
+    config["adversarial"]["rate"] = config["adversarial"].pop("lr")
+    config["collapse"]["spread"] = config["collapse"].pop("sample_std")
+    (out / "config.json").write_text(json.dumps(config))
+    state = state_of(out)
+    old = {"phase": "warm", "warm_images": state.pop("pretrain_images"), "figures": state.pop("metrics")}
+    save_checkpoint(out / "checkpoints" / "step-000000001.safetensors", {"step": 1, "tree": state | old})
+    assert train(*keys, "adversarial.rate=0.001") == 2
+    assert "(adversarial.lr 0.002 -> 0.001)" in capsys.readouterr().err
+    assert train(*keys) == 0
+    printed = capsys.readouterr()
+    assert "goes on from step 1" in printed.out and "unknown" not in printed.err
+    same(state_of(whole_some), state_of(out))
 
 
 def test_collapse_stops_the_run(maps, tmp_path, capsys) -> None:

@@ -1,6 +1,7 @@
 """train/regressor.py as a user runs it: files, going on bit by bit, a cache that is shared, and what can go wrong."""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 
 from facerecon.perception.regressor import read_regressor
 from facerecon.run import load_checkpoint, read_metrics
+from facerecon.training.regressor import RegressorTraining
 from facerecon.training.uv_maps import epoch_order
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,6 +254,40 @@ def test_numbers_that_are_none_stop_the_run(tmp_path, cache, capsys) -> None:
     assert "The last checkpoint is kept" in refused(capsys, *out, "step.lr=1e30")
     assert {path.name for path in (tmp_path / "o" / "checkpoints").iterdir()} == before
     assert train(*out) == 0
+
+
+def test_a_signal_ends_the_step_and_keeps_its_metrics(tmp_path, cache, capsys, monkeypatch, same) -> None:
+    """Between two rows: their means are of the steps before and after it; names of before are taken, too."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    keys = [f"cache={cache}", "log_kimg=0.032", "wear.blur=0.3", "step.rate=0.002"]
+    assert train(*keys, f"out={tmp_path / 'w'}") == 0
+    assert "note: key 'step.rate' is now 'step.lr'" in capsys.readouterr().err
+    loss = RegressorTraining.loss
+
+    def hit(training, *batch):
+        if training.steps == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(training, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RegressorTraining, "loss", hit)
+        assert train(*keys, f"out={tmp_path / 'o'}") == 143
+    assert "is of step 3;" in capsys.readouterr().err
+    config = json.loads((tmp_path / "o" / "config.json").read_text())
+    config["wear"] = config.pop("augment")
+    config["loss"]["spread"] = config["loss"].pop("intra_inter_ratio")
+    (tmp_path / "o" / "config.json").write_text(json.dumps(config))
+    assert train(*keys, f"out={tmp_path / 'o'}") == 0
+    printed = capsys.readouterr()
+    assert "goes on from step 3" in printed.out and "unknown" not in printed.err
+    same(state_of(tmp_path / "w"), state_of(tmp_path / "o"))
+    rows = [
+        [{k: v for k, v in row.items() if k not in ("images_per_second", "eta_minutes")} for row in read_metrics(path)]
+        for path in (tmp_path / "w" / "metrics.jsonl", tmp_path / "o" / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1] and [row["images"] for row in rows[0]] == [16, 32, 32]
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.slow

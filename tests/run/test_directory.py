@@ -43,10 +43,10 @@ def test_resume_needs_the_same_configuration(tmp_path):
 
 def test_a_change_is_named_and_forced_or_refused(tmp_path):
     """Rates change by force, sizes never; the last configuration is what the next start is held against."""
-    first = {"size": 8, "rate": {"of": [1e-3, 0.9]}, "kimg": 1, "warm": {"kimg": 1.0, "batch": 4}, "data": "a"}
+    first = {"size": 8, "rate": {"of": [1e-3, 0.9]}, "kimg": 1, "pretrain": {"kimg": 1.0, "batch": 4}, "data": "a"}
     written = RunDirectory(tmp_path, first).path / "config.json"
     again = {"resume": True, "fixed": ("size", "maps")}
-    later = first | {"kimg": 2, "warm": {"kimg": 3.0, "batch": 4}, "data": "b", "out": "elsewhere"}
+    later = first | {"kimg": 2, "pretrain": {"kimg": 3.0, "batch": 4}, "data": "b", "out": "elsewhere"}
     RunDirectory(tmp_path, later, **again)
     other = later | {"rate": {"of": [2e-3, 0.9]}}
     with pytest.raises(ConfigError, match=r"\(rate\.of \[0\.001, 0\.9\] -> \[0\.002, 0\.9\]\).*resume=force"):
