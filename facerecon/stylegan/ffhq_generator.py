@@ -268,6 +268,7 @@ class FFHQFaces(nn.Module):
         return torch.lerp(self.mean_w, w, truncation)
 
 
+@in_own_modes
 def load_ffhq_faces(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> FFHQFaces:
     """:func:`load_ffhq_generator` as a source of faces, whose synthesis computes in ``dtype``."""
     generator = load_ffhq_generator()
