@@ -36,7 +36,7 @@ DEV = [
 
 setup(
     name="facerecon",
-    version="0.1.0",
+    version="0.2.0",
     description="FFHQ-UV in PyTorch: normalized UV textures, a texture decoder, and 3D faces from one photo",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -64,6 +64,7 @@ setup(
         "tqdm>=4.60",
         "pygltflib>=1.16",
         "filelock>=3.30",
+        "jinja2>=3.1",
     ],
     extras_require={
         "pytorch3d": PYTORCH3D,

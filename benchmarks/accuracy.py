@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -90,9 +89,9 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 
 def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, Any]]:
     """Metrics of each photo after each stage: [{"image", "seconds", "stages": {stage: {metric: value}}}]."""
-    from configs.compose import compose
+    from facerecon.configs.compose import compose
+    from facerecon.fit.models import build_fitter, prepare
     from facerecon.perception import load_eval_identity
-    from fit.models import build_fitter, prepare
 
     config = compose("reconstruct", [f"fitting={preset}", "img=none", *overrides])
     device = prepare(config)

@@ -25,7 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -34,10 +33,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from configs.compose import compose
 from facerecon import losses
+from facerecon.configs.compose import compose
 from facerecon.errors import FaceReconError, NoFaceError
 from facerecon.evaluation import reconstruction_metrics
+from facerecon.fit.models import build_fitter, prepare
 from facerecon.fitting import Fitter
 from facerecon.fitting.detail import full_crop_camera
 from facerecon.geometry.camera import project
@@ -48,7 +48,6 @@ from facerecon.perception import load_eval_identity, observe
 from facerecon.render.uv import bake
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, Observation, ReconstructedFace
-from fit.models import build_fitter, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (20003, 20031, 20063, 20015, 20038, 20074, 20095, 20056)

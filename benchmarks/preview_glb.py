@@ -15,10 +15,7 @@ import io
 import json
 import math
 import struct
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch

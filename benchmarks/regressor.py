@@ -35,7 +35,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -45,11 +44,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks.accuracy import ICT_FILE, ROOT
-from configs.compose import compose
+from facerecon.configs.compose import compose
 from facerecon.dataset.sampling import held_out_faces
 from facerecon.errors import FaceReconError, InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors, stage1_heads
 from facerecon.export import Bar, bar_chart
+from facerecon.fit.models import build_fitter, prepare
 from facerecon.fitting import coefficients_to_params, fit_landmarks
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -60,7 +60,6 @@ from facerecon.storage import write_whole
 from facerecon.synthetic.ict_heads import SyntheticHeads
 from facerecon.synthetic.scene import lamp_coefficients
 from facerecon.types import Camera, FaceParams, SHLight
-from fit.models import build_fitter, prepare
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
 STARTS = ("landmarks", "regressor", "refined")

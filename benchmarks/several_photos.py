@@ -27,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -156,8 +155,8 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    from configs.compose import compose
-    from fit.models import build_fitter, prepare
+    from facerecon.configs.compose import compose
+    from facerecon.fit.models import build_fitter, prepare
 
     overrides = [f"fitting={options.preset}", "img=none", "fitting.detail.enabled=false"]
     config = compose("reconstruct", [*overrides, *options.set])

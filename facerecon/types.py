@@ -3,10 +3,10 @@
 Conventions (every function in the library follows them):
 
 * float32; RGB and masks in [0, 1]; images (B, 3, H, W); batch first everywhere.
-* Angles in radians. Pixels: origin top-left, y down, pixel centres at +0.5.
-* World: right-handed, y up, the face looks at +z. One unit is 0.1 m (one decimetre) for every head model.
+* Angles in radians. Pixels: origin top-left, y down, pixel centers at +0.5.
+* World: right-handed, y up, the face looks at +z. One unit is 0.1 m (one decimeter) for every head model.
 * Camera frame: x right, y down, z forward; ``x_camera = rotation @ x_world + translation``.
-* UV: origin bottom-left. Texel (row r, column c) of an S x S map has its centre at
+* UV: origin bottom-left. Texel (row r, column c) of an S x S map has its center at
   u = (c + 0.5) / S, v = 1 - (r + 0.5) / S.
 * Spherical-harmonic light includes the ambient term 0.8 that the released code adds to band 0.
 """
@@ -303,7 +303,7 @@ class Camera(TensorStruct):
 
     @classmethod
     def deep3d(cls, size: int = 224, batch: int = 1, device: str | torch.device = "cpu") -> Camera:
-        """The release's camera, scaled to ``size``: focal 1015 and centre 112 at 224 px, distance 10.
+        """The release's camera, scaled to ``size``: focal 1015 and center 112 at 224 px, distance 10.
 
         Its z = 10 - z is a reflection; with y down the proper rotation is diag(1, -1, -1).
         """
@@ -373,7 +373,7 @@ class Latent(TensorStruct):
 
 @_struct
 class Fragments(TensorStruct):
-    """What the rasteriser found in each pixel.
+    """What the rasterizer found in each pixel.
 
     Args:
         face_index: (B, H, W) int64, -1 on background.
@@ -396,7 +396,7 @@ class Rendering(TensorStruct):
         depth: (B, 1, H, W), world units, 0 on background.
         landmarks: (B, 68, 2), pixels.
         shading: (B, 3, H, W), irradiance factor of the light, 0 on background.
-        fragments: the rasteriser's result.
+        fragments: the rasterizer's result.
     """
 
     image: Tensor

@@ -31,14 +31,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import compose, run
+from facerecon.configs.compose import compose, run
 from facerecon.run.signals import Stopped, check_stop
 
 PARTS = ("shape", "reconstruction", "maps", "expressiveness", "sheet")
@@ -49,8 +48,8 @@ VERSION = 1
 
 def main(config: Any) -> int:
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.fit.evaluation_report import write_evaluation
     from facerecon.run import RunDirectory
-    from fit.evaluation_report import write_evaluation
 
     for part in config.parts:
         if part not in PARTS:
@@ -93,7 +92,7 @@ class Sweep:
     """
 
     def __init__(self, config: Any, folder: Any) -> None:
-        from fit.models import prepare
+        from facerecon.fit.models import prepare
 
         self.config, self.folder = config, folder
         self.device = prepare(config)
@@ -118,8 +117,8 @@ class Sweep:
             AssetError: a decoder's file is missing.
         """
         from facerecon.errors import AssetError, ConfigError, nearest_name
+        from facerecon.fit.evaluation_parts import split_space
         from facerecon.stylegan.load import DECODERS, is_decoder_file
-        from fit.evaluation_parts import split_space
 
         for key, value in self.decoders.items():
             name = split_space(value)[0]
@@ -136,7 +135,7 @@ class Sweep:
         """Measure what is not there yet."""
         from tqdm import tqdm
 
-        from fit.evaluation_parts import MEASURES
+        from facerecon.fit.evaluation_parts import MEASURES
 
         self.folder.forget_failures(self.folder.failures())  # they are tried again
         self.bar = tqdm(total=self._expected(), unit="item", disable=None)
@@ -159,7 +158,7 @@ class Sweep:
 
     def item(self, name: str, settings: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """Facts of an item: kept ones, or new ones; None if it failed, which is noted."""
-        from fit.evaluation_parts import short_hash
+        from facerecon.fit.evaluation_parts import short_hash
 
         check_stop()
         digest = short_hash(VERSION, settings)
@@ -201,8 +200,8 @@ class Sweep:
 
     def fit_config(self, preset: str, decoder: str) -> tuple[Any, str]:
         """Configuration of a fit, and its digest."""
-        from fit.evaluation_parts import split_space
-        from fit.models import fit_digest
+        from facerecon.fit.evaluation_parts import split_space
+        from facerecon.fit.models import fit_digest
 
         key = (preset, decoder)
         if key not in self._fits:
@@ -216,7 +215,7 @@ class Sweep:
 
     def fitter(self, preset: str, decoder: str) -> Any:
         """Its fitter; loaded when first asked for."""
-        from fit.models import build_fitter
+        from facerecon.fit.models import build_fitter
 
         key = (preset, decoder)
         if key not in self._fitters:
@@ -256,5 +255,7 @@ def _renamed(facts: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+command = partial(run, main, "evaluate", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "evaluate", __doc__))
+    sys.exit(command())

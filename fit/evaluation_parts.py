@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load
 
-from configs.compose import compose
+from facerecon.configs.compose import compose
 from facerecon.correspond.resample import retarget
 from facerecon.dataset import Item, PipelineSettings, UVPipeline, draw_seeds, face_layout
 from facerecon.dataset.complete import complete
@@ -41,6 +41,7 @@ from facerecon.evaluation import (
 )
 from facerecon.evaluation.realy import KEYPOINTS, read_keypoint_places, write_mesh, write_realy_errors
 from facerecon.export.views import panel
+from facerecon.fit.models import decoder_content
 from facerecon.fitting import (
     MapFeatures,
     TextureInversionSettings,
@@ -62,7 +63,6 @@ from facerecon.stylegan.load import load_decoder, load_face_generator
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SyntheticHeads, degrade
 from facerecon.types import Camera, SHLight
-from fit.models import decoder_content
 
 HELD_OUT_HEADS = 90_001
 """Seed of the synthetic heads; training draws from its own, small numbers."""

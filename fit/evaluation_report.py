@@ -20,8 +20,8 @@ from facerecon.evaluation import Metric, Row, Summary, Table, bootstrap_interval
 from facerecon.evaluation.tables import LEAST, PUBLISHED, write_csv
 from facerecon.export.chart import Bar, bar_chart
 from facerecon.export.report import library_version
+from facerecon.fit.evaluation_parts import RELEASED, split_space
 from facerecon.imaging.files import read_image, write_bytes, write_png
-from fit.evaluation_parts import RELEASED, split_space
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
 MARKS = ("<!-- evaluate -->", "<!-- /evaluate -->")

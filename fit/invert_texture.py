@@ -18,13 +18,13 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import run
+from facerecon.configs.compose import run
 from facerecon.run.signals import Stopped, check_stop
 
 OVERVIEW = 12  # maps on the overview
@@ -35,9 +35,9 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.errors import ConfigError, OutputError, check_number
+    from facerecon.fit.models import run_folder
     from facerecon.imaging.files import list_images
     from facerecon.run.directory import file_digest, folder_names
-    from fit.models import run_folder
 
     if OmegaConf.is_missing(config, "maps"):
         raise ConfigError("maps is not set; for example: python fit/invert_texture.py maps=outputs/uv_dataset")
@@ -77,12 +77,12 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     from tqdm import tqdm
 
     from facerecon.errors import FaceReconError, InputError
+    from facerecon.fit.models import prepare
     from facerecon.fitting import TextureInversionSettings, invert_texture, load_map_features
     from facerecon.imaging.files import read_image, write_png
     from facerecon.settings import build_settings
     from facerecon.storage import safetensors_bytes, write_whole
     from facerecon.stylegan.load import load_decoder
-    from fit.models import prepare
 
     device = prepare(config)
     settings = build_settings(TextureInversionSettings, OmegaConf.to_container(config.inversion), "inversion")
@@ -208,5 +208,7 @@ def _digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+command = partial(run, main, "invert_texture", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "invert_texture", __doc__))
+    sys.exit(command())

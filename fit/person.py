@@ -17,6 +17,9 @@ from facerecon.errors import ConfigError, FitError, InputError, OutputError
 from facerecon.evaluation import reconstruction_metrics
 from facerecon.export.report import ReportEntry
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
+from facerecon.fit.models import announce, build_fitter, prepare, run_folder
+from facerecon.fit.photos import Corrections, Source, find_corrections, observe_sources
+from facerecon.fit.write import make_folder, saved_face, write_head
 from facerecon.fitting import FitResult, SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
@@ -26,9 +29,6 @@ from facerecon.run.signals import Stopped, check_stop
 from facerecon.run.wandb_logger import row_logger
 from facerecon.settings import build_settings
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
-from fit.models import announce, build_fitter, prepare, run_folder
-from fit.photos import Corrections, Source, find_corrections, observe_sources
-from fit.write import make_folder, saved_face, write_head
 
 
 def is_video(config: Any) -> bool:

@@ -27,13 +27,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import run
+from facerecon.configs.compose import run
 from facerecon.run.signals import Stopped, check_stop
 from facerecon.run.wandb_logger import row_logger
 
@@ -42,11 +42,11 @@ def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
     from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.fit.models import fit_digest, run_folder
+    from facerecon.fit.person import is_video, reconstruct_person
+    from facerecon.fit.photos import face_choice, find_corrections
+    from facerecon.fit.write import EXPORTS
     from facerecon.run.directory import folder_names
-    from fit.models import fit_digest, run_folder
-    from fit.person import is_video, reconstruct_person
-    from fit.photos import face_choice, find_corrections
-    from fit.write import EXPORTS
 
     for name in config.export:
         if name not in EXPORTS:
@@ -110,8 +110,8 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.errors import InputError
+        from facerecon.fit.models import announce, build_fitter, prepare
         from facerecon.perception import load_eval_identity
-        from fit.models import announce, build_fitter, prepare
 
         config, started = self.config, time.perf_counter()
         device = prepare(config)
@@ -152,7 +152,7 @@ class _Job:
         Where a group ends depends on the photos before it only, and a group is marked as done as a whole: so a run
         that was stopped goes on with the groups of one that was not, whose faces are the same to the last bit.
         """
-        from fit.photos import Source, observe_sources
+        from facerecon.fit.photos import Source, observe_sources
 
         sources = [Source(path, str(path), self.names[path], self.given[path]) for path in self.pending]
         group: list[tuple[Any, Any, float]] = []
@@ -307,7 +307,7 @@ def write_face(job: _Job, face: Any, photo: Any, folder: Path, row: dict) -> Non
     """All files of one face."""
     from facerecon.export.report import ReportEntry
     from facerecon.export.views import panel
-    from fit.write import write_head
+    from facerecon.fit.write import write_head
 
     name = Path(row["path"]).name
     notes = [f"Suspect, this may be no face: {row['suspect']}."] if "suspect" in row else []
@@ -360,5 +360,7 @@ def _say_where(folder: Any, pending: list, names: dict, contents: dict, done: di
             print(f"note: {paths[0]} {what} {folder.path / names[paths[0]]}{more}")
 
 
+command = partial(run, main, "reconstruct", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "reconstruct", __doc__))
+    sys.exit(command())

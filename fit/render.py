@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from configs.compose import run
+from facerecon.configs.compose import run
 
 
 def main(config: Any) -> int:
@@ -25,12 +24,12 @@ def main(config: Any) -> int:
 
     from facerecon.errors import ConfigError, InputError, check_number, nearest_name
     from facerecon.export import views
+    from facerecon.fit.models import decoder_of, prepare
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.types import SavedFace, SHLight
-    from fit.models import decoder_of, prepare
 
     if OmegaConf.is_missing(config, "params"):
         raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
@@ -103,5 +102,7 @@ def _expression(text: str, fitted: Any, names: tuple) -> Any:
     return weights
 
 
+command = partial(run, main, "render", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "render", __doc__))
+    sys.exit(command())

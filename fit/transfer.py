@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from configs.compose import run
+from facerecon.configs.compose import run
 
 
 def main(config: Any) -> int:
@@ -82,5 +81,7 @@ def _head(config: Any, which: str) -> Any:
     return load_face_model(name, num_identity=0, path=path)
 
 
+command = partial(run, main, "transfer", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "transfer", __doc__))
+    sys.exit(command())

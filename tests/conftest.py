@@ -113,7 +113,7 @@ def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]
     before = torch.get_num_threads()
 
     def run(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
-        from configs.compose import run as compose_and_run
+        from facerecon.configs.compose import run as compose_and_run
 
         module = importlib.import_module(f"facerecon.{name.removesuffix('.py').replace('/', '.')}")
         capfd.readouterr()

@@ -16,28 +16,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from configs import describe, schema  # noqa: E402
-from configs.compose import ALIASES, CONFIGS, PATHS, TEXTS, _defaults, _text, compose, composed_defaults, groups, run  # noqa: E402
-from configs.schema import SETTINGS  # noqa: E402
-from facerecon.dataset.complete import CompleteSettings  # noqa: E402
-from facerecon.dataset.pipeline import PipelineSettings  # noqa: E402
-from facerecon.errors import ConfigError  # noqa: E402
-from facerecon.fitting import (  # noqa: E402
+from facerecon.configs import describe, schema
+from facerecon.configs.compose import (
+    ALIASES,
+    CONFIGS,
+    PATHS,
+    TEXTS,
+    _defaults,
+    _text,
+    compose,
+    composed_defaults,
+    groups,
+    run,
+)
+from facerecon.configs.schema import SETTINGS
+from facerecon.dataset.complete import CompleteSettings
+from facerecon.dataset.pipeline import PipelineSettings
+from facerecon.errors import ConfigError
+from facerecon.fitting import (
     DetailSettings,
     LandmarkStart,
     RegressorStart,
     default_stages,
     stages_from_config,
 )
-from facerecon.morphable import load_face_model  # noqa: E402
-from facerecon.render import Renderer  # noqa: E402
-from facerecon.settings import build_settings  # noqa: E402
-from facerecon.stylegan.load import load_decoder  # noqa: E402
-from facerecon.training.ada import ADASettings  # noqa: E402
-from facerecon.training.texture_gan import AdversarialSettings  # noqa: E402
+from facerecon.morphable import load_face_model
+from facerecon.render import Renderer
+from facerecon.settings import build_settings
+from facerecon.stylegan.load import load_decoder
+from facerecon.training.ada import ADASettings
+from facerecon.training.texture_gan import AdversarialSettings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 DEFAULT_FIT = CONFIGS / "fitting" / "default.yaml"
 SCRIPTS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

@@ -21,8 +21,6 @@ import pytest
 from facerecon.assets.__main__ import _parser as assets_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 PAGES = [ROOT / "README.md", ROOT / "samples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("benchmarks", "configs", "docs", "facerecon", "fit", "notebooks", "samples", "tests", "tools", "train")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -221,7 +219,7 @@ ALL = [*commands(*(path.read_text(encoding="utf-8") for path in PAGES)), *spoken
 
 @pytest.mark.parametrize("words", ALL, ids=lambda words: " ".join(words)[:60])
 def test_each_documented_command_is_one(words) -> None:
-    from configs.compose import compose
+    from facerecon.configs.compose import compose
 
     words = [SCRIPTS.get(word, word) for word in words]
     if words[0] == "make":

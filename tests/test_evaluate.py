@@ -18,15 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from facerecon.configs.compose import compose, run
+from facerecon.errors import InputError, NoFaceError
+from facerecon.fit import evaluation_parts as parts
+from facerecon.fit.evaluate import Sweep, main
+from facerecon.fit.evaluation_report import MARKS, _arguments, write_evaluation
+from facerecon.run import RunDirectory
 
-from configs.compose import compose, run  # noqa: E402
-from facerecon.errors import InputError, NoFaceError  # noqa: E402
-from facerecon.run import RunDirectory  # noqa: E402
-from fit import evaluation_parts as parts  # noqa: E402
-from fit.evaluate import Sweep, main  # noqa: E402
-from fit.evaluation_report import MARKS, _arguments, write_evaluation  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Bar:

@@ -9,7 +9,6 @@ import math
 import os
 import pickle
 import struct
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -25,12 +24,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from configs.compose import compose
 from facerecon import assets
 from facerecon.assets.foreign import read_pickle, read_state
 from facerecon.assets.release import _damage
+from facerecon.configs.compose import compose
 from facerecon.correspond.obj import read_landmarks3d, read_obj
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import Search

@@ -17,11 +17,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from facerecon.configs.compose import compose
+
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "samples" / "astronaut.jpg"
-sys.path.insert(0, str(ROOT))
-
-from configs.compose import compose  # noqa: E402
 
 
 def script(name: str, home: Path, *overrides: str) -> subprocess.CompletedProcess:
@@ -70,7 +69,7 @@ def test_a_pack_changes_the_parts_of_a_script(name, parts) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_converted_is_one_line(tmp_path, monkeypatch, capsys, name, overrides, parts) -> None:
-    from configs.compose import run
+    from facerecon.configs.compose import run
 
     monkeypatch.setenv("FACERECON_HOME", str(tmp_path))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

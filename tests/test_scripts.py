@@ -218,7 +218,7 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
 def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from facerecon.errors import ConfigError, InputError
-    from fit.photos import find_corrections
+    from facerecon.fit.photos import find_corrections
 
     points, masks = tmp_path / "points", tmp_path / "masks"
     points.mkdir(), masks.mkdir()
@@ -261,8 +261,8 @@ def heads(monkeypatch):
     """fit/reconstruct.py without its models: a head is a file with its photo's path. faces: {photo: how many}."""
     import types
 
-    from configs.compose import compose
-    from fit import reconstruct as module
+    from facerecon.configs.compose import compose
+    from facerecon.fit import reconstruct as module
 
     faces: dict[str, int] = {}
 
@@ -487,8 +487,8 @@ def test_one_person_from_a_folder(script, tmp_path, models) -> None:
 
 
 def test_a_person_is_known_by_the_content_of_the_photos(tmp_path, monkeypatch, capsys) -> None:
-    from configs.compose import compose
-    from fit import person as module
+    from facerecon.configs.compose import compose
+    from facerecon.fit import person as module
 
     def done(job, sources) -> int:
         sources = list(sources)
@@ -532,9 +532,9 @@ def test_a_person_is_known_by_the_content_of_the_photos(tmp_path, monkeypatch, c
     ],
 )
 def test_wrong_words_about_a_person_are_refused(overrides, expected, tmp_path) -> None:
-    from configs.compose import compose
+    from facerecon.configs.compose import compose
     from facerecon.errors import FaceReconError
-    from fit.person import reconstruct_person
+    from facerecon.fit.person import reconstruct_person
 
     config = compose("reconstruct", [f"img={SAMPLE}", f"out={tmp_path / 'o'}", *overrides])
     with pytest.raises(FaceReconError, match=expected):

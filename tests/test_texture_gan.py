@@ -24,7 +24,6 @@ from facerecon.training import snapshots, texture_networks
 from facerecon.training.texture_gan import TextureTraining
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 SCRIPT = ROOT / "train" / "texture_gan.py"
 _spec = importlib.util.spec_from_file_location("texture_gan", SCRIPT)
 texture_gan = importlib.util.module_from_spec(_spec)
@@ -120,7 +119,7 @@ def whole_some(tmp_path_factory) -> Path:
 
 def train(*overrides: str) -> int:
     """Run it in this process."""
-    from configs.compose import run
+    from facerecon.configs.compose import run
 
     return run(texture_gan.main, "texture_gan", texture_gan.__doc__, [*TINY, *overrides])
 
@@ -201,7 +200,7 @@ def test_pairs_come_first_and_stay(maps, tmp_path, asset, capsys) -> None:
     assert (tmp_path / "o" / "held-out-000000.0.png").is_file()
 
 
-def test_codes_of_maps_are_learnt_along_and_resume(maps, tmp_path, capsys, same) -> None:
+def test_codes_of_maps_are_learned_along_and_resume(maps, tmp_path, capsys, same) -> None:
     """Any folder of maps: their coordinates are the codes; one run, and one that was cut in two, learn the same."""
     some = ["codes=maps", "base=linear", "mirror=true", "pretrain.kimg=0.032", "pretrain.batch=4", "pretrain.coarse=0"]
     some += [
@@ -558,7 +557,7 @@ def built(*keys: str):
     """Data and training of a run, as the script builds them."""
     from omegaconf import OmegaConf
 
-    from configs.compose import compose
+    from facerecon.configs.compose import compose
     from facerecon.run.processes import Processes
 
     config = compose("texture_gan", [*TINY, *keys])
@@ -570,7 +569,7 @@ def built(*keys: str):
 
 
 def test_codes_follow_the_table_and_take_noise(maps, tmp_path) -> None:
-    """Learnt codes are looked up where they are learnt; noise has the deviation of all codes times the setting."""
+    """Learned codes are looked up where they are learned; noise has the deviation of all codes times the setting."""
     from facerecon.training.ada import draws_of
 
     _, _, data, t, _ = built(f"data={maps}", *SOME)

@@ -21,7 +21,6 @@ from facerecon.training.regressor import RegressorTraining
 from facerecon.training.uv_maps import epoch_order
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 SCRIPT = ROOT / "train" / "regressor.py"
 _spec = importlib.util.spec_from_file_location("train_regressor", SCRIPT)
 regressor = importlib.util.module_from_spec(_spec)
@@ -57,7 +56,7 @@ def cache(tmp_path_factory) -> Path:
 
 def train(*overrides: str) -> int:
     """Run it in this process."""
-    from configs.compose import run
+    from facerecon.configs.compose import run
 
     return run(regressor.main, "regressor", regressor.__doc__, [*TINY, *overrides])
 

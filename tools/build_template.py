@@ -91,7 +91,7 @@ def openness(vertices: Tensor, faces: Tensor, views: int = 48, size: int = 384) 
 
 
 def region_share(model: MorphableModel, name: str, rounds: int) -> Tensor:
-    """(V,) soft membership of vertices in a region of faces, smoothed over neighbours."""
+    """(V,) soft membership of vertices in a region of faces, smoothed over neighbors."""
     faces, rows = model.topology.faces, model.topology.regions[name].float()
     total = torch.zeros(model.num_vertices).index_add(0, faces.flatten(), rows.repeat_interleave(3))
     count = torch.zeros(model.num_vertices).index_add(0, faces.flatten(), torch.ones(faces.numel()))

@@ -4,7 +4,7 @@
 
 One chart carries all skin from the bust's rim to the crown, cut along the midline of the back of the head. Only its
 left half is solved for, with the front midline held at u = 1/2, and mirrored, so the atlas is exactly symmetric. The
-map minimises the symmetric Dirichlet energy (Smith and Schaefer 2015) of a metric that is enlarged on the face, by
+map minimizes the symmetric Dirichlet energy (Smith and Schaefer 2015) of a metric that is enlarged on the face, by
 local-global steps (SLIM: Rabinovich et al. 2017) from a Tutte embedding, so no triangle ever flips; eye and mouth
 openings are filled with light scaffold triangles so that they stay open. Mouth bag, sockets, eyeballs, teeth and
 tongue get islands of their own. Result: UVs of the control mesh; the converter subdivides them with the mesh.
@@ -119,7 +119,7 @@ def signed_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def flatten(patch: Patch, start: np.ndarray, steps: int) -> np.ndarray:
-    """Minimise the weighted symmetric Dirichlet energy from a flip-free start, by SLIM."""
+    """Minimize the weighted symmetric Dirichlet energy from a flip-free start, by SLIM."""
     count, num = len(start), len(patch.corners)
     edges = np.stack([patch.rest[:, 1] - patch.rest[:, 0], patch.rest[:, 2] - patch.rest[:, 0]], axis=-1)
     inverse = np.linalg.inv(edges)

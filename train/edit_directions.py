@@ -16,13 +16,13 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import run
+from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept
 
 PRECISIONS = ("bfloat16", "float32")
@@ -189,5 +189,7 @@ def show_mistakes(config: Any, path: Path, generator: Any, wrong: list[tuple[int
     write_jpg(path, contact_sheet(pictures, labels=captions, size=192))
 
 
+command = partial(run, main, "edit_directions", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "edit_directions", __doc__))
+    sys.exit(command())

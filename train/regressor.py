@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import aliases, run
+from facerecon.configs.compose import aliases, run
 
 STRUCTURE = (
     *("face_model", "face_model_path", "num_identity", "decoder", "texture", "backbone", "width", "size", "init"),
@@ -246,5 +246,7 @@ def build_training(c: Any, v: dict, data: Any, decoder: Any) -> Any:
     return training
 
 
+command = partial(run, main, "regressor", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "regressor", __doc__))
+    sys.exit(command())

@@ -22,10 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import aliases, run
+from facerecon.configs.compose import aliases, run
 
 STRUCTURE = (
     *("codes", "mapping_layers", "constant_size", "linear_size", "size", "channel_base", "channel_max", "w_dim"),
@@ -247,5 +246,7 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
     return training, distances
 
 
+command = functools.partial(run, main, "texture_gan", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "texture_gan", __doc__))
+    sys.exit(command())

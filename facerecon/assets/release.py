@@ -43,14 +43,14 @@ class ReleasedFile:
         path: in the release; its last part is looked for.
         assets: of the registry that it becomes; none if it is not used.
         source: where it comes from.
-        licence: as stated there.
+        license: as stated there.
         instead: what does its work, where it is not converted.
     """
 
     path: str
     assets: tuple[str, ...]
     source: str
-    licence: str
+    license: str
     instead: str = ""
 
     @property
@@ -59,8 +59,8 @@ class ReleasedFile:
         return self.path.rsplit("/", 1)[1]
 
 
-def _not_used(path: str, source: str, licence: str, instead: str) -> ReleasedFile:
-    return ReleasedFile(path, (), source, licence, instead)
+def _not_used(path: str, source: str, license: str, instead: str) -> ReleasedFile:
+    return ReleasedFile(path, (), source, license, instead)
 
 
 RELEASED: tuple[ReleasedFile, ...] = (
@@ -157,7 +157,7 @@ class PackReport:
         """As text: what was converted, what failed, what is missing and where it comes from, what is ours."""
         text = [f"{name}: {path}" for name, path in self.converted.items()]
         text += [f"not converted: {file}: {why}" for file, why in self.failed.items()]
-        text += [f"missing: {one.path}; from {one.source}; licence: {one.licence}" for one in self.missing]
+        text += [f"missing: {one.path}; from {one.source}; license: {one.license}" for one in self.missing]
         unused = {one.name for one in self.unused}
         for one in RELEASED:
             if one.instead:

@@ -67,7 +67,7 @@ class PipelineSettings:
     """How maps are made.
 
     Args:
-        truncation: truncation of the generator's samples; 1 is its full variety, with its artefacts.
+        truncation: truncation of the generator's samples; 1 is its full variety, with its artifacts.
         precision: precision of the generator, bfloat16 or float32.
         device: where the generator runs: cpu, auto, cuda, ...; the rest runs on the CPU.
         face_model: head model.
@@ -88,7 +88,7 @@ class PipelineSettings:
         complete: completion of the texture.
         filters: limits beyond which items are refused.
         residual: photos: share of what an inversion by optimization adds to w layer by layer (its W+ residual) that is
-            edited on. All of it is nearest to the photo, but its artefacts grow as the face is turned. Of e4e's code
+            edited on. All of it is nearest to the photo, but its artifacts grow as the face is turned. Of e4e's code
             all is.
         check: refuse items by the filters; False keeps all of them, with their reasons in manifest.jsonl.
     """
@@ -360,7 +360,7 @@ class UVPipeline:
             outcome.files[f"fit/{name}.safetensors"] = safetensors_bytes(tensors)
 
     def _descriptor(self, made: UVMap, front: Tensor | None, figures: dict[str, Any]) -> Tensor:
-        """(128,) identity embedding of the map on its fitted head, evenly lit, before plain grey."""
+        """(128,) identity embedding of the map on its fitted head, evenly lit, before plain gray."""
         image, landmarks = evenly_lit(self.model, made.params[:1], made.texture)
         embedding = load_identity()(image, landmarks)[0]
         if front is not None:

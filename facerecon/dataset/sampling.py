@@ -1,7 +1,7 @@
 """Which seeds of the open generator a set is made of.
 
 FFHQ, and so its generators, show dark skin rarely; the released set adds about a thousand such faces by hand. Here a
-linear classifier in W, learnt from committed labels, finds them by seed: mapping a seed to W costs next to nothing.
+linear classifier in W, learned from committed labels, finds them by seed: mapping a seed to W costs next to nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
 
 _CHUNK = 256
 FIRST_HELD_OUT = 100_001
-"""Seeds from here on are in no set, and nothing that is shipped has learnt from their faces."""
+"""Seeds from here on are in no set, and nothing that is shipped has learned from their faces."""
 
 
 @kept()

@@ -54,7 +54,7 @@ _EPSILON = 1e-4  # of the normalizations, as in the released flow
 
 
 class _Normalization(nn.Module):
-    """A fixed affine map of each channel, learnt as a moving batch normalization."""
+    """A fixed affine map of each channel, learned as a moving batch normalization."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

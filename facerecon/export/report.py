@@ -248,7 +248,7 @@ def _licenses(names: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
     for name in known if names is None else names:
         asset = known.get(name)
         package = asset and asset_registry.PACKAGES[asset.package].label
-        found[name] = (asset.purpose, package, asset.licence, asset.caveat) if asset else ()
+        found[name] = (asset.purpose, package, asset.license, asset.caveat) if asset else ()
     return found
 
 

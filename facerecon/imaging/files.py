@@ -70,7 +70,7 @@ _MAX_PIXELS = 100_000_000
 _FOREIGN = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _HEIC = "to read HEIC: pip install 'facerecon[heic]' (or: pip install pillow-heif), or export it as JPEG or PNG"
 _ORIENTATION_TAG = 0x0112
-_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_GRAY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 BROKEN = (
@@ -287,7 +287,7 @@ def _decode(image: Image.Image, name: str, max_side: int | None, max_pixels: int
             "channel."
         )
     target = _reduced_size(image.width, image.height, max_side, None)
-    white = _white(np.asarray(image)) if image.mode in _GREY and image.mode != "F" else None
+    white = _white(np.asarray(image)) if image.mode in _GRAY and image.mode != "F" else None
     rgb = _to_rgb(image, target)
     if orientation != 1:
         rgb = ImageOps.exif_transpose(_with_orientation(rgb, orientation))
@@ -317,7 +317,7 @@ def _reduced_size(width: int, height: int, max_side: int | None, max_pixels: int
 def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit RGB of ``size``: profile, depth, palette and alpha resolved."""
     profile = image.info.get("icc_profile")
-    if image.mode in _GREY:
+    if image.mode in _GRAY:
         image = Image.fromarray(_gray_to_uint8(np.asarray(image)))
     elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")

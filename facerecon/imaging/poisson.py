@@ -14,7 +14,7 @@ __all__ = ["PoissonSolver"]
 
 
 class PoissonSolver:
-    """Poisson editing inside one mask, factorised once for any number of images and channels.
+    """Poisson editing inside one mask, factorized once for any number of images and channels.
 
     Inside the mask the discrete Laplacian of the result is the guide's; on the pixels around it the result is the
     base image; at the image border nothing flows out. With f = guide + u this is the Laplace equation for u.

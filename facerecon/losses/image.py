@@ -90,7 +90,7 @@ def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
 
 
 def _unit_feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Sum over layers of the mean squared distance of channel-normalised features."""
+    """Sum over layers of the mean squared distance of channel-normalized features."""
     total = a[0].new_zeros(a[0].shape[0])
     for x, y in zip(a, b):
         x = x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
@@ -103,7 +103,7 @@ class FaceFeatureDistance(nn.Module):
     """``face_features``: multi-layer distance on the identity network's features. It is NOT LPIPS.
 
     The open pack's stand-in where the paper uses LPIPS, whose VGG backbone must be downloaded from the torch hub. The
-    form is LPIPS' (unit-normalised channels, squared distance, mean over pixels, sum over layers) without learned
+    form is LPIPS' (unit-normalized channels, squared distance, mean over pixels, sum over layers) without learned
     channel weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""Regularisers of coefficients, light and latents (Sec. 4.2, Eqs. 4 and 5)."""
+"""Regularizers of coefficients, light and latents (Sec. 4.2, Eqs. 4 and 5)."""
 
 from __future__ import annotations
 

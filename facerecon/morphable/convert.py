@@ -14,7 +14,7 @@ Layout of a head model's file (V vertices, F triangles, T UVs, I identity, E exp
     region.<name>           (F,) uint8, one array a region
 
 Header: name, expression_names (JSON list), expression_low, expression_high ("" where unbounded), source,
-licence, identity_variance (JSON list: share of the sampled variance kept by the first 1, 2, ... components).
+license, identity_variance (JSON list: share of the sampled variance kept by the first 1, 2, ... components).
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ def hifi3dpp(source: Path, target: Path) -> None:
     write_face_model(load_hifi3dpp(source), target, "HiFi3D++ of FFHQ-UV", "of its authors, for research")
 
 
-def write_face_model(model: MorphableModel, target: Path, source: str, licence: str) -> None:
+def write_face_model(model: MorphableModel, target: Path, source: str, license: str) -> None:
     """Write any head model in the layout above; identity and albedo bases are rounded to half precision.
 
     Args:
         model: as loaded.
         target: the safetensors file.
-        source, licence: for its header.
+        source, license: for its header.
     """
     topology = model.topology
     half = {"identity_basis": model.identity_basis}
@@ -149,7 +149,7 @@ def write_face_model(model: MorphableModel, target: Path, source: str, licence: 
         "expression_high": "" if np.isinf(high) else str(high),
         "identity_variance": json.dumps(model.identity_variance),
         "source": source,
-        "licence": licence,
+        "licence": license,
     }
     _save_sorted(arrays, target, metadata)
 

@@ -1,4 +1,4 @@
-"""ICT-FaceKit Light (USC Institute for Creative Technologies, MIT licence) as a head model.
+"""ICT-FaceKit Light (USC Institute for Creative Technologies, MIT license) as a head model.
 
 Its identity modes come from light-stage scans, so it is a second, scan-based model: to fit with, and as ground truth
 that no fit was built from. Users get it by cloning https://github.com/ICT-VGL/ICT-FaceKit; :func:`load_ict` reads the

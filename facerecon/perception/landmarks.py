@@ -98,7 +98,7 @@ class LandmarkNet(nn.Module):
     """
 
     corner = 0.5
-    """Crop pixels. The network learnt on crops whose pixel i showed the photo at i * scale (TensorFlow's old resizing),
+    """Crop pixels. The network learned on crops whose pixel i showed the photo at i * scale (TensorFlow's old resize),
     not at (i + 0.5) * scale: all that it finds lies half a pixel up and to the left."""
 
     def __init__(

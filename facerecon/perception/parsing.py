@@ -3,7 +3,7 @@
 The skin of this face and what surrounds it (hair, hat, background) become mixtures of Gaussians over color and local
 contrast; their likelihood ratio and a prior from the outlines are smoothed by a random walk that stops at edges.
 
-Unlike FFHQ-UV, which parses with BiSeNet (19 classes, learnt from CelebAMask-HQ): nothing here is learnt from other
+Unlike FFHQ-UV, which parses with BiSeNet (19 classes, learned from CelebAMask-HQ): nothing here is learned from other
 faces. Weak where hair is as smooth and as colored as the skin. Most of the dark frame of glasses is left out; lenses
 count as skin, and rimless glasses are not seen.
 """

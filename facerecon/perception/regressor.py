@@ -240,7 +240,7 @@ class Regressor(nn.Module):
         config: sizes.
 
     Attributes:
-        about: plain data that came with the weights (training, figures, licence); {} for a new network. Under
+        about: plain data that came with the weights (training, figures, license); {} for a new network. Under
             "residual" it may hold {"identity": I numbers, "expression": E numbers}, the standard deviations of what
             the network misses on faces it has not seen.
     """
@@ -344,7 +344,7 @@ def save_regressor(
     Args:
         path: safetensors file to write.
         network: on any device.
-        metadata: plain data about it (steps, figures, licence ...), kept as JSON; ``network.about`` if left out.
+        metadata: plain data about it (steps, figures, license ...), kept as JSON; ``network.about`` if left out.
         dtype: of the stored kernels: float32, float16, or int8 (with a scale for each output channel; the heads, which
             are small, in float16). Normalization stays float32.
 

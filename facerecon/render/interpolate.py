@@ -125,7 +125,7 @@ def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, T
 def fragments(
     clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto", cull: bool = True
 ) -> Fragments:
-    """Rasterise, and attach differentiable barycentrics and depth.
+    """Rasterize, and attach differentiable barycentrics and depth.
 
     Args:
         clip, faces, size, backend, cull: see :func:`rasterize`.

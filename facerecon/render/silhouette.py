@@ -1,6 +1,6 @@
 """Antialiased silhouettes: how far the nearer surface reaches into the pixel beside it, with gradients.
 
-A rasterised mask is a step function of the vertices: its gradient is 0, so outlines cannot move shape. Here every
+A rasterized mask is a step function of the vertices: its gradient is 0, so outlines cannot move shape. Here every
 crossing of a visible silhouette edge with the segment between two neighboring pixel centers is found, and the two
 pixels are blended by the coverage that the crossing implies: the pair-wise analytic antialiasing of Laine et al.,
 "Modular Primitives for High-Performance Differentiable Rendering" (2020). Two things differ from it. Crossings are

@@ -159,7 +159,7 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Input(nn.Module):
-    """The learnt 4 x 4 start and its one full convolution."""
+    """The learned 4 x 4 start and its one full convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class MobileGenerator(nn.Module):
 
         Args:
             seeds: one number, or several.
-            truncation: 0 is the mean face, 1 the full variety; at 0.7 artefacts are rare.
+            truncation: 0 is the mean face, 1 the full variety; at 0.7 artifacts are rare.
 
         Returns:
             (B, 512).

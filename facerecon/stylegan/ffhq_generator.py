@@ -247,7 +247,7 @@ class FFHQFaces(nn.Module):
         return self.generator.w_mean
 
     def forward(self, w: Tensor) -> Tensor:
-        """(B, 512), or (B, 18, 512) -> (B, 3, S, S) RGB in [0, 1], float32, with the noise that was learnt.
+        """(B, 512), or (B, 18, 512) -> (B, 3, S, S) RGB in [0, 1], float32, with the noise that was learned.
 
         Raises:
             ShapeError: a code of another shape.

@@ -34,7 +34,7 @@ class GeneratorConfig:
         mapping_layers: of the mapping network; with 0 of them w is z, brought to the sphere of radius sqrt(z_dim).
         channel_base, channel_max: a resolution r has ``min(channel_base // r, channel_max)`` channels.
         mapped_dim: width of the mapping network's output where it is projected to ``w_dim`` numbers; 0: no projection.
-        constant_size: learnt constants enter at all resolutions up to this one, not at 4 px alone. Maps lie texel on
+        constant_size: learned constants enter at all resolutions up to this one, not at 4 px alone. Maps lie texel on
             texel, so that what is always in one place need not be told from blurred 4 px. 4 is plain StyleGAN2.
 
     Raises:

@@ -73,7 +73,7 @@ FACE_GENERATORS: Mapping[str, str] = MappingProxyType(
 """The open generator, and StyleGAN2-FFHQ, whose pictures FFHQ-UV normalizes (Sec. 3.1.1) and which is converted from
 its released file: "module:function" (device, dtype) -> module, each imported when it is asked for.
 
-Both take w (B, 512) of the same space W, in which directions, encoders and classifiers of W were learnt; the rows of
+Both take w (B, 512) of the same space W, in which directions, encoders and classifiers of W were learned; the rows of
 their W+ differ (23 of MobileStyleGAN, 18 of StyleGAN2), so codes of W+ belong to one of them."""
 
 
@@ -107,9 +107,9 @@ def load_decoder(
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learnt from 221
+        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learned from 221
             faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
-            learnt from the 400 normalized maps of the shipped set; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the
+            learned from the 400 normalized maps of the shipped set; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the
             release's, of HiFi3D++'s maps, once converted (``python -m facerecon.assets convert ffhq_uv``); or the path
             of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py),
             .safetensors; or the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make

@@ -37,7 +37,7 @@ def save_generator(
     Args:
         path: safetensors file to write.
         generator: on any device.
-        metadata: plain data about it (steps, figures, licence ...), kept as JSON.
+        metadata: plain data about it (steps, figures, license ...), kept as JSON.
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.
         extra: further tensors, under names of one's own that start with ``"statistics."``.

@@ -2,7 +2,7 @@
 
 Coefficients are compared by what they do: a difference of identity and expression by how far it moves the face's
 vertices (a quadratic form of the bases, no vertex is computed), of the texture by how much it colors the face, of the
-light by how it shades it. Faces without truth are learnt from as in Deep3D (arXiv:1903.08527, Sec. 3): the rendering's
+light by how it shades it. Faces without truth are learned from as in Deep3D (arXiv:1903.08527, Sec. 3): the rendering's
 color on skin, 68 landmarks, identity features, and priors of coefficients, light and albedo.
 """
 

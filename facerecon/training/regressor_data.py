@@ -61,7 +61,8 @@ class RegressorData:
 
     Attributes:
         unseen_faces: renders held-out heads.
-        photos: rows of crops without truth, or None. seen_photos, unseen_photos: which of them are learnt and held out.
+        photos: rows of crops without truth, or None.
+        seen_photos, unseen_photos: which of them are learned and held out.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class TextureData:
         self.noise: Tensor | float = 0.0
 
     def use_codes_of_maps(self, count: int, mirror: bool, side: int, noise: float) -> None:
-        """Take whitened principal coordinates of the maps, which are learnt along.
+        """Take whitened principal coordinates of the maps, which are learned along.
 
         Args:
             count: of components.
@@ -89,7 +89,7 @@ class TextureData:
 
         Args:
             device: of the networks.
-            table: (M, C) codes that are learnt along; they replace the first ones.
+            table: (M, C) codes that are learned along; they replace the first ones.
         """
         if self.known is not None:
             self.known = self.known.to(device) if table is None else table.detach()
@@ -144,7 +144,7 @@ class TextureData:
         """The samples of these numbers in the supervised phase.
 
         Returns:
-            Maps (b, 3, S, S) in [-1, 1], codes (b, w_dim), and their rows (b,) where codes are learnt along.
+            Maps (b, 3, S, S) in [-1, 1], codes (b, w_dim), and their rows (b,) where codes are learned along.
         """
         rows = self.memory.order(self.pair_rows, self.seed, numbers)
         maps, shown = self.images(rows, training.device)

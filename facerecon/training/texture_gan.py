@@ -76,7 +76,7 @@ class PretrainSettings:
         betas: of Adam.
         rampup, rampdown: shares of the phase in which the learning rate rises linearly and falls as a cosine.
         noise: per-pixel noise of the synthesis, ``"none"``, ``"const"`` or ``"random"``.
-        code_lr: learning rate of a table of learnt codes, in standard deviations of W.
+        code_lr: learning rate of a table of learned codes, in standard deviations of W.
         code_prior: weight of their mean square.
         coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
             sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
@@ -257,7 +257,7 @@ class Latents:
 
     Args:
         codes: (N, w_dim) of the pairs, or None.
-        rows: of the table of learnt codes that they are, if any.
+        rows: of the table of learned codes that they are, if any.
         maps: function from rows of ``codes`` to their maps
             (B, 3, S, S) in [-1, 1].
     """
@@ -543,7 +543,7 @@ class TextureTraining(TextureNetworks):
             codes: (b, w_dim) of this rank.
             maps: (b, 3, S, S) in [-1, 1].
             done: share of the phase, in [0, 1); learning rate and size depend on it.
-            rows: (b,) of the learnt table that the codes are of.
+            rows: (b,) of the learned table that the codes are of.
         """
         rate = cosine_rampdown(done, self.pretrain.rampup, self.pretrain.rampdown)
         size = self.pretrain.size(self.generator.size, done)
@@ -554,9 +554,9 @@ class TextureTraining(TextureNetworks):
         loss = 0.0
         if rows is not None:
             learner = self._optimizer("codes", self.pretrain.code_lr * rate)
-            learnt = self.table[rows.to(self.device)]
-            codes = codes + (learnt - learnt.detach())
-            loss = self.pretrain.code_prior * learnt.square().mean()
+            learned = self.table[rows.to(self.device)]
+            codes = codes + (learned - learned.detach())
+            loss = self.pretrain.code_prior * learned.square().mean()
         image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
         loss = loss + pair_loss(image, maps, self.pair_weights).mean()
         self._descend(loss, "generator", optimizer)

@@ -68,7 +68,7 @@ def build_generator(
     elif base == "linear":
         side = min(linear_size, config.size)
         if data.pairs is None:
-            raise ConfigError("base=linear is learnt from pairs; set pretrain.kimg.")
+            raise ConfigError("base=linear is learned from pairs; set pretrain.kimg.")
         if initial is None:
             _fit_linear(generator, data, side, code_noise)
         else:  # the prediction is that of the decoder that it starts from
@@ -124,7 +124,7 @@ def _find_directions(generator: Generator, data: TextureData) -> None:
     """Restrict W to the directions that the maps to train on depend on."""
     count = generator.config.w_dim
     if data.pairs is None:
-        raise ConfigError(f"w_dim={count} with mapping=open is learnt from pairs; set pretrain.kimg.")
+        raise ConfigError(f"w_dim={count} with mapping=open is learned from pairs; set pretrain.kimg.")
     z = torch.randn(_DIRECTIONS, generator.config.z_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         samples = generator.mapping(z)
@@ -222,7 +222,7 @@ def base_of(generator: Generator) -> str:
 
 @torch.no_grad()
 def start_without_color(generator: Generator) -> None:
-    """Let every resolution's color start at zero: the image is the base, or gray, and no random colors are unlearnt."""
+    """Let every resolution's color start at zero: the image is the base, or gray, so no random colors are unlearned."""
     for block in generator.synthesis.blocks:
         block.color.weight.zero_()
         block.color.bias.zero_()

@@ -24,7 +24,7 @@ def test_packages_are_pinned_and_have_a_ledger_entry(package):
     assert package.registry in ("PyPI", "npm")
     assert package.root == ("package" if package.registry == "npm" else "")
     assert package.archive_bytes > 1e6
-    assert package.licence and package.caveat
+    assert package.license and package.caveat
 
 
 @pytest.mark.parametrize("asset", registry.ASSETS.values(), ids=lambda a: a.name)
@@ -32,14 +32,14 @@ def test_assets_are_complete(asset):
     assert asset.package in registry.PACKAGES
     assert re.fullmatch(r"facerecon(\.\w+)+:\w+", asset.converter)
     assert asset.converter_version >= 1 and asset.members
-    assert asset.purpose and asset.licence and asset.caveat
+    assert asset.purpose and asset.license and asset.caveat
     assert registry.ASSETS[asset.name] is asset
     assert set(asset.shipped) <= set(store.shipped_names())
 
 
 def test_entries_are_frozen():
     with pytest.raises(AttributeError):
-        registry.ASSETS["makehuman"].licence = "MIT"
+        registry.ASSETS["makehuman"].license = "MIT"
 
 
 def test_names_and_packs_resolve_without_repeats():

@@ -85,7 +85,7 @@ def test_the_whole_folder(home, folder, same, capsys) -> None:
     out = capsys.readouterr().out
     assert "4 converted, 0 could not be, 10 missing" in out
     assert "missing: checkpoints/parsing_model/79999_iter.pth; from github.com/zllrunning" in out
-    assert "licence: weights for non-commercial research only" in out
+    assert "license: weights for non-commercial research only" in out
     assert "not used: checkpoints/lm_model/68lm_detector.pb: a TensorFlow graph, replaced by ours" in out
     for name in ("ffhq_uv_decoder", "ffhq_uv_decoder_cropface", "ffhq_uv_regressor", "ffhq_uv_topology"):
         assert assets.status(name).state == "ready"
@@ -158,7 +158,7 @@ def test_every_entry_is_of_the_registry_and_says_where_from() -> None:
     names = [name for one in release.RELEASED for name in one.assets]
     assert sorted(names) == sorted(registry.PACKS["ffhq_uv"])
     for one in release.RELEASED:
-        assert one.source and one.licence and bool(one.instead) != bool(one.assets)
+        assert one.source and one.license and bool(one.instead) != bool(one.assets)
         assert one.path.startswith(("checkpoints/", "topo_assets/"))
     missing = release.not_converted([])
     assert missing == {}

@@ -566,7 +566,7 @@ def test_command_line_fetch_list_verify(pretend, capsys):
     assert "PyPI pretend-wheel 1.0" in capsys.readouterr().out
     assert main(["list", "--licences"]) == 0
     ledger = capsys.readouterr().out
-    assert "licence as stated: CC0" in ledger and "not settled: -" in ledger
+    assert "license as stated: CC0" in ledger and "not settled: -" in ledger
     assert main(["verify", "head"]) == 0
     assert capsys.readouterr().out == "head: ready\n"
 

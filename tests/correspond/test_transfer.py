@@ -356,8 +356,8 @@ def test_the_shared_head_gives_its_texture_to_makehuman(reference, makehuman) ->
 
 
 def test_the_script_writes_its_files_and_its_errors_are_one_line(makehuman, reference, tmp_path) -> None:
-    from configs.compose import compose
-    from fit.transfer import main
+    from facerecon.configs.compose import compose
+    from facerecon.fit.transfer import main
 
     Image.fromarray((picture(64)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "uv.png")
     Image.new("RGB", (40, 20)).save(tmp_path / "wide.png")

@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for this process and for those it starts
-
 from dataset_workers import make_dies, make_frail, make_square
 
 from facerecon.dataset import Item, run_items

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from facerecon.configs.compose import compose, run
 from facerecon.dataset import CompleteSettings, ExtractSettings, FilterSettings, Manifest, UVMaps
 from facerecon.dataset.filters import STEPS
 from facerecon.dataset.pipeline import ABLATIONS, InversionSettings, PipelineSettings, TraversalSettings, UVPipeline
 from facerecon.errors import ConfigError
 from facerecon.settings import build_settings
+from facerecon.train.uv_dataset import main
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from configs.compose import compose, run  # noqa: E402
-from train.uv_dataset import main  # noqa: E402
 
 SMALL = ("size=128", "search.rounds=1", "search.side_rounds=1", "workers=1", "check=false")
 

@@ -109,7 +109,7 @@ def test_report_is_whole_and_loads_nothing(subject, tmp_path):
     ):  # fmt: skip
         assert expected in text, expected
     for asset in assets.ASSETS.values():
-        assert asset.name in text and asset.licence in text and asset.caveat in text
+        assert asset.name in text and asset.license in text and asset.caveat in text
         assert assets.PACKAGES[asset.package].label in text
     pictures = [base64.b64decode(src.split(",", 1)[1]) for src in page.attributes("src")]
     assert [Image.open(io.BytesIO(data)).size for data in pictures] == [(40, 20), (8, 8)]

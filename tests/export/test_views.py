@@ -138,7 +138,7 @@ def test_landmarks_are_drawn_where_they_are():
         assert (drawn[y - 8 : y + 9, x - 8 : x + 9][rows, columns] == color).all(1).any()
 
 
-def test_clay_is_grey_lit_from_the_upper_left_and_empty_outside(sphere_face):
+def test_clay_is_gray_lit_from_the_upper_left_and_empty_outside(sphere_face):
     shot = views.turned_view(sphere_face, 0.0, 96)
     image = views.clay(shot)[0]
     assert image.min() >= 0 and image.max() <= 1

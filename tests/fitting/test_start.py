@@ -95,11 +95,11 @@ def landmarks_of(model, params: FaceParams) -> torch.Tensor:
 
 
 def observed(model, params: FaceParams) -> Observation:
-    """What would be measured on photos of heads; the photos are grey."""
+    """What would be measured on photos of heads; the photos are gray."""
     batch, camera = len(params.rotation), Camera.deep3d(batch=len(params.rotation))
-    grey, ones = torch.full((batch, 3, 224, 224), 0.5), torch.ones(batch, 1, 224, 224)
-    grey[..., 0, 0] = 0.6  # a mirror image is another one
-    crop = Crop(grey, torch.eye(2, 3).expand(batch, 2, 3), *[ones] * 6)
+    gray, ones = torch.full((batch, 3, 224, 224), 0.5), torch.ones(batch, 1, 224, 224)
+    gray[..., 0, 0] = 0.6  # a mirror image is another one
+    crop = Crop(gray, torch.eye(2, 3).expand(batch, 2, 3), *[ones] * 6)
     mesh = torch.zeros(batch, 468, 3)
     points = project(camera, model.mesh_points3d(model(params)))[..., :2]
     mesh[:, model.topology.mesh_points, :2] = points

@@ -252,8 +252,8 @@ def test_invert_texture_goes_on_around_a_corrupt_map_and_resumes(run_script, pat
 
 def test_invert_texture_errors_are_one_line(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    from configs.compose import run
-    from fit.invert_texture import main
+    from facerecon.configs.compose import run
+    from facerecon.fit.invert_texture import main
 
     for overrides, words in (
         ([], "maps is not set"),

@@ -137,12 +137,12 @@ class _Folder:
     """A run of fit/reconstruct.py without networks: photos a and b, of which the face of b is ``suspect`` or not."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, out: Path) -> None:
+        import facerecon.fit.models
+        import facerecon.fit.person  # imports what is replaced below
+        import facerecon.fit.reconstruct
         import facerecon.perception
-        import fit.models
-        import fit.person  # imports what is replaced below
-        import fit.reconstruct
 
-        self.suspect, self.out, self.script = "", out, fit.reconstruct
+        self.suspect, self.out, self.script = "", out, facerecon.fit.reconstruct
         self.photos = [folder / "a.jpg", folder / "b.jpg"]
         for photo in self.photos:
             photo.write_bytes(SAMPLE.read_bytes())
@@ -150,9 +150,9 @@ class _Folder:
         monkeypatch.setattr(facerecon.perception, "load_eval_identity", torch.nn.Identity)
         monkeypatch.setattr(facerecon.perception, "load_parser", lambda _: None)
         monkeypatch.setattr(
-            fit.models, "build_fitter", lambda *_: types.SimpleNamespace(decoder=load_decoder("linear"))
+            facerecon.fit.models, "build_fitter", lambda *_: types.SimpleNamespace(decoder=load_decoder("linear"))
         )
-        monkeypatch.setattr(fit.reconstruct, "reconstruct", self.fit)
+        monkeypatch.setattr(facerecon.fit.reconstruct, "reconstruct", self.fit)
 
     def fit(self, job, photos: list, items: list) -> tuple[list[dict], dict]:
         rows = [{"item": item.name, "path": str(item.path), "settings": job.settings[item.path]} for item in items]
@@ -162,7 +162,7 @@ class _Folder:
         return rows, {}
 
     def run(self, *overrides: str) -> int:
-        from configs.compose import compose
+        from facerecon.configs.compose import compose
 
         config = compose("reconstruct", [f"img={self.photos[0].parent}", f"out={self.out}", "device=cpu", *overrides])
         return self.script.main(config)

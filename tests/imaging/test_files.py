@@ -84,13 +84,13 @@ def test_a_path_with_a_tilde_and_open_files(pixels, tmp_path, monkeypatch):
     one_line(error, "closed file")
 
 
-GREY = np.linspace(0, 1, 60)[None].repeat(40, 0)  # from black to white
+GRAY = np.linspace(0, 1, 60)[None].repeat(40, 0)  # from black to white
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "big-endian TIFF", "PPM", "array"])
 def test_numbers_of_fewer_bits_in_16_bits(kind, bits):
-    values = np.round(GREY * (2**bits - 1)).astype(np.uint16)
+    values = np.round(GRAY * (2**bits - 1)).astype(np.uint16)
     if kind == "array":
         source = values
     elif kind == "PPM":
@@ -103,28 +103,28 @@ def test_numbers_of_fewer_bits_in_16_bits(kind, bits):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         loaded = files.load_image(source)
-    assert (loaded.image - torch.from_numpy(GREY)).abs().max() < 0.003
+    assert (loaded.image - torch.from_numpy(GRAY)).abs().max() < 0.003
     assert [f"{2**bits - 1} is taken for white" in str(w.message) for w in said] == [True] * (bits < 16)
 
 
 @pytest.mark.parametrize("most", [1.0, 1.3, 255.0, 65535.0])
 def test_floats_of_any_usual_range(most):
-    values = np.round(GREY * most, 6).astype(np.float32)
+    values = np.round(GRAY * most, 6).astype(np.float32)
     values[0, 0] = np.nan
     found = files.read_image(encode(Image.fromarray(values), "TIFF"))
-    expected = torch.from_numpy((GREY * (1.3 if most == 1.3 else 1)).clip(0, 1))
+    expected = torch.from_numpy((GRAY * (1.3 if most == 1.3 else 1)).clip(0, 1))
     assert (found[:, 1:] - expected[1:]).abs().max() < 0.003
 
 
 def test_numbers_beyond_16_bits_are_refused():
-    values = np.round(GREY * 2e9).astype(np.int32)
+    values = np.round(GRAY * 2e9).astype(np.int32)
     with pytest.raises(InputError) as error:
         files.read_image(encode(Image.fromarray(values), "TIFF"))
     one_line(error, "8 or 16 bits")
 
 
 def png_16(values: np.ndarray, color: int) -> bytes:
-    """A PNG of 16 bits a channel (H, W, C); color 2 is RGB, 4 grey and alpha, 6 RGB and alpha."""
+    """A PNG of 16 bits a channel (H, W, C); color 2 is RGB, 4 gray and alpha, 6 RGB and alpha."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -136,11 +136,11 @@ def png_16(values: np.ndarray, color: int) -> bytes:
 
 @pytest.mark.parametrize("color, channels", [(2, 3), (4, 2), (6, 4)])
 def test_16_bits_a_channel(color, channels):
-    values = np.round(GREY * 65535)[..., None].repeat(channels, 2)
+    values = np.round(GRAY * 65535)[..., None].repeat(channels, 2)
     if channels != 3:
         values[..., -1] = 65535
     found = files.read_image(png_16(values, color))
-    assert (found - torch.from_numpy(GREY)).abs().max() < 0.005
+    assert (found - torch.from_numpy(GRAY)).abs().max() < 0.005
     with pytest.raises(InputError) as error:  # of 12 bits in them too little is left
         files.read_image(png_16(np.minimum(values // 16, 4095), color))
     one_line(error, "12 bits", "8 bits a channel")
@@ -171,17 +171,17 @@ def test_alpha_lies_over_white(pixels):
         assert (files.read_image(source) - expected).abs().max() < 0.006
 
 
-def test_greyscale_palette_and_bit_depths(pixels):
-    grey = pixels[..., 1]
-    expected = torch.from_numpy(grey / 255.0).float().expand(3, -1, -1)
-    eight = encode(Image.fromarray(grey), "PNG")
-    sixteen = encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
-    tiff = encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF")
-    real = encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")
-    for source in (grey, eight, sixteen, tiff, real, grey.astype(np.uint16) * 257):
+def test_grayscale_palette_and_bit_depths(pixels):
+    gray = pixels[..., 1]
+    expected = torch.from_numpy(gray / 255.0).float().expand(3, -1, -1)
+    eight = encode(Image.fromarray(gray), "PNG")
+    sixteen = encode(Image.fromarray(gray.astype(np.uint16) * 257), "PNG")
+    tiff = encode(Image.fromarray(gray.astype(np.uint16) * 257), "TIFF")
+    real = encode(Image.fromarray(gray.astype(np.float32) / 255), "TIFF")
+    for source in (gray, eight, sixteen, tiff, real, gray.astype(np.uint16) * 257):
         assert (files.read_image(source) - expected).abs().max() < 1e-6
-    bits = files.read_image(encode(Image.fromarray(grey > 100), "PNG"))
-    assert torch.equal(bits[0], torch.from_numpy(grey > 100).float())
+    bits = files.read_image(encode(Image.fromarray(gray > 100), "PNG"))
+    assert torch.equal(bits[0], torch.from_numpy(gray > 100).float())
     palette = Image.fromarray(pixels).quantize(64)
     assert torch.equal(files.read_image(encode(palette, "PNG")), as_tensor(np.asarray(palette.convert("RGB"))))
     clear = np.asarray(palette).ravel()[0]

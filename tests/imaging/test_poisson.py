@@ -11,7 +11,7 @@ from facerecon.imaging.poisson import PoissonSolver
 
 
 def dense_edit(base: np.ndarray, guide: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """One channel: minimise the sum over neighbor pairs touching the mask of (f_p - f_q - g_p + g_q)^2."""
+    """One channel: minimize the sum over neighbor pairs touching the mask of (f_p - f_q - g_p + g_q)^2."""
     height, width = mask.shape
     inside = {p: i for i, p in enumerate(zip(*np.nonzero(mask), strict=True))}
     rows, right = [], []

@@ -47,7 +47,7 @@ def test_whole_reductions_are_the_mean_of_blocks(factor):
     assert torch.allclose(crop, blocks, atol=1e-9)
 
 
-def test_fine_stripes_turn_grey_and_do_not_alias():
+def test_fine_stripes_turn_gray_and_do_not_alias():
     stripes = (torch.arange(800) % 2).double().expand(1, 1, 800, 800)
     for scale in (2.0, 3.3, 5.1, 9.7):
         crop = warp.crop_affine(stripes, affine(scale, 0.1, 60, 0), 64)

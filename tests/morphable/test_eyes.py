@@ -105,7 +105,7 @@ def test_a_drawn_eye_has_pupil_iris_and_white() -> None:
     assert drawn.min() >= 0 and drawn.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["dark", "brown", "blue", "grey"])
+@pytest.mark.parametrize("name", ["dark", "brown", "blue", "gray"])
 def test_a_painted_iris_is_measured_again(makehuman, name) -> None:
     mean, topology, size = mean_of(makehuman), makehuman.topology, 512
     raster = uv_raster(topology, size)

@@ -32,7 +32,7 @@ def model(source: Path) -> MorphableModel:
     return load_face_model("ict", num_identity=None, path=source)
 
 
-def test_shape_is_the_sources_in_decimetres(model: MorphableModel, arrays: dict) -> None:
+def test_shape_is_the_sources_in_decimeters(model: MorphableModel, arrays: dict) -> None:
     params = model.neutral(1)
     identity, expression = torch.randn(1, 100), torch.zeros(1, model.num_expression)
     expression[0, model.expression_names.index("jawOpen")] = 0.7

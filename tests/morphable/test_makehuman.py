@@ -217,14 +217,14 @@ def test_variance_kept_by_the_first_components(model: MorphableModel) -> None:
 
 
 def test_basis_is_smooth(arrays: dict) -> None:
-    """Neighbours move together: a basis written with the wrong strides would fail here."""
+    """Neighbors move together: a basis written with the wrong strides would fail here."""
     basis, faces = arrays["identity_basis"].astype(np.float32), arrays["faces"]
     step = basis[:, faces[:, 0]] - basis[:, faces[:, 1]]
     assert (np.sqrt((step**2).mean((1, 2))) < 0.35 * np.sqrt((basis**2).mean((1, 2)))).all()
 
 
-def test_basis_is_in_standard_deviations_of_millimetres(arrays: dict) -> None:
-    """Random adult faces differ from the mean by a few millimetres after a similarity."""
+def test_basis_is_in_standard_deviations_of_millimeters(arrays: dict) -> None:
+    """Random adult faces differ from the mean by a few millimeters after a similarity."""
     face = np.unique(arrays["faces"][arrays["region.face"] > 0])
     deviation = np.sqrt((arrays["identity_basis"][:, face].astype(np.float64) ** 2).sum(0).sum(-1))
     assert 2.0 < deviation.mean() * 100 < 6.0
@@ -256,7 +256,7 @@ def test_uvs_are_mirror_symmetric_inside_the_map_and_never_flipped(arrays: dict)
     np.testing.assert_allclose(mirrored * [-1, 1] + [1, 0], corners, atol=1e-6)
 
 
-def test_face_has_four_texels_a_millimetre(arrays: dict) -> None:
+def test_face_has_four_texels_a_millimeter(arrays: dict) -> None:
     mean, faces = arrays["mean"].astype(np.float64), arrays["faces"]
     nose = mean[:, 2].max()
     tip = mean[mean[:, 2].argmax()]
@@ -350,7 +350,7 @@ def test_mean_has_the_proportions_of_an_adult_scan(model: MorphableModel, refere
 
 @pytest.mark.parametrize("count, limit", [(0, 5.5), (80, 2.2)])
 def test_basis_follows_the_landmarks_of_other_heads(model, reference: Path, count: int, limit: float) -> None:
-    """Regularised least squares of the first components to the inner landmarks of 20 random ICT heads, mean in mm."""
+    """Regularized least squares of the first components to the inner landmarks of 20 random ICT heads, mean in mm."""
     from facerecon.geometry.alignment import apply_similarity, similarity_transform
     from facerecon.morphable.ict import LANDMARKS
 

@@ -207,7 +207,7 @@ def test_jaw_slides_the_same_way_when_the_image_is_rolled(head: MorphableModel) 
     two = head.landmarks3d(head(rolled), camera)
     back = head.pose(one, head.neutral(1).replace(rotation=torch.tensor([[0.0, 0.0, 0.6]])))
     assert float((two - back).norm(dim=-1).median()) < 1e-4
-    assert float((two - back).norm(dim=-1).max()) < 0.12, "perspective may pick the neighbouring candidate"
+    assert float((two - back).norm(dim=-1).max()) < 0.12, "perspective may pick the neighboring candidate"
 
 
 def test_blink_closes_the_eye_and_jaw_opens_the_mouth(head: MorphableModel) -> None:

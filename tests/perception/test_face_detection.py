@@ -50,10 +50,10 @@ def test_a_small_face_in_a_large_photo_is_found(photo) -> None:
 
 
 def test_nothing_is_found_where_nothing_is() -> None:
-    grey = torch.full((3, 200, 300), 0.5)
+    gray = torch.full((3, 200, 300), 0.5)
     noise = torch.rand(3, 256, 256)
     stripes = (torch.arange(256) % 16 < 8).float().expand(3, 256, 256)
-    assert [load_detector()(image) for image in (grey, noise, stripes)] == [[], [], []]
+    assert [load_detector()(image) for image in (gray, noise, stripes)] == [[], [], []]
 
 
 def test_nested_boxes_are_one_face_and_neighbors_are_two() -> None:

@@ -49,7 +49,7 @@ def test_the_eyes_give_the_angle() -> None:
 
 
 class BrightSpot(nn.Module):
-    """Says of a crop what a network would that learnt from TensorFlow's old resizing: pixel i showed i * scale."""
+    """Says of a crop what a network would that learned from TensorFlow's old resizing: pixel i showed i * scale."""
 
     size = 112
 

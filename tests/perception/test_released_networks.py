@@ -295,11 +295,11 @@ def test_the_expression_network_equals_a_plain_forward_pass(reference, home, tmp
     assets.convert("expression_vgg19", released.save(content, tmp_path / "FacialExpRecognition_model.t7"))
     net = load_vgg_expression()
     image = torch.rand(2, 3, 48, 48)
-    grey = (0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2])[:, None].repeat(1, 3, 1, 1)
+    gray = (0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2])[:, None].repeat(1, 3, 1, 1)
     answers = []
     for top, left in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
         for flip in (False, True):
-            x, i = grey[:, :, top : top + 44, left : left + 44], 0
+            x, i = gray[:, :, top : top + 44, left : left + 44], 0
             x = x.flip(-1) if flip else x
             for count in (2, 2, 4, 4, 4):
                 for _ in range(count):

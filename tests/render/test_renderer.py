@@ -220,7 +220,7 @@ def test_any_size_shows_the_camera_s_whole_view(sphere):
 
 
 def test_auto_level_averages_a_texture_that_is_too_fine(quad):
-    """A checkerboard of single texels, 8 texels a pixel: point samples alias, the right level is flat grey."""
+    """A checkerboard of single texels, 8 texels a pixel: point samples alias, the right level is flat gray."""
     vertices, topology = quad(1.0)
     camera = Camera.deep3d(32).replace(focal=torch.tensor([160.0]))  # the quad fills the image
     board = ((torch.arange(256)[:, None] + torch.arange(256)) % 2).float().expand(1, 3, 256, 256)

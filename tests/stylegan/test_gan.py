@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
+import slow_stylegan as slow
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import slow_stylegan as slow
 
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.stylegan import layers

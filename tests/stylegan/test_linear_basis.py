@@ -17,7 +17,7 @@ def smooth(count: int, size: int) -> torch.Tensor:
     return (maps + maps.flip(-1)) * 0.03
 
 
-def test_round_trip_within_the_quantisation(tmp_path):
+def test_round_trip_within_the_quantization(tmp_path):
     mean, basis = torch.rand(3, 128, 128), smooth(5, 128)
     basis[1] *= 1e-3  # a weak component keeps its own precision
     write_linear_basis(tmp_path / "b.safetensors", mean, basis, {"faces": 3})

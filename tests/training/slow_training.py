@@ -43,7 +43,7 @@ class SlowTraining:
     """Copies of the networks and settings of a run in its adversarial phase, and what a step does to them.
 
     Args:
-        run: a ``TextureTraining`` that has not learnt yet. codes, maps: of its pairs, if any.
+        run: a ``TextureTraining`` that has not learned yet. codes, maps: of its pairs, if any.
     """
 
     def __init__(self, run, codes: Tensor | None = None, maps: Tensor | None = None) -> None:

@@ -220,7 +220,7 @@ def training_of(head, losses, **changes) -> RegressorTraining:
     return RegressorTraining(Regressor(CONFIG), losses, **{"images": 8 * 60} | changes)
 
 
-def test_one_batch_is_learnt_by_heart(head, losses, batch) -> None:
+def test_one_batch_is_learned_by_heart(head, losses, batch) -> None:
     run = training_of(head, losses, settings=StepSettings(lr=5e-3, rampdown=0.3, average=8))
     metrics = [_module.learn(run, *batch) for _ in range(60)]
     first, last = metrics[0], metrics[-1]

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from slow_training import SlowTraining
+from torch import nn
 
 from facerecon.errors import ConfigError, InputError
 from facerecon.run import load_checkpoint, save_checkpoint
@@ -210,7 +207,7 @@ def test_steps_are_those_of_the_papers(kind, tmp_path) -> None:
 
 
 def test_supervised_steps_are_adam_on_pairs_and_codes() -> None:
-    """Two steps in float64: at half the size while the rate rises, at the full size while it falls; a learnt code moves
+    """Two steps in float64: at half the size while the rate rises, at full size while it falls; a learned code moves
     at a rate of its own, and is drawn to 0."""
     pretrain = PretrainSettings(batch=2, lr=0.01, code_lr=0.003, code_prior=0.5, rampup=0.1, rampdown=0.4)
     table, maps = torch.randn(5, 8).double(), torch.rand(2, 3, 16, 16).double() * 2 - 1

@@ -1,4 +1,4 @@
-"""Rasteriser backends: each turns screen-space vertices into face ids, and nothing else.
+"""Rasterizer backends: each turns screen-space vertices into face ids, and nothing else.
 
 A backend is a module with ``face_ids(screen, faces, size, cull) -> (B, H, W) int64``. ``screen`` is (B, V, 4)
 float64: x and y in pixels (y down), nearness in [0, 1] (1 at the near plane, 0 at the far one), w. A pixel

@@ -2,7 +2,7 @@
 
 An adapter to its documented interface; the tests run it against a stand-in that follows that interface, never
 against the package itself. nvdiffrast snaps vertices to a sixteenth of a pixel, so ids differ from the other
-backends' along face borders. Its licence allows non-commercial use only; it is no dependency of this package and
+backends' along face borders. Its license allows non-commercial use only; it is no dependency of this package and
 never chosen by ``backend="auto"``.
 """
 
