@@ -27,7 +27,7 @@ from facerecon.run.seeds import seed_everything
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 ROOT = Path(__file__).resolve().parents[1]
 _found = importlib.util.find_spec("facerecon.configs")
-if _found is None or Path(_found.origin).parent != ROOT / "configs":
+if _found is None or Path(_found.origin).resolve().parent != ROOT / "configs":
     raise pytest.UsageError(
         f"the tests need this checkout, installed: facerecon.configs is {_found and _found.origin}; "
         f"run `make setup`, or `pip install -e .` in {ROOT}"
