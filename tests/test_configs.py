@@ -248,7 +248,7 @@ def test_an_option_file_of_before_still_works(monkeypatch, tmp_path) -> None:
     shutil.copytree(CONFIGS, tmp_path / "configs")
     mine = (CONFIGS / "pack" / "open.yaml").read_text("utf-8").replace("eval_identity: faceres1024", "judge: my_own")
     (tmp_path / "configs" / "pack" / "mine.yaml").write_text(mine, "utf-8")
-    monkeypatch.setattr("configs.compose.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("facerecon.configs.compose.CONFIGS", tmp_path / "configs")
     config = compose("reconstruct", ["pack=mine", "img=x"])
     assert config.pack.eval_identity == "my_own" and "judge" not in config.pack
     assert config.decoder == "open"

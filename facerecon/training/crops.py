@@ -42,17 +42,6 @@ __all__ = [
 ]
 
 
-OLD_FACTS = {
-    "settings.around": "settings.p_full_sphere_lights",
-    "settings.directional": "settings.p_directional",
-    "settings.relief": "settings.shape_residual",
-    "settings.slip": "settings.uv_jitter",
-    "settings.stark": None,
-    "settings.stain": None,
-}
-"""What settings of synthetic faces were called before 0.2; shards of then are read until 0.3.0."""
-
-
 class CropShards:
     """Samples in files of ``each``, made by number.
 
@@ -81,7 +70,7 @@ class CropShards:
         made = self._facts_path
         if made.is_file():
             try:
-                found = rename_keys(dict(parse_json(made.read_bytes())), OLD_FACTS)
+                found = dict(parse_json(made.read_bytes()))
             except (OSError, ValueError, TypeError):
                 found = {}
             if isinstance(found.get("settings"), dict):

@@ -60,14 +60,15 @@ def test_shards_of_other_settings_are_refused(tmp_path) -> None:
 
 
 def test_shards_of_before_settings_were_renamed_are_read(tmp_path) -> None:
-    old = {"relief": 2.0, "slip": 0.006, "directional": 0.7, "around": 0.5, "yaw": 18.0}
-    new = {"shape_residual": 2.0, "uv_jitter": 0.006, "p_directional": 0.7, "p_full_sphere_lights": 0.5, "yaw": 18.0}
+    old, new = {"relief": 2.0, "slip": 0.006, "yaw": 18.0}, {"shape_residual": 2.0, "uv_jitter": 0.006, "yaw": 18.0}
+    aliases = {"synthetic.relief": "synthetic.shape_residual", "synthetic.slip": "synthetic.uv_jitter"}
+    aliases |= {"synthetic.stark": None, "synthetic.stain": None}
     for folder, gone in (("plain", {"stark": 0.0, "stain": 0.0}), ("stained", {"stark": 0.0, "stain": 0.2})):
         with CropShards(tmp_path / folder, 4, {"settings": old | gone}).alone():
             pass
-    CropShards(tmp_path / "plain", 4, {"settings": new})
+    CropShards(tmp_path / "plain", 4, {"settings": new}, aliases=aliases)
     with pytest.raises(ConfigError, match=r"made with other settings \(differs: settings\)"):
-        CropShards(tmp_path / "stained", 4, {"settings": new})
+        CropShards(tmp_path / "stained", 4, {"settings": new}, aliases=aliases)
 
 
 def test_wear_depends_on_seed_and_number_alone() -> None:
