@@ -118,11 +118,8 @@ def test_every_option_builds_every_settings(script) -> None:
                 Renderer(size=224, **values)
 
 
-OF_TWO = {
-    *("adversarial_pair_loss.gradient", "adversarial_pair_loss.skip", "fitting.renderer.antialias"),
-    *("loss.regions", "loss.spread"),
-}
-"""Where a group differs from its class: a second use of PairWeights, the fits' renderer, and weights to move there."""
+OF_TWO = {"adversarial_pair_loss.gradient", "adversarial_pair_loss.skip", "fitting.renderer.antialias"}
+"""Where a group differs from its class: a second use of PairWeights, and the fits' renderer."""
 
 
 @pytest.mark.parametrize("script", sorted(SETTINGS))

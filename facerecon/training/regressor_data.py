@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,21 +27,10 @@ from facerecon.run.signals import check_stop
 from facerecon.stylegan.load import load_face_generator
 from facerecon.synthetic.faces import SyntheticBatch, SyntheticFaces
 from facerecon.training.crops import CropShards, PhotometricAugmentation, observed_faces, photo_batch
-from facerecon.training.regressor import PhotoBatch
 from facerecon.training.uv_maps import MapMemory, UVMaps, epoch_order, held_out
 from facerecon.types import FaceParams, SHLight
 
-__all__ = ["Batch", "RegressorData", "batch_of", "generated_faces", "rows_of", "square_pictures", "texture_maps"]
-
-
-class Batch(NamedTuple):
-    """One rank's part of a step: faces with truth, and photos without; either may be missing."""
-
-    images: Tensor | None = None
-    truth: Coefficients | None = None
-    landmarks: Tensor | None = None
-    photos: PhotoBatch | None = None
-    photo_images: Tensor | None = None
+__all__ = ["RegressorData", "batch_of", "generated_faces", "rows_of", "square_pictures", "texture_maps"]
 
 
 class RegressorData:
@@ -137,9 +126,10 @@ class RegressorData:
         rows = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return rows | {"number": torch.arange(numbers.start, numbers.stop)}
 
-    def next_batch(self, step: int, device: torch.device) -> Batch:
-        """This rank's part of a step: rendered faces, then photos, both augmented."""
-        batch = Batch()
+    def next_batch(self, step: int, device: torch.device) -> list[Any]:
+        """This rank's part of a step: augmented crops, truth and landmarks of rendered faces, then observed photos and
+        their augmented crops; None for what a step has none of."""
+        faces, photos = (None, None, None), (None, None)
         if self.faces_a_step:
             numbers = [step * self.faces_a_step + i for i in self.processes.part(self.faces_a_step)]
             if self.rows is None:
@@ -148,14 +138,13 @@ class RegressorData:
                 count = len(self.rows["image"])
                 rows, chosen = self.rows, epoch_order(count, self.seed, "faces", numbers, self.pictures)
             images, truth, landmarks = batch_of(rows, chosen, self.sizes)
-            batch = Batch(self.augment(images, numbers), truth, landmarks)
+            faces = self.augment(images, numbers), truth, landmarks
         if self.photos_a_step:
             numbers = [step * self.photos_a_step + i for i in self.processes.part(self.photos_a_step)]
             chosen = epoch_order(len(self.seen_photos), self.seed, "photos", numbers)
-            photos = photo_batch(self.photos, [self.seen_photos[i] for i in chosen])
-            augmented = self.augment(photos.image, [-1 - n for n in numbers])
-            batch = batch._replace(photos=photos, photo_images=augmented)
-        batch = Batch(*(None if part is None else part.to(device) for part in batch))
+            observed = photo_batch(self.photos, [self.seen_photos[i] for i in chosen])
+            photos = observed, self.augment(observed.image, [-1 - n for n in numbers])
+        batch = [None if part is None else part.to(device) for part in (*faces, *photos)]
         torch.manual_seed(int(torch.randint(2**31, (), generator=item_generator(self.seed, "step", step))))
         return batch
 
