@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -72,7 +72,7 @@ def main(config: Any) -> int:
     again = {"resume": config.resume or "force", "fixed": fixed}  # resume=false makes all again
     with RunDirectory(config.out, origin | values, **again).alone() as folder:  # photos are known by their content
         job.open(folder)
-        with names_kept(lambda: f"{len(job.accepted())} map(s) are finished in {folder.path}"):
+        with names_kept(lambda: f"{len(job.records.accepted())} map(s) are finished in {folder.path}"):
             return job.run()
 
 
@@ -101,15 +101,10 @@ class _Job:
 
     def open(self, folder: Any) -> None:
         """The folder of the run, held by this process; sort out what an earlier run left."""
-        self.folder = folder
-        done = folder.completed()
-        self.done = {
-            name: facts for name, facts in done.items()
-            if self.config.resume and facts.get("settings") == self.settings
-        }  # fmt: skip
-        self.recorded = {name: facts.get("source", "") for name, facts in done.items()}
-        self.sources: dict[str, str] = {}
-        self.old_searches = {name for name, facts in done.items() if facts.get("searched") == self.searched}
+        from facerecon.dataset.subjects import SetRecords
+
+        facts = {"settings": self.settings, "searched": self.searched, "goal": self.config.n or 0}
+        self.records = SetRecords(folder, facts, self.config.resume)
 
     # -- subjects ----------------------------------------------------------------------------------------
 
@@ -131,29 +126,21 @@ class _Job:
         """Items that are left, in order, for as long as maps are wanted."""
         from dataclasses import replace
 
-        from facerecon.dataset.subjects import source_digest
-
-        position = 0
+        records, position = self.records, 0
         while self.total is None or position < self.total:
             if self.config.source == "generator" and self.count >= self.config.n:
                 return
             item = self.items(position)
             position += 1
             self.order.append(item.name)
-            self.sources[item.name] = source = source_digest(item)
-            if self.recorded.get(item.name, source) != source:  # another photo has this number now
-                self._forget([item.name])
-            if item.name in self.done:
-                self.count += self.done[item.name]["accepted"]
+            records.note_source(item)
+            if item.name in records.done:
+                self.count += records.done[item.name]["accepted"]
                 continue
-            saved = self.folder.path / "search" / f"{item.name}.safetensors"
-            if item.search is None and item.name in self.old_searches and saved.is_file():
+            saved = records.folder.path / "search" / f"{item.name}.safetensors"
+            if item.search is None and item.name in records.searched and saved.is_file():
                 item = replace(item, search=saved.read_bytes())
             yield item
-
-    def accepted(self) -> list[str]:
-        """Names of the maps that are finished, in order."""
-        return sorted(name for name, facts in self.done.items() if facts.get("accepted"))
 
     # -- work --------------------------------------------------------------------------------------------
 
@@ -166,7 +153,7 @@ class _Job:
         from facerecon.errors import InputError
         from facerecon.settings import build_settings
 
-        config, started = self.config, time.perf_counter()
+        config, folder, started = self.config, self.records.folder, time.perf_counter()
         self.order: list[str] = []
         self.count = 0
         failed: dict[str, str] = {}
@@ -179,7 +166,7 @@ class _Job:
         for line in describe_parts(build_settings(PipelineSettings, self.values)):
             print(line)
         goal = config.n if self.total is None else self.total
-        before = len(self.accepted() if self.total is None else self.done)
+        before = len(self.records.accepted() if self.total is None else self.records.done)
         unit = "map" if self.total is None else "subject"
         bar = tqdm(total=goal, initial=min(goal, before), unit=unit, disable=None)
         worker = functools.partial(make_worker, self.values)
@@ -188,7 +175,7 @@ class _Job:
             for outcome in outcomes:
                 check_stop()
                 made += 1
-                self._write(outcome)
+                self.records.write(outcome)
                 if outcome.error is not None:
                     failed[outcome.name] = outcome.error
                     bar.write(f"failed: {outcome.origin}: {outcome.error}")
@@ -208,76 +195,20 @@ class _Job:
             outcomes.close()
             bar.close()
         if self.total is None:
-            self._cut()
+            self.order = self.records.cut(self.order, config.n)
         elif config.source == "photos":  # of photos that are no longer there
-            self._forget({*self.folder.completed(), *self.folder.failures()} - set(self.order))
-        finish(self.folder, self.order, self.values, config)
+            self.records.forget({*folder.completed(), *folder.failures()} - set(self.order))
+        finish(folder, self.order, self.values, config)
         seconds = time.perf_counter() - started
         wanted = set(self.order)
-        accepted = [name for name in self.accepted() if name in wanted]
+        accepted = [name for name in self.records.accepted() if name in wanted]
         print(
-            f"{len(accepted)} map(s) of {len(wanted)} subject(s) in {self.folder.path}, {len(failed)} failed; "
+            f"{len(accepted)} map(s) of {len(wanted)} subject(s) in {folder.path}, {len(failed)} failed; "
             f"{made} subject(s) in {seconds:.1f} s" + (f", {seconds / made:.1f} s each" if made else "")
         )
         if not accepted:
-            raise InputError(f"no subject gave a map; see refused.html and failures.jsonl in {self.folder.path}.")
+            raise InputError(f"no subject gave a map; see refused.html and failures.jsonl in {folder.path}.")
         return 1 if failed and self.total is not None else 0
-
-    def _write(self, outcome: Any) -> None:
-        """The files of one subject, then its record: after a crash the record says what can be trusted."""
-        from facerecon.dataset.subjects import files_of
-        from facerecon.imaging.files import write_bytes
-
-        path, name = self.folder.path, outcome.name
-        for stale in files_of(path, name):
-            relative = stale.relative_to(path).as_posix()
-            if relative not in outcome.files and not relative.startswith("search/"):
-                stale.unlink(missing_ok=True)
-        for relative, content in sorted(outcome.files.items()):
-            (path / relative).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path / relative, content)
-        if outcome.error is not None:
-            self.folder.fail(name, outcome.error)
-            self.done.pop(name, None)
-            return
-        row = {"item": name, "origin": outcome.origin, "accepted": outcome.accepted, "reasons": outcome.reasons}
-        self.folder.metrics.write(row | {"figures": outcome.figures, "seconds": outcome.seconds})
-        facts = {
-            "settings": self.settings,
-            "searched": self.searched,
-            "source": self.sources[name],
-            "accepted": outcome.accepted,
-            "goal": self.config.n or 0,
-        }
-        self.folder.complete(name, **facts)
-        self.done[name] = facts
-
-    def _cut(self) -> None:
-        """Exactly n maps: what workers made beyond the n-th, in the order of the seeds, goes."""
-        wanted = [name for name in self.order if self.done.get(name, {}).get("accepted")][: self.config.n]
-        if len(wanted) < self.config.n:
-            return
-        last = int(wanted[-1])
-        self.order = [name for name in self.order if int(name) <= last]
-        surplus = [
-            name for name, facts in self.folder.completed().items()
-            if int(name) > last and facts.get("goal", 0) <= self.config.n
-        ]  # fmt: skip
-        surplus += [name for name in self.folder.failures() if int(name) > last]
-        self._forget(surplus)
-
-    def _forget(self, names: Iterable[str]) -> None:
-        """Records and files of subjects that are not, or no longer, in the set."""
-        from facerecon.dataset.subjects import files_of
-
-        names = sorted(names)
-        if names:
-            self.folder.drop(names)
-        for name in names:
-            self.done.pop(name, None)
-            self.old_searches.discard(name)
-            for path in files_of(self.folder.path, name):
-                path.unlink(missing_ok=True)
 
 
 def finish(folder: Any, order: list[str], values: dict[str, Any], config: Any) -> None:

@@ -46,7 +46,7 @@ class SyntheticSettings:
             truth is the head's place before the fits' camera that the same crop would be cut out for.
         uv_jitter: standard deviation by which the texture lies off its place, smoothly over the atlas, in its sides.
         pictures: pictures of each person; as many numbers one after the other show one person. With more than one,
-            ``loss.spread`` asks for one identity.
+            ``loss.intra_inter_ratio`` asks for one identity.
 
     Raises:
         ConfigError: a value out of range.
