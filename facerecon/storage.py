@@ -8,6 +8,7 @@ one, synced to the disk, then renamed. What a killed process leaves is such a ``
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # these are imported where they are needed: models are fetche
 
 __all__ = [
     "all_finite",
+    "csv_bytes",
     "file_sha256",
     "no_follow",
     "open_safetensors",
@@ -109,6 +111,13 @@ def write_whole(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> Path:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
     return path
+
+
+def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
+    """A table as UTF-8 text with commas; what is no text of that (names of files) is escaped."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def remove_leftovers(folder: str | os.PathLike) -> int:

@@ -75,13 +75,8 @@ class TensorStruct:
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
         """``Tensor.to`` on every tensor; a dtype is applied to floating-point tensors only."""
-        dtype = kwargs.pop("dtype", None)
-        rest = []
-        for arg in args:
-            if isinstance(arg, torch.dtype):
-                dtype = arg
-            else:
-                rest.append(arg)
+        dtype = next((arg for arg in args if isinstance(arg, torch.dtype)), kwargs.pop("dtype", None))
+        rest = [arg for arg in args if not isinstance(arg, torch.dtype)]
 
         def move(t: Tensor) -> Tensor:
             t = t.to(*rest, **kwargs) if rest or kwargs else t

@@ -38,7 +38,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import compose, run
-from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.signals import check_stop, names_kept
 
 PARTS = ("shape", "reconstruction", "maps", "expressiveness", "sheet")
 FULL = 100
@@ -47,13 +47,12 @@ VERSION = 1
 
 
 def main(config: Any) -> int:
-    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.errors import ConfigError, check_number
     from facerecon.fit.evaluation_report import write_evaluation
     from facerecon.run import RunDirectory
+    from facerecon.settings import check_keys
 
-    for part in config.parts:
-        if part not in PARTS:
-            raise ConfigError(nearest_name(str(part), PARTS, "part"))
+    check_keys(config.parts, PARTS, "part")
     for key in ("heads", "faces", "subjects", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
     for seed in config.seeds:
@@ -71,25 +70,13 @@ def main(config: Any) -> int:
     with RunDirectory(config.out, {"script": "evaluate"}, resume=True).alone() as folder:
         sweep = Sweep(config, folder)
         sweep.check()
-        try:
+        with names_kept(lambda: f"{len(folder.completed())} item(s) are finished in {folder.path}"):
             sweep.run()
-        except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            kept = f"{len(folder.completed())} item(s) are finished in {folder.path}"
-            if isinstance(stop, OutputError):
-                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-            raise type(stop)(kept) from None
         return write_evaluation(sweep)
 
 
 class Sweep:
-    """The items of a run, kept or measured, and the fits that they share; ``fit/evaluation_parts.py`` measures.
-
-    Attributes:
-        done: {item: facts} with the settings of this run.
-        failed: {item: why}.
-        skipped: sentences on what was not run.
-        sheets: names of the pictures to look at.
-    """
+    """The items of a run, kept or measured, and the fits that they share; ``fit/evaluation_parts.py`` measures."""
 
     def __init__(self, config: Any, folder: Any) -> None:
         from facerecon.fit.models import prepare
@@ -102,20 +89,15 @@ class Sweep:
         self.preset, self.seed = str(config.presets[0]), config.seed
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
-        self.done: dict[str, dict[str, Any]] = {}
-        self.failed: dict[str, str] = {}
-        self.skipped: list[str] = []
-        self.sheets: list[str] = []
+        self.done: dict[str, dict[str, Any]] = {}  # {item: facts} with the settings of this run
+        self.failed: dict[str, str] = {}  # {item: why}
+        self.skipped: list[str] = []  # sentences on what was not run
+        self.sheets: list[str] = []  # names of the pictures to look at
         self._fits: dict[tuple[str, str], Any] = {}
         self._fitters: dict[tuple[str, str], Any] = {}
 
     def check(self) -> None:
-        """Check what is asked for before anything is measured.
-
-        Raises:
-            ConfigError: an unknown preset, decoder, or key of set=.
-            AssetError: a decoder's file is missing.
-        """
+        """Check presets, decoders and set= before anything is measured."""
         from facerecon.errors import AssetError, ConfigError, nearest_name
         from facerecon.fit.evaluation_parts import split_space
         from facerecon.stylegan.load import DECODERS, is_decoder_file
@@ -182,11 +164,7 @@ class Sweep:
         return facts
 
     def fail(self, name: str, error: Exception) -> None:
-        """Note that an item, or a part, failed.
-
-        Raises:
-            OutputError: that is the reason; nothing else could be written either.
-        """
+        """Note that an item, or a part, failed; an OutputError is raised: nothing else could be written either."""
         from facerecon.errors import FaceReconError, OutputError
 
         if isinstance(error, OutputError):

@@ -154,19 +154,10 @@ def _measure_head(
     places: Any = None,
     keep: Callable[[str, Any, Any], None] | None = None,
 ) -> bool:
-    """All rows of one head: the mean face and the starts, and full fits with every decoder.
+    """All rows of one head: the mean face and the starts, and full fits with every decoder; False without a face.
 
-    Args:
-        sweep: where its items go.
-        name: of the head.
-        source: what its photo depends on.
-        make: the observed photo and the scan.
-        places: see :func:`~facerecon.evaluation.head_errors`.
-        keep: called with the decoder's key, the result and the shape of each full fit of a head of the benchmark, which
-            must have a face; heads of our own are left out without one.
-
-    Returns:
-        Whether a face is found in its photo.
+    ``make`` gives the observed photo and the scan. Of the benchmark, whose photos must show a face, ``keep`` is called
+    with the decoder's key, the result and the shape of each full fit.
     """
     head = cache(make)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import re
 import shlex
 import sys
@@ -22,6 +20,7 @@ from facerecon.export.chart import Bar, bar_chart
 from facerecon.export.report import library_version
 from facerecon.fit.evaluation_parts import RELEASED, split_space
 from facerecon.imaging.files import read_image, write_bytes, write_png
+from facerecon.storage import csv_bytes
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
 MARKS = ("<!-- evaluate -->", "<!-- /evaluate -->")
@@ -35,6 +34,12 @@ DECODERS = {
     "finetune": "w/ another set (finetune)",
 }
 """Rows of Tables 5 and 6, by key of decoders=."""
+
+SHAPES = {
+    "shape/synthetic": "Shape, held-out synthetic heads of the fit's own model",
+    "shape/ict": "Shape, heads of ICT-FaceKit (another model, another camera)",
+    "realy": "Shape, REALY",
+}
 
 STARTS = {
     "mean face": "mean face",
@@ -76,12 +81,7 @@ EXPRESSIVENESS = [
     Metric("features", "face features x 1000", 1000, 1),
     Metric("csim", "CSIM", 1, 3),
 ]
-GROUPED = [
-    Metric("photometric", "photometric x 1000", 1000, 1),
-    Metric("identity", "CSIM", 1, 3),
-    Metric("nme", "landmarks, %", 100, 2),
-    Metric("mean", "shape, mm", 1, 2),
-]
+GROUPED = [*RECONSTRUCTION[:3], Metric("mean", "shape, mm", 1, 2)]
 
 TONES = ((55, "very light (ITA above 55)"), (41, "light (41 to 55)"), (28, "intermediate (28 to 41)"),
          (10, "tan (10 to 28)"), (-30, "brown (-30 to 10)"), (-1e9, "dark (below -30)"))  # fmt: skip
@@ -123,11 +123,6 @@ def _errors(facts: Mapping[str, float]) -> dict[str, float]:
     return {**facts, "mean": sum(facts[region] for region in REGIONS) / len(REGIONS)}
 
 
-def _keys(sweep: Any) -> list[str]:
-    """All decoders of the configuration, given or not, in its order."""
-    return [str(key) for key in sweep.config.decoders]
-
-
 def _apart(row: Row, items: Mapping[str, float], ours: Mapping[str, float]) -> Row:
     """A row with its paired difference to ours, over what both have measured."""
     pairs = [value - ours[name] for name, value in items.items() if name in ours]
@@ -139,13 +134,8 @@ def _apart(row: Row, items: Mapping[str, float], ours: Mapping[str, float]) -> R
 
 def shape_tables(sweep: Any) -> list[Table]:
     """Table 5, for every kind of head that was measured."""
-    titles = {
-        "shape/synthetic": "Shape, held-out synthetic heads of the fit's own model",
-        "shape/ict": "Shape, heads of ICT-FaceKit (another model, another camera)",
-        "realy": "Shape, REALY",
-    }
     tables = []
-    for place, title in titles.items():
+    for place, title in SHAPES.items():
         found = _named(sweep, f"{place}/([^/]+)/starts")
         if not found:
             continue
@@ -169,7 +159,7 @@ def shape_tables(sweep: Any) -> list[Table]:
         for key, label in STARTS.items():
             if not add(key, label) and key == "regressor":
                 table.rows.append(Row(label, note="no trained weights for this head model"))
-        for key in _keys(sweep):
+        for key in map(str, sweep.config.decoders):
             if key in sweep.decoders:
                 add(f"fit {key}", f"full fit: {_label(sweep, key)}")
             else:
@@ -209,8 +199,7 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
         table.rows += [row] if row is not None else []
         row = _row(label, metrics, TEXTURE)
         if row is not None:
-            ratio = _diversity([(facts["vectors"]["render"], facts["vectors"]["photo"]) for facts in of.values()])
-            texture.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
+            texture.rows.append(_with_diversity(row, list(of.values()), "render", "photo"))
     photos = len({match[1] for match, _ in found if match[1].startswith("photo_")})
     faces = len({match[1] for match, _ in found}) - photos
     table.notes = [
@@ -229,17 +218,14 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
     return [table, texture]
 
 
-def _diversity(pairs: Sequence[tuple[list[float], list[float]]]) -> Summary | None:
-    """Ratio of identity deviations, the people resampled."""
+def _with_diversity(row: Row, found: Sequence[Mapping[str, Any]], ours: str, source: str) -> Row:
+    """A row with the ratio of identity deviations of two kinds of vectors, the people resampled."""
+    pairs = [(facts["vectors"][ours], facts["vectors"][source]) for facts in found]
     if len(pairs) < LEAST:
-        return None
+        return row
     values = torch.tensor(pairs, dtype=torch.float64)  # (N, 2, D)
-
-    def ratio(some: torch.Tensor) -> torch.Tensor:
-        return identity_std_ratio(some[:, 0], some[:, 1])
-
-    value, low, high = bootstrap_interval(values, ratio)
-    return Summary(value, len(pairs), low, high)
+    value, low, high = bootstrap_interval(values, lambda some: identity_std_ratio(some[:, 0], some[:, 1]))
+    return replace(row, cells=dict(row.cells) | {"identity_std": Summary(value, len(pairs), low, high)})
 
 
 def map_tables(sweep: Any) -> list[Table]:
@@ -249,14 +235,12 @@ def map_tables(sweep: Any) -> list[Table]:
         return []
     table = Table("maps", "UV maps of held-out subjects, and with one thing changed", MAPS, first="maps")
     row = _row("full", [facts["metrics"] for _, facts in full], MAPS)
-    ratio = _diversity([(facts["vectors"]["map"], facts["vectors"]["source"]) for _, facts in full])
-    table.rows.append(replace(row, cells=dict(row.cells) | ({"identity_std": ratio} if ratio else {})))
+    table.rows.append(_with_diversity(row, [facts for _, facts in full], "map", "source"))
     changed: dict[str, list[dict]] = {}
     for match, facts in _named(sweep, "maps/([^/]+)/(.+)"):
         if match[2] != "full":
             changed.setdefault(match[2], []).append(facts["metrics"])
-    rows = [_row(name, items, MAPS) for name, items in changed.items()]
-    table.rows += [row for row in rows if row is not None]
+    table.rows += filter(None, [_row(name, items, MAPS) for name, items in changed.items()])
     table.rows += PUBLISHED["maps"]
     refused = sum("refused" in facts for name, facts in sweep.done.items() if name.startswith("maps/"))
     table.notes = [
@@ -271,8 +255,8 @@ def released_tables(sweep: Any) -> list[Table]:
     """Maps of the authors' subjects beside ours."""
     table = Table("released", "Maps of the authors' set beside ours", RELEASED_MAPS, first="maps")
     for row, label in RELEASED.items():
-        made = _row(label, [facts["metrics"] for _, facts in _named(sweep, f"released/[^/]+/{row}")], RELEASED_MAPS)
-        table.rows += [made] if made is not None else []
+        items = [facts["metrics"] for _, facts in _named(sweep, f"released/[^/]+/{row}")]
+        table.rows += filter(None, [_row(label, items, RELEASED_MAPS)])
     table.notes = [
         "CSIM of the photo and the map drawn into it, on the head that is fitted to its landmarks, under the light "
         "that is solved for each. BS Error of the released map is on its own atlas."
@@ -286,7 +270,7 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
     if not found:
         return []
     table = Table("expressiveness", "Unseen maps, as decoders express them", EXPRESSIVENESS, first="decoder")
-    for key in _keys(sweep):
+    for key in map(str, sweep.config.decoders):
         if key not in sweep.decoders:
             table.rows.append(_not_run(key))
             continue
@@ -306,9 +290,8 @@ def group_tables(sweep: Any) -> list[Table]:
     """Our fits with the first preset, by what the faces look like."""
     photos = [facts for _, facts in _named(sweep, f"reconstruction/[^/]+/{re.escape(sweep.preset)}/ours")]
     heads = [facts for _, facts in _named(sweep, "(?:shape/[^/]+|realy)/[^/]+/ours")]
-    people = [
-        (facts["about"], {k: facts["metrics"][k] for k in ("photometric", "identity", "nme")}) for facts in photos
-    ]
+    kinds = ("photometric", "identity", "nme")
+    people = [(facts["about"], {key: facts["metrics"][key] for key in kinds}) for facts in photos]
     people += [(facts["about"], {"mean": _errors(facts["errors"])["mean"]}) for facts in heads]
     if not people:
         return []
@@ -331,8 +314,7 @@ def group_tables(sweep: Any) -> list[Table]:
             row = _row(f"{what}: {label}", inside, GROUPED)
             if row is not None:
                 counts = {
-                    "photos": sum("identity" in one for one in inside),
-                    "heads": sum("mean" in one for one in inside),
+                    key: sum(kind in one for one in inside) for key, kind in (("photos", "identity"), ("heads", "mean"))
                 }
                 cells = dict(row.cells) | {key: Summary(value, len(inside)) for key, value in counts.items() if value}
                 table.rows.append(replace(row, cells=cells))
@@ -358,9 +340,7 @@ def write_evaluation(sweep: Any) -> int:
     write_bytes(folder / "results.csv", write_csv(tables))
     write_bytes(folder / "items.csv", _items(sweep))
     charts = _charts(folder, tables)
-    body = [_introduction(sweep)]
-    body += [table.to_markdown(3) for table in tables]
-    body += [_not_measured(sweep)]
+    body = [_introduction(sweep), *[table.to_markdown(3) for table in tables], _not_measured(sweep)]
     text = "\n".join(part for part in body if part)
     shown = charts | dict.fromkeys(sweep.sheets, "Panels")
     pictures = "\n".join(f"![{title}]({name})\n" for name, title in shown.items())
@@ -411,20 +391,16 @@ def _not_measured(sweep: Any) -> str:
 
 def _items(sweep: Any) -> bytes:
     """Every measurement of every item: item, group, metric, value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item", "group", "metric", "value"])
+    lines = [["item", "group", "metric", "value"]]
     for name in sorted(sweep.done):
         facts = sweep.done[name]
         for group in ("metrics", "about"):
-            for key, value in facts.get(group, {}).items():
-                writer.writerow([name, group, key, value])
+            lines += [[name, group, key, value] for key, value in facts.get(group, {}).items()]
         errors = facts.get("errors", {})
         nested = errors if any(isinstance(v, dict) for v in errors.values()) else {"": errors}
         for row, of in nested.items():
-            for region, value in of.items():
-                writer.writerow([name, f"mm {row}".strip(), region, value])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+            lines += [[name, f"mm {row}".strip(), region, value] for region, value in of.items()]
+    return csv_bytes(lines)
 
 
 def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
@@ -453,12 +429,8 @@ def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
     draw("shape.png", "Shape error", groups, "mm, mean of four regions, and its 95 % interval: less is better")
     if "reconstruction" in by_name:
         groups = [("", bars(by_name["reconstruction"], "photometric", 1000, 1))]
-        draw(
-            "reconstruction.png",
-            "Photometric error",
-            groups,
-            "RGB difference x 1000, and its 95 % interval: less is better",
-        )
+        axis = "RGB difference x 1000, and its 95 % interval: less is better"
+        draw("reconstruction.png", "Photometric error", groups, axis)
     if "maps" in by_name:
         groups = [("", bars(by_name["maps"], "bs_error"))]
         draw("maps.png", "BS Error over observed texels", groups, "of 255, and its 95 % interval: less is better")
@@ -466,11 +438,7 @@ def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
 
 
 def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> None:
-    """Replace what is between the marks of a Markdown file; charts go beside it.
-
-    Raises:
-        ConfigError: the marks are not there.
-    """
+    """Replace what is between the marks of a Markdown file; charts go beside it."""
     content = path.read_text(encoding="utf-8")
     first, last = content.find(MARKS[0]), content.find(MARKS[1])
     if first < 0 or last < first:

@@ -11,9 +11,7 @@ failures.jsonl. A map that cannot be read is named and left out; a run that was 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import sys
@@ -25,7 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import run
-from facerecon.run.signals import Stopped, check_stop
+from facerecon.run.signals import check_stop, names_kept
 
 OVERVIEW = 12  # maps on the overview
 GAIN = 3.0  # of the difference in a panel
@@ -34,8 +32,9 @@ GAIN = 3.0  # of the difference in a panel
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, OutputError, check_number
+    from facerecon.errors import ConfigError, check_number
     from facerecon.fit.models import run_folder
+    from facerecon.fit.photos import is_finished
     from facerecon.imaging.files import list_images
     from facerecon.run.directory import file_digest, folder_names
 
@@ -52,21 +51,16 @@ def main(config: Any) -> int:
         done = folder.completed()
         names = folder_names(contents, done)
         paths = list({name: path for path, name in reversed(names.items())}.values())[::-1]  # copies once
-        pending = []
-        for path in paths:
-            facts = done.get(names[path], {})  # runs of old kept no content
-            same = facts.get("content", contents[path]) == contents[path]
-            if not (config.resume and facts.get("settings") == digest and same):
-                pending.append(path)
+        kept = {p for p in paths if config.resume and is_finished(done.get(names[p], {}), digest, contents[p])}
+        pending = [path for path in paths if path not in kept]
         folder.forget_failures(names[p] for p in pending)
-        try:
+
+        def finished() -> str:
+            count = sum(row.get("settings") == digest for row in folder.completed().values())
+            return f"{count} of {len(paths)} map(s) are finished in {folder.path}"
+
+        with names_kept(finished):
             failed = _invert(config, folder, pending, names, digest, contents) if pending else {}
-        except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            kept = sum(row.get("settings") == digest for row in folder.completed().values())
-            kept = f"{kept} of {len(paths)} map(s) are finished in {folder.path}"
-            if isinstance(stop, OutputError):
-                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-            raise type(stop)(kept) from None
         return _finish(folder, paths, names, digest, failed)
 
 
@@ -131,9 +125,8 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
                 fit, target = found.texture[k].cpu(), found.target[k].cpu()
                 write_png(where / "fitted.png", fit)
                 note = {"space": decoder.space, "decoder": str(config.decoder)}
-                write_whole(
-                    where / "latent.safetensors", safetensors_bytes({"codes": found.latent.codes[k : k + 1]}, note)
-                )
+                code = safetensors_bytes({"codes": found.latent.codes[k : k + 1]}, note)
+                write_whole(where / "latent.safetensors", code)
                 if config.panels:
                     write_png(where / "panel.png", panel(target, fit))
                 row = {"l1": round(found.l1[k].item(), 6), "seconds": round(seconds, 3)}
@@ -161,7 +154,7 @@ def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: di
     """Tables and overview of all that is done; the exit status."""
     from facerecon.errors import InputError
     from facerecon.imaging.files import contact_sheet, read_image, write_jpg
-    from facerecon.storage import write_whole
+    from facerecon.storage import csv_bytes, write_whole
 
     folder.tidy(names[path] for path in paths)
     done = folder.completed()
@@ -172,12 +165,8 @@ def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: di
         raise InputError(f"none of the {len(paths)} maps could be used; see {folder.path / 'failures.jsonl'}.")
     keys = [key for key in ("l1", "features") if key in rows[0]]
     means = {key: sum(row[key] for row in rows) / len(rows) for key in keys}
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["map", *keys])
-    writer.writerows([[row["map"], *(row[key] for key in keys)] for row in rows])
-    write_whole(folder.path / "results.csv", table.getvalue().encode())
     plain = [{key: row[key] for key in ("map", *keys)} for row in rows]
+    write_whole(folder.path / "results.csv", csv_bytes([plain[0], *(row.values() for row in plain)]))
     text = json.dumps({"maps": len(rows), "mean": means, "each": plain}, indent=2, allow_nan=False)
     write_whole(folder.path / "results.json", (text + "\n").encode())
     panels = [folder.path / row["map"] / "panel.png" for row in rows][:OVERVIEW]

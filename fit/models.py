@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from facerecon import perception
 from facerecon.assets import ASSETS, PACKAGES, shipped, status
 from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
@@ -24,25 +27,36 @@ from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import RunDirectory, choose_device, seed_everything, set_threads
+from facerecon.run.wandb_logger import row_logger
 from facerecon.settings import build_settings, check_keys
 from facerecon.storage import file_sha256
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import SavedFace
 
+GROUPS = ("preset", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "smoothness", "renderer")
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
 
 
-def announce(config: Any, fitter: Fitter, device: torch.device, what: str, seconds: float) -> dict[str, str]:
-    """Print what is fitted with which parts; returns :func:`used_parts`."""
+def load_tools(
+    config: Any, what: str, numbers: Callable[[dict], dict[str, float]]
+) -> tuple[Fitter, torch.nn.Module, Callable[[dict], None], dict[str, str]]:
+    """Fitter, network of CSIM, logger of rows (of which it logs the ``numbers``), and :func:`used_parts`.
+
+    Prints ``what`` is fitted, and with which parts.
+    """
+    started = time.perf_counter()
+    device = prepare(config)
+    fitter, eval_identity = build_fitter(config, device), perception.load_eval_identity().to(device)
+    logger = row_logger(OmegaConf.to_container(config, resolve=True), numbers)
     parts = used_parts(config)
     print(
         f"{what}, face model {config.face_model}, decoder {config.decoder} (space {fitter.decoder.space}), "
         f"preset {config.fitting.preset}, perceptual loss {config.perceptual}, {device}; "
-        f"models loaded in {seconds:.1f} s"
+        f"models loaded in {time.perf_counter() - started:.1f} s"
     )
     print("parts: " + "; ".join(f"{part}: {version}" for part, version in parts.items()))
-    return parts
+    return fitter, eval_identity, logger, parts
 
 
 def prepare(config: Any) -> torch.device:
@@ -56,37 +70,20 @@ def prepare(config: Any) -> torch.device:
 
 
 def build_fitter(config: Any, device: torch.device) -> Fitter:
-    """The fitter that a configuration describes, on its device.
-
-    Raises:
-        ConfigError: an unknown key or name.
-        AssetError: a model is missing; the message tells how to fetch it.
-    """
+    """The fitter that a configuration describes, on its device."""
     fitting = OmegaConf.to_container(config.fitting, resolve=True)
-    known = (
-        "preset",
-        "latent_space",
-        "start",
-        "regressor",
-        "stages",
-        "detail",
-        "occlusion",
-        "smoothness",
-        "renderer",
-        *FITTER_KEYS,
-    )
-    check_keys(fitting, known, "key of 'fitting'")
+    check_keys(fitting, GROUPS + FITTER_KEYS, "key of 'fitting'")
+    check_keys(fitting["renderer"], ("filter", "shading", "texture_level", "antialias"), "key of 'fitting.renderer'")
     check_pack(config)
-    space = latent_space(config)
     model, decoder = build_head(
-        config.face_model, config.face_model_path, config.pack.num_identity, config.decoder, space,
+        config.face_model, config.face_model_path, config.pack.num_identity, config.decoder, latent_space(config),
         config.decoder_precision,
     )  # fmt: skip
     regressor = build_regressor(config, model, fitting["regressor"])
     return Fitter(
         model=model.to(device),
         decoder=decoder.to(device),
-        renderer=_renderer(fitting["renderer"]),
+        renderer=Renderer(size=224, **fitting["renderer"]),
         identity=load_identity(config.identity).to(device),
         perceptual=config.perceptual,
         stages=fitting["stages"],
@@ -100,33 +97,28 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
 
 
 def check_pack(config: Any) -> None:
-    """Name at once all that is missing of the FFHQ-UV release for a configuration that asks for it.
+    """Refuse a configuration that asks for parts of the FFHQ-UV release that are not there; one line names them all."""
+    decoder, released = _released_decoder(config), config.face_model == "hifi3dpp"
+    parts = (
+        ("hifi3dpp", "face_model=makehuman decoder=open", released and not config.face_model_path),
+        (decoder, "decoder=open", decoder),
+        ("arcface", "identity=identity128", config.identity == "arcface"),
+        ("bisenet", "parsing=outlines", config.parsing == "bisenet"),
+        ("ffhq_uv_regressor", "stage1=landmarks", released and config.stage1 == "regressor" and not config.regressor),
+        ("ffhq_uv_topology", "decoder=open", config.decoder == "ffhq_uv_cropface"),
+    )
+    require({name: instead for name, instead, used in parts if used})
 
-    Raises:
-        AssetError: in one line, what, where it comes from, and how to do without.
-    """
-    needed = {}
-    if config.face_model == "hifi3dpp" and not config.face_model_path:
-        needed["hifi3dpp"] = "face_model=makehuman decoder=open"
-    if config.decoder in DECODERS and DECODERS[config.decoder].asset:
-        needed[DECODERS[config.decoder].asset] = "decoder=open"
-    if config.identity == "arcface":
-        needed["arcface"] = "identity=identity128"
-    if config.parsing == "bisenet":
-        needed["bisenet"] = "parsing=outlines"
-    if config.stage1 == "regressor" and config.face_model == "hifi3dpp" and not config.regressor:
-        needed["ffhq_uv_regressor"] = "stage1=landmarks"
-    if config.decoder == "ffhq_uv_cropface":
-        needed["ffhq_uv_topology"] = "decoder=open"
-    require(needed)
+
+def _released_decoder(config: Any) -> str | None:
+    """Name of the asset that the decoder of a configuration comes from."""
+    return (DECODERS[config.decoder].asset or None) if config.decoder in DECODERS else None
 
 
 def converted_files(config: Any) -> list[str]:
     """Names, which follow the content, of the files of the release that a configuration uses."""
-    decoder = DECODERS[config.decoder].asset if config.decoder in DECODERS else None
-    names = [decoder, config.identity if config.identity == "arcface" else None]
-    names += ["bisenet" if config.parsing == "bisenet" else None]
-    return [status(name).path.name for name in names if name]
+    names = [name for name in (config.identity, config.parsing) if name in ("arcface", "bisenet")]
+    return [status(name).path.name for name in (_released_decoder(config), *names) if name]
 
 
 def decoder_content(name: str) -> str | None:
@@ -227,12 +219,7 @@ def stage1_of(config: Any) -> str:
 
 
 def build_regressor(config: Any, model: MorphableModel, settings: dict) -> Regressor | None:
-    """N_enc of a head model, or None where stage 1 starts from landmarks; prints which.
-
-    Raises:
-        ConfigError: as :func:`stage1_of`, or its texture is asked for and is of another decoder.
-        AssetError: there are no weights for this head model, or the file given is none.
-    """
+    """N_enc of a head model, or None where stage 1 starts from landmarks; prints which."""
     if stage1_of(config) == "landmarks":
         why = "" if config.stage1 == "landmarks" else f" (no trained regressor for face model '{model.name}')"
         print(f"note: stage 1 starts from landmarks{why}.")
@@ -260,20 +247,11 @@ def latent_space(config: Any) -> str | None:
 
 
 def build_head(
-    name: str,
-    path: str | None,
-    num_identity: int | None,
-    decoder: str,
-    space: str | None = None,
-    precision: str = "auto",
+    name: str, path: str | None, num_identity: int | None, decoder: str, space: str | None, precision: str
 ) -> tuple[MorphableModel, TextureDecoder]:
     """A head model with everything that a fit needs, and a texture decoder in its atlas.
 
-    ``decoder``, ``space`` and ``precision`` are those of :func:`~facerecon.fitting.decoder_for`.
-
-    Raises:
-        ConfigError: an unknown name.
-        AssetError: a file is missing; the message tells how to get it.
+    ``decoder``, ``space`` and ``precision`` are those of :func:`~facerecon.correspond.resample.decoder_for`.
     """
     model = load_face_model(name, num_identity=num_identity, path=path or None)
     if name == "makehuman":
@@ -282,28 +260,17 @@ def build_head(
     if name == "hifi3dpp":
         carried = replace(carried, model=fill_sockets(carried.model))
     made = decoder_for(carried.model, decoder, carried=carried, space=space, precision=precision)
+    texture = "its own decoder"
     if decoder == "albedo":
         texture = "its own linear albedo"
-    else:
-        resampled = isinstance(made, ResampledDecoder) or decoder_kind(decoder) == "linear"
-        texture = "the decoder of makehuman, resampled" if resampled else "its own decoder"
+    elif isinstance(made, ResampledDecoder) or decoder_kind(decoder) == "linear":
+        texture = "the decoder of makehuman, resampled"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
     return carried.model, made
 
 
 def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:
-    """The decoder that made a saved face's latent.
-
-    Raises:
-        ConfigError, AssetError: as :func:`~facerecon.fitting.decoder_for`.
-    """
-    space = saved.latent.space
-    if space == "linear":
+    """The decoder that made a saved face's latent."""
+    if saved.latent.space == "linear":
         return decoder_for(model, saved.decoder, saved.latent.codes.shape[-1])
-    return decoder_for(model, saved.decoder, space=space)
-
-
-def _renderer(values: dict) -> Renderer:
-    """The renderer of the fit crop; ``backend`` and the other options are those of :class:`Renderer`."""
-    check_keys(values, ("filter", "shading", "texture_level", "antialias"), "key of 'fitting.renderer'")
-    return Renderer(size=224, **values)
+    return decoder_for(model, saved.decoder, space=saved.latent.space)

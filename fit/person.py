@@ -13,20 +13,18 @@ from typing import Any
 
 import torch
 
-from facerecon.errors import ConfigError, FitError, InputError, OutputError
+from facerecon.errors import ConfigError, FitError, InputError
 from facerecon.evaluation import reconstruction_metrics
 from facerecon.export.report import ReportEntry
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
-from facerecon.fit.models import announce, build_fitter, prepare, run_folder
-from facerecon.fit.photos import Corrections, Source, find_corrections, observe_sources
-from facerecon.fit.write import make_folder, saved_face, write_head
+from facerecon.fit.models import load_tools, run_folder
+from facerecon.fit.photos import Corrections, Source, find_corrections, is_finished, observe_sources
+from facerecon.fit.write import saved_face, write_head
 from facerecon.fitting import FitResult, SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
-from facerecon.perception import load_eval_identity
 from facerecon.run.directory import file_digest, folder_name, folder_names
-from facerecon.run.signals import Stopped, check_stop
-from facerecon.run.wandb_logger import row_logger
+from facerecon.run.signals import check_stop, names_kept
 from facerecon.settings import build_settings
 from facerecon.types import Observation, ReconstructedFace, SavedTrack
 
@@ -37,16 +35,7 @@ def is_video(config: Any) -> bool:
 
 
 def reconstruct_person(config: Any, digest: str) -> int:
-    """One head from all photos of ``config.img``; returns the exit status.
-
-    Args:
-        config: of fit/reconstruct.py.
-        digest: of everything that changes a result.
-
-    Raises:
-        ConfigError: settings that do not go together.
-        InputError: no photo or frame shows a face.
-    """
+    """One head from all photos of ``config.img``; returns the exit status. ``digest``: of all that changes a result."""
     video = is_video(config)
     if str(config.face) == "all":
         raise ConfigError("one person has one face in each photo; got face=all. Use face=largest or an index.")
@@ -71,25 +60,17 @@ def reconstruct_person(config: Any, digest: str) -> int:
     with run_folder(config, "reconstruct").alone() as folder:
         done, label = folder.completed(), _name(config, paths)
         name = folder_names({source: content}, done, label=label)[source]
-        facts = done.get(name, {})  # runs of old kept no content
-        same = facts.get("content", content) == content
-        if config.resume and facts.get("settings") == settings and same:
+        if config.resume and is_finished(done.get(name, {}), settings, content):
             print(f"nothing to do: {name} is finished in {folder.path}; resume=false does it again.")
             return 1 if any(row.get("item") == name and "suspect" in row for row in folder.metrics.read()) else 0
-        if not same:
+        if done.get(name, {}).get("content", content) != content:
             print(f"note: {config.img} has changed; its head is made again in {folder.path / name}")
         elif name != folder_name(label):
             print(f"note: {folder.path / folder_name(label)} is of other photos; this head's folder is {name}")
         folder.forget_failures([*folder.failures()])
-        try:
+        with names_kept(lambda: f"nothing of {name} is kept"):
             job = _Person(config, folder, name, settings, content)
             return job.run(_sources(config, contents if paths else {}, given))
-        except (KeyboardInterrupt, Stopped) as stop:
-            raise type(stop)(f"nothing of {name} is kept") from None
-        except OutputError as error:
-            raise OutputError(
-                f"{error} Nothing of {name} is marked as finished; the same command starts anew."
-            ) from None
 
 
 def _name(config: Any, paths: list) -> str:
@@ -126,20 +107,11 @@ class _Person:
 
     def run(self, sources: Iterator[Source]) -> int:
         """Observe, fit, write; returns the exit status."""
-        from omegaconf import OmegaConf
-
-        config, started = self.config, time.perf_counter()
-        device = prepare(config)
-        self.fitter = build_fitter(config, device)
-        self.eval_identity = load_eval_identity().to(device)
-        logger = row_logger(
-            OmegaConf.to_container(config, resolve=True),
-            lambda row: {f"final/{k}": v for k, v in row["metrics"].items()},
+        config, started, kind = self.config, time.perf_counter(), "frame" if self.video else "photo"
+        self.fitter, self.eval_identity, logger, self.parts = load_tools(
+            config, "one person", lambda row: {f"final/{key}": value for key, value in row["metrics"].items()}
         )
-        kind = "frame" if self.video else "photo"
-        clock = time.perf_counter()
-        self.parts = announce(config, self.fitter, device, "one person", clock - started)
-        used, photos = [], []
+        clock, used, photos = time.perf_counter(), [], []
         for source, photo, _ in observe_sources(sources, config, lambda source, error: self._fail(source.name, error)):
             used.append(source)
             photos.append(photo.replace(path=(source.name,)))
@@ -147,7 +119,7 @@ class _Person:
             where = self.folder.path / "failures.jsonl"
             raise InputError(f"no {kind} of the {len(self.failed)} could be used; see {where}.")
         seconds = {"observe": time.perf_counter() - clock}
-        photo = Observation.cat(photos).to(device)
+        photo = Observation.cat(photos).to(self.fitter.model.mean.device)
         result = self._fit(photo, used)
         for i in set(range(len(used))) - set(result.used):
             self._fail(used[i].name, FitError("what was measured on it is not finite"))
@@ -195,7 +167,7 @@ class _Person:
 
     def _write(self, fit: FitResult, photo: Observation, used: list[Source]) -> dict[str, Any]:
         """All files of the person; returns the row of metrics.jsonl."""
-        config, fitter, face, folder = self.config, self.fitter, fit.face, make_folder(self.folder.path / self.name)
+        config, fitter, face, folder = self.config, self.fitter, fit.face, self.folder.path / self.name
         values, _ = reconstruction_metrics(
             fit.observed, face.params, face.texture, fitter.model, fitter.renderer, self.eval_identity
         )
@@ -212,7 +184,7 @@ class _Person:
         if self.video:
             self._write_track(face, photo, used, folder)
         for i, name in enumerate(names) if not self.video else ():
-            place = make_folder(folder / "photos" / name)
+            place = folder / "photos" / name
             saved_face(face[i], [used[i].name], fitter, config).save(place / "params.safetensors")
             if "panel" in config.export:
                 write_png(place / "panel.png", read_image(panel(face[i], photo[i], fitter.renderer, fitter.model)))

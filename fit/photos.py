@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,8 @@ class Corrections:
 def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
     """The corrections of each photo.
 
-    Args:
-        config: its ``landmarks`` and ``mask`` are null, a file (for one photo), or a folder whose files are called as
-            the photos are; photos without one are detected as usual.
-        paths: the photos.
-
-    Raises:
-        ConfigError: a file for several photos, two files for one photo, a folder that matches no photo, or
-        ``face=all``.
-        InputError: the file or folder does not exist.
+    ``landmarks`` and ``mask`` of the configuration are null, a file (for one photo), or a folder whose files are called
+    as the photos are; photos without one are detected as usual.
     """
     found: dict[Any, dict[str, Path]] = {path: {} for path in paths}
     for kind, endings in KINDS.items():
@@ -76,16 +69,15 @@ def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
                 stems.setdefault(file.stem, []).append(file)
         shared = Counter(Path(path).stem for path in paths)
         for path in paths:
-            files = stems.get(Path(path).stem, [])
-            if files and shared[Path(path).stem] > 1:
+            stem = Path(path).stem
+            files = stems.get(stem, [])
+            if files and shared[stem] > 1:
                 raise ConfigError(
-                    f"{files[0]} could belong to any of {shared[Path(path).stem]} photos named '{Path(path).stem}'; "
+                    f"{files[0]} could belong to any of {shared[stem]} photos named '{stem}'; "
                     "give them different names, or do them one by one."
                 )
             if len(files) > 1:
-                raise ConfigError(
-                    f"{source} holds {len(files)} files named '{Path(path).stem}'; leave one for {kind}=."
-                )
+                raise ConfigError(f"{source} holds {len(files)} files named '{stem}'; leave one for {kind}=.")
             if files:
                 found[path][kind] = files[0]
         if not any(kind in given for given in found.values()):
@@ -97,35 +89,20 @@ def find_corrections(config: Any, paths: Sequence) -> dict[Any, Corrections]:
 
 @dataclass(frozen=True)
 class Source:
-    """A photo, or a frame of a video.
+    """A photo, or a frame of a video."""
 
-    Args:
-        image: what :func:`facerecon.observe` takes.
-        name: what messages call it.
-        folder: name of the folder of its results.
-        given: the user's corrections.
-        time: seconds, of a frame.
-        number: of a frame in its video, of a photo among the photos.
-    """
-
-    image: Any
-    name: str
-    folder: str
+    image: Any  # what :func:`facerecon.observe` takes
+    name: str  # what messages call it
+    folder: str  # name of the folder of its results
     given: Corrections
-    time: float = 0.0
-    number: int = 0
+    time: float = 0.0  # seconds, of a frame
+    number: int = 0  # of a frame in its video, of a photo among the photos
 
 
 def observe_sources(
     sources: Iterable[Source], config: Any, fail: Callable[[Source, Exception], None]
 ) -> Iterator[tuple[Source, Observation, float]]:
-    """(source, observation, seconds) of every photo that shows a face.
-
-    Args:
-        sources: the photos.
-        config: of fit/reconstruct.py; ``face`` and ``parsing`` count.
-        fail: called with each photo that cannot be used, and why.
-    """
+    """(source, observation, seconds) of every photo that shows a face; ``fail`` is called with each other, and why."""
     from facerecon.perception import load_parser, observe
 
     parser, face = load_parser(config.parsing), face_choice(config.face)
@@ -138,6 +115,11 @@ def observe_sources(
             fail(source, error)
             continue
         yield source, photo, time.perf_counter() - clock
+
+
+def is_finished(facts: Mapping[str, Any], settings: str, content: str) -> bool:
+    """Whether what a run noted of an item is of these settings and this content; runs of old kept no content."""
+    return facts.get("settings") == settings and facts.get("content", content) == content
 
 
 def face_choice(value: Any) -> str | int:

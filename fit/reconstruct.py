@@ -26,7 +26,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,21 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import run
-from facerecon.run.signals import Stopped, check_stop
-from facerecon.run.wandb_logger import row_logger
+from facerecon.run.signals import check_stop, names_kept
 
 
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, OutputError, check_number, nearest_name
+    from facerecon.errors import ConfigError, check_number
     from facerecon.fit.models import fit_digest, run_folder
     from facerecon.fit.person import is_video, reconstruct_person
-    from facerecon.fit.photos import face_choice, find_corrections
+    from facerecon.fit.photos import face_choice, find_corrections, is_finished
     from facerecon.fit.write import EXPORTS
     from facerecon.run.directory import folder_names
+    from facerecon.settings import check_keys
 
-    for name in config.export:
-        if name not in EXPORTS:
-            raise ConfigError(nearest_name(name, EXPORTS, "export"))
+    check_keys(config.export, EXPORTS, "export")
     if OmegaConf.is_missing(config, "img"):
         raise ConfigError("img is not set; for example: python fit/reconstruct.py img=face.jpg")
     if config.person or is_video(config):
@@ -66,11 +64,11 @@ def main(config: Any) -> int:
         done = folder.completed()
         names = folder_names(contents, done, numbered=face == "all")
 
-        def finished(path: Path, done: dict) -> bool:
-            facts = done.get(names[path], {})  # runs of old kept no content
-            return facts.get("settings") == settings[path] and facts.get("content", contents[path]) == contents[path]
+        def finished(done: dict) -> set[Path]:
+            return {p for p in paths if is_finished(done.get(names[p], {}), settings[p], contents[p])}
 
-        pending = [path for path in paths if not (config.resume and finished(path, done))]
+        kept = finished(done) if config.resume else set()
+        pending = [path for path in paths if path not in kept]
         if not pending:
             _finish(folder, paths, names)
             print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
@@ -80,47 +78,39 @@ def main(config: Any) -> int:
         pending.sort(key=lambda path: kinds.get(names[path]) == "FitError")
         folder.forget_failures(names[path] for path in pending)
         _say_where(folder, pending, names, contents, done)
-        job = _Job(config, folder, paths, pending, names, settings, given, face, contents)
-        try:
-            return job.run()
-        except (KeyboardInterrupt, Stopped, OutputError) as stop:
-            done = folder.completed()
-            kept = sum(finished(path, done) for path in paths)
-            kept = f"{kept} of {len(paths)} photo(s) are finished in {folder.path}"
-            if isinstance(stop, OutputError):
-                raise OutputError(f"{stop} {kept[0].upper()}{kept[1:]}; the same command goes on.") from None
-            raise type(stop)(kept) from None
+        with names_kept(
+            lambda: f"{len(finished(folder.completed()))} of {len(paths)} photo(s) are finished in {folder.path}"
+        ):
+            return _Job(config, folder, paths, pending, names, settings, given, contents).run()
 
 
+@dataclass
 class _Job:
     """The photos of one run that are not finished yet."""
 
-    def __init__(
-        self, config: Any, folder: Any, paths: list, pending: list, names: dict, settings: dict, given: dict, face: Any,
-        contents: dict,
-    ) -> None:  # fmt: skip
-        self.config, self.folder, self.face, self.contents = config, folder, face, contents
-        self.paths, self.pending, self.names, self.settings, self.given = paths, pending, names, settings, given
-        self.failed: dict[Any, str] = {}
-        self.written = self.diverged = 0
+    config: Any
+    folder: Any
+    paths: list
+    pending: list
+    names: dict
+    settings: dict
+    given: dict
+    contents: dict
+    failed: dict[Any, str] = field(default_factory=dict)
+    written: int = 0
+    diverged: int = 0
 
     def run(self) -> int:
         """Do them; returns the exit status."""
-        from omegaconf import OmegaConf
         from tqdm import tqdm
 
         from facerecon.errors import InputError
-        from facerecon.fit.models import announce, build_fitter, prepare
-        from facerecon.perception import load_eval_identity
+        from facerecon.fit.models import load_tools
 
-        config, started = self.config, time.perf_counter()
-        device = prepare(config)
-        self.fitter = build_fitter(config, device)
-        self.eval_identity = load_eval_identity().to(device)
-        self.logger = row_logger(OmegaConf.to_container(config, resolve=True), _figures_of)
-        seconds = time.perf_counter() - started
-        self.parts = announce(config, self.fitter, device, f"{len(self.pending)} photo(s)", seconds)
-        if config.perceptual == "face_features":
+        started = time.perf_counter()
+        tools = load_tools(self.config, f"{len(self.pending)} photo(s)", _figures_of)
+        self.fitter, self.eval_identity, self.logger, self.parts = tools
+        if self.config.perceptual == "face_features":
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
         self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
         try:
@@ -310,11 +300,12 @@ def write_face(job: _Job, face: Any, photo: Any, folder: Path, row: dict) -> Non
     from facerecon.fit.write import write_head
 
     name = Path(row["path"]).name
-    notes = [f"Suspect, this may be no face: {row['suspect']}."] if "suspect" in row else []
-    if "diverged" in row:
-        notes.append(f"The fit diverged: {row['diverged']}.")
-    if "turned" in row:
-        notes.append(f"The photo was turned by {row['turned']} degrees clockwise to have the face upright.")
+    told = {
+        "suspect": "Suspect, this may be no face: {}.",
+        "diverged": "The fit diverged: {}.",
+        "turned": "The photo was turned by {} degrees clockwise to have the face upright.",
+    }
+    notes = [text.format(row[key]) for key, text in told.items() if key in row]
     if row.get("stage1", "").startswith("landmarks: "):
         notes.append(f"Stage 1 starts from landmarks, not by the regressor: {row['stage1'][11:]}.")
     result = {key: row[key] for key in ("metrics", "stage1", "diverged", "suspect", "turned") if key in row}

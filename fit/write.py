@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import OmegaConf
 from PIL.Image import Image
 
-from facerecon.errors import OutputError
 from facerecon.export.mesh import save_glb, save_obj
 from facerecon.export.report import ReportEntry, write_report
 from facerecon.fitting import Fitter
@@ -22,14 +21,7 @@ EXPORTS = ("panel", "texture", "obj", "glb", "report")
 
 
 def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, config: Any) -> SavedFace:
-    """What ``params.safetensors`` holds of a fit.
-
-    Args:
-        face: of batch B.
-        names: of the photos, one a row of ``face``.
-        fitter: of the fit.
-        config: of fit/reconstruct.py.
-    """
+    """What ``params.safetensors`` holds of a fit; ``names``: of the photos, one a row of ``face``."""
     decoder = str(Path(config.decoder).expanduser().absolute()) if is_decoder_file(config.decoder) else config.decoder
     return SavedFace(
         params=face.params,
@@ -41,19 +33,6 @@ def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, co
         path=tuple(names),
         face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     )
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, made where it is missing.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another out=.") from None
-    return folder
 
 
 def write_head(
@@ -68,21 +47,20 @@ def write_head(
     arguments: str,
     **track: Any,
 ) -> None:
-    """All files of one head; each is written whole or not at all, and none holds a time or a date.
+    """The files of one head that ``config.export`` names, each whole or not at all, none with a time or a date.
 
     Args:
         folder: where.
         head: of batch 1.
         name: of its photo or person.
         fitter: of the fit.
-        config: of fit/reconstruct.py; its ``export`` names the files.
+        config: of fit/reconstruct.py.
         result: metrics.json.
         draw: draws the panel.
         describe: panel -> its entry in the report.
         arguments: of the command in the report, besides fitting=.
         track: of :func:`~facerecon.export.save_glb`, along a video.
     """
-    make_folder(folder)
     saved_face(head, [name], fitter, config).save(folder / "params.safetensors")
     if "texture" in config.export:
         write_png(folder / "texture.png", head.texture)

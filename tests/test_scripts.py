@@ -275,7 +275,7 @@ def heads(monkeypatch):
 
     def groups(job):
         for path in job.pending:
-            yield [(path, Photo(faces.get(path.name, 1) if job.face == "all" else 1), 0.0)]
+            yield [(path, Photo(faces.get(path.name, 1) if job.config.face == "all" else 1), 0.0)]
 
     def work(job, photos, items):
         for item in items:

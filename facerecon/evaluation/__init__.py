@@ -1,7 +1,7 @@
 """Measurements of results; nothing here is ever optimized (Sec. 4.3)."""
 
-from facerecon.correspond.regions import face_regions, head_region_forms, head_regions, region_forms
-from facerecon.evaluation.realy import RealyFolder, Scan, head_errors, realy_errors, scan_of_head
+from facerecon.correspond.regions import head_region_forms, head_regions, region_forms
+from facerecon.evaluation.realy import RealyFolder, head_errors, realy_errors, scan_of_head
 from facerecon.evaluation.reconstruction import (
     fit_metrics,
     identity_vectors,
@@ -11,21 +11,18 @@ from facerecon.evaluation.reconstruction import (
 )
 from facerecon.evaluation.regions import region_errors
 from facerecon.evaluation.tables import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary
-from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, evenly_lit, identity_std_ratio
+from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, identity_std_ratio
 
 __all__ = [
     "MapMetrics",
     "Metric",
     "RealyFolder",
     "Row",
-    "Scan",
     "Summary",
     "Table",
     "bootstrap_interval",
     "bootstrap_summary",
     "brightness_symmetry_error",
-    "evenly_lit",
-    "face_regions",
     "fit_metrics",
     "head_errors",
     "head_region_forms",

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import InputError, check_shape
+from facerecon.errors import AssetError, InputError, check_shape
+from facerecon.perception.identity import load_identity
+from facerecon.storage import read_safetensors
 
 __all__ = [
     *("DistanceFrom", "FeatureStatistics", "frechet_distance"),
@@ -82,8 +84,6 @@ def identity_features() -> Callable[[Tensor], Tensor]:
     Raises:
         AssetError: the network was not fetched.
     """
-    from facerecon.perception.identity import load_identity
-
     net = load_identity().net
 
     def features(maps: Tensor) -> Tensor:
@@ -108,9 +108,6 @@ def inception_features(path: str | os.PathLike) -> Callable[[Tensor], Tensor]:
         AssetError: the file is missing, or of another network.
     """
     from torchvision.models import inception_v3
-
-    from facerecon.errors import AssetError
-    from facerecon.storage import read_safetensors
 
     advice = "save the state_dict of torchvision's inception_v3 with safetensors"
     tensors, _ = read_safetensors(path, "torchvision's Inception v3", advice)

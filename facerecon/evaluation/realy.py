@@ -206,15 +206,8 @@ def _registered(
     goals: NDArray,
     millimeters: float,
 ) -> NDArray:
-    """Step 3: the region's points, shifted onto a surface; (N, 3).
-
-    Args:
-        vertices: (N, 3).
-        faces: (F, 3).
-        weights: (N,), areas.
-        surface: the aligned prediction.
-        held: (K,) vertices that keypoints are at, goals: (K, 3) where they shall come to lie.
-    """
+    """Step 3: the region's points (N, 3), which count by their ``weights`` (N,), shifted onto the aligned prediction,
+    the ``held`` ones (K,), at keypoints, towards their ``goals`` (K, 3)."""
     stiff = _stiffness(vertices, faces)
     total = weights.sum()
     shifts = np.zeros_like(vertices)
@@ -229,8 +222,7 @@ def _registered(
         for _ in range(_ROUNDS if points_weight else 1):
             near = surface.near(vertices + shifts) - vertices if points_weight else 0.0
             before, shifts = shifts, system.solve(pull[:, None] * near + towards)
-            moved = np.sqrt((weights @ ((shifts - before) ** 2).sum(1)) / total) * millimeters
-            if moved < _STILL:
+            if np.sqrt((weights @ ((shifts - before) ** 2).sum(1)) / total) * millimeters < _STILL:
                 break
     return vertices + shifts
 
@@ -296,16 +288,13 @@ def realy_errors(
 def head_errors(
     model: MorphableModel, params: FaceParams, scan: Scan, places: tuple[NDArray, NDArray] | None = None
 ) -> tuple[RealyErrors, Tensor]:
-    """:func:`realy_errors` of a fitted head.
+    """:func:`realy_errors` of a fitted head, and its shape (V, 3).
 
     Args:
         model: head model.
         params: of one head.
         scan: the truth.
         places: of its 85 keypoints (:func:`read_keypoint_places`); its 68 landmarks if left out.
-
-    Returns:
-        The errors, and the head's shape (V, 3).
     """
     with torch.no_grad():
         shape = model.shape(params)

@@ -107,15 +107,12 @@ def fit_metrics(
 
 @torch.no_grad()
 def identity_vectors(model: MorphableModel, photo: Observation, face: ReconstructedFace) -> dict[str, Tensor]:
-    """128-d descriptors of a photo, and of the fitted head with the decoder's texture, neutral, under even light.
+    """{"photo", "render": (128,)}: descriptors of a photo, and of the fitted head, neutral, under even light.
 
     Args:
         model: of the fit.
         photo: of one face.
         face: what the fit returned.
-
-    Returns:
-        {"photo": (128,), "render": (128,)}.
     """
     params = face.params
     still = params.replace(

@@ -101,7 +101,7 @@ def region_errors(
     true_regions: dict[str, ArrayLike],
     iterations: int = 60,
 ) -> dict[str, float]:
-    """Mean distance of each region of the true head to the predicted surface, after alignment, in millimeters.
+    """{region: mm}: mean distance of each region of the true head to the predicted surface, after alignment.
 
     Args:
         predicted_vertices: (V, 3), any similarity of the world's frame.
@@ -114,9 +114,6 @@ def region_errors(
             :func:`~facerecon.correspond.regions.face_regions` gives them. Landmarks hold a region of
             :data:`~facerecon.correspond.regions.REGION_LANDMARKS` in place; others are aligned by their surface only.
         iterations: of the region-wise alignment, at most.
-
-    Returns:
-        {name: mm}.
 
     Raises:
         ShapeError: arrays do not fit.
@@ -146,14 +143,7 @@ def region_errors(
             raise InputError(f"region '{name}' has no vertex with a face around it; choose it on the true head.")
         points, weights = truth[mask], areas[mask] / areas[mask].sum()
         keys = list(REGION_LANDMARKS.get(name, ()))
-        turn, shift = align_region(
-            surface,
-            points,
-            weights,
-            predicted_points[keys],
-            true_points[keys],
-            KEYPOINT_WEIGHT.get(name, 1.0),
-            iterations,
-        )
+        held = predicted_points[keys], true_points[keys], KEYPOINT_WEIGHT.get(name, 1.0)
+        turn, shift = align_region(surface, points, weights, *held, iterations)
         errors[name] = float(weights @ surface.distance(points @ turn.T + shift)) * MILLIMETERS
     return errors

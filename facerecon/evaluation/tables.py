@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import InputError
+from facerecon.storage import csv_bytes
 
 __all__ = ["Metric", "PUBLISHED", "Row", "Summary", "Table", "bootstrap_interval", "bootstrap_summary", "write_csv"]
 
@@ -202,22 +201,19 @@ def write_csv(tables: Sequence[Table]) -> bytes:
 
     Values are as measured, without the scale of their columns; ``published`` names the source, or is empty.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "row", "metric", "value", "std", "low", "high", "n", "published", "note"])
+    lines = [["table", "row", "metric", "value", "std", "low", "high", "n", "published", "note"]]
     for table in tables:
         for row in table.rows:
             if row.note:
-                writer.writerow([table.name, row.label, "", "", "", "", "", "", row.source, row.note])
+                lines.append([table.name, row.label, *[""] * 6, row.source, row.note])
                 continue
             for metric in table.metrics:
                 cell = row.cells.get(metric.key)
                 if cell is not None:
                     numbers = [cell.value, cell.std, cell.low, cell.high]
                     shown = ["" if v is None else f"{v:.6g}" for v in numbers]
-                    count = "" if cell.count is None else cell.count
-                    writer.writerow([table.name, row.label, metric.key, *shown, count, row.source, ""])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+                    lines.append([table.name, row.label, metric.key, *shown, cell.count, row.source, ""])
+    return csv_bytes(lines)
 
 
 _RELEASE = "README of the authors' release"

@@ -52,7 +52,7 @@ def bar_chart(
     legend: Sequence[str] = (),
     width: int = 860,
 ) -> Image.Image:
-    """Horizontal bars from 0, in groups, with whiskers.
+    """Horizontal bars from 0, in groups, with whiskers: a picture as high as they need.
 
     Args:
         title: above.
@@ -60,9 +60,6 @@ def bar_chart(
         axis: what the values are, below.
         legend: names of the series, one a color; none for one series.
         width: px.
-
-    Returns:
-        An RGB picture as high as its bars need.
 
     Raises:
         InputError: no bars, or a value that is negative or not finite.

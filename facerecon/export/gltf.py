@@ -50,15 +50,12 @@ class GlbBuilder:
     def accessor(
         self, values: np.ndarray, target: int | None = None, bounds: bool = False, name: str | None = None
     ) -> int:
-        """Append a dense accessor.
+        """Append a dense accessor; returns its index.
 
         Args:
             values: (N,) or (N, C) of float32, uint8, uint16 or uint32.
             target: ``pygltflib.ARRAY_BUFFER`` or ``ELEMENT_ARRAY_BUFFER``.
             bounds: also store the minimum and maximum of each component (required for POSITION).
-
-        Returns:
-            Index of the accessor.
         """
         values = self._columns(values)
         accessor = self._describe(values, bounds, name)
@@ -68,7 +65,7 @@ class GlbBuilder:
     def delta_accessor(
         self, values: np.ndarray, tolerance: float = 0.0, bounds: bool = False, name: str | None = None
     ) -> int:
-        """Append an accessor of mostly zero rows, in the smallest of three forms.
+        """Append an accessor of mostly zero rows, in the smallest of three forms; returns its index.
 
         Rows within ``tolerance`` of zero are stored as zero. All-zero arrays of one shape share an accessor
         without data (which glTF defines as zeros); otherwise it is sparse where that is smaller, else dense.
@@ -77,9 +74,6 @@ class GlbBuilder:
             values: (N, C) float32.
             tolerance: largest absolute component that counts as zero, in the unit of ``values``.
             bounds: store minimum and maximum (required for POSITION, in morph targets too).
-
-        Returns:
-            Index of the accessor.
         """
         values = self._columns(values)
         rows = np.flatnonzero((np.abs(values) > tolerance).any(axis=1))
@@ -107,14 +101,8 @@ class GlbBuilder:
     def texture(self, data: bytes, mime: str, name: str | None = None) -> int:
         """Embed an encoded picture (trilinear filter, clamped border); returns the texture's index."""
         self.gltf.images.append(gl.Image(bufferView=self.view(data), mimeType=mime, name=name))
-        self.gltf.samplers.append(
-            gl.Sampler(
-                magFilter=gl.LINEAR,
-                minFilter=gl.LINEAR_MIPMAP_LINEAR,
-                wrapS=gl.CLAMP_TO_EDGE,
-                wrapT=gl.CLAMP_TO_EDGE,
-            )
-        )
+        clamped = {"wrapS": gl.CLAMP_TO_EDGE, "wrapT": gl.CLAMP_TO_EDGE}
+        self.gltf.samplers.append(gl.Sampler(magFilter=gl.LINEAR, minFilter=gl.LINEAR_MIPMAP_LINEAR, **clamped))
         self.gltf.textures.append(gl.Texture(source=len(self.gltf.images) - 1, sampler=len(self.gltf.samplers) - 1))
         return len(self.gltf.textures) - 1
 

@@ -11,23 +11,23 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pygltflib as gl
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
 from facerecon.errors import ConfigError, InputError, ShapeError, nearest_name
+from facerecon.export.gltf import GlbBuilder, smallest_index_type
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
 from facerecon.morphable.eyes import Eyeball, eye_map, eye_uvs, eyeball, find_eyes, iris_color
+from facerecon.settings import check_keys
 from facerecon.types import FaceParams, MeshTopology, ReconstructedFace
-
-if TYPE_CHECKING:
-    from facerecon.export.gltf import GlbBuilder
 
 __all__ = ["METERS_PER_UNIT", "SplitMesh", "encode_texture", "save_glb", "save_obj", "split_seams"]
 
@@ -73,13 +73,12 @@ def split_seams(faces: Tensor, uv_faces: Tensor) -> SplitMesh:
     return SplitMesh(inverse.reshape(-1, 3).astype(np.int64), unique[:, 0], unique[:, 1])
 
 
-def encode_texture(texture: Tensor, image_format: str = "png", quality: int = 92) -> bytes:
+def encode_texture(texture: Tensor, image_format: str = "png") -> bytes:
     """Encode one texture or image as PNG or JPEG.
 
     Args:
         texture: (3, S, S) or (1, 3, S, S) in [0, 1]; values outside are clamped.
         image_format: "png" (exact to 8 bits) or "jpeg" (smaller).
-        quality: of the JPEG, 1 to 95.
 
     Raises:
         ConfigError: another format.
@@ -90,36 +89,22 @@ def encode_texture(texture: Tensor, image_format: str = "png", quality: int = 92
         texture = texture[0]
     if texture.ndim != 3 or texture.shape[0] not in (1, 3):
         raise ShapeError(f"texture must be (3, S, S); got {tuple(texture.shape)}. Pass one subject at a time.")
-    picture = to_pil(texture)
     buffer = io.BytesIO()
-    if image_format == "png":
-        picture.save(buffer, "PNG")
-    else:
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    to_pil(texture).save(buffer, image_format, **{"quality": 92, "subsampling": 0} if image_format == "jpeg" else {})
     return buffer.getvalue()
 
 
 @dataclass(frozen=True)
 class _Eyes:
-    """The eyeballs of an export, apart from the skin.
+    """The eyeballs of an export, apart from the skin."""
 
-    Args:
-        rows: (F,) bool, faces of the head that the eyeballs replace or are.
-        vertices: (N, 3) in world units; the head's own, or spheres in its sockets.
-        source: (N,) their vertices of the head, -1 for those of a sphere.
-        faces: (M, 3).
-        uvs: (N, 2) on the map.
-        map: (1, 3, S, S).
-        balls: spheres, with the first row of each in ``vertices``.
-    """
-
-    rows: np.ndarray
-    vertices: np.ndarray
-    source: np.ndarray
-    faces: np.ndarray
-    uvs: np.ndarray
-    map: Tensor
-    balls: tuple[tuple[int, Eyeball], ...]
+    rows: np.ndarray  # (F,) bool, faces of the head that the eyeballs replace or are
+    vertices: np.ndarray  # (N, 3) in world units; the head's own, or spheres in its sockets
+    source: np.ndarray  # (N,) their vertices of the head, -1 for those of a sphere
+    faces: np.ndarray  # (M, 3)
+    uvs: np.ndarray  # (N, 2) on the map
+    map: Tensor  # (1, 3, S, S)
+    balls: tuple[tuple[int, Eyeball], ...]  # spheres, with the first row of each in ``vertices``
 
     def moved(self, displacements: np.ndarray, unit: str) -> np.ndarray:
         """(N, 3) what a unit of the expression does to them, from that (V, 3) of the head."""
@@ -304,18 +289,11 @@ def save_glb(
         track: parameters of T frames of a video: the file then plays their expressions and rotations.
         times: (T,) seconds of those frames, increasing.
 
-    Returns:
-        The path.
-
     Raises:
         InputError: the batch holds several subjects and ``index`` is not given, times do not fit the track, or the
         path is that of another kind of file.
         ConfigError: an unknown target name or texture format.
     """
-    import pygltflib as gl
-
-    from facerecon.export.gltf import GlbBuilder
-
     face = one_subject(face, index, "one file holds")
     path = Path(path).expanduser()
     if path.suffix.lower() != ".glb":
@@ -333,7 +311,7 @@ def save_glb(
     chosen = _chosen_targets(face, targets)
     skin.targets, eye_targets = _morph_targets(build, face, chosen, split, apart, normals, scale)
     mesh = gl.Mesh(name="head", primitives=[skin])
-    texture = face.texture if texture_size is None else _resized(face.texture, texture_size)
+    texture = face.texture if texture_size is None else resized(face.texture, texture_size)
     picture = build.texture(encode_texture(texture, image_format), f"image/{image_format}", "albedo")
     build.gltf.materials.append(_material("skin", picture, roughness, SKIN_F0))
     if apart is not None:
@@ -353,10 +331,6 @@ def _primitive(
     build: GlbBuilder, positions: np.ndarray, normals: np.ndarray, uvs: np.ndarray, faces: np.ndarray, prefix: str = ""
 ) -> Any:
     """Triangles of material 0 without morph targets; ``prefix`` begins the names of their accessors."""
-    import pygltflib as gl
-
-    from facerecon.export.gltf import smallest_index_type
-
     attributes = gl.Attributes(
         POSITION=build.accessor(positions, gl.ARRAY_BUFFER, bounds=True, name=f"{prefix}positions"),
         NORMAL=build.accessor(normals, gl.ARRAY_BUFFER, name=f"{prefix}normals"),
@@ -417,13 +391,7 @@ def _animate(
     chosen: Sequence[int],
     clamp: tuple[float, float] | None,
 ) -> None:
-    """Play a track on node 0: its rotations, and the weights of the ``chosen`` morph targets.
-
-    Raises:
-        InputError: no times, of another number than the frames, negative or not increasing.
-    """
-    import pygltflib as gl
-
+    """Play a track on node 0: its rotations, and the weights of the ``chosen`` morph targets."""
     moments = np.asarray([] if times is None else torch.as_tensor(times, dtype=torch.float64).cpu(), dtype=np.float32)
     if moments.shape != (track.batch,) or not (np.diff(moments) > 0).all() or (moments < 0).any():
         raise InputError(f"times must be {track.batch} increasing seconds, one a frame of the track; got {times}.")
@@ -446,8 +414,6 @@ def _animate(
 
 def _material(name: str, texture: int, roughness: float, f0: float) -> Any:
     """A dielectric of a base color texture; ``f0`` is what it reflects of light that falls on it straight."""
-    import pygltflib as gl
-
     return gl.Material(
         name=name,
         pbrMetallicRoughness=gl.PbrMetallicRoughness(
@@ -470,17 +436,8 @@ def _eye_normals(eyes: _Eyes, vertices: np.ndarray) -> np.ndarray:
 
 
 def one_subject(record: Any, index: int | None, what: str) -> Any:
-    """One subject of a batched face or observation, out of the graph.
-
-    Args:
-        record: of batch B.
-        index: which of them; may be left out where B is 1.
-        what: begins the error, e.g. "one file holds".
-
-    Raises:
-        InputError: there are several, or not so many.
-    """
-    count = len(record.vertices) if isinstance(record, ReconstructedFace) else len(record.landmarks68)
+    """One subject of a batched face or observation, out of the graph; ``what`` begins the error: "one file holds"."""
+    count = record.batch
     if index is None and count != 1:
         raise InputError(f"{what} one subject; got a batch of {count}. Pass index=0..{count - 1}.")
     if index is not None and not -count <= index < count:
@@ -488,10 +445,11 @@ def one_subject(record: Any, index: int | None, what: str) -> Any:
     return record[index or 0].detach()
 
 
-def _resized(texture: Tensor, size: int) -> Tensor:
-    if texture.shape[-1] == size:
-        return texture
-    return functional.interpolate(texture, (size, size), mode="bilinear", antialias=True, align_corners=False)
+def resized(image: Tensor, size: int) -> Tensor:
+    """Images (B, C, H, W) at ``size`` pixels a side."""
+    if image.shape[-2:] == (size, size):
+        return image
+    return functional.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -508,13 +466,9 @@ def _unit_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 def _chosen_targets(face: ReconstructedFace, targets: Sequence[str] | None) -> list[int]:
     known = list(face.expression_names)
     if len(known) != len(face.expression_basis):
-        raise ShapeError(
-            f"expression_names must name the {len(face.expression_basis)} rows of expression_basis; "
-            f"got {len(known)} names."
-        )
-    for name in targets or ():
-        if name not in known:
-            raise ConfigError(nearest_name(name, known, "morph target"))
+        rows = len(face.expression_basis)
+        raise ShapeError(f"expression_names must name the {rows} rows of expression_basis; got {len(known)} names.")
+    check_keys(targets or (), known, "morph target")
     return list(range(len(known))) if targets is None else [known.index(name) for name in targets]
 
 

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
+import facerecon
 from facerecon import assets as asset_registry
 from facerecon.errors import InputError
 from facerecon.export import views
@@ -160,9 +161,6 @@ def write_report(
         assets: names of the model files that were used; the whole open pack by default.
         command: how to reproduce the result.
         failures: photo -> why it failed.
-
-    Returns:
-        The path.
 
     Raises:
         InputError: there is nothing to report.
@@ -340,9 +338,4 @@ def _data_uri(picture: Any, quality: int = 90) -> str:
 
 def library_version() -> str:
     """Of the installed facerecon."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("facerecon")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return facerecon.__version__

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.export.mesh import one_subject
+from facerecon.export.mesh import one_subject, resized
 from facerecon.geometry.alignment import invert_affine
 from facerecon.geometry.camera import camera_in_photo, clip_coordinates, project
 from facerecon.geometry.lighting import sh_basis, shade
@@ -84,12 +84,7 @@ class Shot:
 
 
 def shoot(
-    vertices: Tensor,
-    texture: Tensor,
-    topology: MeshTopology,
-    camera: Camera,
-    size: int,
-    backend: str = "auto",
+    vertices: Tensor, texture: Tensor, topology: MeshTopology, camera: Camera, size: int, backend: str = "auto"
 ) -> Shot:
     """Rasterize one head and gather what shading needs.
 
@@ -143,7 +138,7 @@ def clay(shot: Shot) -> Tensor:
 def sh_directional_light(
     direction: Sequence[float], color: Sequence[float] = (1.0, 1.0, 1.0), ambient: float = 0.0
 ) -> SHLight:
-    """A far lamp as second-order spherical harmonics.
+    """A far lamp as second-order spherical harmonics, of batch 1.
 
     The Lambertian term max(0, cos) is 1/4 + cos / 2 + 5/16 P2(cos) up to band 2; by the addition theorem the
     coefficients are the basis at the lamp's direction, scaled by band.
@@ -152,9 +147,6 @@ def sh_directional_light(
         direction: towards the lamp, world axes, any length.
         color: RGB shading where the surface faces the lamp.
         ambient: shading added everywhere.
-
-    Returns:
-        Light of batch 1.
     """
     toward = functional.normalize(torch.tensor([direction], dtype=torch.float64), dim=-1)
     basis = sh_basis(toward)[0]
@@ -172,14 +164,6 @@ def studio_light() -> SHLight:
     key = sh_directional_light((-0.35, 0.5, 1.0), (0.42, 0.42, 0.42), 0.62)
     fill = sh_directional_light((0.8, 0.1, 0.6), (0.1, 0.1, 0.1))
     return SHLight(key.coefficients + fill.coefficients)
-
-
-def _relights() -> dict[str, SHLight]:
-    return {
-        "lit from the left, warm": sh_directional_light((-1.0, 0.3, 0.5), (1.05, 0.95, 0.82), 0.26),
-        "lit from the right, cool": sh_directional_light((1.0, 0.3, 0.5), (0.82, 0.94, 1.08), 0.26),
-        "lit from above": sh_directional_light((0.0, 1.0, 0.9), (1.0, 0.99, 0.97), 0.28),
-    }
 
 
 def posed_vertices(face: ReconstructedFace) -> Tensor:
@@ -225,21 +209,13 @@ def portrait_camera(
 
 def turned_view(face: ReconstructedFace, yaw: float, size: int, pitch: float = 0.0, backend: str = "auto") -> Shot:
     """The unposed head, turned (degrees): positive yaw to the viewer's right, positive pitch down."""
-    return _turned(face.vertices, face.texture, face.topology, yaw, size, pitch, backend)
+    camera, pivot = portrait_camera(face.vertices, topology=face.topology)
+    turned = _turned(face.vertices - pivot, yaw, pitch)
+    return shoot(turned, face.texture, face.topology, camera, size, backend)
 
 
-def _turned(
-    vertices: Tensor,
-    texture: Tensor,
-    topology: MeshTopology,
-    yaw: float,
-    size: int,
-    pitch: float = 0.0,
-    backend: str = "auto",
-) -> Shot:
-    camera, pivot = portrait_camera(vertices, topology=topology)
-    angles = vertices.new_tensor([[math.radians(pitch), math.radians(yaw), 0.0]])
-    return shoot((vertices - pivot) @ euler_to_matrix(angles).mT, texture, topology, camera, size, backend)
+def _turned(vertices: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
+    return vertices @ euler_to_matrix(vertices.new_tensor([[math.radians(pitch), math.radians(yaw), 0.0]])).mT
 
 
 def head_views(
@@ -250,7 +226,7 @@ def head_views(
     size: int = 420,
     light: SHLight | None = None,
 ) -> Tensor:
-    """An unposed head from several sides, in one row.
+    """An unposed head from several sides, in one row: (1, 3, size, N * size) in [0, 1].
 
     Args:
         vertices: (1, V, 3).
@@ -259,15 +235,13 @@ def head_views(
         yaws: degrees, positive to the viewer's right.
         size: of a view in pixels.
         light: the studio's if left out; clay has its own.
-
-    Returns:
-        (1, 3, size, N * size) in [0, 1].
     """
     light = studio_light() if light is None else light
+    camera, pivot = portrait_camera(vertices, topology=topology)
+    map_ = vertices.new_ones(1, 3, 1, 1) if texture is None else texture
     pictures = []
     for yaw in yaws:
-        map_ = vertices.new_ones(1, 3, 1, 1) if texture is None else texture
-        shot = _turned(vertices, map_, topology, yaw, _OVERSAMPLING * size)
+        shot = shoot(_turned(vertices - pivot, yaw), map_, topology, camera, _OVERSAMPLING * size)
         lit = _on_backdrop(clay(shot) if texture is None else textured(shot, light), shot)
         pictures.append(functional.avg_pool2d(lit, _OVERSAMPLING).clamp(0, 1))
     return torch.cat(pictures, 3)
@@ -283,13 +257,6 @@ def _crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
     return camera_in_photo(face.camera, from_photo, observation.full.image.shape[-2:])
 
 
-def _photo(observation: Observation, size: int) -> Tensor:
-    """(1, 3, size, size): the full crop, with the backdrop where the photo ends."""
-    full = observation.full
-    image = full.image * full.valid + _backdrop(full.image) * (1 - full.valid)
-    return _resized(image, size)
-
-
 def overlay(photo: Tensor, shot: Shot, light: SHLight, soft: float = 8) -> Tensor:
     """The face region, rendered, over the photo; its edge fades inwards over about ``soft`` pixels.
 
@@ -297,9 +264,6 @@ def overlay(photo: Tensor, shot: Shot, light: SHLight, soft: float = 8) -> Tenso
         photo: (1, 3, S, S) in [0, 1].
         shot: of the same size and camera.
         light: the fitted one.
-
-    Returns:
-        (1, 3, S, S) in [0, 1].
     """
     alpha = feather(shot.region, soft)
     return photo * (1 - alpha) + textured(shot, light) * alpha
@@ -441,13 +405,14 @@ def panel(
         cells["shape"] = _on_backdrop(clay(shot), shot)
     else:
         cells["shape"] = _on_backdrop(clay(turned[0.0]), turned[0.0])
-    cells["texture (albedo in UV)"] = _resized(face.texture, big)
+    cells["texture (albedo in UV)"] = resized(face.texture, big)
     tiles = {name: _finished(image, tile) for name, image in cells.items()}
     if observation is not None:
         tiles["landmarks: photo (rings), head (dots)"] = drawn.resize((tile, tile), Image.Resampling.BOX)
     cells = _relit(turned[0.0]) | _studio_views(turned) | {"texels seen in the photo": _visible_texture(face, big)}
     tiles |= {name: _finished(image, tile) for name, image in cells.items()}
-    note = "   ".join(f"{key} {_short(value)}" for key, value in (facts or {}).items()) or None
+    figures = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in (facts or {}).items()}
+    note = "   ".join(f"{key} {value}" for key, value in figures.items()) or None
     columns = 4 if observation is not None else 3
     return captioned_sheet(list(tiles.values()), list(tiles), columns, title, note, tile)
 
@@ -477,7 +442,7 @@ def person_panel(
     person = face[0].replace(vertices=face.neutral_vertices[:1])
     turned = _turned_views(person, big, backend)
     cells = {"shape, neutral": _on_backdrop(clay(turned[0.0]), turned[0.0])} | _studio_views(turned)
-    cells["texture (albedo in UV)"] = _resized(person.texture, big)
+    cells["texture (albedo in UV)"] = resized(person.texture, big)
     cells["texels seen in a photo"] = _visible_texture(person, big)
     cells |= dict(list(_relit(turned[0.0]).items())[:2])
     tiles = [(name, _finished(image, tile)) for name, image in cells.items()]
@@ -498,21 +463,26 @@ def _turned_views(face: ReconstructedFace, size: int, backend: str) -> dict[floa
 def _studio_views(turned: Mapping[float, Shot]) -> dict[str, Tensor]:
     """{caption: (1, 3, S, S)} of turned heads in the studio's light."""
     return {
-        f"turned {_degrees(yaw)}" if yaw else "front, studio light": _on_backdrop(textured(shot, studio_light()), shot)
+        f"turned {yaw:+.0f}°" if yaw else "front, studio light": _on_backdrop(textured(shot, studio_light()), shot)
         for yaw, shot in turned.items()
     }
 
 
 def _relit(shot: Shot) -> dict[str, Tensor]:
     """{caption: (1, 3, S, S)} of one head in three lights."""
-    return {name: _on_backdrop(textured(shot, light), shot) for name, light in _relights().items()}
+    lights = {
+        "lit from the left, warm": sh_directional_light((-1.0, 0.3, 0.5), (1.05, 0.95, 0.82), 0.26),
+        "lit from the right, cool": sh_directional_light((1.0, 0.3, 0.5), (0.82, 0.94, 1.08), 0.26),
+        "lit from above": sh_directional_light((0.0, 1.0, 0.9), (1.0, 0.99, 0.97), 0.28),
+    }
+    return {name: _on_backdrop(textured(shot, light), shot) for name, light in lights.items()}
 
 
 def _photo_and_shot(face: ReconstructedFace, observation: Observation, size: int, backend: str) -> tuple[Tensor, Shot]:
-    """(1, 3, size, size), the full crop of one photo, and the fitted head where it is in it."""
-    camera = _crop_camera(face, observation)
+    """(1, 3, size, size), the full crop of one photo, on the backdrop, and the fitted head where it is in it."""
+    camera, full = _crop_camera(face, observation), observation.full
     shot = shoot(posed_vertices(face), face.texture, face.topology, camera, size, backend)
-    return _photo(observation, size), shot
+    return resized(full.image * full.valid + _backdrop(full.image) * (1 - full.valid), size), shot
 
 
 @torch.no_grad()
@@ -527,11 +497,10 @@ def overlays(
         renderer: only its choice of rasterizer backend is used.
         size: px, side of each of the three pictures.
     """
-    backend, big, pictures = _backend(renderer), size * _OVERSAMPLING, []
+    pictures = []
     for i in range(len(face.vertices)):
-        one, seen = face[i], observation[i]
-        photo, shot = _photo_and_shot(one, seen, big, backend)
-        parts = (photo, overlay(photo, shot, one.params.light), _on_backdrop(clay(shot), shot))
+        photo, shot = _photo_and_shot(face[i], observation[i], size * _OVERSAMPLING, _backend(renderer))
+        parts = (photo, overlay(photo, shot, face[i].params.light), _on_backdrop(clay(shot), shot))
         sheet = Image.new("RGB", (3 * size, size), _PAGE)
         for k, part in enumerate(parts):
             sheet.paste(_finished(part, size), (k * size, 0))
@@ -566,7 +535,7 @@ def relit_strip(
         angle = math.radians(azimuth)
         light = sh_directional_light((math.sin(angle), 0.35, math.cos(angle)), (1.0, 0.98, 0.95), 0.24)
         tiles.append(_finished(_on_backdrop(textured(shot, light), shot), tile))
-        captions.append(f"lamp at {_degrees(azimuth)}")
+        captions.append(f"lamp at {azimuth:+.0f}°")
     return captioned_sheet(tiles, captions, count, tile=tile)
 
 
@@ -712,7 +681,7 @@ def _single(record: Any, index: int | None) -> Any:
 
 
 def _backend(renderer: Any) -> str:
-    return str(getattr(renderer, "backend", "auto") or "auto") if renderer is not None else "auto"
+    return str(getattr(renderer, "backend", None) or "auto")
 
 
 def _on_cpu(model: Any) -> Any:
@@ -729,12 +698,6 @@ def _on_backdrop(image: Tensor, shot: Shot) -> Tensor:
     return image * shot.mask + _backdrop(image) * (1 - shot.mask)
 
 
-def _resized(image: Tensor, size: int) -> Tensor:
-    if image.shape[-2:] == (size, size):
-        return image
-    return functional.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False)
-
-
 def _finished(image: Tensor, size: int) -> Image.Image:
     """(1, 3, k size, k size) averaged down to a picture of ``size``."""
     return to_pil(functional.adaptive_avg_pool2d(image.clamp(0, 1), size)[0])
@@ -742,7 +705,7 @@ def _finished(image: Tensor, size: int) -> Image.Image:
 
 def _visible_texture(face: ReconstructedFace, size: int) -> Tensor:
     """The texture where the photo showed it; invented texels fade to the backdrop."""
-    texture, seen = _resized(face.texture, size), _resized(face.visibility.float(), size).clamp(0, 1)
+    texture, seen = resized(face.texture, size), resized(face.visibility.float(), size).clamp(0, 1)
     faded = 0.12 * texture + 0.88 * _backdrop(texture)
     return texture * seen + faded * (1 - seen)
 
@@ -769,12 +732,8 @@ def _text_width(text: str, size: int) -> float:
 
 
 def _write(sheet: Image.Image, at: tuple[float, float], text: str, color: Any, size: int, anchor: str) -> None:
-    """Text drawn at four times its size and averaged down, which spaces small letters evenly.
-
-    Args:
-        at: pixels; the vertical middle of the line.
-        anchor: "l", "m" or "r", where ``at`` is on the line.
-    """
+    """Text drawn at four times its size and averaged down, which spaces small letters evenly; ``at``: the middle of
+    its height, and of its width the ``anchor``, "l", "m" or "r"."""
     width, height = math.ceil(_text_width(text, size)) + 4, size * 2
     ink = Image.new("L", (width * 4, height * 4), 0)
     ImageDraw.Draw(ink).text((8, height * 2), text, 255, _font(size * 4), anchor="lm")
@@ -790,11 +749,3 @@ def _clipped(text: str, size: int, width: float) -> str:
     while text and _text_width(text + "…", size) > width:
         text = text[:-1]
     return text + "…"
-
-
-def _degrees(angle: float) -> str:
-    return f"{angle:+.0f}°"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

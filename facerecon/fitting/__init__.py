@@ -11,20 +11,12 @@ from facerecon.fitting.initialize import (
     fit_light_and_texture,
     start_from_regressor,
 )
-from facerecon.fitting.invert import (
-    InvertedTexture,
-    MapFeatures,
-    TextureInversionSettings,
-    invert_texture,
-    load_map_features,
-)
-from facerecon.fitting.objective import Objective
+from facerecon.fitting.invert import MapFeatures, TextureInversionSettings, invert_texture, load_map_features
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders, photometric_residual
-from facerecon.fitting.optimize import StageRun, StepReport, Track, run_stage
-from facerecon.fitting.result import FitResult, Start
+from facerecon.fitting.optimize import run_stage
+from facerecon.fitting.result import FitResult
 from facerecon.fitting.stage import (
     TERMS,
-    VARIABLES,
     DetailSettings,
     SmoothnessSettings,
     Stage,
@@ -35,23 +27,16 @@ from facerecon.fitting.variables import Variables
 
 __all__ = [
     "TERMS",
-    "VARIABLES",
     "DetailSettings",
     "FitResult",
     "Fitter",
-    "InvertedTexture",
     "LandmarkStart",
     "MapFeatures",
-    "Objective",
     "OcclusionSettings",
     "RegressorStart",
     "SmoothnessSettings",
     "Stage",
-    "StageRun",
-    "Start",
-    "StepReport",
     "TextureInversionSettings",
-    "Track",
     "Variables",
     "add_detail",
     "add_shared_detail",

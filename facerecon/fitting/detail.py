@@ -59,13 +59,7 @@ def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: i
     Dividing by a shading that is small and colored, or that misses a shadow, would paint patches. So what the photo and
     the decoder's render differ by, over half a hundredth of the map, is limited in logarithms: loosely where the light
     is as on most of the face, tightly where it is far from that; darker than the decoder may also be what is as dark on
-    the other side (a beard). Fine structure passes.
-
-    Args:
-        rgb: (B, 3, S, S), the photo in UV.
-        base: the decoder's texture.
-        shading: > 0.
-        weight: (B, 1, S, S), visible skin.
+    the other side (a beard). Fine structure passes. ``rgb`` is the photo in UV, ``weight`` (B, 1, S, S) visible skin.
     """
     side = max(32, size // 4)
 
@@ -136,21 +130,13 @@ def add_detail(
 
 @dataclass(frozen=True)
 class _Shown:
-    """What photos show of their heads, in UV.
+    """What photos show of their heads, in UV."""
 
-    Args:
-        albedo: (B, 3, S, S).
-        weight: (B, 1, S, S), the weight of its skin in the final texture.
-        inner: (B, 1, S, S), the same of eyeballs and the inside of the mouth.
-        visibility: (B, 1, S, S).
-        sharpness: (B, 1, S, S), photo pixels per texel along a side; None where it is not asked for.
-    """
-
-    albedo: Tensor
-    weight: Tensor
-    inner: Tensor
-    visibility: Tensor
-    sharpness: Tensor | None = None
+    albedo: Tensor  # (B, 3, S, S)
+    weight: Tensor  # (B, 1, S, S), the weight of its skin in the final texture
+    inner: Tensor  # (B, 1, S, S), the same of eyeballs and the inside of the mouth
+    visibility: Tensor  # (B, 1, S, S)
+    sharpness: Tensor | None = None  # (B, 1, S, S), photo pixels per texel along a side; None: not asked for
 
 
 def _sized(decoded: Tensor, size: int) -> Tensor:
@@ -309,17 +295,11 @@ def _worth(shown: _Shown, part: Tensor) -> float:
 
 
 def _sharpness(places: Tensor, photo: Observation) -> Tensor:
-    """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is edge-on.
-
-    Args:
-        places: (B, 2, S, S), where in the full crop each texel is, px.
-        photo: a crop larger than what it was cut from has no more pixels than that.
-    """
+    """(B, 1, S, S): how many pixels of the photo lie along the side of a texel, 0 where it is edge-on; ``places``,
+    (B, 2, S, S): where in the full crop each texel is, px. A crop has no more pixels than what it was cut from."""
     along, down = places.diff(dim=3)[:, :, :-1], places.diff(dim=2)[..., :-1]
     area = (along[:, :1] * down[:, 1:] - along[:, 1:] * down[:, :1]).abs()
     area = F.pad(area, (0, 1, 0, 1), mode="replicate")
     stretch = torch.linalg.det(photo.full.to_photo[:, :, :2]).abs().clamp(max=1)
-    smooth = gaussian_blur(
-        (area * stretch[:, None, None, None]).clamp(max=_MOST).sqrt(), 2 * (area.shape[-1] // 64) + 1
-    )
-    return smooth
+    side = (area * stretch[:, None, None, None]).clamp(max=_MOST).sqrt()
+    return gaussian_blur(side, 2 * (area.shape[-1] // 64) + 1)

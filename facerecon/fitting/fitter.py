@@ -367,15 +367,10 @@ def _moments(times: Any, smoothness: SmoothnessSettings | None, count: int) -> T
 
 @dataclass
 class _Running:
-    """A fit while it runs: its photos, and what became of which faces.
-
-    Args:
-        photo: B observed faces.
-        used: their numbers among the photos given; () for all.
-    """
+    """A fit while it runs: its photos, and what became of which faces."""
 
     photo: Observation
-    used: tuple[int, ...] = ()
+    used: tuple[int, ...] = ()  # numbers of the faces among the photos given; () for all
     failed: dict[int, str] = field(default_factory=dict)
     diverged: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -396,13 +391,8 @@ class _Running:
             self.failed.setdefault(i, reason)
 
     def replace_unusable(self) -> None:
-        """Note unusable faces as failed, and put a usable one in their place.
-
-        So the others are computed as they would be beside a usable face, and no batched solver meets a NaN.
-
-        Raises:
-            FitError: not one face is usable.
-        """
+        """Note unusable faces as failed, and put a usable one in their place: the others are computed as they would be
+        beside a usable face, and no batched solver meets a NaN."""
         photo, usable = self.photo, finite_rows(self.photo)
         if not bool(usable.any()):
             raise FitError(f"{self.name(0)}: what was measured on the photo is not finite; observe it again.")
@@ -413,17 +403,8 @@ class _Running:
             self.photo = photo[rows].replace(path=photo.path, photo_size=photo.photo_size)
 
     def note_stopped(self, stage: Stage, run: StageRun, first: bool, one_person: bool) -> list[str]:
-        """Note the faces that a stage stopped as diverged, or, without a state to go back to, as failed.
-
-        Args:
-            stage: which.
-            run: what it did.
-            first: no stage with steps was before.
-            one_person: the faces stop together, and one line is enough.
-
-        Returns:
-            Warnings of those that diverged.
-        """
+        """Note the faces that a stage stopped as diverged, or, in the ``first`` stage without a good state, as failed;
+        returns warnings of those that diverged, one of ``one_person``, whose photos stop together."""
         texts = []
         for i, (step, good) in run.stopped.items():
             if i in self.failed:
@@ -437,11 +418,7 @@ class _Running:
         return texts
 
     def fill_in(self, variables: Variables) -> None:
-        """Give failed faces the numbers of one that did not, for what follows to be computed.
-
-        Raises:
-            FitError: all failed.
-        """
+        """Give failed faces the numbers of one that did not, for what follows to be computed."""
         fine = [i for i in range(self.photo.batch) if i not in self.failed]
         if not fine:
             raise FitError(f"{self.name(0)}: could not be fitted, {self.failed[0]}.")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import ConfigError, check_number, check_shape, nearest_name
+from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
@@ -32,6 +32,7 @@ from facerecon.morphable import MorphableModel
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.perception.regressor import Coefficients, Regressor
 from facerecon.render import FusedView, PreparedView
+from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
 
@@ -126,22 +127,14 @@ class RegressorStart:
     appearance: str = "closed"
 
     def __post_init__(self) -> None:
-        if self.appearance not in ("closed", "regressor"):
-            raise ConfigError(nearest_name(self.appearance, ("closed", "regressor"), "source of the start's light"))
+        check_keys([self.appearance], ("closed", "regressor"), "source of the start's light")
         for name in ("max_yaw", "smallest_face", "max_error"):
             check_number(f"regressor.{name}", getattr(self, name), 0)
 
 
 def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    """Pose from orthography with scaling: least squares for two rows of s R, then orthonormalized.
-
-    Args:
-        points3d: (B, N, 3) model.
-        points2d: (B, N, 2) px.
-
-    Returns:
-        rotation (B, 3, 3) and translation (B, 3) in the world.
-    """
+    """Rotation (B, 3, 3) and translation (B, 3) of model points (B, N, 3) that are seen at (B, N, 2) px: orthography
+    with scaling, least squares for two rows of s R, then orthonormalized."""
     design = torch.cat([points3d, torch.ones_like(points3d[..., :1])], -1)
     # "gels", not the default "gelsy": that starts from memory it never sets, so that two runs differ in the last digits
     rows = torch.linalg.lstsq(design, points2d, driver="gels").solution.mT  # (B, 2, 4), px per unit; y down
@@ -222,15 +215,11 @@ def fit_landmarks(
             rotation = torch.matrix_exp(_skew(-step[:, :3])) @ rotation
             translation = translation - step[:, 3:6]
             coefficients = (coefficients - step[:, 6:]).clamp(prior.low, prior.high)
-    batch, device, n_id = len(landmarks), landmarks.device, model.num_identity
-    return FaceParams(
-        identity=coefficients[:, :n_id],
-        expression=coefficients[:, n_id:],
-        albedo=coefficients.new_zeros(batch, model.num_albedo) if start is None else start.albedo,
-        rotation=matrix_to_euler(rotation),
-        translation=translation,
-        light=SHLight.ambient(batch, device) if start is None else start.light,
-    )
+    batch, n_id = len(landmarks), model.num_identity
+    albedo = coefficients.new_zeros(batch, model.num_albedo) if start is None else start.albedo
+    light = SHLight.ambient(batch, landmarks.device) if start is None else start.light
+    identity, expression = coefficients[:, :n_id], coefficients[:, n_id:]
+    return FaceParams(identity, expression, albedo, matrix_to_euler(rotation), translation, light)
 
 
 @dataclass(frozen=True)
@@ -301,12 +290,7 @@ def _coefficient_prior(
 
 
 def _linearized(
-    model: MorphableModel,
-    points: _Points,
-    camera: Camera,
-    coefficients: Tensor,
-    rotation: Tensor,
-    translation: Tensor,
+    model: MorphableModel, points: _Points, camera: Camera, coefficients: Tensor, rotation: Tensor, translation: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Jacobian (B, 2 N, 6 + K) in rotation, translation and coefficients, and errors (B, 2 N), both over the noise."""
     batch = len(coefficients)
@@ -314,15 +298,9 @@ def _linearized(
     vertices = model.mean + torch.einsum("bk,kvc->bvc", coefficients, points.basis[1:])
     posed = vertices @ rotation.mT + translation[:, None]
     shares = model.candidate_weights(posed, camera)  # (B, 68, K)
-    picked = torch.cat(
-        [
-            torch.einsum("mjkc,bjk->bmjc", points.candidates[:, :17], shares[:, :17]),
-            points.candidates[:, 17:, 0].expand(batch, -1, -1, -1),
-        ],
-        2,
-    )  # (B, 1 + I + E, 68, 3)
-    if points.dense is not None:
-        picked = torch.cat([picked, points.dense.expand(batch, -1, -1, -1)], 2)
+    jaw = torch.einsum("mjkc,bjk->bmjc", points.candidates[:, :17], shares[:, :17])
+    fixed = [points.candidates[:, 17:, 0]] + ([] if points.dense is None else [points.dense])
+    picked = torch.cat([jaw, *(part.expand(batch, -1, -1, -1) for part in fixed)], 2)  # (B, 1 + I + E, 68 + M, 3)
     local = picked[:, 0] + torch.einsum("bk,bknc->bnc", coefficients, picked[:, 1:])
     turned = local @ rotation.mT
     in_camera = (turned + translation[:, None]) @ camera.rotation.mT + camera.translation[:, None]
@@ -394,11 +372,7 @@ def _skew(vector: Tensor) -> Tensor:
 def check_regressor(
     regressor: Regressor, settings: RegressorStart, model: MorphableModel, decoder: TextureDecoder
 ) -> None:
-    """Refuse a regressor of another head, or of another kind of texture.
-
-    Raises:
-        ConfigError: with what would fit.
-    """
+    """Refuse a regressor of another head, or of another kind of texture; the message tells what would fit."""
     config = regressor.config
     if config.face_model != model.name or config.expression != model.num_expression:
         raise ConfigError(
@@ -507,19 +481,8 @@ def _predicted(
 def _realigned(
     model: MorphableModel, regressor: Regressor, image: Tensor, first: FaceParams, camera: Camera, mirrored: bool
 ) -> FaceParams:
-    """Pose, identity and expression predicted from the crops that are aligned by the first prediction's landmarks.
-
-    Args:
-        model: head model.
-        regressor: N_enc of that model.
-        image: (B, 3, N, N) crops.
-        first: the prediction for these.
-        camera: of them.
-        mirrored: see :class:`RegressorStart`.
-
-    Returns:
-        Parameters in the frame of ``camera``; ``first`` where its landmarks ask for a crop far from this one.
-    """
+    """Pose, identity and expression predicted from the crops that are aligned by the landmarks of the ``first``
+    prediction, in the frame of ``camera``; ``first`` where its landmarks ask for a crop far from ``image``."""
     frame, side = Camera.deep3d(batch=len(image), device=image.device), image.shape[-1]  # of N_enc's parameters
     whole, middle = frame.size[0], frame.center
     points = project(camera, model.landmarks3d(model(first), camera))[..., :2]
@@ -572,48 +535,31 @@ def outside_valid_range(
 
 
 def fit_light(
-    image: Tensor,
-    albedo: Tensor,
-    normals: Tensor,
-    prior: float = 0.02,
-    color_prior: float = 0.2,
-    rounds: int = 3,
+    image: Tensor, albedo: Tensor, normals: Tensor, prior: float = 0.02, color_prior: float = 0.2, rounds: int = 3
 ) -> Tensor:
-    """SH light of one face in closed form: ridge least squares of ``image = albedo * (Y(n) gamma)``.
+    """SH light (9, 3) of one face in closed form: ridge least squares of ``image = albedo * (Y(n) gamma)``.
 
     Args:
         image, albedo, normals: (P, 3) at P skin pixels; normals are unit vectors in the world.
         prior: weight that pulls gamma to the ambient light.
         color_prior: that pulls it to a white one.
         rounds: of reweighting, which discounts shadows, highlights and hair.
-
-    Returns:
-        (9, 3) coefficients, ambient included.
     """
     basis = sh_basis(normals)  # (P, 9)
-    start = torch.zeros(9, 3, dtype=image.dtype, device=image.device)
-    start[0] = SHLight.AMBIENT
+    kind = {"dtype": image.dtype, "device": image.device}
+    start, strength, channels = torch.zeros(9, 3, **kind), torch.full((9,), prior, **kind), torch.eye(3, **kind)
+    start[0], strength[0] = SHLight.AMBIENT, prior * 0.1
     # unknowns: 9 bands x 3 channels, coupled by the prior on white light
-    weight = torch.ones_like(image[:, :1])
-    rows = basis.shape[1]
-    mixing = torch.eye(3, dtype=image.dtype, device=image.device) - 1 / 3
-    gamma = start
+    to_start = torch.kron(channels, torch.diag(strength))
+    to_white = color_prior * 0.05 * torch.kron(channels - 1 / 3, torch.eye(9, **kind))
+    weight, gamma = torch.ones_like(image[:, :1]), start
     for _ in range(rounds):
-        system = torch.zeros(3 * rows, 3 * rows, dtype=image.dtype, device=image.device)
-        right = torch.zeros(3, rows, dtype=image.dtype, device=image.device)
         scale = weight.sum().clamp(min=1e-6)
-        for c in range(3):
-            design = basis * albedo[:, c : c + 1]
-            block = (design * weight).mT @ design / scale
-            system[c * rows : (c + 1) * rows, c * rows : (c + 1) * rows] = block
-            right[c] = (design * weight).mT @ image[:, c] / scale
-        eye = torch.eye(rows, dtype=image.dtype, device=image.device)
-        strength = torch.full((rows,), prior, dtype=image.dtype, device=image.device)
-        strength[0] = prior * 0.1
-        system += torch.kron(torch.eye(3, dtype=image.dtype, device=image.device), torch.diag(strength))
-        system += color_prior * 0.05 * torch.kron(mixing, eye)
+        designs = [basis * albedo[:, c : c + 1] for c in range(3)]
+        system = torch.block_diag(*[(design * weight).mT @ design / scale for design in designs])
+        right = torch.stack([(design * weight).mT @ image[:, c] / scale for c, design in enumerate(designs)])
         right = right + (start * strength[:, None]).mT
-        gamma = torch.linalg.solve_ex(system, right.flatten())[0].view(3, rows).mT
+        gamma = torch.linalg.solve_ex(system + to_start + to_white, right.flatten())[0].view(3, 9).mT
         error = (image - albedo * (basis @ gamma)).abs().mean(1, keepdim=True)
         weight = 1 / (1 + (error / 0.08).square())
     return gamma
@@ -643,9 +589,6 @@ def fit_light_and_texture(
         stride: use every ``stride``-th skin pixel.
         shared_texture: the B photos show one person: one code for all, in every row of the result, which minimizes the
             mean of their errors; the prior counts once.
-
-    Returns:
-        SHLight (B, 9, 3) and Latent codes.
     """
     batch, device = photo.batch, photo.image.device
     lights = list(SHLight.ambient(batch, device).coefficients)

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, check_number, check_shape
 from facerecon.modes import in_own_modes
 from facerecon.morphable import load_face_model
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
+from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder, retract_to_sphere
 from facerecon.types import Camera, Latent, SHLight
 
@@ -54,19 +55,14 @@ class TextureInversionSettings:
     coarse_size: int = 64
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ConfigError(f"steps must be an integer >= 0; got {self.steps!r}.")
+        check_number("steps", self.steps, 0, whole=True)
         for name in ("learning_rate", "l1", "features"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ConfigError(f"{name} must be a number >= 0; got {value!r}.")
+            check_number(name, getattr(self, name), 0)
         for name in ("rampup", "rampdown", "coarse_share"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ConfigError(f"{name} must lie in [0, 1]; got {value!r}.")
-        size = self.coarse_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 8 or size & (size - 1):
-            raise ConfigError(f"coarse_size must be a power of two from 8 on; got {size!r}.")
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("coarse_size", self.coarse_size, 8, whole=True)
+        if self.coarse_size & (self.coarse_size - 1):
+            raise ConfigError(f"coarse_size must be a power of two; got {self.coarse_size}.")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -158,9 +154,7 @@ def load_map_features(
             for which); ``"none"``; or a name of :func:`facerecon.losses.load_perceptual`.
         atlas, device: see :class:`MapFeatures`.
     """
-    known = ("auto", "none", "face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
-    if name not in known:
-        raise ConfigError(nearest_name(name, known, "feature distance"))
+    check_keys([name], ("auto", "none", *losses.PERCEPTUAL), "feature distance")
     if name == "none":
         return None
     if name == "auto":
@@ -180,7 +174,8 @@ def invert_texture(
     callback: Callable[[int, int, Tensor], None] | None = None,
     start: Latent | None = None,
 ) -> InvertedTexture:
-    """Codes of maps: ``argmin_z l1 |G(z) - T| + features d(G(z), T)``, each map by itself.
+    """Codes of maps: ``argmin_z l1 |G(z) - T| + features d(G(z), T)``, each map by itself; the best met at full
+    size.
 
     Args:
         targets: (B, 3, s, s) in [0, 1], of any size; they are compared at the decoder's.
@@ -190,9 +185,6 @@ def invert_texture(
         callback: called as (step, steps, (B,) loss) after each step.
         start: where to begin; the closed form of :meth:`~facerecon.stylegan.decoder.TextureDecoder.project` if left
             out.
-
-    Returns:
-        :class:`InvertedTexture` of the best codes met at full size.
 
     Raises:
         ShapeError: targets of another shape.

@@ -134,22 +134,17 @@ class Objective:
         face = mask * photo.face_mask
         image = losses.composite(render, face, photo.image)
         terms = self._network_terms(stage, photo, image, landmarks, targets)
-        if "pix" in weights:
-            terms["pix"] = losses.pixel_loss(render, photo.image, face.detach(), self.photometric)
-        if "reg_z" in weights:
-            on_w = self.latent_prior == "geocross"  # which is defined on w; the radius on the code
-            terms["reg_z"] = _PRIORS[self.latent_prior](self.decoder.to_w(latent.codes) if on_w else latent.codes)
-        if "lm" in weights:
-            terms["lm"] = losses.landmark_loss(landmarks, photo.landmarks68, targets["lm"])
-        if "silhouette" in weights:
-            terms["silhouette"] = losses.silhouette_loss(mask, photo.face_mask, targets["below"])
-        if "reg_id" in weights:
-            terms["reg_id"] = losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0))
-        if "reg_exp" in weights:
-            terms["reg_exp"] = losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0))
-        if "light" in weights:
-            terms["light"] = losses.light_color_loss(params.light.coefficients)
-        return terms, image
+        on_w = self.latent_prior == "geocross"  # which is defined on w; the radius on the code
+        losses_of = {
+            "pix": lambda: losses.pixel_loss(render, photo.image, face.detach(), self.photometric),
+            "reg_z": lambda: _PRIORS[self.latent_prior](self.decoder.to_w(latent.codes) if on_w else latent.codes),
+            "lm": lambda: losses.landmark_loss(landmarks, photo.landmarks68, targets["lm"]),
+            "silhouette": lambda: losses.silhouette_loss(mask, photo.face_mask, targets["below"]),
+            "reg_id": lambda: losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0)),
+            "reg_exp": lambda: losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0)),
+            "light": lambda: losses.light_color_loss(params.light.coefficients),
+        }
+        return terms | {name: loss() for name, loss in losses_of.items() if name in weights}, image
 
     def _network_terms(
         self, stage: Stage, photo: Observation, image: Tensor, landmarks: Tensor, targets: dict[str, Any]

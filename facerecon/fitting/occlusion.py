@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-from facerecon.errors import ConfigError, check_shape
+from facerecon.errors import check_number, check_shape
 from facerecon.fitting.detail import fit_to_full, full_crop_camera
 from facerecon.geometry.camera import scale_camera
 from facerecon.imaging.color import LUMA
@@ -58,12 +58,9 @@ class OcclusionSettings:
     margin: float = 0.02
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 64:
-            raise ConfigError(f"occlusion.size must be an integer >= 64; got {self.size!r}.")
-        for name, low in (("threshold", 1.0), ("smallest", 0.0), ("margin", 0.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < 100:
-                raise ConfigError(f"occlusion.{name} must be a number >= {low:g}; got {value!r}.")
+        check_number("occlusion.size", self.size, 64, whole=True, unit="px")
+        for name, low in (("threshold", 1), ("smallest", 0), ("margin", 0)):
+            check_number(f"occlusion.{name}", getattr(self, name), low, 100)
 
 
 def photometric_residual(
@@ -99,12 +96,7 @@ def photometric_residual(
 
 
 class _Places:
-    """Where on the image the parts of a face are.
-
-    Args:
-        points: (68, 2) px.
-        shape: (H, W).
-    """
+    """Where on an image of (H, W) px the parts of a face with (68, 2) landmarks are."""
 
     def __init__(self, points: np.ndarray, shape: tuple[int, int]) -> None:
         self.shape = shape
@@ -233,7 +225,8 @@ def find_occlusion(
     topology: MeshTopology,
     settings: OcclusionSettings | None = None,
 ) -> Tensor:
-    """What hides the faces of an observation, by :func:`photometric_residual` on its full crop.
+    """What hides the faces of an observation, by :func:`photometric_residual` on its full crop: (B, 1, S, S),
+    S = ``settings.size``.
 
     Args:
         photo: B observed faces.
@@ -243,9 +236,6 @@ def find_occlusion(
         camera: of the fit crop.
         topology: mesh.
         settings: of :func:`photometric_residual`.
-
-    Returns:
-        (B, 1, S, S) in [0, 1], S = ``settings.size``.
     """
     settings = settings or OcclusionSettings()
     size, crop = settings.size, photo.full
@@ -260,14 +250,11 @@ def find_occlusion(
 
 
 def mask_occluders(photo: Observation, occluded: Tensor) -> Observation:
-    """An observation whose masks leave out what is hidden.
+    """An observation whose masks, of both crops, leave out what is hidden.
 
     Args:
         photo: B observed faces.
         occluded: (B, 1, S, S) in [0, 1], a picture of the full crop at any size.
-
-    Returns:
-        The same with less in the masks of both crops.
     """
     check_shape("occluded", occluded, f"{photo.batch} 1 S S")
 

@@ -144,12 +144,7 @@ _BLOWN = 10.0  # a loss this many times its first value, and 0.1 more, has diver
 
 
 class DivergenceWatch:
-    """Faces of a stage: which still move, their best states, and when the others stopped. Nothing waits for a GPU.
-
-    Args:
-        moving: (B,) bool, at the start.
-        variables: at the start.
-    """
+    """Faces of a stage: which still move, their best states, and when the others stopped. Nothing waits for a GPU."""
 
     def __init__(self, moving: Tensor, variables: Variables) -> None:
         self.moving = moving

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from facerecon.errors import ConfigError, check_number, nearest_name
+from facerecon.errors import ConfigError, check_number
 from facerecon.losses import smoothness_loss
 from facerecon.settings import check_keys
 from facerecon.types import FaceParams
@@ -98,14 +98,11 @@ class Stage:
         object.__setattr__(self, "rate_scale", dict.fromkeys(VARIABLES, 1.0) | scales)
         if not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"stage {self.name}: steps must be an integer >= 0; got {self.steps!r}.")
-        if self.latent not in ("code", "w"):
-            raise ConfigError(nearest_name(str(self.latent), ("code", "w"), f"latent of stage '{self.name}'"))
+        check_keys([self.latent], ("code", "w"), f"latent of stage '{self.name}'")
         if self.latent == "w" and self.sphere and "latent" in self.optimize:
             raise ConfigError(f"stage {self.name}: the sphere is one of codes; set sphere: false, or latent: code.")
         for key, least in (("coarse_steps", 0), ("coarse_size", 8)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"stage {self.name}: {key} must be an integer >= {least}; got {value!r}.")
+            check_number(f"stage {self.name}: {key}", getattr(self, key), least, whole=True)
         check_number(f"stage {self.name}: learning_rate", self.learning_rate, 0)
         check_number(f"stage {self.name}: epsilon", self.epsilon, 0)
         if self.coarse_size & (self.coarse_size - 1):
@@ -199,24 +196,17 @@ class SmoothnessSettings:
 
 STAGES = {
     "texture": {
-        "steps": 60,
-        "learning_rate": 0.1,
+        "steps": 60, "learning_rate": 0.1, "rampdown": 0.25, "epsilon": 1e-4,
         "optimize": ["latent"],
         "weights": {"lpips": 10, "pix": 10, "id": 1, "reg_z": 0.05},
-        "rampdown": 0.25,
-        "epsilon": 1e-4,
     },
     "joint": {
-        "steps": 120,
-        "learning_rate": 0.01,
-        "optimize": ["latent", "identity", "expression", "pose", "light"],
-        "rate_scale": {"latent": 8},
+        "steps": 120, "learning_rate": 0.01, "rampdown": 0.4, "epsilon": 1e-4,
+        "optimize": ["latent", "identity", "expression", "pose", "light"], "rate_scale": {"latent": 8},
         "weights": {
             "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
             "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
         },
-        "rampdown": 0.4,
-        "epsilon": 1e-4,
     },
 }  # fmt: skip
 """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs. The weights follow the

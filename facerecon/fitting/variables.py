@@ -124,12 +124,8 @@ class Variables:
 
     def copy(self) -> tuple[FaceParams, Latent]:
         """Parameters and latent as they stand, free of what later steps do to the leaves."""
-
-        def clone(t: Tensor) -> Tensor:
-            return t.detach().clone()
-
-        code = self.code
-        return self.current.map(clone), code.replace(codes=code.codes.expand(self.photos, -1, -1)).map(clone)
+        latent = self.code.replace(codes=self.code.codes.expand(self.photos, -1, -1))
+        return tuple(record.map(lambda t: t.detach().clone()) for record in (self.current, latent))
 
     def keep(self, moving: Tensor, instead: dict[str, Tensor]) -> None:
         """Give the faces that are not ``moving``, (B,) bool, the values of ``instead``."""

@@ -2,6 +2,7 @@
 
 from facerecon.losses.identity import identity_loss, identity_similarity
 from facerecon.losses.image import (
+    PERCEPTUAL,
     FaceFeatureDistance,
     LPIPSDistance,
     composite,
@@ -21,6 +22,7 @@ from facerecon.losses.priors import (
 )
 
 __all__ = [
+    "PERCEPTUAL",
     "FaceFeatureDistance",
     "LPIPSDistance",
     "coefficient_loss",

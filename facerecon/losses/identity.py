@@ -11,15 +11,12 @@ __all__ = ["identity_loss", "identity_similarity"]
 
 
 def identity_loss(embedding: Tensor, target: Tensor, metric: str = "cosine") -> Tensor:
-    """Distance in the metric that the identity network was trained for.
+    """Distance in the metric that the identity network was trained for; (B,).
 
     Args:
         embedding, target: (B, D).
         metric: ``"cosine"`` (ArcFace: 1 - cos) or ``"euclidean"`` (the open pack's 128-d network: squared distance,
             same person below about 0.36).
-
-    Returns:
-        (B,).
     """
     check_shape("embedding", embedding, "B D")
     check_shape("target", target, " ".join(map(str, embedding.shape)))

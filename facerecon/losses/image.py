@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, check_shape
 from facerecon.modes import in_own_modes
+from facerecon.settings import check_keys
 
 __all__ = [
+    "PERCEPTUAL",
     "FaceFeatureDistance",
     "LPIPSDistance",
     "composite",
@@ -23,6 +25,9 @@ __all__ = [
     "pixel_loss",
     "silhouette_loss",
 ]
+
+PERCEPTUAL = ("face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
+"""Names of the perceptual losses."""
 
 
 def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
@@ -34,25 +39,19 @@ def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
         render: (B, 3, H, W).
         mask: (B, 1, H, W) in [0, 1].
         photo: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        (B, 3, H, W).
     """
     mask = mask.detach()
     return render * mask + (1 - mask) * photo
 
 
 def pixel_loss(image: Tensor, target: Tensor, mask: Tensor | None = None, norm: str = "l2") -> Tensor:
-    """L_pix, the photometric error over a mask (Sec. 4.2).
+    """L_pix, the photometric error over a mask (Sec. 4.2): (B,), 0 where the mask is empty.
 
     Args:
         image, target: (B, 3, H, W) in [0, 1].
         mask: (B, 1, H, W) weights in [0, 1]; everywhere if left out.
         norm: ``"l2"``, the paper's: mean over the mask of the Euclidean RGB distance; ``"l1"``, the release's:
             absolute differences summed over the three channels, over the sum of the mask.
-
-    Returns:
-        (B,). An empty mask gives 0.
 
     Raises:
         ShapeError: shapes differ.
@@ -63,25 +62,22 @@ def pixel_loss(image: Tensor, target: Tensor, mask: Tensor | None = None, norm: 
     if mask is None:
         mask = torch.ones_like(image[:, :1])
     difference = image - target
+    check_keys([norm], ("l1", "l2"), "photometric norm")
     if norm == "l2":
         error = (difference.square().sum(1, keepdim=True) + 1e-8).sqrt() - 1e-4
-    elif norm == "l1":
-        error = difference.abs().sum(1, keepdim=True)
     else:
-        raise ConfigError(nearest_name(norm, ("l1", "l2"), "photometric norm"))
+        error = difference.abs().sum(1, keepdim=True)
     return (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
-    """How far a rendered outline is from the photo's: the area that only one of the two calls face.
+    """How far a rendered outline is from the photo's: the area that only one of the two calls face,
+    as a share of the photo's face; (B,).
 
     Args:
         mask: (B, 1, H, W) antialiased coverage of the rendered face.
         face: (B, 1, H, W), the photo's face.
         weight: (B, 1, H, W) in [0, 1], where the two are compared.
-
-    Returns:
-        (B,), as a share of the photo's face.
     """
     check_shape("mask", mask, "B 1 H W")
     check_shape("face", face, " ".join(map(str, mask.shape)))
@@ -179,9 +175,7 @@ def load_perceptual(name: str, features: Callable | None = None) -> nn.Module:
         ConfigError: unknown name.
         AssetError: a backbone cannot be had.
     """
-    known = ("face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
-    if name not in known:
-        raise ConfigError(nearest_name(name, known, "perceptual loss"))
+    check_keys([name], PERCEPTUAL, "perceptual loss")
     if name == "face_features":
         if features is None:
             raise ConfigError("perceptual=face_features needs an identity network; pass features=identity.features.")

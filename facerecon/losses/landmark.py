@@ -55,14 +55,11 @@ def facing_weights(points: Tensor, rotation: Tensor, least: float = 0.05) -> Ten
 
 
 def landmark_loss(points: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over the points of the weighted squared distance, px^2.
+    """Mean over the points of the weighted squared distance, px^2; (B,).
 
     Args:
         points, target: (B, N, 2), pixels.
         weights: (N,) or (B, N).
-
-    Returns:
-        (B,).
     """
     check_shape("points", points, "B N 2")
     check_shape("target", target, " ".join(map(str, points.shape)))

@@ -24,13 +24,10 @@ def coefficient_loss(coefficients: Tensor) -> Tensor:
 
 
 def radius_loss(codes: Tensor) -> Tensor:
-    """L_reg(z) of preset ``paper``: ``(|z|^2 / d - 1)^2``, 0 on the sphere of radius sqrt(d).
+    """L_reg(z) of preset ``paper``: ``(|z|^2 / d - 1)^2``, 0 on the sphere of radius sqrt(d); (B,), mean over the rows.
 
     Args:
         codes: (B, N, d).
-
-    Returns:
-        (B,), mean over the N rows.
     """
     check_shape("codes", codes, "B N C")
     return (codes.square().mean(-1) - 1).square().mean(1)
@@ -45,9 +42,6 @@ def gaussian_loss(codes: Tensor, spread: float = 0.5) -> Tensor:
     Args:
         codes: (B, N, C), standardized.
         spread: standard deviation of a row about the mean of all.
-
-    Returns:
-        (B,).
     """
     check_shape("codes", codes, "B N C")
     mean = codes.mean(1, keepdim=True)
@@ -58,13 +52,10 @@ def geocross_loss(codes: Tensor) -> Tensor:
     """L_reg(w) of preset ``release``: how far the rows of a w+ code lie from one another on the sphere.
 
     Mean over all N x N pairs of rows X, Y of ``C * (2 atan2(|X - Y|, |X + Y|))^2 / 8``, 1e-9 under the roots
-    (C = 512 in the release). 0 when there is one row.
+    (C = 512 in the release). 0 when there is one row; (B,).
 
     Args:
         codes: (B, N, C).
-
-    Returns:
-        (B,).
     """
     check_shape("codes", codes, "B N C")
     if codes.shape[1] == 1:
@@ -109,13 +100,10 @@ def smoothness_loss(values: Tensor, times: Tensor | None = None) -> Tensor:
 
 
 def light_color_loss(coefficients: Tensor) -> Tensor:
-    """Variance of the light between color channels (release, stage 3): white light is likelier.
+    """Variance of the light between color channels (release, stage 3), mean over the bands; (B,).
 
     Args:
         coefficients: (B, 9, 3).
-
-    Returns:
-        (B,), mean over the bands of the variance over RGB.
     """
     check_shape("coefficients", coefficients, "B 9 3")
     return (coefficients - coefficients.mean(2, keepdim=True)).square().mean((1, 2))
