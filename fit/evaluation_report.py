@@ -153,7 +153,7 @@ def shape_tables(sweep: Any) -> list[Table]:
             row = _row(label, list(items.get(key, {}).values()), SHAPE)
             if row is not None and key != "fit ours":
                 row = _apart(row, {head: errors["mean"] for head, errors in items[key].items()}, ours)
-            table.rows += [row] if row is not None else []
+            table.rows += filter(None, [row])
             return row is not None
 
         for key, label in STARTS.items():
@@ -166,12 +166,11 @@ def shape_tables(sweep: Any) -> list[Table]:
                 table.rows.append(_not_run(key))
         fallen = sum(facts.get("stage1", "regressor") != "regressor" for _, facts in found)
         table.notes = [
-            "Mean ± standard deviation over heads (95 % interval of the mean); differences on the same heads."
+            "Mean ± standard deviation over heads (95 % interval of the mean), differences on the same heads."
         ]
         if fallen:
-            table.notes.append(
-                f"{fallen} of {len(found)} heads are outside the regressor's range and start from landmarks."
-            )
+            told = f"{fallen} of {len(found)} heads are outside the regressor's range and start from landmarks."
+            table.notes.append(told)
         tables.append(table)
     if tables:
         tables[-1].rows += PUBLISHED["shape"]
@@ -196,7 +195,7 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
         row = _row(label, metrics, RECONSTRUCTION)
         if row is not None and (preset, key) != (sweep.preset, "ours"):
             row = _apart(row, {name: facts["metrics"]["photometric"] for name, facts in of.items()}, ours)
-        table.rows += [row] if row is not None else []
+        table.rows += filter(None, [row])
         row = _row(label, metrics, TEXTURE)
         if row is not None:
             texture.rows.append(_with_diversity(row, list(of.values()), "render", "photo"))
@@ -278,11 +277,9 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
         row = _row("", [one["metrics"] for one in facts], EXPRESSIVENESS)
         if row is not None:
             table.rows.append(replace(row, label=f"{_label(sweep, key)}, {facts[0]['numbers']:,} numbers"))
-    lacks = [] if any("lpips" in row.cells for row in table.rows) else ["LPIPS' weights could not be had."]
-    table.notes = [
-        *lacks,
-        f"{sweep.config.inversion_steps} steps of Adam on L1 and face features (not LPIPS), in W+ or all components.",
-    ]
+    table.notes = [] if any("lpips" in row.cells for row in table.rows) else ["LPIPS' weights could not be had."]
+    steps = sweep.config.inversion_steps
+    table.notes.append(f"{steps} steps of Adam on L1 and face features (not LPIPS), in W+ or all components.")
     return [table]
 
 
@@ -405,36 +402,35 @@ def _items(sweep: Any) -> bytes:
 
 def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
     """{file: title} of the bar charts: shape, reconstruction, and even light of maps."""
-    by_name = {table.name: table for table in tables}
-    charts = {}
-
-    def bars(table: Table, key: str, scale: float = 1.0, digits: int = 2) -> list[Bar]:
-        found = []
-        for row in table.rows:
-            cell = row.cells.get(key)
-            if cell is None or row.source:
-                continue
-            low, high = (None if v is None else scale * v for v in (cell.low, cell.high))
-            found.append(Bar(row.label, scale * cell.value, low, high, text=f"{scale * cell.value:.{digits}f}"))
-        return found
-
-    def draw(name: str, title: str, groups: list[tuple[str, list[Bar]]], axis: str) -> None:
-        groups = [(heading, some) for heading, some in groups if some]
+    heads = {"shape_synthetic": "synthetic heads", "shape_ict": "ICT heads", "shape_realy": "REALY"}
+    wanted = (
+        ("shape.png", "Shape error", "mm, mean of four regions", SHAPE, "mean", heads),
+        ("reconstruction.png", "Photometric error", "RGB difference x 1000", RECONSTRUCTION, "photometric",
+         {"reconstruction": ""}),
+        ("maps.png", "BS Error over observed texels", "of 255", MAPS, "bs_error", {"maps": ""}),
+    )  # fmt: skip
+    by_name, charts = {table.name: table for table in tables}, {}
+    for file, title, unit, metrics, key, headings in wanted:
+        metric = next(metric for metric in metrics if metric.key == key)
+        groups = [(heading, _bars(by_name[name], metric)) for name, heading in headings.items() if name in by_name]
+        groups = [(heading, bars) for heading, bars in groups if bars]
         if groups:
-            write_png(folder / name, read_image(bar_chart(title, groups, axis)))
-            charts[name] = title
-
-    kinds = {"shape_synthetic": "synthetic heads", "shape_ict": "ICT heads", "shape_realy": "REALY"}
-    groups = [(kind, bars(by_name[name], "mean")) for name, kind in kinds.items() if name in by_name]
-    draw("shape.png", "Shape error", groups, "mm, mean of four regions, and its 95 % interval: less is better")
-    if "reconstruction" in by_name:
-        groups = [("", bars(by_name["reconstruction"], "photometric", 1000, 1))]
-        axis = "RGB difference x 1000, and its 95 % interval: less is better"
-        draw("reconstruction.png", "Photometric error", groups, axis)
-    if "maps" in by_name:
-        groups = [("", bars(by_name["maps"], "bs_error"))]
-        draw("maps.png", "BS Error over observed texels", groups, "of 255, and its 95 % interval: less is better")
+            axis = f"{unit}, and its 95 % interval: less is better"
+            write_png(folder / file, read_image(bar_chart(title, groups, axis)))
+            charts[file] = title
     return charts
+
+
+def _bars(table: Table, metric: Metric) -> list[Bar]:
+    """A bar for each of our rows that has the metric."""
+    found = []
+    for row in table.rows:
+        cell = row.cells.get(metric.key)
+        if cell is not None and not row.source:
+            low, high = (None if v is None else metric.scale * v for v in (cell.low, cell.high))
+            value = metric.scale * cell.value
+            found.append(Bar(row.label, value, low, high, text=f"{value:.{metric.digits}f}"))
+    return found
 
 
 def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> None:

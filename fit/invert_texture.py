@@ -128,7 +128,8 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
                 code = safetensors_bytes({"codes": found.latent.codes[k : k + 1]}, note)
                 write_whole(where / "latent.safetensors", code)
                 if config.panels:
-                    write_png(where / "panel.png", panel(target, fit))
+                    difference = (GAIN * (fit - target).abs()).clamp(0, 1)
+                    write_png(where / "panel.png", torch.cat([target, fit, difference], 2))
                 row = {"l1": round(found.l1[k].item(), 6), "seconds": round(seconds, 3)}
                 if features is not None:
                     row["features"] = round(found.features[k].item(), 6)
@@ -141,13 +142,6 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
             group = []
     bar.close()
     return failed
-
-
-def panel(target: Any, fit: Any) -> Any:
-    """(3, S, S) each -> (3, S, 3 S): target, fit, difference."""
-    import torch
-
-    return torch.cat([target, fit, (GAIN * (fit - target).abs()).clamp(0, 1)], 2)
 
 
 def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: dict[Path, str]) -> int:

@@ -19,7 +19,7 @@ from facerecon import perception
 from facerecon.assets import ASSETS, PACKAGES, shipped, status
 from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
-from facerecon.errors import ConfigError, nearest_name
+from facerecon.errors import ConfigError
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
@@ -200,17 +200,13 @@ def run_folder(config: Any, script: str) -> RunDirectory:
     return RunDirectory(config.out, settings, resume="items", fixed=("script",))
 
 
-STAGE1 = ("auto", "regressor", "landmarks")
-
-
 def stage1_of(config: Any) -> str:
     """What stage 1 is: "regressor" or "landmarks"; auto is the former where weights for the head model are at hand.
 
     Raises:
         ConfigError: an unknown value, or a regressor given that stage 1 would not use.
     """
-    if config.stage1 not in STAGE1:
-        raise ConfigError(nearest_name(config.stage1, STAGE1, "stage1"))
+    check_keys([config.stage1], ("auto", "regressor", "landmarks"), "stage1")
     if config.stage1 == "landmarks" and config.regressor:
         raise ConfigError("stage1=landmarks uses no regressor, but regressor= is given; leave one of them out.")
     if config.stage1 != "auto":

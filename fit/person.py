@@ -47,12 +47,9 @@ def reconstruct_person(config: Any, digest: str) -> int:
         read_frames(config.img, config.frames)  # an error at once where something is missing
     paths = [] if video else list_images(config.img)
     given = {} if video else find_corrections(config, paths)
-    used = hashlib.sha256(digest.encode())
-    for path in paths:
-        used.update(os.fsencode(f"{Path(path).name} {given[path].digest(digest)}"))
-    if video:
-        used.update(os.fsencode(f"{Path(config.img).name} {config.frames}"))
-    settings = used.hexdigest()[:12]
+    used = [f"{Path(config.img).name} {config.frames}"] if video else []
+    used += [f"{path.name} {given[path].digest(digest)}" for path in paths]
+    settings = hashlib.sha256(os.fsencode("".join([digest, *used]))).hexdigest()[:12]
     source = Path(str(config.img)).expanduser()
     files = paths or ([source] if source.is_file() else list_images(config.img))
     contents = {path: file_digest(path) for path in files}

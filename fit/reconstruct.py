@@ -107,8 +107,11 @@ class _Job:
         from facerecon.errors import InputError
         from facerecon.fit.models import load_tools
 
+        def figures(row: dict) -> dict[str, float]:
+            return {f"{stage}/{key}": value for stage, of in row["metrics"].items() for key, value in of.items()}
+
         started = time.perf_counter()
-        tools = load_tools(self.config, f"{len(self.pending)} photo(s)", _figures_of)
+        tools = load_tools(self.config, f"{len(self.pending)} photo(s)", figures)
         self.fitter, self.eval_identity, self.logger, self.parts = tools
         if self.config.perceptual == "face_features":
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
@@ -240,11 +243,7 @@ def _finish(folder: Any, paths: list, names: dict) -> None:
 
 
 def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict], dict[Any, str]]:
-    """Fit one batch and write every face that could be fitted.
-
-    Returns:
-        The rows of metrics.jsonl, and {path: why} of the photos with a face that could not.
-    """
+    """Fit and write the faces of a batch: their rows of metrics.jsonl, and {path: why} of photos with a failed one."""
     from facerecon.evaluation import reconstruction_metrics
     from facerecon.types import Observation
 
@@ -315,11 +314,6 @@ def write_face(job: _Job, face: Any, photo: Any, folder: Path, row: dict) -> Non
         describe=lambda picture: ReportEntry.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
         arguments=f"img={shlex.quote(name)}",
     )  # fmt: skip
-
-
-def _figures_of(row: dict) -> dict[str, float]:
-    """{stage/figure: value} of a face."""
-    return {f"{stage}/{key}": value for stage, values in row["metrics"].items() for key, value in values.items()}
 
 
 def _photos(source: Any) -> dict[Path, str]:

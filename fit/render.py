@@ -22,13 +22,14 @@ def main(config: Any) -> int:
     import torch
     from omegaconf import OmegaConf
 
-    from facerecon.errors import ConfigError, InputError, check_number, nearest_name
+    from facerecon.errors import ConfigError, InputError, check_number
     from facerecon.export import views
     from facerecon.fit.models import decoder_of, prepare
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
+    from facerecon.settings import check_keys
     from facerecon.types import SavedFace, SHLight
 
     if OmegaConf.is_missing(config, "params"):
@@ -60,8 +61,7 @@ def main(config: Any) -> int:
         "ambient": SHLight.ambient(),
         "fitted": params.light,
     }
-    if config.light not in lights:
-        raise ConfigError(nearest_name(config.light, lights, "light"))
+    check_keys([config.light], lights, "light")
     light = lights[config.light].to(device)
 
     vertices = model.shape(params)

@@ -76,10 +76,8 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 
 
 def identity_features() -> Callable[[Tensor], Tensor]:
-    """Pooled features of the open pack's 128-d identity network (its last blocks of 64 and of 128 channels).
-
-    Returns:
-        A function of maps (B, 3, S, S) in [0, 1], which are averaged to the network's 150 px -> (B, 192).
+    """Pooled features (B, 192) of maps (B, 3, S, S) in [0, 1], which are averaged to 150 px, of the open pack's 128-d
+    identity network (its last blocks of 64 and of 128 channels).
 
     Raises:
         AssetError: the network was not fetched.
@@ -96,13 +94,11 @@ def identity_features() -> Callable[[Tensor], Tensor]:
 
 
 def inception_features(path: str | os.PathLike) -> Callable[[Tensor], Tensor]:
-    """Features for an FID, of torchvision's Inception v3 (not the TensorFlow port that published FIDs are of).
+    """Features (B, 2048) of maps (B, 3, S, S) in [0, 1], for an FID, of torchvision's Inception v3 (not of the
+    TensorFlow port that published FIDs are of).
 
     Args:
         path: its weights (``Inception_V3_Weights.IMAGENET1K_V1``) as .safetensors.
-
-    Returns:
-        A function of maps (B, 3, S, S) in [0, 1] -> (B, 2048).
 
     Raises:
         AssetError: the file is missing, or of another network.

@@ -160,9 +160,6 @@ def coarse_alignment(predicted: ArrayLike, true: ArrayLike) -> tuple[float, NDAr
     Args:
         predicted, true: (N, 3), N >= 3, not all on a line.
 
-    Returns:
-        scale, rotation (3, 3) proper, translation (3,).
-
     Raises:
         ShapeError: the shapes differ.
         InputError: a point is not finite, or all predicted points are one.

@@ -15,7 +15,7 @@ from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
 from facerecon.render import Renderer
-from facerecon.types import Camera, FaceParams, Observation, ReconstructedFace
+from facerecon.types import FaceParams, Observation, ReconstructedFace
 
 __all__ = ["fit_metrics", "identity_vectors", "reconstruction_metrics", "stage1_heads", "stage_metrics"]
 
@@ -42,8 +42,7 @@ def reconstruction_metrics(
         photometric: mean absolute RGB difference over the face mask, [0, 1]. identity: CSIM, cosine of
         ``eval_identity``'s embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
     """
-    camera = Camera.deep3d(photo.image.shape[-1], photo.batch, photo.image.device)
-    vertices = model(params)
+    camera, vertices = photo.camera, model(params)
     if texture.shape[-1] > 512:
         texture = F.interpolate(texture, size=(512, 512), mode="bilinear", antialias=True)
     view = renderer.prepare(vertices, model.topology, camera, params.light, face_region="face")
@@ -87,14 +86,13 @@ def fit_metrics(
 ) -> dict[str, float]:
     """Metrics of one fit: of the decoder's texture, and ``*_final`` with the photo's own texels (detail).
 
+    Those of :func:`reconstruction_metrics`, and "bs", the BS Error of the texture.
+
     Args:
         fitter: of the fit.
         photo: of one face.
         result: what the fit returned.
         eval_identity: CSIM is left out without it.
-
-    Returns:
-        Those of :func:`reconstruction_metrics`, and "bs", the BS Error of the texture.
     """
     stages, _ = stage_metrics(fitter, photo, result, eval_identity)
     last = next(name for name in reversed(stages) if name != "detail")
@@ -114,16 +112,11 @@ def identity_vectors(model: MorphableModel, photo: Observation, face: Reconstruc
         photo: of one face.
         face: what the fit returned.
     """
-    params = face.params
-    still = params.replace(
-        expression=torch.zeros_like(params.expression),
-        rotation=torch.zeros_like(params.rotation),
-        translation=torch.zeros_like(params.translation),
-    )
+    still = {name: torch.zeros_like(getattr(face.params, name)) for name in ("expression", "rotation", "translation")}
     identity = load_identity().to(photo.image.device)
     return {
         "photo": identity(photo.image, photo.landmarks68)[0],
-        "render": identity(*evenly_lit(model, still, face.decoded))[0],
+        "render": identity(*evenly_lit(model, face.params.replace(**still), face.decoded))[0],
     }
 
 
@@ -141,12 +134,11 @@ def stage1_heads(
         {"landmarks", and with a regressor "regressor" and "refined" (on landmarks)}, and why the regressor was not used
         for this face, if so: all are the landmarks' then.
     """
-    camera = Camera.deep3d(photo.image.shape[-1], 1, photo.image.device)
-    heads = {"landmarks": fit_landmarks(fitter.model, photo.landmarks68, camera, photo.mesh468, fitter.start)}
+    heads = {"landmarks": fit_landmarks(fitter.model, photo.landmarks68, photo.camera, photo.mesh468, fitter.start)}
     reasons: dict[int, str] = {}
     if fitter.regressor is not None:
         for name, start in (("regressor", replace(fitter.start, refine=0)), ("refined", fitter.start)):
             heads[name], _, reasons = start_from_regressor(
-                fitter.model, fitter.regressor, photo, camera, start, limits or fitter.regressor_start
+                fitter.model, fitter.regressor, photo, photo.camera, start, limits or fitter.regressor_start
             )
     return heads, reasons.get(0)

@@ -54,7 +54,8 @@ def align_region(
     tolerance: float = 1e-6,
     most_points: int = 800,
 ) -> tuple[NDArray, NDArray]:
-    """Rigid ICP: the motion of true points onto a predicted surface (the inverse of moving the prediction).
+    """Rigid ICP: the motion ``points @ rotation.T + translation`` of true points onto a predicted surface (the inverse
+    of moving the prediction).
 
     Args:
         surface: the predicted one.
@@ -65,9 +66,6 @@ def align_region(
         iterations: at most so many.
         tolerance: stop when the root mean square gains less, world units.
         most_points: so many of the points, chosen at random, drive the alignment.
-
-    Returns:
-        rotation (3, 3) and translation (3,): ``points @ rotation.T + translation``.
     """
     if len(points) > most_points:
         some = np.random.default_rng(0).choice(len(points), most_points, replace=False)

@@ -224,15 +224,12 @@ PUBLISHED: dict[str, tuple[Row, ...]] = {
         Row("3DDFA-v2", {"mean": Summary(1.926, 100)}, source=_REALY),
         Row("DECA", {"mean": Summary(2.010, 100)}, source=_REALY),
     ),
-    "maps": (
-        Row(
-            "FFHQ-UV", {"bs_error_map": Summary(7.293, 54165), "identity_std": Summary(0.9006, 54165)}, source=_RELEASE
-        ),
-        Row(
-            "FFHQ-UV-Interpolate",
-            {"bs_error_map": Summary(4.490, 100000), "identity_std": Summary(0.8012, 100000)},
-            source=_RELEASE,
-        ),
+    "maps": tuple(
+        Row(name, {"bs_error_map": Summary(bs, count), "identity_std": Summary(std, count)}, source=_RELEASE)
+        for name, bs, std, count in (
+            ("FFHQ-UV", 7.293, 0.9006, 54165),
+            ("FFHQ-UV-Interpolate", 4.490, 0.8012, 100000),
+        )
     ),
 }
 """{table: rows}, in the units of the table's columns.

@@ -65,7 +65,7 @@ def _asymmetry(image: Tensor) -> Tensor:
 
 
 def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:
-    """Diversity of a set of faces that its maps keep (Sec. 3.2).
+    """Diversity of a set of faces that its maps keep (Sec. 3.2): a scalar, 1 keeps all.
 
     The standard deviation of the identity vectors over the people, per dimension, averaged; of renders with the maps,
     relative to that of the faces they come from. The paper reports 90.06 % for FFHQ-UV.
@@ -73,9 +73,6 @@ def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:
     Args:
         rendered: (N, D), identity vectors of renders.
         source: (M, D), of the source faces.
-
-    Returns:
-        Scalar; 1 keeps all.
     """
     check_shape("rendered", rendered, "N D")
     check_shape("source", source, f"M {rendered.shape[1]}")

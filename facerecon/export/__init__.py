@@ -6,25 +6,15 @@ import importlib
 import warnings
 from typing import Any
 
-_HOMES = {
-    "save_glb": "mesh",
-    "save_obj": "mesh",
-    "captioned_sheet": "views",
-    "Bar": "chart",
-    "bar_chart": "chart",
-    "live_panel": "views",
-    "panel": "views",
-    "relit_strip": "views",
-    "save_animation": "views",
-    "turntable": "views",
-    "IndexEntry": "report",
-    "ReportEntry": "report",
-    "write_index": "report",
-    "write_report": "report",
+_FILES = {
+    "chart": ("Bar", "bar_chart"),
+    "gltf": (),
+    "mesh": ("save_glb", "save_obj"),
+    "report": ("IndexEntry", "ReportEntry", "write_index", "write_report"),
+    "views": ("captioned_sheet", "live_panel", "panel", "relit_strip", "save_animation", "turntable"),
 }
-
+_HOMES = {name: file for file, names in _FILES.items() for name in names}
 _RENAMED = {"Subject": "ReportEntry", "contact_sheet": "captioned_sheet"}
-_FILES = ("chart", "gltf", "mesh", "report", "views")
 
 __all__ = sorted(_HOMES)
 

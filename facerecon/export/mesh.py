@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from facerecon.errors import ConfigError, InputError, ShapeError, nearest_name
+from facerecon.errors import InputError, ShapeError
 from facerecon.export.gltf import GlbBuilder, smallest_index_type
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
@@ -59,14 +59,11 @@ class SplitMesh:
 
 
 def split_seams(faces: Tensor, uv_faces: Tensor) -> SplitMesh:
-    """Split vertices so that every (vertex, UV) pair in use becomes one vertex.
+    """Split vertices so that every (vertex, UV) pair in use becomes one vertex, ordered by vertex, then UV.
 
     Args:
         faces: (F, 3) int64 vertex indices.
         uv_faces: (F, 3) int64 UV indices of the same corners.
-
-    Returns:
-        The split mesh; pairs are ordered by vertex, then UV; vertices in no face are dropped.
     """
     pairs = torch.stack([faces.reshape(-1), uv_faces.reshape(-1)], dim=1).cpu().numpy()
     unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
@@ -83,8 +80,7 @@ def encode_texture(texture: Tensor, image_format: str = "png") -> bytes:
     Raises:
         ConfigError: another format.
     """
-    if image_format not in ("png", "jpeg"):
-        raise ConfigError(nearest_name(image_format, ("png", "jpeg"), "texture format"))
+    check_keys([image_format], ("png", "jpeg"), "texture format")
     if texture.ndim == 4 and len(texture) == 1:
         texture = texture[0]
     if texture.ndim != 3 or texture.shape[0] not in (1, 3):
@@ -163,7 +159,7 @@ def save_obj(
     """Write ``name.obj``, ``name.mtl``, ``name.png`` and ``name_eyes.png``, which refer to each other by name.
 
     Vertices and UVs keep the topology's own numbering (seams are not split), so that files of one head model
-    correspond vertex by vertex.
+    correspond vertex by vertex. Returns the path of the OBJ file, which is written last.
 
     Args:
         face: the fit, unposed.
@@ -176,9 +172,6 @@ def save_obj(
             ``name_eyes.png``; a head with empty sockets (HiFi3D++) gets eyeballs, whose vertices follow its own. False
             leaves the eyes to the texture.
         scale: meters per world unit.
-
-    Returns:
-        Path of the OBJ file, which is written last.
 
     Raises:
         InputError: the batch holds several subjects and ``index`` is not given, or the name cannot be used.

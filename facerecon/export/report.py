@@ -13,6 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +23,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-import facerecon
 from facerecon import assets as asset_registry
 from facerecon.errors import InputError
 from facerecon.export import views
@@ -338,4 +338,7 @@ def _data_uri(picture: Any, quality: int = 90) -> str:
 
 def library_version() -> str:
     """Of the installed facerecon."""
-    return facerecon.__version__
+    try:
+        return version("facerecon")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -331,8 +331,7 @@ def captioned_sheet(
     """
     if not tiles:
         raise InputError("a contact sheet needs at least one picture; got none.")
-    captions = list(captions or [""] * len(tiles))
-    columns = min(columns, len(tiles))
+    captions, columns = list(captions or [""] * len(tiles)), min(columns, len(tiles))
     side = tile or max(max(t.size) for t in tiles)
     unit = side / 320
     gap, text = max(4, round(10 * unit)), max(10, round(13.5 * unit))
@@ -389,9 +388,7 @@ def panel(
     Raises:
         InputError: the batch holds several subjects and ``index`` is not given.
     """
-    face = _single(face, index)
-    backend = _backend(renderer)
-    big = tile * _OVERSAMPLING
+    face, backend, big = _single(face, index), _backend(renderer), tile * _OVERSAMPLING
     turned = _turned_views(face, big, backend)
     cells: dict[str, Tensor] = {}
     if observation is not None:

@@ -226,12 +226,8 @@ def add_shared_detail(
 
     Args:
         photo: B observed faces of one person.
-        vertices: (B, V, 3), posed.
         decoded: (1, 3, s, s), the decoder's texture.
-        light: fitted light of each photo.
-        camera: of the fit crop.
-        topology: mesh.
-        settings: of the step.
+        vertices, light, camera, topology, settings: as of :func:`add_detail`.
 
     Returns:
         texture (1, 3, S, S) in [0, 1]; and visibility (1, 1, S, S) in [0, 1], as of :func:`add_detail`.

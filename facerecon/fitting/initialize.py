@@ -168,7 +168,8 @@ def fit_landmarks(
 
     Minimizes ``sum |p_i - l_i|^2 / sigma_i^2 + |p_id|^2 + |p_exp|^2 / sigma_e^2`` by Gauss-Newton; the candidates
     of the sliding jaw are chosen anew in each iteration. Several photos of one person share what the flags say: their
-    normal equations are joined, and the prior of a shared coefficient counts once.
+    normal equations are joined, and the prior of a shared coefficient counts once. Without
+    ``start`` the light is ambient, and there is no albedo.
 
     Args:
         model: head model.
@@ -186,9 +187,6 @@ def fit_landmarks(
             photos). Light and albedo are passed on.
         start_residual: {"identity": (I,), "expression": (E,)}, how wide those priors are where ``refine_identity`` and
             ``refine_expression`` are None.
-
-    Returns:
-        Parameters of batch B; with ambient light and no albedo where there is no ``start``.
     """
     check_shape("landmarks", landmarks, "B 68 2")
     settings, residual = settings or LandmarkStart(), start_residual or {}

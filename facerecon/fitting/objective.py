@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import ConfigError, nearest_name
 from facerecon.fitting.stage import Stage
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.render import FusedView, PreparedView, Renderer
+from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation
 
@@ -58,8 +58,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name, (known, kind) in _KNOWN.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(nearest_name(getattr(self, name), known, kind))
+            check_keys([getattr(self, name)], known, kind)
         losses.landmark_weights(self.landmark_weighting)  # an unknown name is an error now
 
     def prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView | FusedView, Tensor]:
@@ -70,15 +69,12 @@ class Objective:
         return view.detach(), vertices
 
     def targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
-        """What every step of a stage compares with, computed once.
+        """What every step of a stage compares with: {term: target}, and "below", (B, 1, H, W), for silhouettes.
 
         Args:
             photo: B observed faces.
             stage: its weights name the terms.
             start: what stage 1 found.
-
-        Returns:
-            {term: target}, and "below", (B, 1, H, W), where silhouettes are compared.
         """
         targets: dict[str, Any] = {"lm": losses.landmark_weights(self.landmark_weighting).to(photo.image.device)}
         if self.landmark_weighting == "facing":
@@ -108,7 +104,7 @@ class Objective:
         view: PreparedView | FusedView | None = None,
         size: int | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """All terms of a stage at the present variables, unweighted.
+        """All terms of a stage at the present variables, {term: (B,)}, unweighted, and the composite (B, 3, H, W).
 
         Args:
             stage: its weights name the terms.
@@ -117,9 +113,6 @@ class Objective:
             targets: of :meth:`targets`.
             view: of :meth:`prepare`, where only the texture moves.
             size: texels of a side of a coarser texture.
-
-        Returns:
-            {term: (B,)} and the composite image (B, 3, H, W).
         """
         texture = self.decoder(latent, size)
         if view is None:

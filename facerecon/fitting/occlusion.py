@@ -66,16 +66,13 @@ class OcclusionSettings:
 def photometric_residual(
     photo: Tensor, render: Tensor, face: Tensor, landmarks: Tensor, settings: OcclusionSettings | None = None
 ) -> Tensor:
-    """What of each face the render does not explain.
+    """What of each face the render does not explain: (B, 1, S, S) in [0, 1], 1 where something hides it, 0 outside.
 
     Args:
         photo, render: (B, 3, S, S) in [0, 1].
         face: (B, 1, S, S) in [0, 1], where both show the face.
         landmarks: (B, 68, 2), px of these images.
         settings: thresholds.
-
-    Returns:
-        (B, 1, S, S) in [0, 1]: 1 where something hides the face; 0 outside ``face``.
     """
     check_shape("photo", photo, "B 3 S S")
     check_shape("render", render, " ".join(map(str, photo.shape)))
@@ -101,27 +98,22 @@ class _Places:
     def __init__(self, points: np.ndarray, shape: tuple[int, int]) -> None:
         self.shape = shape
         right, left = points[36:42].mean(0), points[42:48].mean(0)
+        # px: about the distance between the eyes, whatever the pose
         self.unit = max(float(np.linalg.norm(left - right)), float(np.ptp(points[:, 1])) / 3.5, 4.0)
-        """px: about the distance between the eyes, whatever the pose."""
-        down = points[48:60].mean(0) - (right + left) / 2
+        middle = (right + left) / 2
+        down = points[48:60].mean(0) - middle
         down = down / max(float(np.linalg.norm(down)), 1e-6)
         y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
-        middle = (right + left) / 2
+        # down the face from the eyes, in distances between them: of each pixel, of the nose's base, of the brows
         self.height = ((x - middle[0]) * down[0] + (y - middle[1]) * down[1]) / self.unit
-        """(H, W): down the face from the eyes, in distances between them."""
-        base = points[31:36].mean(0) - middle
-        self.upright = abs(down[1]) >= abs(down[0])
-        self.nose = float(base @ down) / self.unit
-        """Height of the nose's base."""
+        self.nose = float((points[31:36].mean(0) - middle) @ down) / self.unit
         self.brow = float((points[17:27].mean(0) - middle) @ down) / self.unit
-        """Height of the brows, negative."""
+        self.upright = abs(down[1]) >= abs(down[0])
         eyes = self._near(points, (range(36, 42), range(42, 48)), 0.14)
         brows = self._near(points, (range(17, 22), range(22, 27)), 0.14)
         lips = self._near(points, (range(48, 60),), 0.08)
         nostrils = self._near(points, (range(31, 36),), 0.12)
-        self.features = eyes | brows | lips | nostrils
-        """(H, W) bool: where faces differ from each other in small, sharp things."""
-        self.lips = self._near(points, (range(48, 60),), 0.0)
+        self.features = eyes | brows | lips | nostrils  # where faces differ from each other in small, sharp things
 
     def _near(self, points: np.ndarray, parts: tuple[range, ...], reach: float) -> np.ndarray:
         canvas = Image.new("1", self.shape[::-1])

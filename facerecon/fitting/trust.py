@@ -28,14 +28,12 @@ _MOST_UNLIKE = 0.9  # of :func:`unlike`
 def flatness(image: Tensor, skin: Tensor) -> Tensor:
     """Share of the skin where brightness changes by less than a tenth of the mean change.
 
-    Skin is shaded everywhere; a drawing, or a picture of few colors, is flat between hard edges.
+    Skin is shaded everywhere; a drawing, or a picture of few colors, is flat between hard edges. (B,):
+    below 0.1 in photos, whatever their light and size, up to 0.3 in strongly compressed ones.
 
     Args:
         image: (B, 3, H, W) in [0, 1].
         skin: (B, H, W) bool.
-
-    Returns:
-        (B,): below 0.1 in photos, whatever their light and size, up to 0.3 in strongly compressed ones.
     """
     luma = rgb_to_yuv(image)[:, 0]
     corner = luma[:, :-1, :-1]
@@ -66,7 +64,7 @@ def unlike(image: Tensor, render: Tensor, skin: Tensor) -> Tensor:
 def find_suspects(
     model: MorphableModel, photo: Observation, params: FaceParams, camera: Camera, render: Tensor, covered: Tensor
 ) -> dict[int, str]:
-    """Faces that may be none.
+    """Faces that may be none: {index: why}; whether a face is among them depends on it alone.
 
     Args:
         model: head model.
@@ -75,9 +73,6 @@ def find_suspects(
         camera: of the fit crop.
         render: (B, 3, H, W), the head of stage 1 there, in its light.
         covered: (B, 1, H, W), where that has its face.
-
-    Returns:
-        {index: why} of what does not go together; whether a face is among them depends on it alone.
     """
     with torch.no_grad():
         apart = disagreement(photo.landmarks68, photo.mesh468)

@@ -85,16 +85,6 @@ def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
     return apart.flatten(1).sum(1) / face.flatten(1).sum(1).clamp(min=1.0)
 
 
-def _unit_feature_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Sum over layers of the mean squared distance of channel-normalized features."""
-    total = a[0].new_zeros(a[0].shape[0])
-    for x, y in zip(a, b):
-        x = x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt()
-        y = y / (y.square().sum(1, keepdim=True) + 1e-10).sqrt()
-        total = total + (x - y).square().sum(1).flatten(1).mean(1)
-    return total
-
-
 class FaceFeatureDistance(nn.Module):
     """``face_features``: multi-layer distance on the identity network's features. It is NOT LPIPS.
 
@@ -124,7 +114,11 @@ class FaceFeatureDistance(nn.Module):
 
     def distance(self, features: list[Tensor], prepared: tuple[list[Tensor], Tensor]) -> Tensor:
         """The same, of features that are already there."""
-        return _unit_feature_distance(features, prepared[0])
+        total = features[0].new_zeros(len(features[0]))
+        for pair in zip(features, prepared[0]):
+            x, y = (layer / (layer.square().sum(1, keepdim=True) + 1e-10).sqrt() for layer in pair)
+            total = total + (x - y).square().sum(1).flatten(1).mean(1)
+        return total
 
 
 class LPIPSDistance(nn.Module):

@@ -34,14 +34,12 @@ def facing_weights(points: Tensor, rotation: Tensor, least: float = 0.05) -> Ten
     A point on the far side of a turned head is seen at a slant: a pixel there is many millimeters of the face, and
     detectors err most. Its weight is the square of the cosine that it faces the camera with, over that of a frontal
     head. Directions are those from the head's vertical axis, as far back as the jaw is on average.
+    (B, 68) in [least, 1]; 1 for the jaw (0-16), which slides to where the outline is.
 
     Args:
         points: (68, 3) on the head, not posed.
         rotation: (B, 3) Euler angles.
         least: weight, however far it turned.
-
-    Returns:
-        (B, 68) in [least, 1]; 1 for the jaw (0-16), which slides to where the outline is.
     """
     check_shape("points", points, "68 3")
     check_shape("rotation", rotation, "B 3")

@@ -68,7 +68,7 @@ def geocross_loss(codes: Tensor) -> Tensor:
 
 
 def smoothness_loss(values: Tensor, times: Tensor | None = None) -> Tensor:
-    """How much a track bends: its squared second difference at each moment.
+    """How much a track bends: its squared second difference at each moment, 0 at both ends; (T,).
 
     ``|x[t-1] - 2 x[t] + x[t+1]|^2`` where the moments are one step apart; elsewhere the second derivative through three
     neighbors (divided differences), in the unit of the track's mean step. A track that moves evenly costs nothing.
@@ -76,9 +76,6 @@ def smoothness_loss(values: Tensor, times: Tensor | None = None) -> Tensor:
     Args:
         values: (T, ...), one row a moment.
         times: (T,), increasing, any unit; evenly spaced if left out.
-
-    Returns:
-        (T,), 0 at both ends, where nothing bends.
 
     Raises:
         InputError: times that do not increase.
