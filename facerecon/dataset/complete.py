@@ -83,11 +83,7 @@ class UVMap(TensorStruct):
 
 
 @torch.no_grad()
-def complete(
-    extraction: Extraction,
-    template: Template,
-    settings: CompleteSettings | None = None,
-) -> UVMap:
+def complete(extraction: Extraction, template: Template, settings: CompleteSettings | None = None) -> UVMap:
     """Correct and complete the texture of one person.
 
     Args:
@@ -154,11 +150,8 @@ def _joined(
 
 
 def _difference(difference: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
-    """(1, 3, S, S): what the face differs by from the template, continued over the whole map; the lips for themselves.
-
-    Args:
-        difference: (1, 3, h, w) and weight: (1, 1, h, w), within the layout's crop.
-    """
+    """(1, 3, S, S): what the face (within the layout's crop) differs by from the template, continued over the whole
+    map; the lips for themselves."""
     size, cell = layout.skin.shape[-1], layout.cell
     top, bottom, left, right = (n // cell for n in layout.box)
     cells = size // cell

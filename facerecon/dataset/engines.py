@@ -92,11 +92,7 @@ ENGINES = ("local", "ray")
 
 
 def run_items(
-    items: Iterable[Item],
-    make_worker: Callable[[], Worker],
-    engine: str = "local",
-    workers: int = 1,
-    threads: int = 1,
+    items: Iterable[Item], make_worker: Callable[[], Worker], engine: str = "local", workers: int = 1, threads: int = 1
 ) -> Iterator[Outcome]:
     """Outcomes of items, in the order in which they are ready.
 
@@ -134,7 +130,7 @@ def _set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-_worker: Worker | None = None
+_worker: Worker | FaceReconError | None = None
 
 
 def _start(make_worker: Callable[[], Worker], threads: int, parent: int) -> None:
@@ -148,15 +144,7 @@ def _start(make_worker: Callable[[], Worker], threads: int, parent: int) -> None
     try:
         _worker = make_worker()
     except FaceReconError as error:  # a missing model: the first item says so
-        _worker = _Failed(error)
-
-
-class _Failed:
-    def __init__(self, error: FaceReconError) -> None:
-        self.error = error
-
-    def __call__(self, item: Item) -> Outcome:
-        raise self.error
+        _worker = error
 
 
 def _end_with(parent: int) -> None:
@@ -166,7 +154,8 @@ def _end_with(parent: int) -> None:
 
 
 def _work(item: Item) -> Outcome:
-    assert _worker is not None
+    if isinstance(_worker, FaceReconError):
+        raise _worker
     return _worker(item)
 
 
@@ -211,9 +200,7 @@ class _Actor:
     """A worker in a process of its own, somewhere."""
 
     def __init__(self, make_worker: Callable[[], Worker], threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+        _set_threads(threads)
         self.worker = make_worker()
 
     def work(self, item: Item) -> Outcome:
@@ -223,15 +210,8 @@ class _Actor:
 def _run_on_ray(
     items: Iterable[Item], make_worker: Callable[[], Worker], workers: int, threads: int
 ) -> Iterator[Outcome]:
-    """Outcomes in the order in which they are ready; see :func:`facerecon.dataset.run_items`.
-
-    Joins the cluster that is running or that ``RAY_ADDRESS`` names; without one, starts Ray on this machine and stops
-    it at the end. An item whose actor died is handed to another.
-
-    Raises:
-        ConfigError: Ray is not installed, or the cluster cannot be reached.
-        FaceReconError: an item's actors died.
-    """
+    """Joins the cluster that is running or that ``RAY_ADDRESS`` names; without one, starts Ray on this machine and
+    stops it at the end. An item whose actor died is handed to another."""
     try:
         import ray
     except ImportError:

@@ -29,9 +29,8 @@ from facerecon.imaging.color import match_color, rgb_to_yuv
 from facerecon.imaging.pyramid import laplacian_blend, push_pull
 from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import MorphableModel
-from facerecon.perception import FaceParser, Regressor, load_facemesh, load_landmarks68
-from facerecon.perception.attributes import load_segmenter
-from facerecon.perception.facemesh import fused_landmarks
+from facerecon.perception import FaceParser, Regressor, load_facemesh, load_landmarks68, load_segmenter
+from facerecon.perception.facemesh import aligned_look, fused_landmarks
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
@@ -42,8 +41,6 @@ from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
 
 __all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
 
-FACE_BOX = (0.20, 0.26, 0.80, 0.93)  # x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides
-_LOOK = 512  # px at which landmarks and masks are measured
 _FIT = 224  # px of the crop whose camera the head is fitted under
 _NOSTRIL = 0.72  # of the skin's brightness
 _LIGHT_GRID = 128  # texels a side on which light is solved
@@ -152,8 +149,7 @@ def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedVi
     side = images.shape[-1]
     if images.shape[-2] != side or side < 128:
         raise InputError(f"views must be square and at least 128 px; got {tuple(images.shape[2:])}.")
-    small = F.interpolate(images, (_LOOK, _LOOK), mode="area") if side > _LOOK else images
-    box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+    small, box = aligned_look(images)
     mesh, score = load_facemesh()(small, box)
     landmarks = load_landmarks68()(small, box)
     reach = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
@@ -168,8 +164,9 @@ def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedVi
         found = [parser(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     else:
         person = load_segmenter()(small)
-        parts = zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
-        found = [face_masks(*part) for part in parts]
+        found = [
+            face_masks(*part) for part in zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
+        ]
     up = side / small.shape[-1]
     return AlignedViews(
         image=images,
@@ -260,11 +257,8 @@ def _fit(
 
 
 def _residual(views: AlignedViews, vertices: Tensor, camera: Camera, model: MorphableModel) -> Tensor:
-    """(B, V, 2) px: a smooth field through what the fit leaves between its points and the measured ones.
-
-    A Gaussian process over the image: the mean given the residuals at the inner landmarks and the stable points of the
-    face mesh, whose noise is larger.
-    """
+    """(B, V, 2) px: a smooth field through what the fit leaves between its points and the measured ones: a Gaussian
+    process, given the residuals at the inner landmarks and the stable points of the mesh, whose noise is larger."""
     topology = model.topology
     points = model.landmarks3d(vertices, camera)[:, 17:]
     target = views.landmarks68[:, 17:]
@@ -338,10 +332,9 @@ def _lights(
     """Light of each view (B, 9, 3) under the usual albedo, and the shading (B, 3, S, S) that bands 1-8 make, whose mean
     over the seen skin is 1."""
     found = uv_raster(model.topology, _LIGHT_GRID)
-    grid = (_LIGHT_GRID, _LIGHT_GRID)
 
     def small(x: Tensor) -> Tensor:
-        return F.interpolate(x, grid, mode="area")
+        return F.interpolate(x, (_LIGHT_GRID, _LIGHT_GRID), mode="area")
 
     colors, skin = small(rgb), small(layout.skin)
     use = small(weight * layout.plain) > 0.9
@@ -361,13 +354,8 @@ def _lights(
         tone = (color / base.clamp(min=0.02)).median(0).values * base.mean(0)
         # brightness is the skin's: relative to it, band 0 stays near the ambient light
         level = sh_basis(there)[:, 0].mean() * SHLight.AMBIENT
-        gamma = fit_light(
-            color / tone * 0.5,
-            base / base.mean(0) * (0.5 / level),
-            there,
-            prior=settings.light_prior,
-            color_prior=0.02,
-        )
+        flat = base / base.mean(0) * (0.5 / level)
+        gamma = fit_light(color / tone * 0.5, flat, there, prior=settings.light_prior, color_prior=0.02)
         mean = (sh_basis(there) @ gamma).mean(0)
         shading = (sh_basis(normal) @ gamma / mean).clamp(*settings.shading_range)
         lights.append(gamma)
@@ -377,11 +365,8 @@ def _lights(
 
 
 def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
-    """Trust without what is no skin: nostrils; and above the tip of the nose strands of hair, shadows of a fringe.
-
-    Nostrils are what is dark at the base of the nose (Sec. 3.1.3). Elsewhere skin is what lies near the median of this
-    face's plain texels, in brightness and in both differences of color.
-    """
+    """Trust without what is no skin: nostrils, dark at the base of the nose (Sec. 3.1.3); and above its tip what lies
+    far from the median color of this face's plain texels, strands of hair and shadows of a fringe."""
     size = rgb.shape[-1]
     if size > _STRAND_GRID:
         rgb = F.interpolate(rgb, (_STRAND_GRID, _STRAND_GRID), mode="area")
@@ -455,8 +440,7 @@ def join_views(
             mask = torch.minimum(layout.crop(layout.fine(blurred)), weight[:1])
             front = torch.where(weight[:1] > 0.05, rgb[:1], texture)
             texture = laplacian_blend(front, texture, mask, levels=4)
-    whole = views.new_empty(1, *views.shape[1:])
-    whole[:] = texture.mean((2, 3), keepdim=True)
+    whole = texture.mean((2, 3), keepdim=True).repeat(1, 1, *views.shape[2:])
     layout.crop(whole)[:] = texture
     seen = weights.new_zeros(1, *weights.shape[1:])
     layout.crop(seen)[:] = observed
@@ -473,10 +457,8 @@ def _matched(rgb: Tensor, weight: Tensor, plain: Tensor, contrast: float) -> Ten
 
 
 def _iris(rgb: Tensor, eyes: Tensor, layout: FaceLayout) -> tuple[Tensor, Tensor]:
-    """Color of the irises in the front view, (1, 3), and how many texels show eyeballs.
-
-    Wherever the eyes look: of what shows between the lids the pupil is darkest, the white brightest, the iris between.
-    """
+    """Color of the irises in the front view, (1, 3), and how many texels show eyeballs: of what shows between the lids
+    the pupil is darkest, the white brightest, the iris between."""
     shown = (eyes[0, 0] > 0.5) & (layout.gaze < 40)
     pixels = rgb[0][:, shown]
     count = pixels.shape[1]

@@ -264,8 +264,7 @@ def _seen_from_ahead(model: MorphableModel, size: int) -> Tensor:
     blank = torch.ones(1, 1, 512, 512)
     for degrees in (-35, 0, 35):
         angle = math.radians(degrees)
-        params = model.neutral(1)
-        params = params.replace(rotation=torch.tensor([[0.0, angle, 0.0]]))
+        params = model.neutral(1).replace(rotation=torch.tensor([[0.0, angle, 0.0]]))
         result = torch.maximum(result, bake(blank, model(params), model.topology, camera, size)[1])
     return (result > 0.3).float()
 

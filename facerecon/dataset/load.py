@@ -126,11 +126,8 @@ def needed_assets(settings: Any, photos: bool = True) -> dict[str, str]:
 
 def describe_parts(settings: Any) -> list[str]:
     """Lines for the log: which part does what, and what stands in for one of the paper's."""
-    lines = [
-        f"parts: {settings.face_model}, "
-        + ", ".join(f"{name} {getattr(settings, name)}" for name in PARTS)
-        + f"; precision {settings.precision}"
-    ]
+    parts = ", ".join(f"{name} {getattr(settings, name)}" for name in PARTS)
+    lines = [f"parts: {settings.face_model}, {parts}; precision {settings.precision}"]
     if settings.editing and settings.editor == "directions":
         lines.append(
             "note: light is edited by ridge directions and measured on the fitted head, not by StyleFlow and DPR."

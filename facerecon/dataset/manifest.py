@@ -84,15 +84,13 @@ class Manifest:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it; codes and coefficients in half precision."""
-        tensors = {
-            f"tensor.{key}": value.half() if key in _HALF else value.float() for key, value in self.tensors.items()
-        }
+        tensors = {f"tensor.{k}": value.half() if k in _HALF else value.float() for k, value in self.tensors.items()}
         tensors |= {"numbers": self.numbers.to(torch.int32), "seeds": self.seeds}
         names = list(self.figures)
         if names:
             tensors["figures"] = torch.stack([self.figures[name] for name in names], 1)
         meta = {"type": "Manifest", "figures": json.dumps(names), "facts": json.dumps(self.facts, sort_keys=True)}
-        return write_whole(path, safetensors_bytes({k: v.contiguous() for k, v in tensors.items()}, meta))
+        return write_whole(path, safetensors_bytes(tensors, meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Manifest:

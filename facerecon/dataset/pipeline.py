@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.dataset.complete import CompleteSettings, UVMap, complete
+from facerecon.dataset.complete import CompleteSettings, complete
 from facerecon.dataset.engines import Item, Outcome, Refused
 from facerecon.dataset.extract import ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
@@ -42,7 +43,6 @@ from facerecon.run import choose_device
 from facerecon.settings import build_settings, check_keys
 from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.load import load_face_generator
-from facerecon.types import FaceParams
 
 __all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker"]
 
@@ -247,9 +247,8 @@ class UVPipeline:
         except FaceReconError as error:
             outcome.error = str(error).splitlines()[0]
         if search is not None and search.images is not None:
-            strip = self._strip(search, outcome)
             where = "views" if outcome.accepted else "refused"
-            outcome.files[f"{where}/{item.name}.jpg"] = strip
+            outcome.files[f"{where}/{item.name}.jpg"] = self._strip(search, outcome)
         outcome.seconds = {key: round(value, 3) for key, value in seconds.items()}
         return outcome
 
@@ -344,7 +343,10 @@ class UVPipeline:
                 "skin_tone": skin_tone(skin_color(made.texture, made.observed * layout.plain))[0],
             }
             outcome.figures |= {key: round(float(value), 4) for key, value in figures.items()}
-            head = self._descriptor(made, search.descriptors.get("front"), outcome.figures)
+            image, landmarks = evenly_lit(self.model, made.params[:1], made.texture)  # the head before plain gray
+            head = load_identity()(image, landmarks)[0]
+            if "front" in search.descriptors:
+                outcome.figures["identity_map"] = float((head - search.descriptors["front"]).norm())
         outcome.reasons += refusals(outcome.figures, settings.filters, "map")
         if outcome.reasons and settings.check:
             raise Refused(outcome.reasons)
@@ -354,18 +356,12 @@ class UVPipeline:
             outcome.files[f"uv-maps/{name}.png"] = _png(made.texture[0])
             outcome.files[f"observed/{name}.png"] = _png(made.observed[0])
             outcome.files[f"face-latents/{name}.npy"] = _npy(search.views)
-            tensors = {"source": search.source, "views": search.views} | _fit_tensors(made.params)
+            fit = {key: getattr(made.params, key) for key in ("expression", "rotation", "translation")}
+            fit |= {"identity": made.params.identity[0], "light": made.params.light.coefficients}  # one, and per view
+            tensors = {"source": search.source, "views": search.views} | fit
             tensors |= {f"descriptor_{key}": value for key, value in search.descriptors.items()}
             tensors["descriptor_map"] = head
             outcome.files[f"fit/{name}.safetensors"] = safetensors_bytes(tensors)
-
-    def _descriptor(self, made: UVMap, front: Tensor | None, figures: dict[str, Any]) -> Tensor:
-        """(128,) identity embedding of the map on its fitted head, evenly lit, before plain gray."""
-        image, landmarks = evenly_lit(self.model, made.params[:1], made.texture)
-        embedding = load_identity()(image, landmarks)[0]
-        if front is not None:
-            figures["identity_map"] = float((embedding - front).norm())
-        return embedding
 
     def _strip(self, search: Search, outcome: Outcome) -> bytes:
         """A JPEG of the source and the views."""
@@ -420,17 +416,6 @@ def _view_figures(views: Attributes) -> dict[str, Any]:
     return {key: round(value, 5) for key, value in figures.items()}
 
 
-def _fit_tensors(params: FaceParams) -> dict[str, Tensor]:
-    """The fit over the views: one identity, and per view the rest."""
-    return {
-        "identity": params.identity[0],
-        "expression": params.expression,
-        "rotation": params.rotation,
-        "translation": params.translation,
-        "light": params.light.coefficients,
-    }
-
-
 def _half(code: Tensor) -> Tensor:
     """What a manifest can hold: a map can be made again from it exactly."""
     return code.half().float()
@@ -445,16 +430,14 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
         seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
 
 
-def _png(image: Tensor) -> bytes:
+def _encoded(image: Tensor, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, "PNG", compress_level=4)
+    to_pil(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _jpg(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    to_pil(image).save(buffer, "JPEG", quality=88)
-    return buffer.getvalue()
+_png = partial(_encoded, kind="PNG", compress_level=4)
+_jpg = partial(_encoded, kind="JPEG", quality=88)
 
 
 def _npy(values: Tensor) -> bytes:

@@ -135,14 +135,9 @@ def _meta(accepted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _facts(figures: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        "BS Error": "bs_error",
-        "observed": "observed",
-        "light before": "source_evenness",
-        "after": "evenness",
-        "identity": "identity",
-    }
-    return {label: round(figures[name], 2) for label, name in names.items() if name in figures}
+    labels = {"bs_error": "BS Error", "source_evenness": "light before", "evenness": "after"}
+    names = ("bs_error", "observed", "source_evenness", "evenness", "identity")
+    return {labels.get(name, name): round(figures[name], 2) for name in names if name in figures}
 
 
 def _write_sheet(folder: Path, accepted: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ linear classifier in W, learned from committed labels, finds them by seed: mappi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,8 @@ FIRST_HELD_OUT = 100_001
 
 @kept()
 def _classifier() -> tuple[Tensor, Tensor, float]:
-    tensors, meta = read_safetensors(
-        assets.shipped("dark_skin.safetensors"), "a classifier of W", "install facerecon again"
-    )
+    path = assets.shipped("dark_skin.safetensors")
+    tensors, meta = read_safetensors(path, "a classifier of W", "install facerecon again")
     return tensors["weight"], tensors["bias"], float(meta["rate"])
 
 
@@ -62,9 +62,7 @@ def draw_seeds(
         seed: of that draw.
     """
     if dark_share is None:
-        while True:
-            yield first
-            first += 1
+        yield from itertools.count(first)
     if not 0 < dark_share < 1:
         raise ConfigError(f"dark_share must be between 0 and 1, or null; got {dark_share}.")
     _, _, rate = _classifier()

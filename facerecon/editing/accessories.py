@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.editing.linear import class_metrics, logistic
-from facerecon.errors import AssetError, InputError, check_shape
+from facerecon.editing.linear import fit_class, logistic
+from facerecon.errors import AssetError, check_shape
 from facerecon.imaging.color import luma
 from facerecon.modes import kept
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
@@ -33,6 +33,7 @@ __all__ = [
 
 ACCESSORIES = ("glasses", "fringe", "headwear")
 SIZE, CELL, BINS = 96, 8, 8
+STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 
 
 def upper_face(image: Tensor, mesh: Tensor) -> Tensor:
@@ -119,15 +120,15 @@ class AccessoryClassifier(nn.Module):
         """
         advice = "run train/edit_directions.py to make one"
         tensors, metadata = read_safetensors(path, "a classifier of accessories", advice, ("weight", "bias"))
-        features = (BINS + 3) * (SIZE // CELL) ** 2
-        if tuple(tensors["weight"].shape) != (len(ACCESSORIES), features) or tuple(tensors["bias"].shape) != (
-            len(ACCESSORIES),
-        ):
-            raise AssetError(f"{path} is not a classifier of accessories (other shapes); {advice}.")
+        classes, features = len(ACCESSORIES), (BINS + 3) * (SIZE // CELL) ** 2
         try:
-            return cls(
-                tensors["weight"], tensors["bias"], parse_json(metadata.get("metrics", metadata.get("figures", "{}")))
-            )
+            if {name: tuple(t.shape) for name, t in tensors.items()} != {
+                "weight": (classes, features),
+                "bias": (classes,),
+            }:
+                raise ValueError("other shapes")
+            metrics = parse_json(metadata.get("metrics", metadata.get("figures", "{}")))
+            return cls(**tensors, metrics=metrics)
         except ValueError as error:
             raise AssetError(f"{path} is not a classifier of accessories ({error}); {advice}.") from None
 
@@ -141,10 +142,7 @@ def load_accessories() -> AccessoryClassifier:
 
 
 def fit_accessories(
-    features: Tensor,
-    labels: Mapping[str, tuple[Tensor, Tensor]],
-    folds: int = 5,
-    strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0),
+    features: Tensor, labels: Mapping[str, tuple[Tensor, Tensor]], folds: int = 5
 ) -> tuple[AccessoryClassifier, dict[str, Tensor]]:
     """Fit, with the strength of each class chosen out of fold.
 
@@ -162,26 +160,11 @@ def fit_accessories(
     weights, biases, metrics, margins = [], [], {}, {}
     for name in ACCESSORIES:
         index, there = labels[name]
-        positive = int(there.sum())
-        if min(positive, len(there) - positive) < folds:
-            raise InputError(f"class '{name}' has {positive} of {len(there)} samples; each side needs {folds} or more.")
         x = features[index].double()
         center = x.mean(0)
-        fold = torch.arange(len(x)) % folds
-        tried = []
-        for strength in strengths:
-            guess = torch.zeros(len(x), dtype=torch.float64)
-            for k in range(folds):
-                weight, bias = _logistic(x[fold != k] - center, there[fold != k], strength)
-                guess[fold == k] = (x[fold == k] - center) @ weight + bias
-            loss = F.binary_cross_entropy_with_logits(guess, there.double())
-            tried.append((float(loss), strength, guess))
-        _, strength, guess = min(tried, key=lambda item: item[:2])
-        weight, bias = _logistic(x - center, there, strength)
+        (weight, bias), margins[name], metrics[name] = fit_class(name, _logistic, x - center, there, STRENGTHS, folds)
         weights.append(weight)
         biases.append(bias - center @ weight)
-        margins[name] = guess
-        metrics[name] = class_metrics(guess, there) | {"strength": strength}
     return AccessoryClassifier(torch.stack(weights).float(), torch.stack(biases).float(), metrics), margins
 
 

@@ -18,16 +18,10 @@ from facerecon.geometry.camera import project
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import MorphableModel, load_face_model
-from facerecon.perception import (
-    EXPRESSIONS,
-    load_age_gender,
-    load_expression,
-    load_facemesh,
-    load_identity,
-    load_landmarks68,
-)
-from facerecon.perception.facemesh import fused_landmarks
-from facerecon.perception.landmarks import map_points
+from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression
+from facerecon.perception.facemesh import aligned_look, fused_landmarks, load_facemesh
+from facerecon.perception.identity import load_identity
+from facerecon.perception.landmarks import load_landmarks68, map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render.uv import sample_texture
 from facerecon.types import Camera, FaceParams, TensorStruct, _struct
@@ -36,8 +30,8 @@ __all__ = ["Attributes", "AttributeMeter"]
 
 ABOVE = (10, 67, 297, 109, 338, 54, 284)
 """Points of the face mesh along the hairline."""
-FACE_BOX = (0.20, 0.26, 0.80, 0.93)
-"""x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides: no detector is needed there."""
+FIT_SIZE = 224
+"""px of the crop of the landmark fit."""
 
 POSE_FIT = LandmarkStart(iterations=6, sigma=4.0, sigma_jaw=1e3, sigma_mesh=1.5)
 """The face mesh sets the pose. The jaw of the 68 points slides on the head and, trusted as a fit trusts it, takes a
@@ -114,16 +108,12 @@ class AttributeMeter:
 
     Args:
         model: head whose fit gives pose and normals.
-        size: px at which the networks look; larger images are averaged down first.
-        fit_size: px of the crop of the landmark fit.
     """
 
-    def __init__(self, model: MorphableModel | None = None, size: int = 512, fit_size: int = 224) -> None:
+    def __init__(self, model: MorphableModel | None = None) -> None:
         from facerecon.stylegan.load import load_decoder
 
         self.model = model or load_face_model("makehuman")
-        self.size, self.fit_size = size, fit_size
-        self.settings = POSE_FIT
         topology = self.model.topology
         plain = topology.regions["face"].clone()
         for region in ("lips", "brows", "lids", "eyes", "mouth"):
@@ -147,25 +137,21 @@ class AttributeMeter:
             Attributes of batch B.
         """
         check_shape("image", image, "B 3 H W")
-        side = image.shape[-1]
-        small = image
-        if side > self.size:
-            small = F.interpolate(image, (self.size, self.size), mode="area")
-        box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+        small, box = aligned_look(image)
         mesh, score = load_facemesh()(small, box)
         landmarks = fused_landmarks(load_landmarks68()(small, box), mesh)
-        to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, self.fit_size)
+        to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, FIT_SIZE)
         from_image = invert_affine(to_image)
         points, dense = map_points(from_image, landmarks), map_points(from_image, mesh[..., :2])
-        params = fit_landmarks(self.model, points, mesh_points=dense, settings=self.settings)
-        crop = crop_affine(small, to_image, self.fit_size)
+        params = fit_landmarks(self.model, points, mesh_points=dense, settings=POSE_FIT)
+        crop = crop_affine(small, to_image, FIT_SIZE)
         light, skin = self._light(crop, params)
         luma = light.mean(2)
         age, male = load_age_gender()(crop, points)
         width = (landmarks[:, 54] - landmarks[:, 48]).norm(dim=1).clamp(min=1e-3)
         lift = landmarks[:, [48, 54], 1].mean(1) - landmarks[:, [51, 57, 62, 66], 1].mean(1)
         angle = torch.rad2deg(params.rotation)
-        up = side / small.shape[-1]
+        up = image.shape[-1] / small.shape[-1]
         return Attributes(
             yaw=angle[:, 1],
             pitch=-angle[:, 0],
@@ -190,11 +176,11 @@ class AttributeMeter:
         """Light (B, 9, 3) and skin (B, 3), at the skin's vertices that face the camera."""
         posed = self.model(params)
         normals = F.normalize(vertex_normals(posed, self.model.topology.faces), dim=-1)[:, self.vertices]
-        camera = Camera.deep3d(self.fit_size, batch=len(crop))
+        camera = Camera.deep3d(FIT_SIZE, batch=len(crop))
         points = posed[:, self.vertices]
         pixels = project(camera, points)[..., :2]
         smooth = F.avg_pool2d(crop, 5, 1, 2, count_include_pad=False)
-        uv = torch.stack([pixels[..., 0] / self.fit_size, 1 - pixels[..., 1] / self.fit_size], -1)
+        uv = torch.stack([pixels[..., 0] / FIT_SIZE, 1 - pixels[..., 1] / FIT_SIZE], -1)
         colors = sample_texture(smooth, uv)
         eye = points.new_tensor([0.0, 0.0, 10.0])
         facing = (normals * F.normalize(eye - points, dim=-1)).sum(-1) > 0.25

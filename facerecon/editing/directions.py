@@ -31,14 +31,7 @@ from torch import Tensor
 
 from facerecon.editing.accessories import ACCESSORIES
 from facerecon.editing.attributes import Attributes
-from facerecon.editing.linear import (
-    class_metrics,
-    cross_validate,
-    cross_validate_ridge,
-    logistic,
-    ridge,
-    support_vectors,
-)
+from facerecon.editing.linear import cross_validate_ridge, fit_class, logistic, ridge, support_vectors
 from facerecon.errors import AssetError, ConfigError, InputError, ShapeError, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
@@ -70,6 +63,8 @@ SPREAD = 0.3
 """Added to the covariance of the codes in the metric of a step."""
 RIDGE = 0.02
 """Of a step: share of an attribute's own scale that is not trusted."""
+
+_TENSORS = ("weight", "bias", "mean", "response")
 
 
 def measured_values(attributes: Attributes) -> dict[str, Tensor]:
@@ -140,8 +135,7 @@ def _unposed(mesh: Tensor, rounds: int = 2) -> Tensor:
 
 
 class Editor(Protocol):
-    """What :class:`~facerecon.editing.latent_traversal.AttributeNormalizer` needs of whatever moves codes (a slot for
-    StyleFlow)."""
+    """What :class:`~facerecon.editing.latent_traversal.AttributeNormalizer` needs of whatever moves codes."""
 
     def step(
         self, codes: Tensor, current: Mapping[str, Tensor], targets: Mapping[str, Tensor], keep: Sequence[str] = ()
@@ -179,12 +173,10 @@ class Directions(TensorStruct):
 
     def index(self, names: Iterable[str]) -> list[int]:
         """Rows of attributes; an unknown name is a ConfigError with the nearest one."""
-        rows = []
-        for name in names:
-            if name not in self.names:
-                raise ConfigError(nearest_name(name, self.names, "attribute"))
-            rows.append(self.names.index(name))
-        return rows
+        names = list(names)
+        if unknown := [name for name in names if name not in self.names]:
+            raise ConfigError(nearest_name(unknown[0], self.names, "attribute"))
+        return [self.names.index(name) for name in names]
 
     def read(self, codes: Tensor) -> dict[str, Tensor]:
         """Prediction of each attribute from codes: {name: (B,)}, the measured ones in their units, classes as margins.
@@ -192,7 +184,7 @@ class Directions(TensorStruct):
         Args:
             codes: (B, 512), or (B, L, 512), whose rows are averaged.
         """
-        w = _plain(codes)
+        w = codes.mean(1) if codes.dim() == 3 else codes
         values = (w.double() - self.mean) @ self.weight.T.double() + self.bias
         return dict(zip(self.names, values.to(w.dtype).unbind(1), strict=True))
 
@@ -244,7 +236,7 @@ class Directions(TensorStruct):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file."""
-        tensors = {key: getattr(self, key) for key in ("weight", "bias", "mean", "response")}
+        tensors = {key: getattr(self, key) for key in _TENSORS}
         metadata = {"names": json.dumps(self.names), "metrics": json.dumps(self.metrics or {}, sort_keys=True)}
         write_whole(path, safetensors_bytes(tensors, {"format": "facerecon directions 1", **metadata}))
 
@@ -256,8 +248,7 @@ class Directions(TensorStruct):
             AssetError: it is not such a file.
         """
         advice = "run train/edit_directions.py to make one"
-        keys = ("weight", "bias", "mean", "response")
-        tensors, metadata = read_safetensors(path, "a file of latent directions", advice, keys)
+        tensors, metadata = read_safetensors(path, "a file of latent directions", advice, _TENSORS)
         try:
             names = tuple(parse_json(metadata["names"]))
             metrics = parse_json(metadata["metrics"] if "metrics" in metadata else metadata["figures"])
@@ -268,10 +259,6 @@ class Directions(TensorStruct):
         except (LookupError, ValueError, TypeError) as problem:
             raise AssetError(f"{path} is not a file of latent directions ({problem}); {advice}.") from None
         return cls(**tensors, names=names, metrics=metrics)
-
-
-def _plain(codes: Tensor) -> Tensor:
-    return codes.mean(1) if codes.dim() == 3 else codes
 
 
 @in_own_modes
@@ -331,10 +318,7 @@ def _ridges(x: Tensor, y: Tensor, folds: int) -> tuple[Tensor, Tensor, list[tupl
 
 
 def fit_directions(
-    codes: Tensor,
-    attributes: Attributes,
-    labels: Mapping[str, tuple[Tensor, Tensor]],
-    folds: int = 5,
+    codes: Tensor, attributes: Attributes, labels: Mapping[str, tuple[Tensor, Tensor]], folds: int = 5
 ) -> tuple[Directions, dict[str, Tensor]]:
     """Planes for everything that was measured or labeled; strengths are chosen out of fold.
 
@@ -378,19 +362,8 @@ def fit_directions(
     clear = (attributes.happy > CLEAR) | (attributes.neutral > CLEAR)
     where = clear.nonzero()[:, 0]
     for name, (index, there) in {"happy": (where, (attributes.happy[where] > CLEAR).long()), **labels}.items():
-        positive = int(there.sum())
-        if min(positive, len(there) - positive) < folds:
-            raise InputError(f"class '{name}' has {positive} of {len(there)} samples; each side needs {folds} or more.")
         fit = support_vectors if name == "happy" else logistic
-        tried = []
-        for strength in CLASS_GRID:
-            guess = cross_validate(lambda a, b, f=fit, s=strength: f(a, b, s), x[index], there, folds)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(guess, there.double())
-            tried.append((float(loss), strength, guess))
-        _, strength, guess = min(tried, key=lambda item: item[:2])
-        rows[name] = fit(x[index], there, strength)
-        margins[name] = guess
-        metrics[name] = class_metrics(guess, there) | {"strength": strength}
+        rows[name], margins[name], metrics[name] = fit_class(name, fit, x[index], there, CLASS_GRID, folds)
     weight = torch.stack([row[0] for row in rows.values()])
     directions = Directions(
         weight=weight.float(),

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted
+from facerecon.assets.foreign import float_tensors, load_converted, shapes_of
 from facerecon.errors import check_shape
 from facerecon.modes import kept
+from facerecon.perception.regressor import shortcut
 from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.ffhq_generator import read_e4e_file
 
@@ -45,11 +46,7 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.shortcut_layer = None
-        if inputs != outputs:
-            self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.shortcut_layer = shortcut(inputs, outputs, stride) if inputs != outputs else None
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(inputs),
             nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
@@ -144,8 +141,7 @@ def convert(source: Path, target: Path) -> None:
     """
     state, average = read_e4e_file(source)
     encoder = {n.removeprefix("encoder."): t for n, t in state.items() if n.startswith("encoder.")}
-    with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in E4E().state_dict().items() if not n.endswith("num_batches_tracked")}
+    shapes = shapes_of(E4E)
     encoder["latent_avg"] = average.expand(shapes["latent_avg"]) if average.dim() == 1 else average
     weights = float_tensors(encoder, shapes, source, "e4e's encoder")
     write_whole(target, safetensors_bytes(weights, {"source": "encoder4editing"}))

@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import assets
-from facerecon.editing.attributes import FACE_BOX
 from facerecon.errors import FaceReconError, InputError, ShapeError, check_shape
 from facerecon.imaging.masks import gaussian_blur
 from facerecon.imaging.warp import crop_affine
 from facerecon.losses.identity import identity_loss, identity_similarity
 from facerecon.modes import in_own_modes, kept
 from facerecon.perception import load_eval_identity, load_facemesh, load_identity, load_landmarks68
-from facerecon.perception.facemesh import fused_landmarks
+from facerecon.perception.facemesh import aligned_look, fused_landmarks
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.face_generator import FACE_WINDOW, NUM_STYLES, STYLE_DIM, MobileGenerator, framed
 
@@ -45,7 +44,6 @@ __all__ = [
 ]
 
 _PREVIEW = 256
-_PHASES = ("w", "w+")
 
 
 # -- alignment -------------------------------------------------------------------------------------------------
@@ -97,12 +95,10 @@ def ffhq_crop(image: Tensor, landmarks68: Tensor, size: int = 1024) -> Tensor:
 def face_points(image: Tensor) -> Tensor:
     """68 landmarks of aligned faces, (B, 3, S, S) -> (B, 68, 2) px; no detector is needed there."""
     check_shape("image", image, "B 3 H W")
-    side = image.shape[-1]
-    small = F.interpolate(image, (512, 512), mode="area") if side > 512 else image
-    box = small.new_tensor(FACE_BOX)[None].expand(len(small), -1) * small.shape[-1]
+    small, box = aligned_look(image)
     with torch.no_grad():
         mesh, _ = load_facemesh()(small, box)
-        return fused_landmarks(load_landmarks68()(small, box), mesh) * (side / small.shape[-1])
+        return fused_landmarks(load_landmarks68()(small, box), mesh) * (image.shape[-1] / small.shape[-1])
 
 
 # -- start -----------------------------------------------------------------------------------------------------
@@ -138,7 +134,7 @@ class LinearEncoder:
             landmarks: (B, 68, 2) px, measured if left out.
         """
         points = face_points(crop) if landmarks is None else landmarks
-        small = F.interpolate(crop, (512, 512), mode="area") if crop.shape[-1] > 512 else crop
+        small, _ = aligned_look(crop)
         with torch.no_grad():
             identity = load_identity()(small, points * (small.shape[-1] / crop.shape[-1]))
         thumbnail = F.interpolate(crop, (cls.thumbnail, cls.thumbnail), mode="area")
@@ -173,21 +169,14 @@ class LinearEncoder:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, the map in float16."""
-        tensors = {
-            "mean": self.mean,
-            "scale": self.scale,
-            "down": self.down.half(),
-            "up": self.up.half(),
-            "bias": self.bias,
-        }
-        write_whole(path, safetensors_bytes({name: x.contiguous() for name, x in tensors.items()}))
+        tensors = {"mean": self.mean, "scale": self.scale, "down": self.down.half(), "up": self.up.half()}
+        write_whole(path, safetensors_bytes(tensors | {"bias": self.bias}))
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> LinearEncoder:
         """Read one; the shipped one if left out."""
         path = assets.shipped("inversion_encoder.safetensors") if path is None else path
-        keys = ("mean", "scale", "down", "up", "bias")
-        advice = "make it with tools/build_inversion_encoder.py"
+        advice, keys = "make it with tools/build_inversion_encoder.py", ("mean", "scale", "down", "up", "bias")
         tensors, _ = read_safetensors(path, "an encoder of inversions", advice, keys)
         return cls(**tensors)
 
@@ -319,10 +308,6 @@ def _face_mask(points: Tensor) -> Tensor:
     return gaussian_blur(inside.float()[None, None], 9)
 
 
-def _averaged(part: Tensor) -> Tensor:
-    return F.avg_pool2d(part, 4)
-
-
 @in_own_modes
 def invert(
     crop: Tensor,
@@ -369,16 +354,14 @@ def invert(
         return (mean + white @ root)[None].expand(NUM_STYLES, -1) + delta @ root
 
     white, delta = (tensors["w"] - mean) @ inverse, tensors["delta"] @ inverse
-    for phase, steps, rate in zip(
-        _PHASES, (settings.w_steps, settings.plus_steps), (settings.w_rate, settings.plus_rate), strict=True
+    for phase, steps, rate in (
+        ("w", settings.w_steps, settings.w_rate),
+        ("w+", settings.plus_steps, settings.plus_rate),
     ):
         if phase in done or not steps:
             continue
-        variables = [white.clone().requires_grad_()] if phase == "w" else [white.clone(), delta.clone()]
-        if phase == "w":
-            variables.append(delta)
-        else:
-            variables[1].requires_grad_()
+        variables = [white.clone(), delta.clone()]
+        variables[0 if phase == "w" else 1].requires_grad_()
         white, delta = _optimize(generator, objective, variables, codes, phase, steps, rate, settings, trace, progress)
         done.append(phase)
         tensors = {"w": mean + white @ root, "delta": delta @ root}
@@ -418,7 +401,7 @@ def _optimize(
         if step % settings.refresh == 0 or step == steps:
             with torch.no_grad():
                 code = codes(*variables)[None]
-                true = _averaged(generator(code, clamp=False, window=FACE_WINDOW))
+                true = F.avg_pool2d(generator(code, clamp=False, window=FACE_WINDOW), 4)
                 lacking = true - generator(code, clamp=False, window=FACE_WINDOW, preview=True)
                 loss = float(objective(true) + prior())
             trace.append({"phase": phase, "step": step, "loss": loss, "error": objective.error(true)})
@@ -441,9 +424,7 @@ def _optimize(
     return best[0], best[1]
 
 
-def encode(
-    crop: Tensor, generator: Callable[[Tensor], Tensor], encoder: Callable[[Tensor], Tensor]
-) -> Inversion:  # fmt: skip
+def encode(crop: Tensor, generator: Callable[[Tensor], Tensor], encoder: Callable[[Tensor], Tensor]) -> Inversion:
     """The code that an encoder of W+ gives an aligned photo, without optimization (e4e; Sec. 3.1.1, item 1).
 
     Args:
@@ -479,23 +460,21 @@ def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor)
 
 
 def _key(crop: Tensor, points: Tensor, settings: InversionSettings) -> str:
-    digest = hashlib.sha256(crop.contiguous().numpy().tobytes())
-    digest.update(points.contiguous().numpy().tobytes())
+    digest = hashlib.sha256(crop.numpy().tobytes() + points.numpy().tobytes())
     digest.update(json.dumps(asdict(settings), sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _read_state(path: str | Path | None, key: str) -> tuple[list[str], dict[str, Tensor], list[dict[str, Any]]]:
     """Phases done, w and delta, trace; nothing if the file is missing, spoilt, or of another photo."""
-    if path is None or not Path(path).is_file():
-        return [], {}, []
     try:
-        tensors, notes = read_safetensors(path, "a state of an inversion", "remove it", error=InputError)
-        if notes.get("key") != key:
-            return [], {}, []
-        return parse_json(notes["done"]), {name: tensors[name] for name in ("w", "delta")}, parse_json(notes["trace"])
+        if path is not None:
+            tensors, notes = read_safetensors(path, "a state of an inversion", "remove it", ("w", "delta"))
+            if notes.get("key") == key:
+                return parse_json(notes["done"]), tensors, parse_json(notes["trace"])
     except (FaceReconError, KeyError, ValueError):
-        return [], {}, []
+        pass
+    return [], {}, []
 
 
 def _write_state(
@@ -504,4 +483,4 @@ def _write_state(
     if path is None:
         return
     notes = {"key": key, "done": json.dumps(done), "trace": json.dumps(trace)}
-    write_whole(path, safetensors_bytes({name: x.contiguous() for name, x in tensors.items()}, notes))
+    write_whole(path, safetensors_bytes(tensors, notes))

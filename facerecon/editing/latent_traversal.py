@@ -163,10 +163,8 @@ class _Traversal:
         images = torch.cat([self.n.generator(code[None]) for code in codes])  # alike in any batch, to the last bit
         seen = self.n.meter(images)
         start = self.source if hasattr(self, "source") else seen
-        for i in range(len(shift)):
-            row = trace_row(name, seen, i, start)
-            row["shift"] = round(float(shift[i].norm()), 4)
-            self.trace.append(row)
+        for i, moved in enumerate(shift):
+            self.trace.append(trace_row(name, seen, i, start) | {"shift": round(float(moved.norm()), 4)})
         return images, seen
 
     def current(self, shift: Tensor, seen: Attributes) -> dict[str, Tensor]:
@@ -186,12 +184,10 @@ class _Traversal:
         return wanted
 
     def moved(self, shift: Tensor, seen: Attributes, turn: Tensor, push: bool) -> Tensor:
-        """The shift after one step from what was seen towards the targets.
+        """The shift after one step from what was seen towards the targets, with a ``turn`` (B,) in degrees.
 
-        Args:
-            turn: (B,) degrees to ask for.
-            push: move what the image still shows on the face further, whatever is predicted from the code (the
-                classifier knows faces from the front).
+        ``push`` moves what the image still shows on the face further, whatever is predicted from the code (the
+        classifier knows faces from the front).
         """
         plain, now = self.plain(shift), self.current(shift, seen)
         wanted = self.targets(now) | {"yaw": now["yaw"] + turn}
@@ -221,16 +217,14 @@ class _Traversal:
     def front(self) -> tuple[Tensor, Tensor, Attributes]:
         """Shift (1, 512), image and attributes of the best evenly lit, neutral, bare, frontal face."""
         shift, seen, zero = self.w.new_zeros(1, 512), self.source, torch.zeros_like(self.source.yaw)
-        best = None
+        tried = []
         for k in range(self.settings.rounds):
             shift = self.moved(shift, seen, -seen.yaw, push=True)
             images, seen = self.look(f"front {k + 1}", shift)
-            cost = float(self.cost(seen, zero, front=True))
-            if best is None or cost < best[0]:
-                best = (cost, shift, images, seen)
-            if cost < self.settings.enough:
+            tried.append((float(self.cost(seen, zero, front=True)), shift, images, seen))
+            if tried[-1][0] < self.settings.enough:
                 break
-        return best[1:]
+        return min(tried, key=lambda view: view[0])[1:]
 
     def sides(self, front: tuple[Tensor, Tensor, Attributes]) -> tuple[Tensor, Tensor, Attributes]:
         """Codes, images and attributes of the three views."""
@@ -247,20 +241,16 @@ class _Traversal:
         bounded), while each step neutralizes again what turning brought back.
         """
         yaw = torch.full_like(seen.yaw, sign * self.settings.yaw)
-        asked, points = 0.0, [(0.0, float(seen.yaw))]
-        best = None
+        points, tried = [(0.0, float(seen.yaw))], []
         for k in range(self.settings.side_rounds):
-            ask = next_angle(points, float(yaw))
-            shift = self.moved(shift, seen, yaw.new_full((1,), ask - asked), push=False)
-            asked = ask
+            asked = next_angle(points, float(yaw))
+            shift = self.moved(shift, seen, yaw.new_full((1,), asked - points[-1][0]), push=False)
             images, seen = self.look(f"{name} {k + 1}", shift)
             points.append((asked, float(seen.yaw)))
-            cost = float(self.cost(seen, yaw, front=False))
-            if best is None or cost < best[0]:
-                best = (cost, shift, images, seen)
-            if cost < self.settings.enough:
+            tried.append((float(self.cost(seen, yaw, front=False)), shift, images, seen))
+            if tried[-1][0] < self.settings.enough:
                 break
-        return best[1:]
+        return min(tried, key=lambda view: view[0])[1:]
 
 
 def next_angle(points: list[tuple[float, float]], target: float) -> float:
@@ -279,8 +269,7 @@ def next_angle(points: list[tuple[float, float]], target: float) -> float:
         return low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
     first = points[0]
     rate = (low[1] - first[1]) / (low[0] - first[0]) if low[0] != first[0] else 0.85
-    rate = max(rate, 0.5)
-    return low[0] + (target - low[1]) / rate
+    return low[0] + (target - low[1]) / max(rate, 0.5)
 
 
 def trace_row(name: str, seen: Attributes, index: int, source: Attributes) -> dict[str, Any]:

@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "class_metrics",
-    "cross_validate",
-    "cross_validate_ridge",
-    "logistic",
-    "ranked",
-    "ridge",
-    "support_vectors",
-]
+from facerecon.errors import InputError
+
+__all__ = ["cross_validate", "cross_validate_ridge", "fit_class", "logistic", "ranked", "ridge", "support_vectors"]
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
@@ -90,7 +85,7 @@ def logistic(x: Tensor, y: Tensor, strength: float = 1.0) -> tuple[Tensor, Tenso
 
     def slope(margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wrong = torch.sigmoid(-sign * margin)
-        return torch.nn.functional.softplus(-sign * margin), -sign * wrong, wrong * (1 - wrong)
+        return F.softplus(-sign * margin), -sign * wrong, wrong * (1 - wrong)
 
     return _newton(x.double(), strength, slope)
 
@@ -128,7 +123,38 @@ def ranked(margin: Tensor, there: Tensor) -> float:
     return float(((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean())
 
 
-def class_metrics(margin: Tensor, there: Tensor) -> dict[str, float]:
+def fit_class(
+    name: str, fit: Any, x: Tensor, there: Tensor, strengths: Sequence[float], folds: int
+) -> tuple[tuple[Tensor, Tensor], Tensor, dict[str, float]]:
+    """Fit a class with the strength that predicts it best out of fold.
+
+    Args:
+        name: for messages.
+        fit: (x, there, strength) -> weight (D,) and bias (), such as :func:`logistic`.
+        x: (N, D).
+        there: (N,) of 0 and 1.
+        strengths: to choose from.
+        folds: of the cross-validation.
+
+    Returns:
+        weight and bias; (N,) margins out of fold; accuracy, area under the curve and rates of these.
+
+    Raises:
+        InputError: one side of the class has fewer than ``folds`` members.
+    """
+    positive = int(there.sum())
+    if min(positive, len(there) - positive) < folds:
+        raise InputError(f"class '{name}' has {positive} of {len(there)} samples; each side needs {folds} or more.")
+    tried = []
+    for strength in strengths:
+        guess = cross_validate(lambda a, b, s=strength: fit(a, b, s), x, there, folds)
+        loss = F.binary_cross_entropy_with_logits(guess, there.double())
+        tried.append((float(loss), strength, guess))
+    _, strength, guess = min(tried, key=lambda item: item[:2])
+    return fit(x, there, strength), guess, _class_metrics(guess, there) | {"strength": strength}
+
+
+def _class_metrics(margin: Tensor, there: Tensor) -> dict[str, float]:
     """Accuracy, area under the curve, true and false positive rates of margins (N,) against classes (N,) of 0 and 1."""
     right = ((margin > 0) == (there > 0)).double()
     return {

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_checkpoint, read_state, tensors_of
+from facerecon.assets.foreign import (
+    float_tensors,
+    load_converted,
+    read_checkpoint,
+    read_state,
+    shapes_of,
+    tensors_of,
+)
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes, kept
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
@@ -182,14 +189,9 @@ class ConditionalFlow(nn.Module):
 
 def _official(name: str) -> str:
     """Their name of a parameter of ours."""
-    for ours, theirs in (
-        ("before.", "chain.0."),
-        ("after.", "chain.2."),
-        ("layers.", "chain.1.odefunc.diffeq.layers."),
-    ):
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return f"chain.1.{name}"
+    part, _, rest = name.partition(".")
+    theirs = {"before": "chain.0", "after": "chain.2", "layers": "chain.1.odefunc.diffeq.layers"}.get(part)
+    return f"{theirs}.{rest}" if theirs else f"chain.1.{name}"
 
 
 def convert(source: Path, target: Path) -> None:
@@ -198,8 +200,7 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in ConditionalFlow().state_dict().items()}
+    shapes = shapes_of(ConditionalFlow)
     state = read_state(source, "state_dict")
     unused = ("chain.0.step", "chain.2.step", "chain.1.odefunc._num_evals")
     found = float_tensors(state, {_official(n): s for n, s in shapes.items()}, source, "StyleFlow's flow", unused)

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.assets.foreign import float_tensors, read_state
+from facerecon.assets.foreign import read_released
 from facerecon.errors import check_shape
 from facerecon.geometry.alignment import five_points, invert_affine, similarity_transform
 from facerecon.imaging.warp import crop_affine
+from facerecon.perception.regressor import shortcut
 
 __all__ = ["TEMPLATE_112", "ArcFace", "ImprovedResNet", "arcface_transform", "read_official_arcface"]
 
@@ -44,11 +45,7 @@ class _Block(nn.Module):
         self.prelu = nn.PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
-        self.downsample = None
-        if stride > 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.downsample = shortcut(inputs, channels, stride) if stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -56,26 +53,21 @@ class _Block(nn.Module):
 
 
 class ImprovedResNet(nn.Module):
-    """(B, 3, 112, 112) in [0, 1] -> (B, 512), not normalized. Names of parameters are the released ones.
-
-    Args:
-        blocks: of the four stages.
-        channels: of them.
-    """
+    """(B, 3, 112, 112) in [0, 1] -> (B, 512), not normalized. Names of parameters are the released ones."""
 
     size = 112
 
-    def __init__(self, blocks: tuple[int, ...] = BLOCKS, channels: tuple[int, ...] = CHANNELS) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels[0])
-        self.prelu = nn.PReLU(channels[0])
-        inputs = channels[0]
-        for k, (count, width) in enumerate(zip(blocks, channels, strict=True), 1):
+        inputs = CHANNELS[0]
+        self.conv1 = nn.Conv2d(3, inputs, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.prelu = nn.PReLU(inputs)
+        for k, (count, width) in enumerate(zip(BLOCKS, CHANNELS, strict=True), 1):
             stage = [_Block(inputs if i == 0 else width, width, 2 if i == 0 else 1) for i in range(count)]
             setattr(self, f"layer{k}", nn.Sequential(*stage))
             inputs = width
-        side = self.size >> len(blocks)
+        side = self.size >> len(BLOCKS)
         self.bn2 = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs * side * side, 512)
         self.features = nn.BatchNorm1d(512)
@@ -107,11 +99,7 @@ def arcface_transform(landmarks: Tensor) -> Tensor:
 
 
 class ArcFace(nn.Module):
-    """512-d identity embedding of the paper's L_id; differentiable in the image.
-
-    Args:
-        net: the network.
-    """
+    """512-d identity embedding of the paper's L_id; differentiable in the image."""
 
     metric = "cosine"
 
@@ -155,6 +143,4 @@ def read_official_arcface(path: str | Path) -> dict[str, Tensor]:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in ImprovedResNet().state_dict().items() if not n.endswith("tracked")}
-    return float_tensors(read_state(path, "state_dict"), shapes, path, "ArcFace's iresnet50")
+    return read_released(ImprovedResNet, path, "ArcFace's iresnet50", "state_dict")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_state
+from facerecon.assets.foreign import load_converted, read_released
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes, kept
 from facerecon.perception.parsing import FaceMasks, near_face
@@ -140,11 +140,7 @@ class BiSeNet(nn.Module):
 
 
 class FaceParser(nn.Module):
-    """Masks of an aligned face by BiSeNet (Sec. 3.1.2, 4.2).
-
-    Args:
-        net: the network.
-    """
+    """Masks of an aligned face by BiSeNet (Sec. 3.1.2, 4.2)."""
 
     size = 512
     """px, what the network was trained on."""
@@ -205,6 +201,4 @@ def read_official_bisenet(path: str | Path) -> dict[str, Tensor]:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in BiSeNet().state_dict().items() if not n.endswith("tracked")}
-    return float_tensors(read_state(path, "state_dict"), shapes, path, "BiSeNet's face parsing", _AUXILIARY)
+    return read_released(BiSeNet, path, "BiSeNet's face parsing", "state_dict", unused=_AUXILIARY)

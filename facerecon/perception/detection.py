@@ -33,31 +33,17 @@ class Detection:
 
 
 class FaceDetector(nn.Module):
-    """Tiny face detector, run at several input sizes and merged.
+    """Tiny face detector, run at several input sizes and merged."""
 
-    Args:
-        net: the network.
-        sizes: input sizes, px; small ones find large faces best.
-        fallback_sizes: tried only when those find nothing: small faces in large photos.
-        threshold: confidence below which a box is dropped; lowered with the fallback.
-        smallest_share: where no face has this share of a large photo's side, the photo is searched in tiles too, with
-            ``tile_threshold``: many tiles have many chances to see a face where there is none.
-    """
+    sizes = (224, 416, 160, 608)  # px; small ones find large faces best
+    fallback_sizes = (128, 320, 928, 1312)  # tried only when those find nothing: small faces in large photos
+    threshold = 0.5  # confidence below which a box is dropped; lowered with the fallback
+    smallest_share = 0.1  # where no face has this share of a large photo's side, it is searched in tiles too
+    tile_threshold = 0.7  # many tiles have many chances to see a face where there is none
 
-    def __init__(
-        self,
-        net: TinyDetectorNet,
-        sizes: tuple[int, ...] = (224, 416, 160, 608),
-        fallback_sizes: tuple[int, ...] = (128, 320, 928, 1312),
-        threshold: float = 0.5,
-        smallest_share: float = 0.1,
-        tile_threshold: float = 0.7,
-    ) -> None:
+    def __init__(self, net: TinyDetectorNet) -> None:
         super().__init__()
         self.net = net
-        self.sizes, self.fallback_sizes = sizes, fallback_sizes
-        self.threshold = threshold
-        self.smallest_share, self.tile_threshold = smallest_share, tile_threshold
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Detection]:
@@ -75,7 +61,7 @@ class FaceDetector(nn.Module):
         if side > _LONGEST:  # a strip, in whose square nothing would be left of a face
             found = [d for d in self._in_tiles(image) if d.score > self.tile_threshold]
             return sorted(found, key=lambda d: -d.side)
-        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
+        square = _squared(image, side)
         reduced = _resized(square, 2 * largest) if side > 2 * largest else square  # then each size costs little
         found = _merged([d for size in self.sizes for d in self._at_size(reduced, size, self.threshold, side)])
         if side > 2 * largest and all(d.side < self.smallest_share * side for d in found):
@@ -90,7 +76,7 @@ class FaceDetector(nn.Module):
         """Whether a face is still seen at its place in a closer view, (3, H, W), where it is no longer small:
         on average over the input sizes, which a chance likeness seldom convinces all."""
         side = max(image.shape[1:])
-        square = F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
+        square = _squared(image, side)
         best = []
         for size in (size for size in self.sizes if size >= 224):
             there = [
@@ -106,11 +92,9 @@ class FaceDetector(nn.Module):
         size = max(self.sizes)
         found: list[Detection] = []
         for side in (2 * size, size):
-            rows, columns = _starts(height, side), _starts(width, side)
-            for top in rows:
-                for left in columns:
-                    tile = image[:, top : top + side, left : left + side]
-                    tile = F.pad(tile, (0, side - tile.shape[2], 0, side - tile.shape[1]))[None]
+            for top in _starts(height, side):
+                for left in _starts(width, side):
+                    tile = _squared(image[:, top : top + side, left : left + side], side)
                     low = (2 if left > 0 else -side, 2 if top > 0 else -side)
                     high = (
                         side - 2 if left + side < width else 2 * side,
@@ -139,6 +123,11 @@ def _starts(length: int, tile: int) -> list[int]:
     """Where tiles begin that cover a length and overlap by a quarter or more."""
     count = max(1, -(-(length - tile) // (tile * 3 // 4)) + 1)
     return [round(i * max(0, length - tile) / max(1, count - 1)) for i in range(count)]
+
+
+def _squared(image: Tensor, side: int) -> Tensor:
+    """(3, H, W) padded to (1, 3, S, S), at the bottom and the right."""
+    return F.pad(image, (0, side - image.shape[2], 0, side - image.shape[1]))[None]
 
 
 def _resized(square: Tensor, size: int) -> Tensor:

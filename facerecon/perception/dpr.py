@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_state
+from facerecon.assets.foreign import float_tensors, load_converted, read_state, shapes_of
 from facerecon.errors import check_shape
 from facerecon.modes import kept
 
@@ -81,10 +81,8 @@ class PortraitLight(nn.Module):
 
 def _names() -> dict[str, str]:
     """{ours: theirs}: the hourglasses are nested, HG3 the outermost."""
-    with torch.device("meta"):
-        ours = [name for name in PortraitLight().state_dict() if not name.endswith("num_batches_tracked")]
     names = {}
-    for name in ours:
+    for name in shapes_of(PortraitLight):
         if name.startswith("down."):
             _, level, rest = name.split(".", 2)
             names[name] = f"HG{3 - int(level)}.low1.{rest}"
@@ -104,8 +102,7 @@ def read_official_dpr(path: str | Path) -> dict[str, Tensor]:
         AssetError: missing, damaged, or another network; one line.
     """
     names = _names()
-    with torch.device("meta"):
-        shapes = {names[n]: tuple(t.shape) for n, t in PortraitLight().state_dict().items() if n in names}
+    shapes = {names[name]: shape for name, shape in shapes_of(PortraitLight).items()}
     unused = [*_UP, "HG3.low1.shortcuts"]
     for k in range(4):
         inner = "HG0.middle.post_" if k == 0 else f"HG{k}.middle."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
@@ -21,9 +22,13 @@ __all__ = [
     "RIGHT_BROW",
     "RIGHT_EYE",
     "FaceMeshNet",
+    "aligned_look",
     "fused_landmarks",
     "load_facemesh",
 ]
+
+FACE_BOX = (0.20, 0.26, 0.80, 0.93)
+"""x0, y0, x1, y1 of the face in an FFHQ-aligned image, in its sides."""
 
 # Outlines of the canonical 468-point topology (facts of the published model), in order.
 FACE_OVAL = (
@@ -70,14 +75,14 @@ class FaceMeshNet(nn.Module):
 
     Args:
         net: graph with outputs mesh (B, 1404), score (B, 1), lips (B, 160), right and left eye (B, 142).
-        passes: crops looked at one after another.
     """
 
     size = 192
+    passes = 3  # crops looked at one after another
 
-    def __init__(self, net: GraphNet, passes: int = 3) -> None:
+    def __init__(self, net: GraphNet) -> None:
         super().__init__()
-        self.net, self.passes = net, passes
+        self.net = net
 
     @torch.no_grad()
     def forward(self, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,12 +97,9 @@ class FaceMeshNet(nn.Module):
             last crop showed a face.
         """
         check_shape("boxes", boxes, "B 4")
-        corners = boxes.view(-1, 2, 2)
-        angle = boxes.new_zeros(boxes.shape[0])
-        transform = upright_crop(corners, angle, 0.25, self.size)
+        transform = upright_crop(boxes.view(-1, 2, 2), boxes.new_zeros(len(boxes)), 0.25, self.size)
         for _ in range(self.passes):
-            crops = crop_affine(image, transform, self.size, padding="zeros")
-            points, score = self._mesh(crops)
+            points, score = self._mesh(crop_affine(image, transform, self.size, padding="zeros"))
             scale = transform[:, :, 0].norm(dim=1)[:, None, None]
             plane = map_points(transform, points[..., :2])
             points = torch.cat([plane, points[..., 2:] * scale], -1)
@@ -126,6 +128,20 @@ def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Ten
     """
     own = landmarks[:, 36:]
     return torch.cat([landmarks[:, :36], own + weight * (mesh[:, list(EYES_AND_MOUTH), :2] - own)], 1)
+
+
+def aligned_look(image: Tensor, size: int = 512) -> tuple[Tensor, Tensor]:
+    """Where the face is in images aligned as FFHQ is; no detector is needed there.
+
+    Args:
+        image: (B, 3, S, S).
+        size: px to which larger images are averaged down.
+
+    Returns:
+        The image (B, 3, s, s), s at most ``size``, and the face's boxes (B, 4) there, px.
+    """
+    small = F.interpolate(image, (size, size), mode="area") if image.shape[-1] > size else image
+    return small, small.new_tensor(FACE_BOX).expand(len(small), -1) * small.shape[-1]
 
 
 MOST_APART = 0.03

@@ -51,11 +51,7 @@ class GraphNet(nn.Module):
     """
 
     def __init__(
-        self,
-        steps: list[dict[str, Any]],
-        tensors: dict[str, Tensor],
-        literals: dict[str, Any],
-        outputs: list[str],
+        self, steps: list[dict[str, Any]], tensors: dict[str, Tensor], literals: dict[str, Any], outputs: list[str]
     ) -> None:
         super().__init__()
         self.steps, self.outputs = steps, outputs

@@ -44,11 +44,7 @@ def landmark_box(landmarks: Tensor, padding: float = 0.2) -> Tensor:
 
 
 class IdentityNet(nn.Module):
-    """128-d identity embedding; differentiable in the image.
-
-    Args:
-        net: descriptor network.
-    """
+    """128-d identity embedding; differentiable in the image."""
 
     metric = "euclidean"
 

@@ -11,15 +11,7 @@ from facerecon.imaging.warp import crop_affine
 from facerecon.modes import kept
 from facerecon.perception.networks import DenseFaceNet, load_weights
 
-__all__ = [
-    "MIRRORED_68",
-    "LandmarkNet",
-    "eye_angle",
-    "load_landmarks68",
-    "map_points",
-    "square_crop",
-    "upright_crop",
-]
+__all__ = ["MIRRORED_68", "LandmarkNet", "eye_angle", "load_landmarks68", "map_points", "square_crop", "upright_crop"]
 
 MIRRORED_68 = (
     *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31,
@@ -93,23 +85,18 @@ class LandmarkNet(nn.Module):
     Args:
         net: landmark network (136 outputs in [0, 1] of its crop).
         passes: looks one after another.
-        margin: around the landmarks in all looks but the first, as a share of their extent.
-        shifts: (x, y) of the crops of the last look, as shares of their side.
     """
 
     corner = 0.5
     """Crop pixels. The network learned on crops whose pixel i showed the photo at i * scale (TensorFlow's old resize),
     not at (i + 0.5) * scale: all that it finds lies half a pixel up and to the left."""
 
-    def __init__(
-        self,
-        net: DenseFaceNet,
-        passes: int = 3,
-        margin: float = 0.03,
-        shifts: tuple[tuple[float, float], ...] = ((0.0, 0.0), (0.02, 0.02), (-0.02, 0.02), (0.0, -0.03)),
-    ) -> None:
+    margin = 0.03  # around the landmarks in all looks but the first, as a share of their extent
+    shifts = ((0.0, 0.0), (0.02, 0.02), (-0.02, 0.02), (0.0, -0.03))  # (x, y) of the last look's crops, in their sides
+
+    def __init__(self, net: DenseFaceNet, passes: int = 3) -> None:
         super().__init__()
-        self.net, self.passes, self.margin, self.shifts = net, passes, margin, shifts
+        self.net, self.passes = net, passes
 
     @torch.no_grad()
     def forward(self, image: Tensor, boxes: Tensor) -> Tensor:
@@ -139,9 +126,8 @@ class LandmarkNet(nn.Module):
         transform = torch.cat([transform[:, :, :2], offset], -1)
         photos = image if len(image) == 1 else image.repeat_interleave(count, 0)
         crops = crop_affine(photos, transform, size, padding="zeros")
-        points, mirrored = (
-            self.net(torch.cat([crops, crops.flip(-1)])).view(2, -1, 68, 2) * size + self.corner
-        ).unbind()
+        found = self.net(torch.cat([crops, crops.flip(-1)])).view(2, -1, 68, 2) * size + self.corner
+        points, mirrored = found.unbind()
         mirrored = mirrored[:, list(MIRRORED_68)]
         points = (points + torch.stack([size - mirrored[..., 0], mirrored[..., 1]], -1)) / 2
         return map_points(transform, points).view(batch, count, 68, 2).mean(1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.errors import AssetError
+from facerecon.assets.foreign import check_fit
 from facerecon.modes import in_own_modes
 from facerecon.perception.graph import read_converted, same_padding
 
@@ -27,11 +27,7 @@ def load_weights(net: nn.Module, path: str) -> nn.Module:
         AssetError: the file cannot be read or does not hold this network's tensors.
     """
     tensors, _ = read_converted(path)
-    wanted = {name: tuple(p.shape) for name, p in net.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wanted != found:
-        odd = sorted(set(wanted.items()) ^ set(found.items()))[0]
-        raise AssetError(f"{path} does not fit {type(net).__name__} (at {odd[0]} {odd[1]}); fetch the asset again.")
+    check_fit(net, tensors, path, "fetch the asset again")
     net.load_state_dict(tensors)
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -174,17 +174,13 @@ def _in_file_pixels(photo: Observation, loaded: LoadedImage) -> Observation:
     """An observation in pixels of a reduced photo -> in those of its file."""
     height, width = loaded.image.shape[-2:]
     grow = photo.box.new_tensor([loaded.size[1] / width, loaded.size[0] / height])
-    crops = {
-        name: crop.replace(to_photo=crop.to_photo * grow[:, None])
-        for name, crop in (("fit", photo.fit), ("full", photo.full))
-    }
-    return photo.replace(box=photo.box * grow.repeat(2), **crops)
+    fit, full = (crop.replace(to_photo=crop.to_photo * grow[:, None]) for crop in (photo.fit, photo.full))
+    return photo.replace(box=photo.box * grow.repeat(2), fit=fit, full=full)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for a while: these small networks gain nothing from more, and spinning threads cost a lot on a
-    busy machine."""
+    """One thread for a while: these small networks gain nothing from more, and spinning ones cost a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -195,20 +191,13 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _View:
-    """The photo, or the part of it around a face that is small in it, with more pixels; turned so that it is upright.
+    """The photo, or the part of it around a face that is small in it, with more pixels; turned upright."""
 
-    Args:
-        image: (3, h, w).
-        zoom: its pixels per photo pixel.
-        left, top: photo pixels of its corner, before it was turned.
-        turn: quarter turns, clockwise, from the photo to the image.
-    """
-
-    image: Tensor
-    zoom: float = 1.0
-    left: float = 0.0
+    image: Tensor  # (3, h, w)
+    zoom: float = 1.0  # its pixels per photo pixel
+    left: float = 0.0  # photo pixels of its corner, before it was turned
     top: float = 0.0
-    turn: int = 0
+    turn: int = 0  # quarter turns, clockwise, from the photo to the image
 
     def turned(self, turn: int) -> _View:
         """This view, which is not turned yet, turned clockwise by quarters."""
@@ -242,21 +231,13 @@ def _mapped(transform: Tensor, box: tuple[float, ...]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Face:
-    """A face that was found; everything in pixels of the view.
-
-    Args:
-        view: where it is seen.
-        detection: there.
-        landmarks: (1, 68, 2).
-        mesh: (1, 468, 3).
-        sure: whether what was measured on it goes together.
-    """
+    """A face that was found; everything in pixels of the view."""
 
     view: _View
     detection: Detection
-    landmarks: Tensor
-    mesh: Tensor
-    sure: bool = True
+    landmarks: Tensor  # (1, 68, 2)
+    mesh: Tensor  # (1, 468, 3)
+    sure: bool = True  # whether what was measured on it goes together
 
 
 def _closer(source: Any, loaded: LoadedImage) -> Callable[[Detection], tuple[_View, Detection]]:
@@ -291,9 +272,7 @@ def _find(loaded: LoadedImage, closer: Callable, largest: bool) -> list[_Face]:
     """The faces of a photo, largest first; of the photo turned by quarters where it shows none to be trusted as it is.
 
     A turn with a face of which the detector is sure, too, is taken at once: upside down, a chin may pass for a nose.
-
-    Args:
-        largest: one is enough: the largest to be trusted, else the largest. The others are then not measured.
+    ``largest``: one is enough, the largest to be trusted, else the largest; the others are then not measured.
     """
     tried: list[list[_Face]] = []
     for turn in _TURNS:
@@ -389,8 +368,7 @@ def _measure(
     full = Crop(full_image, view.to_photo(full_to_photo), valid, *(m for m in full_masks.split(1, 1)))
 
     # the fit crop sees the middle of the full one
-    inside = torch.linalg.inv(grow)[:, :2]
-    to_full = inside.clone()
+    to_full = torch.linalg.inv(grow)[:, :2].clone()
     fit_masks = crop_affine(full_masks, to_full, size, padding="zeros")
     fit_image = crop_affine(photo, to_photo, size)
     fit_valid = crop_valid(tuple(image.shape[-2:]), to_photo, size)

@@ -22,15 +22,7 @@ from torch import Tensor
 from facerecon.errors import check_shape
 from facerecon.imaging.color import rgb_to_yuv
 from facerecon.imaging.warp import crop_affine
-from facerecon.perception.facemesh import (
-    FACE_OVAL,
-    LEFT_BROW,
-    LEFT_EYE,
-    LIPS_INNER,
-    LIPS_OUTER,
-    RIGHT_BROW,
-    RIGHT_EYE,
-)
+from facerecon.perception.facemesh import FACE_OVAL, LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
 from facerecon.perception.segmentation import GaussianMixture, fit_mixture, random_walk
 
 __all__ = ["FaceMasks", "face_masks", "frame_contrast", "near_face"]
@@ -183,13 +175,8 @@ def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> n
 
 
 class _Grid:
-    """The part of an image around one face, resampled so that the face is _TALL px high, and its outlines.
-
-    Args:
-        points: (468, 2) mesh, image px.
-        contour: (N, 2) jaw and brows or None, image px.
-        tall: height of the face, image px.
-    """
+    """The part of an image around one face, resampled so that the face is _TALL px high, and its outlines: of the mesh
+    (468, 2), and the contour (N, 2) of jaw and brows, in image px."""
 
     def __init__(self, points: np.ndarray, contour: np.ndarray | None, tall: float) -> None:
         self.scale = tall / _TALL

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import read_state
+from facerecon.assets.foreign import read_state, shapes_of
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes
@@ -91,7 +91,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = _shortcut(inputs, channels, stride)
+        self.downsample = shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -112,7 +112,7 @@ class _Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * channels)
-        self.downsample = _shortcut(inputs, 4 * channels, stride)
+        self.downsample = shortcut(inputs, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -121,7 +121,7 @@ class _Bottleneck(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     """A projection where the sizes differ, else None."""
     if stride == 1 and inputs == outputs:
         return None
@@ -197,15 +197,6 @@ class RegressorConfig:
         """As plain data, for the header of a file."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> RegressorConfig:
-        """From :meth:`plain`.
-
-        Raises:
-            ConfigError: an unknown key, or a value out of range.
-        """
-        return build_settings(cls, values, "regressor")
-
 
 class _Inward(torch.autograd.Function):
     """Clamp whose gradient still leads back inside."""
@@ -268,15 +259,11 @@ class Regressor(nn.Module):
         self.heads = nn.ModuleDict(
             {name: nn.Conv2d(inputs, size, 1) for name, size in zip(self.HEADS, sizes, strict=True) if size}
         )
-        self._initialize()
-
-    def _initialize(self) -> None:
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for head in self.heads.values():
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
 
     def residual(self, name: str) -> Tensor | None:
         """(K,) standard deviations of the errors of ``identity`` or ``expression`` on unseen faces; None if unknown."""
@@ -350,8 +337,7 @@ def save_regressor(
 
     Raises:
         ConfigError: another ``dtype``, or metadata that JSON cannot hold.
-        OutputError: the file cannot be written; one
-        that was there is untouched.
+        OutputError: the file cannot be written; one that was there is untouched.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in _PRECISIONS:
@@ -412,7 +398,7 @@ def read_regressor(path: str | Path) -> Regressor:
         header = parse_json(metadata.get("facerecon", ""))
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        config = RegressorConfig.from_plain(header["config"])
+        config = build_settings(RegressorConfig, header["config"], "regressor")
         about = dict(header.get("about", {}))
         for name, values in about.get("residual", {}).items():
             if len(values) != getattr(config, name) or not all(math.isfinite(v) and v > 0 for v in values):
@@ -430,16 +416,14 @@ def read_regressor(path: str | Path) -> Regressor:
                 raise AssetError(f"{path} is damaged: '{name}' and its scale do not fit; {_ADVICE}.")
             tensor = tensor * scale.float().view(-1, *[1] * (tensor.dim() - 1))
         weights[name] = tensor.float()
-    return _filled(Regressor, config, weights, path, about, _ADVICE)
+    return _filled(config, weights, path, about, _ADVICE)
 
 
-def _filled(
-    kind: type[Regressor], config: RegressorConfig, weights: dict[str, Tensor], path: Any, about: dict, advice: str
-) -> Regressor:
+def _filled(config: RegressorConfig, weights: dict[str, Tensor], path: Any, about: dict, advice: str) -> Regressor:
     """A frozen network of given weights, which are all it needs and no more."""
     with torch.device("meta"):
-        network = kind(config)
-    expected = {n: tuple(t.shape) for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+        network = Regressor(config)
+    expected = shapes_of(lambda: network)
     found = {name: tuple(t.shape) for name, t in weights.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
@@ -496,19 +480,20 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
         decoder="albedo",
         **{name: shapes[f"{_OFFICIAL_HEADS[name]}.weight"][0] for name in ("identity", "expression", "texture")},
     )
+    ours = {
+        f"{there}.{kind}": f"heads.{head}.{kind}"
+        for head, there in _OFFICIAL_HEADS.items()
+        for kind in ("weight", "bias")
+    }
     weights = {}
     for name, value in state.items():
         if name.endswith("num_batches_tracked"):
             continue
         if not value.is_floating_point() or not all_finite(value):
             raise AssetError(f"{path}: '{name}' holds NaN, infinite or whole numbers; {_OFFICIAL_ADVICE}.")
-        ours = name
-        for head, there in _OFFICIAL_HEADS.items():
-            if name in (f"{there}.weight", f"{there}.bias"):
-                ours = f"heads.{head}.{name.rsplit('.', 1)[1]}"
-        weights[ours] = value.float().clone()
+        weights[ours.get(name, name)] = value.float().clone()
     about = {"source": "FFHQ-UV, epoch_latest.pth (net_recon)"}
-    return _filled(Regressor, config, weights, path, about, _OFFICIAL_ADVICE)
+    return _filled(config, weights, path, about, _OFFICIAL_ADVICE)
 
 
 def read_official_regressor(path: str | Path) -> Regressor:

@@ -70,8 +70,8 @@ def read_weights(groups: list[dict], folder: Path) -> dict[str, np.ndarray]:
 def torch_layout(filters: np.ndarray, depthwise: bool) -> np.ndarray:
     """Convolution filters (h, w, in, out) -> (out, in, h, w); depthwise (h, w, in, m) -> (in m, 1, h, w)."""
     if depthwise:
-        height, width, channels, multiplier = filters.shape
-        return np.ascontiguousarray(filters.transpose(2, 3, 0, 1)).reshape(channels * multiplier, 1, height, width)
+        height, width = filters.shape[:2]
+        return np.ascontiguousarray(filters.transpose(2, 3, 0, 1)).reshape(-1, 1, height, width)
     return np.ascontiguousarray(filters.transpose(3, 2, 0, 1))
 
 
@@ -120,13 +120,12 @@ def lowered_graph(model: dict, weights: dict[str, np.ndarray], outputs: list[str
     unknown = sorted({step["op"] for step in graph.steps} - set(OPERATIONS))
     if unknown:
         raise AssetError(f"the graph uses operations that are not implemented: {', '.join(unknown)}.")
-    for name in dict.fromkeys(name for step in graph.steps for name in step["inputs"]):
-        if name in constants:
-            values = constants[name]
-            if values.dtype == np.int64 and values.size <= 16:
-                graph.literals[name] = values.tolist()
-            else:
-                graph.tensors[name] = values
+    used = dict.fromkeys(name for step in graph.steps for name in step["inputs"] if name in constants)
+    for name, values in ((name, constants[name]) for name in used):
+        if values.dtype == np.int64 and values.size <= 16:
+            graph.literals[name] = values.tolist()
+        else:
+            graph.tensors[name] = values
     return graph
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_state
+from facerecon.assets.foreign import load_converted, read_released
 from facerecon.errors import check_shape
 from facerecon.imaging.color import luma
 from facerecon.modes import kept
@@ -69,9 +69,7 @@ def read_official_vgg_expression(path: str | Path) -> dict[str, Tensor]:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in VGGExpression().state_dict().items() if not n.endswith("tracked")}
-    return float_tensors(read_state(path, "net", "state_dict"), shapes, path, "the VGG-19 of FER2013")
+    return read_released(VGGExpression, path, "the VGG-19 of FER2013", "net", "state_dict")
 
 
 @kept()

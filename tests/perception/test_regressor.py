@@ -26,6 +26,7 @@ from facerecon.perception.regressor import (
     save_regressor,
     trained_regressor,
 )
+from facerecon.settings import build_settings
 
 SMALL = RegressorConfig(backbone="resnet10", width=0.125, identity=5, expression=4, texture=3, size=64)
 
@@ -211,8 +212,8 @@ def test_wrong_sizes_and_values_are_named():
         with pytest.raises(ConfigError):
             RegressorConfig(**bad)
     with pytest.raises(ConfigError, match="width"):
-        RegressorConfig.from_plain({"widht": 1.0})
-    assert RegressorConfig.from_plain(json.loads(json.dumps(SMALL.plain()))) == SMALL
+        build_settings(RegressorConfig, {"widht": 1.0}, "regressor")
+    assert build_settings(RegressorConfig, json.loads(json.dumps(SMALL.plain())), "regressor") == SMALL
 
 
 # -- files -----------------------------------------------------------------------------------------------
