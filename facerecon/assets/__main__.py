@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from contextlib import closing
 
 from facerecon.assets import registry, release, store
 from facerecon.errors import AssetError, FaceReconError, quietly
@@ -17,43 +18,29 @@ class _Bar(store.Progress):
         self._bar = None
         self._text = ""
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def say(self, text: str) -> None:
-        self._close()
+        self.close()
         print(text, flush=True)
 
     def step(self, text: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if text != self._text:
-            self._close()
+            self.close()
             self._text = text
             shape = (
                 "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}" if total else "{desc} ... {elapsed}"
             )
-            self._bar = tqdm(
-                total=total or None,
-                desc=text,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                disable=None,  # on a terminal only
-                bar_format=shape,
-                dynamic_ncols=True,
-            )
+            options = {"unit": "B", "unit_scale": True, "leave": False, "bar_format": shape, "dynamic_ncols": True}
+            self._bar = tqdm(total=total or None, desc=text, disable=None, **options)  # on a terminal only
         if self._bar is not None:
             self._bar.n = done
             self._bar.refresh()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -101,17 +88,12 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if release.PACK in arguments.names:
         if arguments.names != [release.PACK]:
             raise AssetError(f"fetch the pack {release.PACK} alone, without other names.")
-        with _Bar() as bar:
+        with closing(_Bar()) as bar:
             return _report(release.fetch_pack(bar))
-    with _Bar() as bar:
+    with closing(_Bar()) as bar:
         progress = store.Progress() if arguments.quiet else bar
-        paths = store.fetch(
-            *arguments.names,
-            force=arguments.force,
-            archives=arguments.archives,
-            keep_archives=arguments.keep_archives,
-            progress=progress,
-        )
+        options = {name: getattr(arguments, name) for name in ("force", "archives", "keep_archives")}
+        paths = store.fetch(*arguments.names, **options, progress=progress)
     if not arguments.quiet:
         print(f"{len(paths)} asset{'s' if len(paths) != 1 else ''} ready in {store.home()}")
     return 0
@@ -133,12 +115,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    with _Bar() as bar:
-        source = arguments.source or arguments.path
-        if not source:
-            raise AssetError(
-                f"give the file or folder to convert: python -m facerecon.assets convert {arguments.name} PATH"
-            )
+    source = arguments.source or arguments.path
+    if not source:
+        raise AssetError(
+            f"give the file or folder to convert: python -m facerecon.assets convert {arguments.name} PATH"
+        )
+    with closing(_Bar()) as bar:
         if arguments.name == release.PACK:
             return _report(release.convert_pack(source, bar))
         path = store.convert(arguments.name, source, bar)
@@ -178,12 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     known = f"assets ({', '.join(registry.ASSETS)}) or packs ({', '.join(registry.PACKS)})"
     sub = command("list", _list, "list the assets, their state, source and license")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
-    sub.add_argument(
-        "--licenses",
-        "--licences",
-        action="store_true",
-        help="the license ledger, with what each label does not settle",
-    )
+    ledger = "the license ledger, with what each label does not settle"
+    sub.add_argument("--licenses", "--licences", action="store_true", help=ledger)
     sub = command("fetch", _fetch, "download, check and convert what is not in the cache yet")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means the pack 'open'")
     sub.add_argument("--force", action="store_true", help="convert anew even what is ready")

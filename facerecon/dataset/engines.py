@@ -76,11 +76,7 @@ class Outcome:
 
 
 class Refused(Exception):
-    """Raised by a step to end an item early.
-
-    Args:
-        reasons: as in :class:`Outcome`.
-    """
+    """Raised by a step to end an item early, with reasons as in :class:`Outcome`."""
 
     def __init__(self, reasons: list[str]) -> None:
         super().__init__("; ".join(reasons))

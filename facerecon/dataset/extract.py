@@ -203,9 +203,6 @@ def extract(
             one head is fitted to the landmarks of all views.
         layout: of the atlas at that size; None: what :func:`~facerecon.dataset.layout.face_layout` derives.
 
-    Returns:
-        The texture and where it was seen.
-
     Raises:
         NoFaceError: a view shows no face.
     """

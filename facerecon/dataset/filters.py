@@ -89,15 +89,12 @@ STEPS = {
 
 
 def refusals(figures: Mapping[str, Any], settings: FilterSettings, step: str) -> list[str]:
-    """Reasons against one item.
+    """Reasons against one item, as ``"kind: measured, limit"``; empty where nothing speaks against it.
 
     Args:
         figures: {filter: what was measured}; a filter whose figure is missing does not apply (a photo has no seed).
         settings: the limits.
         step: "search" or "map", whose filters are asked.
-
-    Returns:
-        ``"kind: measured, limit"`` lines, empty where nothing speaks against it.
     """
     reasons = []
     for name in STEPS[step]:

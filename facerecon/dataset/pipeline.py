@@ -171,11 +171,7 @@ class Search:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Search:
-        """Read it back.
-
-        Raises:
-            InputError: it is something else.
-        """
+        """Read it back; anything else is an InputError."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 

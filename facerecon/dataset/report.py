@@ -65,7 +65,8 @@ def write_overview(
     settings: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
-    """Write manifest.safetensors, manifest.jsonl, meta-info.json, summary.json, sheet.jpg, index.html and refused.html.
+    """Write manifest.safetensors, manifest.jsonl, meta-info.json, summary.json, sheet.jpg, index.html and refused.html;
+    returns the summary.
 
     Args:
         folder: of the set.
@@ -73,9 +74,6 @@ def write_overview(
         failures: {item: why}.
         settings: of the pipeline.
         command: that makes the set.
-
-    Returns:
-        The summary.
     """
     folder = Path(folder)
     accepted = [row for row in rows if row["accepted"] and (folder / "uv-maps" / f"{row['item']}.png").is_file()]

@@ -113,11 +113,7 @@ class AccessoryClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> AccessoryClassifier:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            AssetError: it is not such a file.
-        """
+        """Read what :meth:`save` wrote; anything else is an AssetError."""
         advice = "run train/edit_directions.py to make one"
         tensors, metadata = read_safetensors(path, "a classifier of accessories", advice, ("weight", "bias"))
         classes, features = len(ACCESSORIES), (BINS + 3) * (SIZE // CELL) ** 2

@@ -17,7 +17,7 @@ from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.geometry.camera import project
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging.warp import crop_affine
-from facerecon.morphable import MorphableModel, load_face_model
+from facerecon.morphable import load_face_model
 from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression
 from facerecon.perception.facemesh import aligned_look, fused_landmarks, load_facemesh
 from facerecon.perception.identity import load_identity
@@ -104,16 +104,12 @@ class Attributes(TensorStruct):
 
 
 class AttributeMeter:
-    """Measures FFHQ-aligned images of the open generator, several at a time.
+    """Measures FFHQ-aligned images of the open generator, several at a time; pose and normals are makehuman's."""
 
-    Args:
-        model: head whose fit gives pose and normals.
-    """
-
-    def __init__(self, model: MorphableModel | None = None) -> None:
+    def __init__(self) -> None:
         from facerecon.stylegan.load import load_decoder
 
-        self.model = model or load_face_model("makehuman")
+        self.model = load_face_model("makehuman")
         topology = self.model.topology
         plain = topology.regions["face"].clone()
         for region in ("lips", "brows", "lids", "eyes", "mouth"):
@@ -128,14 +124,7 @@ class AttributeMeter:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Attributes:
-        """Measure.
-
-        Args:
-            image: (B, 3, S, S) RGB in [0, 1], aligned as FFHQ is.
-
-        Returns:
-            Attributes of batch B.
-        """
+        """Attributes of images (B, 3, S, S) RGB in [0, 1], aligned as FFHQ is."""
         check_shape("image", image, "B 3 H W")
         small, box = aligned_look(image)
         mesh, score = load_facemesh()(small, box)
@@ -176,9 +165,8 @@ class AttributeMeter:
         """Light (B, 9, 3) and skin (B, 3), at the skin's vertices that face the camera."""
         posed = self.model(params)
         normals = F.normalize(vertex_normals(posed, self.model.topology.faces), dim=-1)[:, self.vertices]
-        camera = Camera.deep3d(FIT_SIZE, batch=len(crop))
         points = posed[:, self.vertices]
-        pixels = project(camera, points)[..., :2]
+        pixels = project(Camera.deep3d(FIT_SIZE, batch=len(crop)), points)[..., :2]
         smooth = F.avg_pool2d(crop, 5, 1, 2, count_include_pad=False)
         uv = torch.stack([pixels[..., 0] / FIT_SIZE, 1 - pixels[..., 1] / FIT_SIZE], -1)
         colors = sample_texture(smooth, uv)

@@ -202,15 +202,12 @@ class Directions(TensorStruct):
     def step(
         self, codes: Tensor, current: Mapping[str, Tensor], targets: Mapping[str, Tensor], keep: Sequence[str] = ()
     ) -> Tensor:
-        """Move codes so that attributes change from what was measured to what is wanted.
+        """Move codes (B, 512) so that attributes change from what was measured to what is wanted.
 
         Args:
             codes: (B, 512).
             current, targets: {name: (B,)}; only names in ``targets`` are moved.
             keep: attributes that shall not change.
-
-        Returns:
-            (B, 512).
         """
         if codes.dim() != 2:
             raise ShapeError(f"codes must be (B, 512); got {tuple(codes.shape)}. Add a step to every row of a W+ code.")
@@ -242,11 +239,7 @@ class Directions(TensorStruct):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Directions:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            AssetError: it is not such a file.
-        """
+        """Read what :meth:`save` wrote; anything else is an AssetError."""
         advice = "run train/edit_directions.py to make one"
         tensors, metadata = read_safetensors(path, "a file of latent directions", advice, _TENSORS)
         try:

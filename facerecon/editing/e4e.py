@@ -89,15 +89,15 @@ class _Row(nn.Module):
 
 
 class E4E(nn.Module):
-    """Aligned portraits (B, 3, H, W) in [0, 1], as FFHQ's, -> codes (B, rows, 512) of W+.
+    """Aligned portraits (B, 3, H, W) in [0, 1], as FFHQ's, -> codes (B, 18, 512) of W+.
 
-    Args:
-        rows: 18 at 1024 px. Names of parameters are the released ones; ``latent_avg`` is the mean w of each row.
+    Names of parameters are the released ones; ``latent_avg`` is the mean w of each row.
     """
 
     size = 256
+    rows = 18
 
-    def __init__(self, rows: int = 18) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.input_layer = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
         blocks, inputs = [], 64
@@ -107,8 +107,8 @@ class E4E(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.latlayer1 = nn.Conv2d(256, 512, 1)
         self.latlayer2 = nn.Conv2d(128, 512, 1)
-        self.styles = nn.ModuleList(_Row(512, 4 if i < _COARSE else 5 if i < _MIDDLE else 6) for i in range(rows))
-        self.register_buffer("latent_avg", torch.zeros(rows, 512))
+        self.styles = nn.ModuleList(_Row(512, 4 if i < _COARSE else 5 if i < _MIDDLE else 6) for i in range(self.rows))
+        self.register_buffer("latent_avg", torch.zeros(self.rows, 512))
 
     def forward(self, image: Tensor) -> Tensor:
         check_shape("image", image, "B 3 H W")
@@ -149,9 +149,5 @@ def convert(source: Path, target: Path) -> None:
 
 @kept()
 def load_e4e() -> E4E:
-    """The released encoder, frozen.
-
-    Raises:
-        AssetError: it was not converted yet; the message holds the command.
-    """
+    """The released encoder, frozen; until it is converted, an AssetError with the command."""
     return load_converted(E4E, assets.locate("e4e"))

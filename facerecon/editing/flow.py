@@ -41,13 +41,10 @@ _FACE = ("skin", "nose", "left_brow", "right_brow", "left_eye", "right_eye", "mo
 
 
 def baldness(probabilities: Tensor) -> Tensor:
-    """How bald heads are: 1 without hair, 0 where hair covers half the area of the face, or more.
+    """How bald heads are, (B,): 1 without hair, 0 where hair covers half the area of the face, or more.
 
     Args:
         probabilities: (B, 19, H, W) of :data:`~facerecon.perception.bisenet.CLASSES`.
-
-    Returns:
-        (B,) in [0, 1].
     """
     check_shape("probabilities", probabilities, f"B {len(CLASSES)} H W")
     area = probabilities.sum((2, 3))
@@ -139,14 +136,7 @@ class FlowNormalizer:
 
     @torch.no_grad()
     def __call__(self, w: Tensor) -> Normalized:
-        """Normalize one face.
-
-        Args:
-            w: (18, 512), or (512,) for all rows.
-
-        Raises:
-            ShapeError: another shape.
-        """
+        """Normalize one face: ``w`` (18, 512), or (512,) for all rows; another shape is a ShapeError."""
         if w.shape not in ((512,), (self.rows, 512)):
             raise ShapeError(f"w must be (512,) or ({self.rows}, 512); got {tuple(w.shape)}. Normalize one at a time.")
         code = w.expand(self.rows, 512)[None].float()

@@ -50,7 +50,7 @@ _PREVIEW = 256
 
 
 def ffhq_transform(landmarks68: Tensor, size: int = 1024) -> Tensor:
-    """Crop pixels to photo pixels of FFHQ's alignment.
+    """Crop pixels to photo pixels of FFHQ's alignment, (B, 2, 3).
 
     The square's x axis is the mean of the line between the eyes and the normal of the line from eyes to mouth; its
     side is 4 times the distance of the eyes or 3.6 times that of eyes and mouth, whichever is more; its center lies
@@ -59,9 +59,6 @@ def ffhq_transform(landmarks68: Tensor, size: int = 1024) -> Tensor:
     Args:
         landmarks68: (B, 68, 2) px.
         size: px of the crop.
-
-    Returns:
-        (B, 2, 3).
     """
     check_shape("landmarks68", landmarks68, "B 68 2")
     points = landmarks68.double()
@@ -77,15 +74,12 @@ def ffhq_transform(landmarks68: Tensor, size: int = 1024) -> Tensor:
 
 
 def ffhq_crop(image: Tensor, landmarks68: Tensor, size: int = 1024) -> Tensor:
-    """Faces as FFHQ has them; beyond the photo it is mirrored.
+    """Faces as FFHQ has them, (B, 3, S, S); beyond the photo it is mirrored.
 
     Args:
         image: (B, 3, H, W) RGB in [0, 1], or (1, 3, H, W) for B faces of one photo.
         landmarks68: (B, 68, 2) px of the photo.
         size: px of the crops.
-
-    Returns:
-        (B, 3, S, S).
     """
     check_shape("image", image, "B 3 H W")
     transform = ffhq_transform(landmarks68, size)

@@ -124,14 +124,7 @@ class AttributeNormalizer:
 
     @torch.no_grad()
     def __call__(self, w: Tensor) -> Normalized:
-        """Normalize one face.
-
-        Args:
-            w: (512,), or one style a layer (L, 512): every row is shifted alike.
-
-        Raises:
-            ShapeError: another shape.
-        """
+        """Normalize one face: ``w`` (512,), or one style a layer (L, 512), all shifted alike; else a ShapeError."""
         if w.dim() not in (1, 2) or w.shape[-1] != 512:
             raise ShapeError(f"w must be (512,) or (L, 512); got {tuple(w.shape)}. Normalize one face at a time.")
         traversal = _Traversal(self, w)

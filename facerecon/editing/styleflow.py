@@ -18,14 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import (
-    float_tensors,
-    load_converted,
-    read_checkpoint,
-    read_state,
-    shapes_of,
-    tensors_of,
-)
+from facerecon.assets.foreign import load_converted, read_checkpoint, read_released, tensors_of
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes, kept
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
@@ -200,11 +193,9 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    shapes = shapes_of(ConditionalFlow)
-    state = read_state(source, "state_dict")
     unused = ("chain.0.step", "chain.2.step", "chain.1.odefunc._num_evals")
-    found = float_tensors(state, {_official(n): s for n, s in shapes.items()}, source, "StyleFlow's flow", unused)
-    weights = {name: found[_official(name)] for name in shapes}
+    what = "StyleFlow's flow"
+    weights = read_released(ConditionalFlow, source, what, "state_dict", unused=unused, official=_official)
     write_whole(target, safetensors_bytes(weights, {"source": "StyleFlow"}))
 
 
@@ -223,21 +214,13 @@ def convert_expression_direction(source: Path, target: Path) -> None:
 
 @kept()
 def load_styleflow() -> ConditionalFlow:
-    """The released flow, frozen.
-
-    Raises:
-        AssetError: it was not converted yet; the message holds the command.
-    """
+    """The released flow, frozen; until it is converted, an AssetError with the command."""
     return load_converted(ConditionalFlow, assets.locate("styleflow"))
 
 
 @in_own_modes
 def load_expression_direction() -> Tensor:
-    """The released direction of a smile, rows of W+: (1 or 18, 512).
-
-    Raises:
-        AssetError: it was not converted yet; the message holds the command.
-    """
+    """The released direction of a smile, (1 or 18, 512); until it is converted, an AssetError with the command."""
     path = assets.locate("expression_direction")
     tensors, _ = read_safetensors(path, "a direction of W+", "convert the released file again", ("direction",))
     return tensors["direction"].clone()

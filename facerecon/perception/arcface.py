@@ -6,19 +6,16 @@ BN, Conv, BN, PReLU, Conv, BN; then BN, Dropout, FC, BN) with 3, 4, 14 and 3 blo
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon.assets.foreign import read_released
 from facerecon.errors import check_shape
 from facerecon.geometry.alignment import five_points, invert_affine, similarity_transform
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception.regressor import shortcut
 
-__all__ = ["TEMPLATE_112", "ArcFace", "ImprovedResNet", "arcface_transform", "read_official_arcface"]
+__all__ = ["TEMPLATE_112", "ArcFace", "ImprovedResNet", "arcface_transform"]
 
 TEMPLATE_112 = torch.tensor(
     [
@@ -84,13 +81,10 @@ class ImprovedResNet(nn.Module):
 
 
 def arcface_transform(landmarks: Tensor) -> Tensor:
-    """The similarity from pixels of the 112 px crop to pixels of the photo, by least squares on five points.
+    """The similarity (B, 2, 3) from pixels of the 112 px crop to pixels of the photo, by least squares on five points.
 
     Args:
         landmarks: (B, 68, 2) px, pixel centers at +0.5.
-
-    Returns:
-        (B, 2, 3), crop -> photo.
     """
     points = five_points(landmarks).double()
     template = (TEMPLATE_112.to(points) + 0.5).expand(len(points), -1, -1)
@@ -98,49 +92,45 @@ def arcface_transform(landmarks: Tensor) -> Tensor:
     return invert_affine(forward).to(landmarks.dtype)
 
 
-class ArcFace(nn.Module):
-    """512-d identity embedding of the paper's L_id; differentiable in the image."""
+class AlignedNet(nn.Module):
+    """An embedding of faces by a network and its own alignment; differentiable in the image, not in the landmarks."""
 
     metric = "cosine"
 
-    def __init__(self, net: ImprovedResNet) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
+    def transform(self, landmarks: Tensor) -> Tensor:
+        """(B, 68, 2) px of the photo -> (B, 2, 3), from the network's crop to the photo."""
+        raise NotImplementedError
+
     def aligned(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """(B, 3, 112, 112) crops; the landmarks are not differentiated."""
+        """(B, 3, S, S) crops at the network's size."""
         check_shape("image", image, "B 3 H W")
         check_shape("landmarks", landmarks, f"{image.shape[0]} 68 2")
         exact = image if image.dtype == torch.float64 else image.float()  # positions need more than bfloat16 has
-        transform = arcface_transform(landmarks.detach())
+        transform = self.transform(landmarks.detach())
         return crop_affine(exact, transform, self.net.size, padding="zeros").to(image.dtype)
 
+    def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Both of the below in one pass."""
+        raise NotImplementedError
+
     def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """Embed faces.
-
-        Args:
-            image: (B, 3, H, W) in [0, 1].
-            landmarks: (B, 68, 2) px.
-
-        Returns:
-            (B, 512) unit vectors.
-        """
+        """Embed faces: (B, 3, H, W) in [0, 1] and (B, 68, 2) px -> (B, D)."""
         return self.embed_with_features(image, landmarks)[1]
 
     def features(self, image: Tensor, landmarks: Tensor) -> list[Tensor]:
         """Feature maps for the perceptual loss ``face_features``: 3 x (B, C, h, w)."""
         return self.embed_with_features(image, landmarks)[0]
 
+
+class ArcFace(AlignedNet):
+    """512-d identity embedding of the paper's L_id, unit vectors."""
+
+    transform = staticmethod(arcface_transform)
+
     def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Both of the above in one pass."""
         maps, embedding = self.net(self.aligned(image, landmarks))
         return maps, F.normalize(embedding, dim=1)
-
-
-def read_official_arcface(path: str | Path) -> dict[str, Tensor]:
-    """Weights of :class:`ImprovedResNet` from the released backbone.
-
-    Raises:
-        AssetError: missing, damaged, or another network; one line.
-    """
-    return read_released(ImprovedResNet, path, "ArcFace's iresnet50", "state_dict")

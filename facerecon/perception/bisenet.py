@@ -6,20 +6,18 @@ for the paper's spatial path. Its two auxiliary heads (Sec. 3.3), which serve tr
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import load_converted, read_released
+from facerecon.assets.foreign import load_converted
 from facerecon.errors import ConfigError, check_shape, nearest_name
-from facerecon.modes import in_own_modes, kept
+from facerecon.modes import kept
 from facerecon.perception.parsing import FaceMasks, near_face
-from facerecon.perception.regressor import BasicBlock
+from facerecon.perception.regressor import ResNet
 
-__all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser", "read_official_bisenet"]
+__all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser"]
 
 CLASSES = (
     "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
@@ -30,7 +28,6 @@ CLASSES = (
 _EYES, _BROWS = ("left_eye", "right_eye"), ("left_brow", "right_brow")
 _LIPS, _MOUTH, _SKIN = ("upper_lip", "lower_lip"), ("mouth",), ("skin", "nose")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_AUXILIARY = ("conv_out16.", "conv_out32.")
 
 
 class _ConvBN(nn.Module):
@@ -43,26 +40,6 @@ class _ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
-
-
-class _Backbone(nn.Module):
-    """ResNet-18 without its head: features at 1/8, 1/16 and 1/32."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        inputs = 64
-        for k, channels in enumerate((64, 128, 256, 512), 1):
-            first = BasicBlock(inputs, channels, 2 if k > 1 else 1)
-            setattr(self, f"layer{k}", nn.Sequential(first, BasicBlock(channels, channels, 1)))
-            inputs = channels
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        eighth = self.layer2(self.layer1(x))
-        sixteenth = self.layer3(eighth)
-        return eighth, sixteenth, self.layer4(sixteenth)
 
 
 class _Refinement(nn.Module):
@@ -84,7 +61,7 @@ class _Context(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.resnet = _Backbone()
+        self.resnet = ResNet("resnet18")
         self.arm16, self.arm32 = _Refinement(256, 128), _Refinement(512, 128)
         self.conv_head32, self.conv_head16 = _ConvBN(128, 128), _ConvBN(128, 128)
         self.conv_avg = _ConvBN(512, 128, 1)
@@ -177,12 +154,7 @@ PARSERS = ("outlines", "bisenet")
 """How faces are masked: by outlines and colors (:mod:`facerecon.perception.parsing`), or by BiSeNet."""
 
 
-@kept()
-def _load_bisenet() -> FaceParser:
-    return FaceParser(load_converted(BiSeNet, assets.locate("bisenet"))).eval()
-
-
-@in_own_modes
+@kept(len(PARSERS))
 def load_parser(name: str) -> FaceParser | None:
     """A face parser, frozen; None for "outlines", which needs no network.
 
@@ -192,13 +164,4 @@ def load_parser(name: str) -> FaceParser | None:
     """
     if name not in PARSERS:
         raise ConfigError(nearest_name(name, PARSERS, "parsing"))
-    return _load_bisenet() if name == "bisenet" else None
-
-
-def read_official_bisenet(path: str | Path) -> dict[str, Tensor]:
-    """Weights of :class:`BiSeNet` from the released file.
-
-    Raises:
-        AssetError: missing, damaged, or another network; one line.
-    """
-    return read_released(BiSeNet, path, "BiSeNet's face parsing", "state_dict", unused=_AUXILIARY)
+    return FaceParser(load_converted(BiSeNet, assets.locate(name))).eval() if name == "bisenet" else None

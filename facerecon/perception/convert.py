@@ -6,20 +6,21 @@ The open pack's come from tfjs files, those of the FFHQ-UV release from checkpoi
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.assets.foreign import read_torchscript
+from facerecon.assets.foreign import read_released, read_torchscript
 from facerecon.errors import AssetError
-from facerecon.perception.arcface import read_official_arcface
-from facerecon.perception.bisenet import read_official_bisenet
+from facerecon.perception.arcface import ImprovedResNet
+from facerecon.perception.bisenet import BiSeNet
 from facerecon.perception.dpr import read_official_dpr
 from facerecon.perception.regressor import read_official_regressor, save_regressor
 from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
-from facerecon.perception.vgg_expression import read_official_vgg_expression
+from facerecon.perception.vgg_expression import VGGExpression
 from facerecon.storage import safetensors_bytes, write_whole
 
 __all__ = [
@@ -70,29 +71,11 @@ def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
     write_whole(target, safetensors_bytes(tensors, meta))
 
 
-def face_detector(source: Path, target: Path) -> None:
-    """Tiny face detector."""
-    _face_api(source, target, "tiny_face_detector")
-
-
-def landmarks68(source: Path, target: Path) -> None:
-    """68 landmarks."""
-    _face_api(source, target, "face_landmark_68")
-
-
-def identity128(source: Path, target: Path) -> None:
-    """128-d identity embedding."""
-    _face_api(source, target, "face_recognition")
-
-
-def expression7(source: Path, target: Path) -> None:
-    """Seven expressions."""
-    _face_api(source, target, "face_expression")
-
-
-def age_gender(source: Path, target: Path) -> None:
-    """Age and gender."""
-    _face_api(source, target, "age_gender")
+face_detector = partial(_face_api, model="tiny_face_detector")
+landmarks68 = partial(_face_api, model="face_landmark_68")
+identity128 = partial(_face_api, model="face_recognition")
+expression7 = partial(_face_api, model="face_expression")
+age_gender = partial(_face_api, model="age_gender")
 
 
 def _signature(source: Path, model: str) -> dict[str, str]:
@@ -132,12 +115,14 @@ def ffhq_uv_regressor(source: Path, target: Path) -> None:
 
 def arcface(source: Path, target: Path) -> None:
     """ArcFace's iresnet50 (``ms1mv3_arcface_r50_fp16_backbone.pth``)."""
-    _released(read_official_arcface(source), target, "arcface")
+    _released(read_released(ImprovedResNet, source, "ArcFace's iresnet50", "state_dict"), target, "arcface")
 
 
 def bisenet(source: Path, target: Path) -> None:
     """BiSeNet's face parsing (``79999_iter.pth``), without the heads that serve training."""
-    _released(read_official_bisenet(source), target, "bisenet")
+    auxiliary = ("conv_out16.", "conv_out32.")
+    weights = read_released(BiSeNet, source, "BiSeNet's face parsing", "state_dict", unused=auxiliary)
+    _released(weights, target, "bisenet")
 
 
 def dpr(source: Path, target: Path) -> None:
@@ -147,7 +132,8 @@ def dpr(source: Path, target: Path) -> None:
 
 def expression_vgg19(source: Path, target: Path) -> None:
     """The expression classifier of the release's editing (``FacialExpRecognition_model.t7``)."""
-    _released(read_official_vgg_expression(source), target, "expression_vgg19")
+    weights = read_released(VGGExpression, source, "the VGG-19 of FER2013", "net", "state_dict")
+    _released(weights, target, "expression_vgg19")
 
 
 _VGG16 = (

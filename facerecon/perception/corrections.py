@@ -172,7 +172,7 @@ _NOSE = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 
 
 def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
-    """Bend a face mesh so that it agrees with given landmarks, where the two mean the same places.
+    """Bend a face mesh (1, 468, 3) so that it agrees with given landmarks, where the two mean the same places.
 
     A similarity first, then radial functions for what is left of eyes, mouth and nose; jaw and brows, which the 68
     points put elsewhere than the mesh, draw it only where they are far away.
@@ -180,9 +180,6 @@ def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
     Args:
         mesh: (1, 468, 3) px.
         landmarks: (1, 68, 2) px.
-
-    Returns:
-        (1, 468, 3).
     """
     index = torch.tensor([*_JAW, *_BROWS, *_NOSE, *EYES_AND_MOUTH], device=mesh.device)
     points, target = mesh[0, :, :2].double(), landmarks[0].double()

@@ -47,14 +47,7 @@ class FaceDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> list[Detection]:
-        """All faces of a photo, largest first.
-
-        Args:
-            image: (3, H, W) in [0, 1].
-
-        Returns:
-            Merged detections of all scales; none if no scale finds a face.
-        """
+        """All faces of a photo (3, H, W) in [0, 1], largest first: merged detections of all scales."""
         check_shape("image", image, "3 H W", "Pass one image without a batch axis.")
         side = max(image.shape[1:])
         largest = max(self.sizes)

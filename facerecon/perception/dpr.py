@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import float_tensors, load_converted, read_state, shapes_of
+from facerecon.assets.foreign import load_converted, read_released
 from facerecon.errors import check_shape
 from facerecon.modes import kept
 
@@ -79,18 +79,12 @@ class PortraitLight(nn.Module):
         return self.predict_FC2(self.predict_relu1(self.predict_FC1(light))).flatten(1)
 
 
-def _names() -> dict[str, str]:
-    """{ours: theirs}: the hourglasses are nested, HG3 the outermost."""
-    names = {}
-    for name in shapes_of(PortraitLight):
-        if name.startswith("down."):
-            _, level, rest = name.split(".", 2)
-            names[name] = f"HG{3 - int(level)}.low1.{rest}"
-        elif name.startswith("predict_"):
-            names[name] = f"HG0.middle.{name}"
-        else:
-            names[name] = name
-    return names
+def _official(name: str) -> str:
+    """Their name of a parameter of ours: the hourglasses are nested, HG3 the outermost."""
+    if name.startswith("down."):
+        _, level, rest = name.split(".", 2)
+        return f"HG{3 - int(level)}.low1.{rest}"
+    return f"HG0.middle.{name}" if name.startswith("predict_") else name
 
 
 def read_official_dpr(path: str | Path) -> dict[str, Tensor]:
@@ -101,21 +95,15 @@ def read_official_dpr(path: str | Path) -> dict[str, Tensor]:
     Raises:
         AssetError: missing, damaged, or another network; one line.
     """
-    names = _names()
-    shapes = {names[name]: shape for name, shape in shapes_of(PortraitLight).items()}
     unused = [*_UP, "HG3.low1.shortcuts"]
     for k in range(4):
         inner = "HG0.middle.post_" if k == 0 else f"HG{k}.middle."
         unused += [f"HG{k}.upper.", f"HG{k}.low2.", inner]
-    found = float_tensors(read_state(path, "state_dict"), shapes, path, "DPR's 512 px network", tuple(unused))
-    return {ours: found[theirs] for ours, theirs in names.items()}
+    what = "DPR's 512 px network"
+    return read_released(PortraitLight, path, what, "state_dict", unused=tuple(unused), official=_official)
 
 
 @kept()
 def load_portrait_light() -> PortraitLight:
-    """DPR's light, frozen.
-
-    Raises:
-        AssetError: it was not converted yet; the message holds the command.
-    """
+    """DPR's light, frozen; until it is converted, an AssetError with the command."""
     return load_converted(PortraitLight, assets.locate("dpr"))

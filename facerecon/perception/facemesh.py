@@ -116,15 +116,12 @@ class FaceMeshNet(nn.Module):
 
 
 def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor:
-    """68 landmarks whose eye and mouth points lean on the face mesh, which follows lids and lips more closely.
+    """68 landmarks (B, 68, 2) px whose eye and mouth points lean on the face mesh, which follows them more closely.
 
     Args:
         landmarks: (B, 68, 2) px.
         mesh: (B, 468, 2 or 3) px.
         weight: of the mesh.
-
-    Returns:
-        (B, 68, 2) px.
     """
     own = landmarks[:, 36:]
     return torch.cat([landmarks[:, :36], own + weight * (mesh[:, list(EYES_AND_MOUTH), :2] - own)], 1)

@@ -68,11 +68,7 @@ class GraphNet(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path) -> GraphNet:
-        """Read a converted graph.
-
-        Raises:
-            AssetError: the file holds none.
-        """
+        """Read a converted graph; a file without one is an AssetError."""
         tensors, meta = read_converted(path)
         if "steps" not in meta:
             raise AssetError(f"{path} holds no graph; run: python -m facerecon.assets fetch open")

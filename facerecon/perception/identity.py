@@ -11,19 +11,19 @@ from facerecon.assets.foreign import load_converted
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.imaging.warp import crop_affine
 from facerecon.modes import kept
-from facerecon.perception.arcface import ArcFace, ImprovedResNet
+from facerecon.perception.arcface import AlignedNet, ArcFace, ImprovedResNet
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
 from facerecon.perception.networks import DescriptorNet, load_weights
 
 __all__ = [
     "IDENTITIES",
-    "IdentityNet",
     "EvalIdentityNet",
+    "IdentityNet",
     "identity_box",
     "landmark_box",
-    "load_identity",
     "load_eval_identity",
+    "load_identity",
 ]
 
 
@@ -43,41 +43,15 @@ def landmark_box(landmarks: Tensor, padding: float = 0.2) -> Tensor:
     return torch.cat([low - pad, high + pad], 1)
 
 
-class IdentityNet(nn.Module):
-    """128-d identity embedding; differentiable in the image."""
+class IdentityNet(AlignedNet):
+    """128-d identity embedding; the same person is below about 0.6 apart (Euclidean)."""
 
     metric = "euclidean"
 
-    def __init__(self, net: DescriptorNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def aligned(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """(B, 3, 150, 150) crops by the network's own alignment; the landmarks are not differentiated."""
-        check_shape("image", image, "B 3 H W")
-        check_shape("landmarks", landmarks, f"{image.shape[0]} 68 2")
-        transform = square_crop(identity_box(landmarks.detach()), self.net.size)
-        exact = image if image.dtype == torch.float64 else image.float()  # positions need more than bfloat16 has
-        return crop_affine(exact, transform, self.net.size, padding="zeros").to(image.dtype)
-
-    def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """Embed faces.
-
-        Args:
-            image: (B, 3, H, W) in [0, 1].
-            landmarks: (B, 68, 2) px.
-
-        Returns:
-            (B, 128); same person below about 0.6 apart (Euclidean).
-        """
-        return self.net(self.aligned(image, landmarks))
-
-    def features(self, image: Tensor, landmarks: Tensor) -> list[Tensor]:
-        """Feature maps for the perceptual loss ``face_features``: 3 x (B, C, h, w)."""
-        return self.net.features(self.aligned(image, landmarks))[0]
+    def transform(self, landmarks: Tensor) -> Tensor:
+        return square_crop(identity_box(landmarks), self.net.size)
 
     def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Both of the above in one pass."""
         return self.net.features(self.aligned(image, landmarks))
 
 

@@ -22,14 +22,11 @@ MIRRORED_68 = (
 
 
 def square_crop(boxes: Tensor, size: int) -> Tensor:
-    """Crop-to-photo maps of the squares around boxes.
+    """Crop-to-photo maps (B, 2, 3) of the squares around boxes.
 
     Args:
         boxes: (B, 4) x0, y0, x1, y1 px.
         size: side of the crop in pixels.
-
-    Returns:
-        (B, 2, 3).
     """
     side = torch.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     scale = side / size
@@ -45,16 +42,13 @@ def map_points(transform: Tensor, points: Tensor) -> Tensor:
 
 
 def upright_crop(points: Tensor, angle: Tensor, margin: float, size: int) -> Tensor:
-    """Crop-to-photo maps of the turned squares around points.
+    """Crop-to-photo maps (B, 2, 3) of the turned squares around points.
 
     Args:
         points: (B, N, 2) px.
         angle: (B,) radians by which the squares are turned (clockwise on the screen).
         margin: added on every side, as a share of the points' extent.
         size: side of the crop in pixels.
-
-    Returns:
-        (B, 2, 3).
     """
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
@@ -100,14 +94,11 @@ class LandmarkNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """Landmarks of B faces.
+        """Landmarks (B, 68, 2) px of B faces.
 
         Args:
             image: (B, 3, H, W), or (1, 3, H, W) for B boxes in one photo; [0, 1].
             boxes: (B, 4), x0, y0, x1, y1 px.
-
-        Returns:
-            (B, 68, 2) px.
         """
         check_shape("image", image, "N 3 H W", "Add a batch axis: image[None].")
         check_shape("boxes", boxes, "B 4")

@@ -38,6 +38,7 @@ _SAMPLES = 1500  # pixels that a mixture is fitted to
 _FINER = 8  # subpixels along an axis when polygons are filled
 _RIGHT_LID, _LEFT_LID = (70, 63, 105, 66, 107, 133, 33), (300, 293, 334, 296, 336, 362, 263)  # brow to eye, mesh
 _RIGHT_CORNER, _LEFT_CORNER = 133, 362  # of the mesh: the inner corners of the eyes
+_NEAR = 0.6  # of the outline's own size: how much further a face may reach
 _FRAMED = 0.05  # contrast across the nose from which on it carries glasses; bare noses stay below 0.02
 
 
@@ -59,7 +60,7 @@ def face_masks(
     landmarks: Tensor | None = None,
     face: Tensor | None = None,
 ) -> FaceMasks:
-    """Masks of one face.
+    """Masks of one face with soft edges, about a hundredth of its height wide; empty where the mesh is not a face.
 
     Args:
         image: (1, 3, H, W) in [0, 1].
@@ -67,9 +68,6 @@ def face_masks(
         person: (1, 1, H, W) soft mask of people.
         landmarks: (1, 68, 2) px, whose jaw line completes the mesh's outline, which is too narrow in turned faces.
         face: (1, 1, H, W) in [0, 1], taken for the face where it is already known.
-
-    Returns:
-        Masks with soft edges, about a hundredth of the face's height wide; empty where the mesh is not a face.
     """
     check_shape("image", image, "1 3 H W")
     check_shape("mesh", mesh[..., :2], "1 468 2")
@@ -95,21 +93,17 @@ def face_masks(
     return FaceMasks(face, skin, eye, mouth, (lips - mouth).clamp(min=0))
 
 
-def near_face(image: Tensor, mesh: Tensor, grow: float = 0.6) -> Tensor:
-    """Where a face can be at most: its mesh's outline, enlarged.
+def near_face(image: Tensor, mesh: Tensor) -> Tensor:
+    """Where a face can be at most, (1, 1, H, W) in [0, 1]: its mesh's outline, enlarged; nothing if it is not finite.
 
     Args:
         image: (1, 3, H, W).
         mesh: (1, 468, 2 or 3) px.
-        grow: of the outline, in its own size.
-
-    Returns:
-        (1, 1, H, W) in [0, 1]; nothing where the mesh is not finite.
     """
     points = mesh[0, :, :2].double().cpu().numpy()
     if not np.isfinite(points).all():
         return image.new_zeros(1, 1, *image.shape[-2:])
-    outline = _polygon(points[list(FACE_OVAL)], tuple(image.shape[-2:]), grow)
+    outline = _polygon(points[list(FACE_OVAL)], tuple(image.shape[-2:]), _NEAR)
     return torch.from_numpy(outline)[None, None].to(image)
 
 

@@ -25,20 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import read_state, shapes_of
+from facerecon.assets.foreign import float_tensors, read_state, shapes_of
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.settings import build_settings
-from facerecon.storage import all_finite, parse_json, read_safetensors, safetensors_bytes, write_whole
+from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import TensorStruct
 
 __all__ = [
     "BACKBONES",
-    "BasicBlock",
     "Coefficients",
     "Regressor",
     "RegressorConfig",
+    "ResNet",
     "clamp_inward",
     "from_official",
     "load_regressor",
@@ -46,12 +46,14 @@ __all__ = [
     "read_official_regressor",
     "read_regressor",
     "save_regressor",
+    "shortcut",
     "trained_regressor",
 ]
 
 FORMAT = "facerecon.regressor/1"
 _ADVICE = "give a regressor.safetensors as train/regressor.py writes it"
 _OFFICIAL_ADVICE = "get the released epoch_latest.pth again"
+_OFFICIAL = "Deep3D's regressor as FFHQ-UV releases it"
 _PRECISIONS = ("float32", "float16", "int8")
 _SCALE = ".scale"
 
@@ -135,6 +137,34 @@ BACKBONES: dict[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
     "resnet50": (_Bottleneck, (3, 4, 6, 3)),
 }
 """Kind of block, and blocks a stage."""
+
+
+class ResNet(nn.Module):
+    """A ResNet without its last layer: (B, 3, H, W) -> features at 1/8, 1/16 and 1/32 of the size.
+
+    Args:
+        name: key of :data:`BACKBONES`.
+        channels: of the four stages, before the expansion of a bottleneck.
+    """
+
+    def __init__(self, name: str, channels: Sequence[int] = (64, 128, 256, 512)) -> None:
+        super().__init__()
+        block, counts = BACKBONES[name]
+        self.width = channels[0]
+        self.conv1 = nn.Conv2d(3, self.width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.width)
+        for k, (width, count) in enumerate(zip(channels, counts, strict=True), 1):
+            blocks = []
+            for i in range(count):
+                blocks.append(block(self.width, width, 2 if k > 1 and i == 0 else 1))
+                self.width = width * block.expansion
+            setattr(self, f"layer{k}", nn.Sequential(*blocks))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
+        eighth = self.layer2(self.layer1(x))
+        sixteenth = self.layer3(eighth)
+        return eighth, sixteenth, self.layer4(sixteenth)
 
 
 @dataclass(frozen=True)
@@ -243,21 +273,14 @@ class Regressor(nn.Module):
         config = config or RegressorConfig()
         self.config = config
         self.about: dict[str, Any] = {}
-        block, counts = BACKBONES[config.backbone]
-        inputs = config.channels[0]
-        self.backbone = nn.Module()
-        self.backbone.conv1 = nn.Conv2d(3, inputs, 7, 2, 3, bias=False)
-        self.backbone.bn1 = nn.BatchNorm2d(inputs)
-        for k, (channels, count) in enumerate(zip(config.channels, counts, strict=True), 1):
-            blocks = []
-            for i in range(count):
-                blocks.append(block(inputs, channels, 2 if k > 1 and i == 0 else 1))
-                inputs = channels * block.expansion
-            setattr(self.backbone, f"layer{k}", nn.Sequential(*blocks))
-        self.features = inputs
+        self.backbone = ResNet(config.backbone, config.channels)
         sizes = (config.identity, config.expression, config.texture, 3, 27, 2, 1)
         self.heads = nn.ModuleDict(
-            {name: nn.Conv2d(inputs, size, 1) for name, size in zip(self.HEADS, sizes, strict=True) if size}
+            {
+                name: nn.Conv2d(self.backbone.width, size, 1)
+                for name, size in zip(self.HEADS, sizes, strict=True)
+                if size
+            }
         )
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d):
@@ -280,21 +303,15 @@ class Regressor(nn.Module):
     def pooled(self, images: Tensor) -> Tensor:
         """Features before the heads: (B, 3, S, S) in [0, 1] -> (B, C)."""
         check_shape("images", images, f"B 3 {self.config.size} {self.config.size}")
-        net = self.backbone
-        x = F.relu(net.bn1(net.conv1(images)), inplace=True)
-        x = F.max_pool2d(x, 3, 2, 1)
-        return net.layer4(net.layer3(net.layer2(net.layer1(x)))).mean((2, 3))
+        return self.backbone(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor) -> Coefficients:
-        """Coefficients of aligned crops.
+        """Coefficients of B aligned crops, float32.
 
         Args:
             images: (B, 3, S, S) RGB in [0, 1], in the released alignment
                 (:func:`~facerecon.geometry.alignment.deep3d_crop_transform`). As in the release they are not
                 normalized any further.
-
-        Returns:
-            :class:`Coefficients` of batch B, float32.
 
         Raises:
             ShapeError: another size.
@@ -470,7 +487,7 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
     lacking = [f"{there}.weight" for there in _OFFICIAL_HEADS.values() if f"{there}.weight" not in shapes]
     if backbone is None or lacking or "backbone.conv1.weight" not in shapes:
         lacks = f"lacks '{lacking[0]}'" if lacking else "its ResNet is of an unknown depth"
-        raise AssetError(f"{path} is not Deep3D's regressor as FFHQ-UV releases it ({lacks}); {_OFFICIAL_ADVICE}.")
+        raise AssetError(f"{path} is not {_OFFICIAL} ({lacks}); {_OFFICIAL_ADVICE}.")
     config = RegressorConfig(
         backbone=backbone,
         width=shapes["backbone.conv1.weight"][0] / 64,
@@ -480,18 +497,12 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
         decoder="albedo",
         **{name: shapes[f"{_OFFICIAL_HEADS[name]}.weight"][0] for name in ("identity", "expression", "texture")},
     )
-    ours = {
-        f"{there}.{kind}": f"heads.{head}.{kind}"
-        for head, there in _OFFICIAL_HEADS.items()
-        for kind in ("weight", "bias")
-    }
-    weights = {}
-    for name, value in state.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        if not value.is_floating_point() or not all_finite(value):
-            raise AssetError(f"{path}: '{name}' holds NaN, infinite or whole numbers; {_OFFICIAL_ADVICE}.")
-        weights[ours.get(name, name)] = value.float().clone()
+    shapes = shapes_of(lambda: Regressor(config))
+    official = {name: name for name in shapes}
+    for head, there in _OFFICIAL_HEADS.items():
+        official |= {f"heads.{head}.{kind}": f"{there}.{kind}" for kind in ("weight", "bias")}
+    found = float_tensors(state, {official[name]: shape for name, shape in shapes.items()}, path, _OFFICIAL)
+    weights = {name: found[official[name]].clone() for name in shapes}
     about = {"source": "FFHQ-UV, epoch_latest.pth (net_recon)"}
     return _filled(config, weights, path, about, _OFFICIAL_ADVICE)
 

@@ -58,9 +58,6 @@ def fit_mixture(x: np.ndarray, components: int, floor: np.ndarray, rounds: int =
         components: K; fewer are used where there are under 20 samples for each.
         floor: (D,) added to the diagonal of every covariance.
         rounds: of EM.
-
-    Returns:
-        The mixture.
     """
     x = x.astype(np.float64)
     components = int(np.clip(len(x) // 20, 1, components))

@@ -18,14 +18,11 @@ _SLOPE = (-0.3129, 0.2472)
 
 
 def skin_color(texture: Tensor, where: Tensor) -> Tensor:
-    """Median color of some texels of each map.
+    """Median color (B, 3) of some texels of each map; NaN where there is no such texel.
 
     Args:
         texture: (B, 3, S, S) in [0, 1].
         where: (B or 1, 1, S, S), above 0.5 at plain skin.
-
-    Returns:
-        (B, 3); NaN where there is no such texel.
     """
     size = check_shape("texture", texture, "B 3 S S")["S"]
     where = where.expand(len(texture), 1, size, size) > 0.5
@@ -34,17 +31,14 @@ def skin_color(texture: Tensor, where: Tensor) -> Tensor:
 
 
 def neutral_gain(color: Tensor, kept: float) -> Tensor:
-    """Factors that take part of the light's tint off a skin color; they keep its mean log, that is its brightness.
+    """Factors (B, 3, 1, 1) that take part of the light's tint off a skin color; they keep its mean log, its brightness.
 
-    Skin of one brightness has one usual hue. What differs from it is partly the person and partly the white balance of
-    the picture, and one picture cannot tell which.
+    Ones where the color is not known. Skin of one brightness has one usual hue. What differs from it is partly the
+    person and partly the white balance of the picture, and one picture cannot tell which.
 
     Args:
         color: (B, 3) skin colors in (0, 1].
         kept: share of the difference that is attributed to the person, 0 to 1.
-
-    Returns:
-        (B, 3, 1, 1); ones where the color is not known.
     """
     logs = color.clamp(min=0.01).log()
     brightness = logs.mean(1, keepdim=True)
@@ -59,11 +53,7 @@ def neutral_gain(color: Tensor, kept: float) -> Tensor:
 def skin_tone(color: Tensor) -> Tensor:
     """Individual typology angle in degrees: above 55 very light, below -30 dark (Chardon et al. 1991).
 
-    Args:
-        color: (B, 3) sRGB in [0, 1].
-
-    Returns:
-        (B,): atan2(L* - 50, b*) of CIE L*a*b* under D65.
+    (B, 3) sRGB in [0, 1] -> (B,): atan2(L* - 50, b*) of CIE L*a*b* under D65.
     """
     import kornia
 

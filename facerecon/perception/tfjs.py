@@ -31,14 +31,11 @@ _ATTRIBUTES = (
 
 
 def read_weights(groups: list[dict], folder: Path) -> dict[str, np.ndarray]:
-    """Tensors of a weights manifest, dequantized: ``q * scale + min``.
+    """Tensors of a weights manifest, dequantized (``q * scale + min``): {name: float32, int64 or bool array}.
 
     Args:
         groups: the manifest's groups, each with ``paths`` and ``weights``.
         folder: where the binaries lie.
-
-    Returns:
-        {name: float32, int64 or bool array}.
 
     Raises:
         AssetError: the binaries are shorter or longer than in the manifest, or hold an unknown type.

@@ -6,19 +6,17 @@ layer follows the convolutions, whose input is 44 px a side.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facerecon import assets
-from facerecon.assets.foreign import load_converted, read_released
+from facerecon.assets.foreign import load_converted
 from facerecon.errors import check_shape
 from facerecon.imaging.color import luma
 from facerecon.modes import kept
 
-__all__ = ["FER_EXPRESSIONS", "VGGExpression", "load_vgg_expression", "read_official_vgg_expression"]
+__all__ = ["FER_EXPRESSIONS", "VGGExpression", "load_vgg_expression"]
 
 FER_EXPRESSIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
 """In FER2013's order."""
@@ -63,20 +61,7 @@ class VGGExpression(nn.Module):
         return torch.stack([self.logits(crop.contiguous()) for crop in crops]).mean(0).softmax(1)
 
 
-def read_official_vgg_expression(path: str | Path) -> dict[str, Tensor]:
-    """Weights of :class:`VGGExpression` from the released file.
-
-    Raises:
-        AssetError: missing, damaged, or another network; one line.
-    """
-    return read_released(VGGExpression, path, "the VGG-19 of FER2013", "net", "state_dict")
-
-
 @kept()
 def load_vgg_expression() -> VGGExpression:
-    """The released expression classifier, frozen.
-
-    Raises:
-        AssetError: it was not converted yet; the message holds the command.
-    """
+    """The released expression classifier, frozen; until it is converted, an AssetError with the command."""
     return load_converted(VGGExpression, assets.locate("expression_vgg19"))

@@ -33,14 +33,12 @@ released = _released_files()
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    from facerecon.perception import bisenet
-
     monkeypatch.setenv("FACERECON_HOME", str(tmp_path / "home"))
     load_identity.cache_clear()
-    bisenet._load_bisenet.cache_clear()
+    load_parser.cache_clear()
     yield tmp_path / "home"
     load_identity.cache_clear()
-    bisenet._load_bisenet.cache_clear()
+    load_parser.cache_clear()
 
 
 def bn(state, name, x, eps=1e-5):
