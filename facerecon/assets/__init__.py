@@ -5,19 +5,14 @@
 ``python -m facerecon.assets list|fetch|verify|convert``.
 """
 
-from facerecon.assets.registry import ASSETS, OWN, PACKAGES, PACKS, Asset, OwnAsset, Package
-from facerecon.assets.store import Progress, Status, convert, derived, fetch, home, locate, shipped, status, verify
+from facerecon.assets.registry import ASSETS, PACKAGES, PACKS
+from facerecon.assets.store import Progress, convert, derived, fetch, home, locate, shipped, status, verify
 
 __all__ = [
     "ASSETS",
-    "OWN",
     "PACKAGES",
     "PACKS",
-    "Asset",
-    "OwnAsset",
-    "Package",
     "Progress",
-    "Status",
     "convert",
     "derived",
     "fetch",

@@ -216,7 +216,7 @@ def extract(
     params, camera = _fit(views, model, settings, regressor)
     vertices = model(params)
     offset = _residual(views, vertices, camera, model) * settings.follow
-    rgb, weight, eyes = _unwrapped(views, vertices, camera, offset, layout, model, settings.size)
+    rgb, weight, eyes = _unwrapped(views, vertices, camera, offset, layout, model)
     light, shading = _lights(rgb, weight, vertices, layout, model, albedo, settings)
     params = params.replace(light=SHLight(light))
     if settings.delight:
@@ -226,10 +226,8 @@ def extract(
     iris, iris_seen = _iris(rgb[:1], eyes[:1], layout)
     inside = (weight * layout.plain).flatten(1) > 0.5
     bright = shading.mean(1).flatten(1)
-    limits = torch.stack(
-        [torch.stack(torch.aminmax(b[i])) if i.any() else b.new_ones(2) for b, i in zip(bright, inside, strict=True)]
-    )
-    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, limits)
+    limits = [torch.stack(b[i].aminmax()) if i.any() else b.new_ones(2) for b, i in zip(bright, inside, strict=True)]
+    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, torch.stack(limits))
 
 
 def _fit(
@@ -242,15 +240,9 @@ def _fit(
         crops = regressor.sized(crop_affine(views.image, to_image, _FIT))
         return coefficients_to_params(regressor(crops), model), camera
     from_image = invert_affine(to_image)
-    params = fit_landmarks(
-        model,
-        map_points(from_image, views.landmarks68),
-        mesh_points=map_points(from_image, views.mesh468[..., :2]),
-        settings=settings.fit,
-        shared_identity=True,
-        shared_expression=True,
-    )
-    return params, camera
+    points, dense = (map_points(from_image, x) for x in (views.landmarks68, views.mesh468[..., :2]))
+    shared = {"shared_identity": True, "shared_expression": True}
+    return fit_landmarks(model, points, mesh_points=dense, settings=settings.fit, **shared), camera
 
 
 def _residual(views: AlignedViews, vertices: Tensor, camera: Camera, model: MorphableModel) -> Tensor:
@@ -282,13 +274,7 @@ def _residual(views: AlignedViews, vertices: Tensor, camera: Camera, model: Morp
 
 
 def _unwrapped(
-    views: AlignedViews,
-    vertices: Tensor,
-    camera: Camera,
-    offset: Tensor,
-    layout: FaceLayout,
-    model: MorphableModel,
-    size: int,
+    views: AlignedViews, vertices: Tensor, camera: Camera, offset: Tensor, layout: FaceLayout, model: MorphableModel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each view in UV: colors (B, 3, S, S), trust (B, 1, S, S) of the skin, and of the eyeballs."""
     side = views.image.shape[-1]
@@ -300,17 +286,9 @@ def _unwrapped(
     layers = torch.cat([face * (1 - eye) * (1 - mouth), views.eye], 1)
     if scale != 1:
         layers = F.interpolate(layers, (side, side), mode="bilinear", align_corners=False)
-    baked, seen = bake(
-        torch.cat([views.image, layers], 1),
-        vertices,
-        model.topology,
-        camera,
-        size,
-        padding=0,
-        offset=offset,
-        texels=(layout.face + layout.eyes)[0, 0] > 0,
-        shadow=_SHADOW,
-    )
+    layers, size = torch.cat([views.image, layers], 1), layout.skin.shape[-1]
+    options = {"padding": 0, "offset": offset, "texels": (layout.face + layout.eyes)[0, 0] > 0, "shadow": _SHADOW}
+    baked, seen = bake(layers, vertices, model.topology, camera, size, **options)
     weight = seen * baked[:, 3:4] * layout.face
     eyes = seen * baked[:, 4:] * layout.eyes
     soft = masks.feather(layout.coarse(weight), max(1.0, 0.6 * layout.grid_unit))

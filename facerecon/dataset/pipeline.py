@@ -33,7 +33,7 @@ from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.e4e import load_e4e
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
 from facerecon.editing.latent_traversal import TraversalSettings
-from facerecon.errors import ConfigError, FaceReconError, InputError, nearest_name
+from facerecon.errors import ConfigError, FaceReconError, InputError, check_number, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_parser, load_regressor, observe
@@ -122,8 +122,7 @@ class PipelineSettings:
         check_parts(self)
         if not 0 < self.truncation <= 1.5:
             raise ConfigError(f"truncation must be above 0 and at most 1.5; got {self.truncation}.")
-        if not 64 <= self.size <= 4096:
-            raise ConfigError(f"size must be from 64 to 4096 texels; got {self.size}.")
+        check_number("size", self.size, 64, 4096, whole=True, unit="texels")
         self.extracting, self.completing  # noqa: B018  their values are checked
 
     @property

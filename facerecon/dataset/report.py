@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from facerecon.assets import PACKAGES
 from facerecon.dataset.filters import reason_counts
 from facerecon.dataset.manifest import Manifest
 from facerecon.evaluation.texture import identity_std_ratio
@@ -108,8 +109,6 @@ def write_overview(
 
 
 def _manifest(folder: Path, accepted: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Manifest:
-    from facerecon.assets.registry import PACKAGES
-
     items = []
     for row in accepted:
         tensors, _ = read_safetensors(folder / "fit" / f"{row['item']}.safetensors", "a fit", "make the map again")

@@ -10,12 +10,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facerecon import assets
 from facerecon.editing.linear import fit_class, logistic
 from facerecon.errors import AssetError, check_shape
 from facerecon.imaging.color import luma
@@ -132,9 +132,7 @@ class AccessoryClassifier(nn.Module):
 @kept()
 def load_accessories() -> AccessoryClassifier:
     """The classifier that is shipped, frozen."""
-    from facerecon.assets import shipped
-
-    return AccessoryClassifier.load(Path(shipped("worn.safetensors"))).eval()
+    return AccessoryClassifier.load(assets.shipped("worn.safetensors")).eval()
 
 
 def fit_accessories(

@@ -29,6 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from facerecon import assets
 from facerecon.editing.accessories import ACCESSORIES
 from facerecon.editing.attributes import Attributes
 from facerecon.editing.linear import cross_validate_ridge, fit_class, logistic, ridge, support_vectors
@@ -257,11 +258,7 @@ class Directions(TensorStruct):
 @in_own_modes
 def load_directions(path: str | os.PathLike | None = None) -> Directions:
     """The planes shipped for the open generator, or those of a file that ``train/edit_directions.py`` wrote."""
-    if path is None:
-        from facerecon.assets import shipped
-
-        path = shipped("latent_directions.safetensors")
-    return Directions.load(path)
+    return Directions.load(assets.shipped("latent_directions.safetensors") if path is None else path)
 
 
 # -- labels ----------------------------------------------------------------------------------------------
@@ -342,18 +339,14 @@ def fit_directions(
         squared[hair], best[hair], of_bare = _ridges(x[bare], y[bare][:, hair], folds)
         for (weight, bias), (w, b) in zip(fitted, of_bare, strict=True):
             weight[:, hair], bias[hair] = w, b
-    rows: dict[str, tuple[Tensor, Tensor]] = {}
-    metrics: dict[str, dict[str, float]] = {}
-    margins = {}
+    rows, metrics, margins = {}, {}, {}
     for k, name in enumerate(values):
         weight, bias = fitted[best[k]]
         rows[name] = (weight[:, k], bias[k])
-        variance = float(y[:, k].var(unbiased=False))
-        error = float(squared[k])
+        variance, error = float(y[:, k].var(unbiased=False)), float(squared[k])
         metrics[name] = {"r2": round(1 - error / max(variance, 1e-12), 4), "error": round(error**0.5, 4)}
         metrics[name] |= {"std": round(variance**0.5, 4), "strength": RIDGE_GRID[best[k]], "samples": len(y)}
-    clear = (attributes.happy > CLEAR) | (attributes.neutral > CLEAR)
-    where = clear.nonzero()[:, 0]
+    where = ((attributes.happy > CLEAR) | (attributes.neutral > CLEAR)).nonzero()[:, 0]
     for name, (index, there) in {"happy": (where, (attributes.happy[where] > CLEAR).long()), **labels}.items():
         fit = support_vectors if name == "happy" else logistic
         rows[name], margins[name], metrics[name] = fit_class(name, fit, x[index], there, CLASS_GRID, folds)

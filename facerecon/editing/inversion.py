@@ -356,7 +356,7 @@ def invert(
             continue
         variables = [white.clone(), delta.clone()]
         variables[0 if phase == "w" else 1].requires_grad_()
-        white, delta = _optimize(generator, objective, variables, codes, phase, steps, rate, settings, trace, progress)
+        white, delta = _optimize(generator, objective, variables, codes, phase, steps, rate, trace, progress)
         done.append(phase)
         tensors = {"w": mean + white @ root, "delta": delta @ root}
         _write_state(state, key, done, tensors, trace)
@@ -378,12 +378,11 @@ def _optimize(
     phase: str,
     steps: int,
     rate: float,
-    settings: InversionSettings,
     trace: list[dict[str, Any]],
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """One phase; the variables (512,) and (23, 512) in deviations of W, best of the looks at the true picture."""
-    free = [v for v in variables if v.requires_grad]
+    settings, free = objective.settings, [v for v in variables if v.requires_grad]
     optimizer = torch.optim.Adam(free, lr=rate, betas=(0.9, 0.95))
 
     def prior() -> Tensor:

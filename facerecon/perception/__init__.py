@@ -1,32 +1,22 @@
 """What is measured on a photo: faces, landmarks, mesh, identity, expression, age, masks. All frozen networks."""
 
-from facerecon.perception.attributes import EXPRESSIONS, load_age_gender, load_expression, load_segmenter
+from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
 from facerecon.perception.bisenet import FaceParser, load_parser
 from facerecon.perception.corrections import LANDMARK_FORMATS, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.facemesh import load_facemesh
-from facerecon.perception.identity import EvalIdentityNet, IdentityNet, load_eval_identity, load_identity
+from facerecon.perception.identity import load_eval_identity, load_identity
 from facerecon.perception.landmarks import load_landmarks68
 from facerecon.perception.observe import MEAN_FIVE_POINTS, observe
 from facerecon.perception.parsing import face_masks, frame_contrast
-from facerecon.perception.regressor import (
-    Coefficients,
-    Regressor,
-    RegressorConfig,
-    load_regressor,
-    read_regressor,
-    save_regressor,
-)
+from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig, load_regressor, save_regressor
 
 __all__ = [
-    "EXPRESSIONS",
     "LANDMARK_FORMATS",
     "MEAN_FIVE_POINTS",
     "Coefficients",
     "Detection",
     "FaceParser",
-    "IdentityNet",
-    "EvalIdentityNet",
     "Regressor",
     "RegressorConfig",
     "face_masks",
@@ -44,6 +34,5 @@ __all__ = [
     "observe",
     "read_landmarks",
     "read_mask",
-    "read_regressor",
     "save_regressor",
 ]

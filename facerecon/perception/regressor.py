@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, read_state, shapes_of
 from facerecon.assets.store import shipped_names
-from facerecon.errors import AssetError, ConfigError, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, check_number, check_shape, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.settings import build_settings
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
@@ -198,13 +198,10 @@ class RegressorConfig:
         if self.backbone not in BACKBONES:
             raise ConfigError(nearest_name(self.backbone, BACKBONES, "backbone"))
         for name in ("identity", "expression", "texture"):
-            count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 4096:
-                raise ConfigError(f"regressor.{name} must be a whole number, 0 to 4096; got {count!r}.")
+            check_number(f"regressor.{name}", getattr(self, name), 0, 4096, whole=True)
+        check_number("regressor.size", self.size, 32, 1024, whole=True, unit="px")
         if not isinstance(self.width, int | float) or not 0 < self.width <= 2:
             raise ConfigError(f"regressor.width must be above 0 and at most 2; got {self.width!r}.")
-        if not isinstance(self.size, int) or not 32 <= self.size <= 1024:
-            raise ConfigError(f"regressor.size must be a whole number of px, 32 to 1024; got {self.size!r}.")
         for bound in (self.expression_low, self.expression_high):
             if bound is not None and not (isinstance(bound, int | float) and math.isfinite(bound)):
                 raise ConfigError(f"bounds of the expression must be numbers or null; got {bound!r}.")
