@@ -24,11 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerecon.errors import FaceReconError
 from facerecon.evaluation import stage_metrics
+from facerecon.geometry.alignment import invert_affine
 from facerecon.imaging.files import read_image
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import observe
+from facerecon.perception.landmarks import map_points
+from facerecon.run.signals import exit_status
+from facerecon.storage import write_whole
 from facerecon.types import Observation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,21 +63,15 @@ def released(folder: Path) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     return result
 
 
-def into_photo(mask: Tensor, to_photo: Tensor, size: tuple[int, int]) -> Tensor:
-    """A (1, 1, S, S) mask of a crop in the pixels of its photo: (H, W)."""
-    linear = torch.linalg.inv(to_photo[:, :, :2])
-    back = torch.cat([linear, -linear @ to_photo[:, :, 2:]], -1)
-    return crop_affine(mask, back, size, padding="zeros")[0, 0]
-
-
 def measure(folder: Path) -> list[dict[str, Any]]:
     """Landmark error in percent (all; without the jaw) and mask IoU for each released image."""
     rows = []
     for name, image, points, mask in released(folder):
         seen = observe(image)
-        found = seen.landmarks68[0] @ seen.fit.to_photo[0, :, :2].mT + seen.fit.to_photo[0, :, 2]
+        found = map_points(seen.fit.to_photo, seen.landmarks68)[0]
         error = 100 * (found - points).norm(dim=1) / (points[36] - points[45]).norm()
-        ours = into_photo(seen.full.face_mask, seen.full.to_photo, tuple(image.shape[-2:]))
+        to_crop = invert_affine(seen.full.to_photo)
+        ours = crop_affine(seen.full.face_mask, to_crop, tuple(image.shape[-2:]), padding="zeros")[0, 0]
         overlap = torch.minimum(ours, mask).sum() / torch.maximum(ours, mask).sum()
         rows.append(
             {
@@ -110,7 +107,14 @@ def fit(paths: list[Path], preset: str, overrides: list[str]) -> list[dict[str, 
     return rows
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, nargs="*", default=[], help="more photos to fit")
+    parser.add_argument("--preset", default="default", help="configs/fitting/PRESET.yaml")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
+    parser.add_argument("--reference", type=Path, default=REFERENCE, help="folder with the released examples")
+    parser.add_argument("--out", type=Path, help="JSON with every metric")
+    arguments = parser.parse_args()
     result: dict[str, Any] = {"preset": arguments.preset, "set": arguments.set}
     if arguments.reference.is_dir():
         result["released"] = measure(arguments.reference)
@@ -139,25 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         print(f"| {row['image']} | all | | | | {sum(row['seconds'].values()):.1f} |")
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, nargs="*", default=[], help="more photos to fit")
-    parser.add_argument("--preset", default="default", help="configs/fitting/PRESET.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
-    parser.add_argument("--reference", type=Path, default=REFERENCE, help="folder with the released examples")
-    parser.add_argument("--out", type=Path, help="JSON with every figure")
-    arguments = parser.parse_args()
-    try:
-        return run(arguments)
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_whole(arguments.out, json.dumps(result, indent=1).encode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

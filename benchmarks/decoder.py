@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from facerecon.errors import FaceReconError
 from facerecon.run import choose_device, set_threads
+from facerecon.run.signals import exit_status
 from facerecon.storage import write_whole
 from facerecon.stylegan.discriminator import Discriminator, minibatch_deviation
 from facerecon.stylegan.frozen_synthesis import FrozenSynthesis
@@ -129,12 +129,7 @@ def plain_discriminator(network: Discriminator, images: Tensor) -> Tensor:
 
 
 class Way:
-    """One way of computing the same networks.
-
-    Args:
-        name: of its row.
-        precision: of the product's networks, or None for the plain twin in float32.
-    """
+    """One way of computing the same networks, in a precision; None is the plain twin in float32."""
 
     def __init__(self, name: str, generator: Generator, discriminator: Discriminator, precision: Any) -> None:
         self.name, self.generator, self.critic = name, generator, discriminator
@@ -366,7 +361,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--channel-base", type=int, default=8192)
@@ -379,15 +374,10 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("outputs/decoder.json"))
     options = parser.parse_args()
-    try:
-        result = run(options)
-        print(table(result))
-        write_whole(options.out, (json.dumps(result, indent=1) + "\n").encode())
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    result = run(options)
+    print(table(result))
+    write_whole(options.out, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

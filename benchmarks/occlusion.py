@@ -35,17 +35,21 @@ from torch import Tensor
 
 from facerecon import losses
 from facerecon.configs.compose import compose
-from facerecon.errors import FaceReconError, NoFaceError
+from facerecon.errors import NoFaceError
 from facerecon.evaluation import reconstruction_metrics
 from facerecon.fit.models import build_fitter, prepare
 from facerecon.fitting import Fitter
 from facerecon.fitting.detail import full_crop_camera
+from facerecon.geometry.alignment import invert_affine
 from facerecon.geometry.camera import project
 from facerecon.imaging.files import contact_sheet, read_image, write_jpg
 from facerecon.imaging.warp import affine_scale, crop_affine
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_eval_identity, observe
+from facerecon.perception.landmarks import map_points
 from facerecon.render.uv import bake
+from facerecon.run.signals import exit_status
+from facerecon.storage import write_whole
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.types import Camera, Observation, ReconstructedFace
 
@@ -58,12 +62,7 @@ SEEDS = (20003, 20031, 20063, 20015, 20038, 20074, 20095, 20056)
 
 
 class Canvas:
-    """A photo, the frame of its face, and what is drawn over it.
-
-    Args:
-        image: (H, W, 3) in [0, 1].
-        landmarks: (68, 2) px of the photo.
-    """
+    """A photo (H, W, 3) in [0, 1], the frame of its face by 68 landmarks (px), and what is drawn over it."""
 
     def __init__(self, image: np.ndarray, landmarks: np.ndarray) -> None:
         self.image, self.alpha = image.astype(np.float64).copy(), np.zeros(image.shape[:2])
@@ -195,24 +194,13 @@ OCCLUDERS: dict[str, Callable[[Canvas, np.random.Generator, np.ndarray], None]] 
 
 
 def occlude(image: Tensor, landmarks: Tensor, kind: str, seed: int, skin: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste an occluder over a face.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        landmarks: (68, 2) px.
-        kind: of :data:`OCCLUDERS`.
-        seed: of its place and shape.
-        skin: (3,) color of a hand.
-
-    Returns:
-        The picture (3, H, W) and what is covered (1, H, W) in [0, 1].
-    """
+    """A picture (3, H, W) with an occluder pasted over the face, and what it covers (1, H, W) in [0, 1]."""
     canvas = Canvas(image.permute(1, 2, 0).numpy(), landmarks.double().numpy())
     OCCLUDERS[kind](canvas, np.random.default_rng(seed), skin.double().numpy())
     return torch.from_numpy(canvas.image).permute(2, 0, 1).float(), torch.from_numpy(canvas.alpha)[None].float()
 
 
-# -- figures -----------------------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------
 
 
 def clean_photos(count: int) -> dict[str, Tensor]:
@@ -223,11 +211,6 @@ def clean_photos(count: int) -> dict[str, Tensor]:
         for seed in SEEDS[: count - 1]:
             photos[str(seed)] = generator(generator.sample(seed))[0]
     return dict(list(photos.items())[:count])
-
-
-def in_photo(photo: Observation) -> Tensor:
-    """(68, 2) landmarks in photo pixels."""
-    return (photo.landmarks68 @ photo.fit.to_photo[:, :, :2].mT + photo.fit.to_photo[:, None, :, 2])[0]
 
 
 def skin_color(photo: Observation) -> Tensor:
@@ -244,84 +227,67 @@ def fitted(fitter: Fitter, photos: list[Observation], batch: int) -> list[tuple[
     return found
 
 
-def onto(mask: Tensor, to_photo: Tensor, size: int) -> Tensor:
-    """A (1, H, W) mask of the photo on a crop: (1, 1, S, S)."""
-    return crop_affine(mask[None], to_photo, size, padding="zeros")
-
-
-def texture_error(found: Tensor, wanted: Tensor, where: Tensor) -> float:
-    """Mean absolute RGB difference of two textures over texels, [0, 1]."""
-    return losses.masked_mean_error(found, wanted, where).item()
-
-
 def compare(
     model: MorphableModel, clean: tuple[ReconstructedFace, Observation], covered: Tensor,
     other: tuple[ReconstructedFace, Observation],
 ) -> dict[str, float]:  # fmt: skip
-    """Figures of one occluded photo's fit against its clean photo's."""
+    """Metrics of one occluded photo's fit against its clean photo's."""
     (truth, seen), (face, believed) = clean, other
     size = seen.full.image.shape[-1]
-    hidden = onto(covered, seen.full.to_photo, size)
+    hidden = crop_affine(covered[None], seen.full.to_photo, size, padding="zeros")
     # what the fit leaves out, on the crop of the clean photo, where that shows the face
-    into_other = torch.linalg.inv(square(believed.full.to_photo)) @ square(seen.full.to_photo)
-    kept = crop_affine(believed.full.face_mask, into_other[:, :2], size, padding="zeros")
+    back = invert_affine(believed.full.to_photo)
+    into_other = back[:, :, :2] @ seen.full.to_photo
+    into_other[:, :, 2] += back[:, :, 2]
+    kept = crop_affine(believed.full.face_mask, into_other, size, padding="zeros")
     face_area = seen.full.face_mask > 0.5
     left_out, hides = (kept < 0.5) & face_area, (hidden > 0.5) & face_area
     both = float((left_out & hides).sum())
     near = F.max_pool2d(hidden, 15, 1, 7) > 0.05  # within 7 px of 896: the margin is no error
     # texels that the clean photo shows and the occluder covers
     side = truth.texture.shape[-1]
-    texels, visible = bake(hidden, posed(model, truth), truth.topology, full_crop_camera(Camera.deep3d(), seen), side)
+    texels, visible = bake(hidden, model(truth.params), truth.topology, full_crop_camera(Camera.deep3d(), seen), side)
     shown = truth.visibility * (visible > 0.05)
     vertices = model.topology.faces[model.topology.regions["face"]].unique()
     shift = (face.neutral_vertices - truth.neutral_vertices)[0, vertices]
     iod = (seen.landmarks68[:, 36:42].mean(1) - seen.landmarks68[:, 42:48].mean(1)).norm()
     points = [
-        project(f.camera, model.landmarks3d(posed(model, f), f.camera))[..., :2] for f in (face, truth)
+        project(f.camera, model.landmarks3d(model(f.params), f.camera))[..., :2] for f in (face, truth)
     ]  # of both heads, in the photo
     photo_iod = iod * affine_scale(seen.fit.to_photo)
     return {
         "precision": float((left_out & near).sum()) / max(1.0, float(left_out.sum())),
         "recall": both / max(1.0, float(hides.sum())),
-        "texture_covered": texture_error(face.texture, truth.texture, shown * texels),
-        "texture_elsewhere": texture_error(face.texture, truth.texture, shown * (1 - texels)),
+        "texture_covered": losses.masked_mean_error(face.texture, truth.texture, shown * texels).item(),
+        "texture_elsewhere": losses.masked_mean_error(face.texture, truth.texture, shown * (1 - texels)).item(),
         "seen_covered": float((face.visibility * shown * texels).sum() / (shown * texels).sum().clamp(min=1e-6)),
         "shape_mm": 100 * float((shift - shift.mean(0)).norm(dim=-1).mean()),
         "landmarks_percent": 100 * float((points[0] - points[1]).norm(dim=-1).mean() / photo_iod),
     }
 
 
-def square(affine: Tensor) -> Tensor:
-    """(B, 2, 3) -> (B, 3, 3)."""
-    return torch.cat([affine, affine.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(affine), -1, -1)], 1)
-
-
-def posed(model: MorphableModel, face: ReconstructedFace) -> Tensor:
-    return model(face.params)
-
-
-def clean_figures(fitter: Fitter, judge: torch.nn.Module, plain: list, robust: list) -> list[dict[str, float]]:
+def clean_metrics(fitter: Fitter, eval_identity: torch.nn.Module, plain: list, robust: list) -> list[dict[str, float]]:
     """What robustness costs where nothing is hidden."""
     rows = []
     for (before, everything), (after, believed) in zip(plain, robust, strict=True):
-        figures = [
-            reconstruction_metrics(believed, f.params, f.texture, fitter.model, fitter.renderer, judge)[0]
+        metrics = [
+            reconstruction_metrics(believed, f.params, f.texture, fitter.model, fitter.renderer, eval_identity)[0]
             for f in (before, after)
         ]
         rows.append(
             {
                 "texels_lost": 1 - float(after.visibility.sum() / before.visibility.sum()),
                 "pixels_lost": 1 - float(believed.full.face_mask.sum() / everything.full.face_mask.sum()),
-                **{f"{k}_{n}": float(v) for n, of in zip(("plain", "robust"), figures) for k, v in of.items()},
+                **{f"{k}_{n}": float(v) for n, of in zip(("plain", "robust"), metrics) for k, v in of.items()},
             }
         )
     return rows
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     config = compose("reconstruct", [f"fitting={arguments.preset}", "img=none", *arguments.set])
     device = prepare(config)
-    fitter, judge = build_fitter(config, device), load_eval_identity().to(device)
+    fitter, eval_identity = build_fitter(config, device), load_eval_identity().to(device)
     settings = fitter.occlusion
     images = clean_photos(arguments.faces)
     clean = {name: observe(image) for name, image in images.items()}
@@ -332,7 +298,8 @@ def run(arguments: argparse.Namespace) -> int:
         skin = skin_color(clean[names[(i + 1) % len(names)]])
         for kind in kinds:
             seed = 1000 * i + list(OCCLUDERS).index(kind)
-            picture, covered = occlude(images[name], in_photo(clean[name]), kind, seed, skin)
+            landmarks = map_points(clean[name].fit.to_photo, clean[name].landmarks68)[0]
+            picture, covered = occlude(images[name], landmarks, kind, seed, skin)
             try:
                 photos.append(observe(picture))
             except NoFaceError:
@@ -350,18 +317,16 @@ def run(arguments: argparse.Namespace) -> int:
         for (name, kind, covered), other in zip(cases, faces[len(names) :], strict=True):
             row = compare(fitter.model, base[name], covered, other)
             result["occluded"].append({"face": name, "kind": kind, "fit": label, **row})
-    result["clean"] = clean_figures(fitter, judge, *(found[label][: len(names)] for label in ("plain", "robust")))
+    result["clean"] = clean_metrics(fitter, eval_identity, *(faces[: len(names)] for faces in found.values()))
     report(result, kinds)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+        write_whole(arguments.out, json.dumps(result, indent=1).encode())
     if arguments.sheet:
         tiles = []
         for k, photo in enumerate(photos):
             textures = [found[label][len(names) + k][0].texture[0] for label in ("plain", "robust")]
             tiles += [photo.full.image[0], *textures]
         write_jpg(arguments.sheet, contact_sheet(tiles, columns=3 * min(len(kinds), 4)))
-    return 0
 
 
 def report(result: dict[str, Any], kinds: list[str]) -> None:
@@ -381,20 +346,16 @@ def report(result: dict[str, Any], kinds: list[str]) -> None:
         print(f"  {key}: {np.mean(values):.4f} ({worst:.4f})")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=3, help=f"clean faces, up to {1 + len(SEEDS)}")
     parser.add_argument("--kinds", nargs="*", default=list(OCCLUDERS), choices=list(OCCLUDERS))
     parser.add_argument("--preset", default="fast", help="configs/fitting/PRESET.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
-    parser.add_argument("--out", type=Path, help="JSON with every figure")
+    parser.add_argument("--out", type=Path, help="JSON with every metric")
     parser.add_argument("--sheet", type=Path, help="JPEG of every picture with its two textures")
-    try:
-        return run(parser.parse_args())
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -46,7 +46,7 @@ from torch import Tensor
 from benchmarks.accuracy import ICT_FILE, ROOT
 from facerecon.configs.compose import compose
 from facerecon.dataset.sampling import held_out_faces
-from facerecon.errors import FaceReconError, InputError
+from facerecon.errors import InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors, stage1_heads
 from facerecon.export import Bar, bar_chart
 from facerecon.fit.models import build_fitter, prepare
@@ -56,6 +56,7 @@ from facerecon.geometry.lighting import sh_basis
 from facerecon.imaging.files import read_image, write_bytes, write_png
 from facerecon.morphable import load_face_model
 from facerecon.perception import observe
+from facerecon.run.signals import exit_status
 from facerecon.storage import write_whole
 from facerecon.synthetic.ict_heads import SyntheticHeads
 from facerecon.synthetic.scene import lamp_coefficients
@@ -107,11 +108,7 @@ def lights() -> dict[str, SHLight]:
 
 
 class Bench:
-    """The models, and the journal of what has been measured.
-
-    Args:
-        options: of the command line.
-    """
+    """The models, and the journal of what has been measured."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -426,7 +423,7 @@ def run(options: argparse.Namespace) -> None:
     print("\n" + "\n".join(lines))
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="of the regressor; what comes with the library if left out")
     parser.add_argument("--face-model", default="makehuman")
@@ -441,13 +438,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("outputs/regressor_benchmark"))
-    try:
-        run(parser.parse_args())
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -34,12 +34,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy import ICT_FILE
-from facerecon.errors import FaceReconError, InputError
+from facerecon.errors import InputError
 from facerecon.evaluation import bootstrap_interval, head_regions, region_errors
 from facerecon.export.views import head_views
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
+from facerecon.run.signals import exit_status
 from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SKINS, degrade, make_head, sample_textures
@@ -51,12 +52,7 @@ VARIED = replace(WITHIN_MODEL, yaw=20, wide=0.0, yaw_limit=40, glasses=0.0, occl
 
 
 class Heads:
-    """True heads and their photos.
-
-    Args:
-        kind: "synthetic" (of ``model``) or "ict".
-        photos: of each head.
-    """
+    """True heads, "synthetic" (of ``model``) or "ict", with so many photos of each."""
 
     def __init__(self, kind: str, model: MorphableModel, count: int, photos: int, seed: int, ict: Path) -> None:
         self.kind, self.seed, self.photos, self.count = kind, seed, photos, count
@@ -136,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=8, help="heads")
     parser.add_argument("--photos", type=int, default=3, help="of each head")
@@ -146,15 +142,10 @@ def main() -> int:
     parser.add_argument("--preset", default="default", help="configs/fitting/PRESET.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
     parser.add_argument("--out", type=Path, required=True, help="folder: heads.jsonl, table.md, heads.jpg")
-    options = parser.parse_args()
-    try:
-        return run(options)
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(parser.parse_args())
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     from facerecon.configs.compose import compose
     from facerecon.fit.models import build_fitter, prepare
 
@@ -206,8 +197,7 @@ def run(options: argparse.Namespace) -> int:
     if tiles:
         sheet = contact_sheet(tiles, columns=options.photos + 3, labels=labels, size=224)
         write_jpg(options.out / "heads.jpg", sheet)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

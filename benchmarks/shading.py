@@ -27,10 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import FaceReconError
-from facerecon.geometry.alignment import umeyama
+from facerecon.geometry.alignment import apply_similarity, similarity_transform
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.render import Renderer, uv_raster
+from facerecon.run.signals import exit_status
+from facerecon.storage import write_whole
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import load_decoder
 from facerecon.types import Camera, FaceParams, Latent, SHLight
@@ -119,15 +120,20 @@ def errors(
     texels = (index >= 0) & face[index.clamp(min=0)]
     vertices = model.topology.faces[face].unique()
     target, source = (model.shape(params)[:, vertices] for params, _ in (truth, found))
-    scale, rotation, offset = umeyama(source, target)
-    moved = scale[:, None, None] * source @ rotation.mT + offset[:, None]
+    moved = apply_similarity(similarity_transform(source, target), source)
     return {
         "texture": 255 * (textures[0] - textures[1]).abs().mean(1)[0][texels].mean().item(),
         "shape": 100 * (moved - target).norm(dim=-1).mean().item(),
     }
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=8, help="heads")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON with every metric")
+    arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     model, decoder = load_face_model("makehuman", num_identity=80), load_decoder("linear")
     rows: dict[str, list[dict[str, float]]] = {"start": []} | {name: [] for name in RENDERERS}
@@ -166,22 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
             cells.append(f"{of.mean():.2f} ± {of.std() / max(1, len(of)) ** 0.5:.2f}" if len(of) else "")
         print(f"| {name} | " + " | ".join(cells) + " |")
     if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1))
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=8, help="heads")
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON with every figure")
-    try:
-        return run(parser.parse_args())
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_whole(arguments.out, json.dumps(rows, indent=1).encode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -20,16 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import FaceReconError
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.morphable import load_face_model
 from facerecon.render import Renderer
+from facerecon.run.signals import exit_status
 from facerecon.types import Camera, SHLight
 
 FINER = 8
 
 
-def run(size: int, yaws: list[float]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=224, help="px")
+    parser.add_argument("--yaws", type=float, nargs="+", default=[0, 20, 40], help="degrees")
+    arguments = parser.parse_args()
+    size = arguments.size
     torch.manual_seed(0)
     model = load_face_model("makehuman")
     head, topology = model(model.neutral()).detach(), model.topology
@@ -51,7 +56,7 @@ def run(size: int, yaws: list[float]) -> None:
         "| yaw | mask error, px: hard, antialiased | image error: hard, antialiased | slopes over finite differences |"
     )
     print("|---|---|---|---|")
-    for yaw in yaws:
+    for yaw in arguments.yaws:
         posed = head @ euler_to_matrix(torch.tensor([[0.1, math.radians(yaw), 0.05]])).mT
         fine = render(posed, FINER)
         truth = F.avg_pool2d(fine.mask, FINER), F.avg_pool2d(fine.image, FINER)
@@ -72,18 +77,5 @@ def run(size: int, yaws: list[float]) -> None:
         )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=224, help="px")
-    parser.add_argument("--yaws", type=float, nargs="+", default=[0, 20, 40], help="degrees")
-    arguments = parser.parse_args()
-    try:
-        run(arguments.size, arguments.yaws)
-    except FaceReconError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

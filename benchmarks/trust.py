@@ -66,11 +66,7 @@ def in_photo(seen: Observation) -> Tensor:
 
 
 class Faces:
-    """Pictures of the generator by number, made when they are asked for.
-
-    Args:
-        first: the first seed.
-    """
+    """Pictures of the generator by number, from a first seed on, made when they are asked for."""
 
     def __init__(self, first: int) -> None:
         self.generator = load_generator(dtype=torch.bfloat16)
@@ -280,23 +276,6 @@ NON_FACES = {f.__name__: f for f in (noise, blobs, cut_up, skin, mirrored)}
 # -- rates -------------------------------------------------------------------------------------------------
 
 
-class Judge:
-    """Observation and stage 1."""
-
-    def __init__(self) -> None:
-        model = load_face_model("makehuman")
-        self.fitter = Fitter(model, decoder_for(model, "linear"), Renderer(224), regressor=load_regressor(model))
-
-    def __call__(self, image: Tensor) -> tuple[str, str, Observation | None]:
-        """("refused", "marked" or "passed"; why; what was measured)."""
-        try:
-            seen = observe(image)
-        except FaceReconError as error:
-            return "refused", str(error), None
-        why = self.fitter.initialize(seen).suspect.get(0, "")
-        return "marked" if why else "passed", why, seen
-
-
 def pictures(n: int, each: int, first: int) -> Iterator[tuple[str, str, Tensor, Any]]:
     """(kind, what it is, (3, H, W), and of a turned one (the upright picture, degrees))."""
     faces = Faces(first)
@@ -325,11 +304,15 @@ def pictures(n: int, each: int, first: int) -> Iterator[tuple[str, str, Tensor, 
                 yield "non-faces", f"{name} {seed - 1}", image, None
 
 
-def judged(judge: Judge, image: Tensor, upright: Any) -> tuple[str, str]:
-    """What becomes of a picture, and why."""
-    outcome, why, seen = judge(image)
-    if upright is None or outcome != "passed":
-        return outcome, why
+def outcome_of(fitter: Fitter, image: Tensor, upright: Any) -> tuple[str, str]:
+    """What becomes of a picture in observation and stage 1, and why."""
+    try:
+        seen = observe(image)
+    except FaceReconError as error:
+        return "refused", str(error)
+    why = fitter.initialize(seen).suspect.get(0, "")
+    if why or upright is None:
+        return "marked" if why else "passed", why
     face, degrees = upright
     wanted = turned_points(in_photo(observe(face)), degrees, face.shape[-2:], image.shape[-2:])
     away = (in_photo(seen) - wanted).norm(dim=1).mean() / (wanted.amax(0) - wanted.amin(0)).amax()
@@ -346,12 +329,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    judge, clock = Judge(), time.perf_counter()
+    model, clock = load_face_model("makehuman"), time.perf_counter()
+    fitter = Fitter(model, decoder_for(model, "linear"), Renderer(224), regressor=load_regressor(model))
     rows: list[dict[str, str]] = []
     wrong: list[Tensor] = []
     bar = tqdm(total=arguments.n + 3 * arguments.each + arguments.each // 5 * 5, unit="picture", disable=None)
     for kind, name, image, upright in pictures(arguments.n, arguments.each, arguments.first):
-        outcome, why = judged(judge, image, upright)
+        outcome, why = outcome_of(fitter, image, upright)
         rows.append({"kind": kind, "picture": name, "outcome": outcome, "why": why})
         if (outcome == "passed") != (kind == "generated") and outcome != "put upright":
             wrong.append(F.interpolate(image[None], (256, 256), mode="bilinear", antialias=True)[0])
