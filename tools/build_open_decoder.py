@@ -40,14 +40,8 @@ def main() -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        save_decoder(
-            options.out,
-            generator,
-            about | {"note": options.note},
-            mapping=about["mapping"],
-            progress=progress,
-            compact=True,
-        )
+        about |= {"note": options.note}
+        save_decoder(options.out, generator, about, mapping=about["mapping"], progress=progress, compact=True)
     size = options.out.stat().st_size
     print(f"{options.out}: {size / 1e6:.2f} MB, {generator.size} px, rows {generator.rows} x {generator.config.w_dim}")
     if size > LIMIT:

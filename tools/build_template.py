@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, gaussian_filter
 from torch import Tensor
 from tqdm import tqdm
@@ -72,15 +73,13 @@ def openness(vertices: Tensor, faces: Tensor, views: int = 48, size: int = 384) 
     for view in directions:
         side = torch.linalg.cross(view, torch.tensor([0.0, 1.0, 0.0]), dim=0)
         side = side / side.norm()
-        up = torch.linalg.cross(side, view, dim=0)
-        frame = torch.stack([side, up, view])
+        frame = torch.stack([side, torch.linalg.cross(side, view, dim=0), view])
         place = (points - points.mean(0)) @ frame.T / 2.2
         clip = torch.cat([place[:, :2], -place[:, 2:], torch.ones(len(place), 1)], 1)[None]
         face = rasterize(clip, faces, (size, size), cull=False)[0]
         depth = torch.full((size, size), 9.0)
         hit = face >= 0
-        corner = -place[:, 2][faces[face[hit]]]
-        depth[hit] = corner.min(1).values
+        depth[hit] = (-place[:, 2][faces[face[hit]]]).min(1).values
         column = ((place[:, 0] + 1) / 2 * size).long().clamp(0, size - 1)
         row = ((1 - place[:, 1]) / 2 * size).long().clamp(0, size - 1)
         visible = (-place[:, 2] < depth[row, column] + 0.012).float()
@@ -105,21 +104,14 @@ def region_share(model: MorphableModel, name: str, rounds: int) -> Tensor:
     return value
 
 
-def paint(model: MorphableModel, size: int) -> np.ndarray:
-    """(size, size, 3) in [0, 1]."""
+def paint(model: MorphableModel, size: int) -> Tensor:
+    """(1, 3, size, size) in [0, 1]."""
     topology = model.topology
     vertices = model.mean[None]
     found = uv_raster(topology, size)
     inside = found.face_index[0] >= 0
-    fields = torch.cat(
-        [
-            model.mean,
-            openness(vertices, topology.faces)[:, None],
-            (region_share(model, "lips", 2) + region_share(model, "mouth", 0))[:, None],
-            region_share(model, "ears", 4)[:, None],
-        ],
-        1,
-    )
+    lips, ears = region_share(model, "lips", 2) + region_share(model, "mouth", 0), region_share(model, "ears", 4)
+    fields = torch.stack([*model.mean.T, openness(vertices, topology.faces), lips, ears], 1)
     values = interpolate(found, fields[None], topology.faces)[0].numpy()
     x, y, z = np.abs(values[..., 0]), values[..., 1], values[..., 2]
     air, lips, ears = (values[..., 3 + k] for k in range(3))
@@ -149,13 +141,12 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
 
     holes = binary_fill_holes(region["skin"]) & ~region["skin"]
     near = np.exp(-((distance_transform_edt(~holes) / (0.5 * layout.unit)) ** 2))  # lashes, and the line of the lips
-    eye_row = row_centers(size) < landmark_texels(model, size)[33, 1].item()
+    rows = (np.arange(size) + 0.5)[:, None]
+    eye_row = rows < landmark_texels(model, size)[33, 1].item()
     skin = mix(skin, SHADE * 0.35, np.where(eye_row, LASHES, LIP_LINE) * near)
 
     image = np.where(region["skin"][..., None], skin, SKIN)
-    image = np.where(
-        region["sockets"][..., None], mix(np.broadcast_to(BLUSH, image.shape), SHADE * 0.6, ramp(air, 0.3, 0)), image
-    )
+    image = np.where(region["sockets"][..., None], mix(BLUSH, SHADE * 0.6, ramp(air, 0.3, 0)), image)
     for sign in (-1, 1):
         ball = region["eyes"] & (values[..., 0] * sign > 0)
         corners = topology.faces[topology.regions["eyes"]].unique()
@@ -163,41 +154,23 @@ def paint(model: MorphableModel, size: int) -> np.ndarray:
         ray = values[..., :3] - center
         angle = np.arccos(np.clip(ray[..., 2] / np.maximum(np.linalg.norm(ray, axis=-1), 1e-9), -1, 1))
         turn = np.arctan2(ray[..., 1], ray[..., 0] * sign)
-        white = mix(np.broadcast_to(SCLERA, image.shape), SCLERA_RIM, ramp(angle, 0.85, 1.5))
+        white = mix(SCLERA, SCLERA_RIM, ramp(angle, 0.85, 1.5))
         rays = 0.12 * (np.sin(turn * 23) * np.sin(turn * 41 + 1.3))
-        iris = (
-            mix(np.broadcast_to(IRIS_IN, image.shape), IRIS_OUT, ramp(angle / IRIS_ANGLE, 0.45, 1.0))
-            * (1 + rays)[..., None]
-        )
+        iris = mix(IRIS_IN, IRIS_OUT, ramp(angle / IRIS_ANGLE, 0.45, 1.0)) * (1 + rays)[..., None]
         eyeball = mix(white, iris, ramp(angle, IRIS_ANGLE + 0.02, IRIS_ANGLE - 0.03))
         eyeball = mix(eyeball, PUPIL, ramp(angle, PUPIL_ANGLE + 0.02, PUPIL_ANGLE - 0.02))
         image = np.where(ball[..., None], eyeball, image)
-    deep = ramp(z, mouth[2] + 0.05, mouth[2] - 0.45)
-    image = np.where(region["mouth"][..., None], mix(np.broadcast_to(MOUTH, image.shape), THROAT, deep), image)
-    image = np.where(
-        region["teeth"][..., None],
-        mix(np.broadcast_to(TEETH, image.shape), THROAT, 0.9 * ramp(z, mouth[2] + 0.03, mouth[2] - 0.22)),
-        image,
-    )
-    image = np.where(region["tongue"][..., None], mix(np.broadcast_to(TONGUE, image.shape), THROAT, deep), image)
+    deep, front = ramp(z, mouth[2] + 0.05, mouth[2] - 0.45), ramp(z, mouth[2] + 0.03, mouth[2] - 0.22)
+    for name, color, shadow in (("mouth", MOUTH, deep), ("teeth", TEETH, 0.9 * front), ("tongue", TONGUE, deep)):
+        image = np.where(region[name][..., None], mix(color, THROAT, shadow), image)
     image = torch.from_numpy(np.clip(image, 0, 1)).float().permute(2, 0, 1)[None]
-    image = pad_islands((image + image.flip(-1)) / 2, topology, None)
-    return ((image + image.flip(-1)) / 2)[0].permute(1, 2, 0).numpy()
+    return padded(image, model)
 
 
-def row_centers(size: int) -> np.ndarray:
-    """(size, 1) centers of the rows."""
-    return (np.arange(size) + 0.5)[:, None]
-
-
-def first_pass(folder: Path, model: MorphableModel, size: int) -> tuple[Extraction, Tensor, Tensor]:
-    """The robust symmetric mean of the faces in a folder.
-
-    Returns:
-        An extraction with that mean as its texture, where enough faces show it; their skin colors (N, 3); and how many
-        of them, mirrored ones included, show each texel (1, 1, S, S), as a share.
-    """
-    painted = torch.from_numpy(paint(model, size)).permute(2, 0, 1)[None]
+def first_pass(folder: Path, model: MorphableModel, size: int) -> tuple[Extraction, Tensor]:
+    """The robust symmetric mean of the faces in a folder, as an extraction where enough of them show it; and their
+    skin colors (N, 3)."""
+    painted = paint(model, size)
     layout = load_template(model, size, painted).layout
     relative, weights, colors = [], [], []
     for front in tqdm(sorted(folder.glob("*_front.jpg")), desc="faces"):
@@ -217,20 +190,17 @@ def first_pass(folder: Path, model: MorphableModel, size: int) -> tuple[Extracti
     least = torch.where(layout.around_eyes > 0, LID_SUPPORT, SUPPORT)
     core = (support[None] > least).float() * layout.face
     core = masks.erode(torch.from_numpy(binary_fill_holes(core[0, 0])).float()[None, None], 0.5 * layout.unit) * core
-    return found.replace(texture=texture, observed=core), color, support[None]
+    return found.replace(texture=texture, observed=core), color
 
 
 def evenness(mean: Tensor, layout: FaceLayout, support: Tensor, model: MorphableModel) -> Tensor:
     """(1, S, S): what of the mean's brightness follows the normals: light that all photos share, from ahead."""
-    size = mean.shape[-1]
-    normals = interpolate(
-        uv_raster(model.topology, size), vertex_normals(model.mean[None], model.topology.faces), model.topology.faces
-    )
-    basis = sh_basis(torch.nn.functional.normalize(normals[0], dim=-1))
+    faces = model.topology.faces
+    normals = interpolate(uv_raster(model.topology, mean.shape[-1]), vertex_normals(model.mean[None], faces), faces)
+    basis = sh_basis(F.normalize(normals[0], dim=-1))
     at = (layout.plain[0, 0] > 0) & (support[0] > SUPPORT)
     luma = mean.mean(0)
-    design = basis[at]
-    light = torch.linalg.lstsq(design, luma[at][:, None], driver="gels").solution
+    light = torch.linalg.lstsq(basis[at], luma[at][:, None], driver="gels").solution
     level = (basis @ light)[..., 0]
     low, high = level[at].aminmax()
     return (level.clamp(low, high) / luma[at].mean())[None]
@@ -257,18 +227,20 @@ def weighted_median(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def build(folder: Path, model: MorphableModel, size: int) -> Tensor:
     """(3, S, S): the template."""
-    mean, color, _ = first_pass(folder, model, size // 2)  # smooth: nothing in it needs more
+    mean, color = first_pass(folder, model, size // 2)  # smooth: nothing in it needs more
     print(f"{len(color)} faces, median skin color {[round(v, 3) for v in color.median(0).values.tolist()]}")
-    larger = {"size": (size, size), "mode": "bicubic", "align_corners": False}
-    mean = mean.replace(
-        texture=torch.nn.functional.interpolate(mean.texture, **larger).clamp(0, 1),
-        observed=torch.nn.functional.interpolate(mean.observed, **larger).clamp(0, 1),
+    texture, observed = (
+        F.interpolate(part, (size, size), mode="bicubic").clamp(0, 1) for part in (mean.texture, mean.observed)
     )
-    painted = torch.from_numpy(paint(model, size)).permute(2, 0, 1)[None]
-    whole = complete(mean, load_template(model, size, painted), CompleteSettings(contrast=1.0)).texture
-    whole = (whole + whole.flip(-1)) / 2
-    whole = pad_islands(whole, model.topology, None)
-    return ((whole + whole.flip(-1)) / 2)[0]
+    template = load_template(model, size, paint(model, size))
+    whole = complete(mean.replace(texture=texture, observed=observed), template, CompleteSettings(contrast=1.0))
+    return padded(whole.texture, model)[0]
+
+
+def padded(image: Tensor, model: MorphableModel) -> Tensor:
+    """(1, 3, S, S) made symmetric, its islands padded."""
+    image = pad_islands((image + image.flip(-1)) / 2, model.topology, None)
+    return (image + image.flip(-1)) / 2
 
 
 def main() -> None:

@@ -23,8 +23,7 @@ from safetensors.numpy import save_file
 from facerecon.morphable import makehuman
 from facerecon.morphable.makehuman import PARTS, HeadMesh
 
-SIZE = 1024
-MARGIN = 6 / SIZE
+MARGIN = 6 / 1024
 STRIP = 0.092
 """Islands other than skin live below this v."""
 EAR = np.array([0.8, 7.1, 0.45])
@@ -36,21 +35,17 @@ SEAM_DEPTH = 0.2
 
 @dataclass
 class Patch:
-    """A disk to flatten: rest triangles in their own 2D frames, and which unknowns are held on the midline.
+    """A disk to flatten: rest triangles in their own 2D frames, and which unknowns are held on the midline."""
 
-    Args:
-        corners: (t, 3) vertex indices.
-        rest: (t, 3, 2) target shapes.
-        weights: (t,).
-        midline: (n,) bool, u = 0 there.
-        outline: ordered boundary loop of vertex indices.
-    """
+    corners: np.ndarray  # (t, 3) vertex indices
+    rest: np.ndarray  # (t, 3, 2) target shapes
+    weights: np.ndarray  # (t,)
+    midline: np.ndarray  # (n,) bool, u = 0 there
+    outline: np.ndarray  # ordered boundary loop of vertex indices
 
-    corners: np.ndarray
-    rest: np.ndarray
-    weights: np.ndarray
-    midline: np.ndarray
-    outline: np.ndarray
+    def rest_edges(self) -> np.ndarray:
+        """(t, 2, 2): two edges of each target shape, as columns."""
+        return np.stack([self.rest[:, 1] - self.rest[:, 0], self.rest[:, 2] - self.rest[:, 0]], axis=-1)
 
 
 def flat_triangles(points: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -121,7 +116,7 @@ def signed_areas(uv: np.ndarray, corners: np.ndarray) -> np.ndarray:
 def flatten(patch: Patch, start: np.ndarray, steps: int) -> np.ndarray:
     """Minimize the weighted symmetric Dirichlet energy from a flip-free start, by SLIM."""
     count, num = len(start), len(patch.corners)
-    edges = np.stack([patch.rest[:, 1] - patch.rest[:, 0], patch.rest[:, 2] - patch.rest[:, 0]], axis=-1)
+    edges = patch.rest_edges()
     inverse = np.linalg.inv(edges)
     area = np.abs(np.linalg.det(edges)) / 2 * patch.weights
     # J = [uv1 - uv0, uv2 - uv0] @ inverse, so J[:, k] = sum over corners of uv_c g_ck
@@ -215,18 +210,10 @@ def make_patch(
     density: np.ndarray,
     openings: tuple[tuple[np.ndarray, float], ...] = (),
 ) -> tuple[Patch, int]:
-    """Patch of a piece of the head, its openings filled by fans of light scaffold triangles.
+    """Patch of a piece of the head, and its number of vertices: n, and one for each opening.
 
-    Args:
-        quads: (q, 4).
-        points: (n, 3).
-        midline: (n,) bool.
-        density: (n,).
-        openings: (rim counter-clockwise from the front, least openness) each; an open rim starts and ends on the
-            midline.
-
-    Returns:
-        The patch and its number of vertices (n, and one per opening).
+    Openings, (rim counter-clockwise from the front, least openness), are filled by fans of light scaffold triangles; an
+    open rim starts and ends on the midline.
     """
     corners = corner_triangles(quads)
     faces = [quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]
@@ -252,9 +239,7 @@ def solve(patch: Patch, count: int, steps: int) -> np.ndarray:
     """Tutte embedding, scaled to the right area, then SLIM. Returns (count, 2)."""
     start = tutte(patch, count)
     areas = signed_areas(start, patch.corners)
-    wanted = np.abs(
-        np.linalg.det(np.stack([patch.rest[:, 1] - patch.rest[:, 0], patch.rest[:, 2] - patch.rest[:, 0]], 1))
-    )
+    wanted = np.abs(np.linalg.det(patch.rest_edges()))
     if (areas <= 0).any():
         raise SystemExit(f"the Tutte embedding has {(areas <= 0).sum()} flipped triangles")
     start *= np.sqrt((wanted / 2 * patch.weights).sum() / (areas * patch.weights).sum())
@@ -282,18 +267,15 @@ def flatten_skin(head: HeadMesh, steps: int) -> tuple[np.ndarray, np.ndarray, np
     """UVs of the left half of the skin: rows, quads into them, (n, 2) with the front midline at u = 0."""
     rows, ids, quads = left_half(head, "skin")
     points = head.vertices[ids]
-    on_middle = head.mirror[ids] == ids
-    midline = on_middle & (points[:, 2] > SEAM_DEPTH)  # of the neck too: its front lies at z > 0.6
+    midline = (head.mirror[ids] == ids) & (points[:, 2] > SEAM_DEPTH)  # of the neck too: its front lies at z > 0.6
     shared = {name: np.isin(ids, head.quads[head.part == PARTS.index(name)]) for name in ("mouth", "socket_left")}
     loops = boundary_loops(np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]))
     outer = max(loops, key=len)
     eye = next(loop for loop in loops if shared["socket_left"][loop].all())
-    nose = points[points[:, 2].argmax()]
-    density = face_density(points, nose)
+    density = face_density(points, points[points[:, 2].argmax()])
     openings = ((rims_shared(outer, shared["mouth"]), 0.2), (rims_shared(eye, shared["socket_left"]), 0.3))
     patch, count = make_patch(quads, points, midline, density, openings)
-    uv = solve(patch, count, steps)[: len(ids)]
-    return rows, quads, uv
+    return rows, quads, solve(patch, count, steps)[: len(ids)]
 
 
 def magnify(x: np.ndarray, gain: float = 1.2) -> np.ndarray:
@@ -302,13 +284,7 @@ def magnify(x: np.ndarray, gain: float = 1.2) -> np.ndarray:
 
 
 def place_skin(uv: np.ndarray, quads: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Left half chart -> its place in the unit square; what the bust's cut removes may stick out.
-
-    Args:
-        uv: (n, 2).
-        quads: (q, 4).
-        distance: (n,) signed distance to the cut, < 0 where kept.
-    """
+    """Left half chart -> its place in the unit square; what the bust's cut (``distance`` > 0) removes may stick out."""
     a, b = quads.ravel(), np.roll(quads, -1, axis=1).ravel()
     crossed = (distance[a] < 0) & (distance[b] > 0)
     a, b = a[crossed], b[crossed]
@@ -395,25 +371,21 @@ def build(source: Path) -> tuple[np.ndarray, np.ndarray]:
     uv = place_skin(uv, quads, makehuman.bust_distance(points))
     uv[midline, 0] = 0.5
     atlas.add(rows, quads, uv)
-    gap = MARGIN
-    low, high = gap, STRIP
-    height = high - low
     at = 0.5
 
     def next_slot(width: float) -> tuple[float, float, float, float]:
         nonlocal at
-        slot = (at, low, at + width, high)
-        at += width + gap
+        slot = (at, MARGIN, at + width, STRIP)
+        at += width + MARGIN
         return slot
 
-    for part, width in (("mouth", 0.055),):
-        rows, quads, uv = flatten_part(head, part, steps=60)
-        midline = np.abs(uv[:, 0]) < 1e-9
-        uv = fit_slot_on_midline(uv, next_slot(width))
-        uv[midline, 0] = 0.5
-        atlas.add(rows, quads, uv)
+    rows, quads, uv = flatten_part(head, "mouth", steps=60)
+    midline = np.abs(uv[:, 0]) < 1e-9
+    uv = fit_slot_on_midline(uv, next_slot(0.055))
+    uv[midline, 0] = 0.5
+    atlas.add(rows, quads, uv)
     front, back = flatten_eyeball(head)
-    atlas.add(front[0], front[1], fit_slot(front[2], next_slot(height)))
+    atlas.add(front[0], front[1], fit_slot(front[2], next_slot(STRIP - MARGIN)))
     atlas.add(back[0], back[1], fit_slot(back[2], next_slot(0.045)))
     for part, width in (("socket_left", 0.06), ("tongue", 0.05), ("teeth_upper", 0.05), ("teeth_lower", 0.05)):
         rows, quads, uv = flatten_part(head, part, steps=60)

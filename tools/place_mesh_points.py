@@ -44,8 +44,7 @@ def collect_votes(model: MorphableModel, views: int, seed: int = 0) -> np.ndarra
     votes = []
     for _ in range(views):
         params = model.sample(generator)
-        angles = [rng.uniform(-10, 10), rng.uniform(-18, 18), 0.0]
-        rotation = torch.tensor([angles], dtype=torch.float32).deg2rad()
+        rotation = torch.tensor([[rng.uniform(-10, 10), rng.uniform(-18, 18), 0.0]], dtype=torch.float32).deg2rad()
         params = params.replace(identity=0.7 * params.identity, rotation=rotation)
         shown = renderer(model(params), texture, model.topology, camera, light)
         image = shown.image.clamp(0, 1) + 0.25 * (1 - shown.mask)

@@ -42,8 +42,6 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     """
     import torch
 
-    if isinstance(name, torch.device):
-        name = str(name)
     name = str(name).strip().lower()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,8 +67,7 @@ def supports_bfloat16(device: str | torch.device) -> bool:
     if kind == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "cpu":
-        flags = _cpu_flags()
-        return bool(flags & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
+        return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
     return False
 
 

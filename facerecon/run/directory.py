@@ -286,7 +286,7 @@ class RunDirectory:
 
     def complete(self, item: str, **facts: Any) -> None:
         """Mark an item as done, once its results are on disk; ``facts`` (timings, scores) are kept."""
-        self._completed.write({**facts, "item": str(item)})
+        self.complete_all({item: facts})
 
     def complete_all(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """Mark several items as done at once: after a crash all of them are, or none."""
@@ -330,8 +330,7 @@ class RunDirectory:
 
     def failure_kinds(self) -> dict[str, str]:
         """Kind (name of the exception) of every failure, by item."""
-        rows = self._failures.read()
-        return {row["item"]: row.get("kind", "") for row in rows if "item" in row and row["item"] in self.failures()}
+        return {item: row.get("kind", "") for item, row in self._failed().items()}
 
     def completed(self) -> dict[str, dict[str, Any]]:
         """Facts of every finished item, by item."""
@@ -339,9 +338,11 @@ class RunDirectory:
 
     def failures(self) -> dict[str, str]:
         """Message of every item whose last attempt failed, by item."""
+        return {item: row.get("message", "") for item, row in self._failed().items()}
+
+    def _failed(self) -> dict[str, dict[str, Any]]:
         done = self.completed()
-        rows = [row for row in self._failures.read() if "item" in row]
-        return {row["item"]: row.get("message", "") for row in rows if row["item"] not in done}
+        return {row["item"]: row for row in self._failures.read() if "item" in row and row["item"] not in done}
 
     def suspects(self) -> dict[str, str]:
         """What :meth:`doubt` noted, by item."""

@@ -10,7 +10,6 @@ import socket
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -61,9 +60,7 @@ class FolderLock:
             json.dump(facts, file)  # not on a full disk: the lock holds, it is only anonymous
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink()
         self._lock.release()

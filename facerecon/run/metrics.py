@@ -172,12 +172,6 @@ def drop_after(path: str | os.PathLike, step: int, key: str = "step") -> int:
         key: the field that counts; rows without it are kept.
 
     Returns:
-        How many rows were removed.
+        How many lines were removed, a torn one among them.
     """
-    path = Path(path)
-    if not path.exists():
-        return 0
-    rows = read_metrics(path)
-    kept = [row for row in rows if not (isinstance(row.get(key), (int, float)) and row[key] > step)]
-    write_whole(path, [(json.dumps(plain(row), allow_nan=False) + "\n").encode() for row in kept])
-    return len(rows) - len(kept)
+    return MetricsWriter(path).keep(lambda row: not (isinstance(row.get(key), (int, float)) and row[key] > step))

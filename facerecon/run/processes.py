@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -43,9 +42,7 @@ class Processes:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self.count > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -301,12 +301,7 @@ class TrainingLoop:
         )
 
     def _keep(self, snapshot: bool) -> None:
-        """Write a checkpoint, with the metrics since the last row; all ranks take part in averages.
-
-        Args:
-            snapshot: whether pictures and measurements belong to it, with which a run begins that was stopped before
-                they were made.
-        """
+        """Write a checkpoint, with the metrics since the last row; ``snapshot``: one belongs to it."""
         metrics = {name: self.processes.average(value) for name, value in sorted(self.metrics.items())}
         state = self.training.state() | {"metrics": metrics, "count": self.count, "snapshot": snapshot}
         if self.folder is not None:

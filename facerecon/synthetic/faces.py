@@ -66,24 +66,14 @@ class _Drawn(NamedTuple):
 
 
 class _Truth(NamedTuple):
-    """What faces are.
-
-    Attributes:
-        params: parameters.
-        codes: (B, T), of the textures.
-        textures: (B, 3, s, s).
-        moved: (B, V, 3), shape residual of the vertices; None without one.
-        framing: how the crop errs, scale (B,) and shift (B, 2).
-        further: (B,), how many times further away than the fits' the camera stands; None: there.
-        draws: what goes on drawing.
-    """
+    """What faces are, and what goes on drawing."""
 
     params: FaceParams
-    codes: Tensor
-    textures: Tensor
-    moved: Tensor | None
-    framing: tuple[Tensor, Tensor]
-    further: Tensor | None
+    codes: Tensor  # (B, T)
+    textures: Tensor  # (B, 3, s, s)
+    moved: Tensor | None  # (B, V, 3), shape residual
+    framing: tuple[Tensor, Tensor]  # how the crop errs, scale (B,) and shift (B, 2)
+    further: Tensor | None  # (B,), how many times further away than the fits' the camera stands
     draws: Draws
 
 
@@ -131,10 +121,8 @@ class SyntheticFaces:
         self.shape_residual = ShapeResidual(model) if self.settings.shape_residual else None
         self.side = 2 * size if size <= CROP // 2 else size
         self.renderer = Renderer(self.side, antialias=self.side == size)
-        topology = model.topology
-        scalp = topology.regions.get("scalp")
-        faces = topology.faces.shape[0]
-        self._scalp = torch.zeros(faces + 1) if scalp is None else F.pad(scalp.float(), (0, 1))
+        scalp = model.topology.regions.get("scalp", torch.zeros(len(model.topology.faces)))
+        self._scalp = F.pad(scalp.float(), (0, 1))
 
     def _codes_of(self, maps: Tensor, side: int = 64) -> Tensor:
         """(N, T): least-squares codes of the maps."""
@@ -162,8 +150,7 @@ class SyntheticFaces:
         for name, i in place.items():
             other = place.get(name.removesuffix("Left") + "Right") if name.endswith("Left") else None
             if other is not None:
-                both = draws.chance(0.8)
-                values[:, other] = torch.where(both, values[:, i] * same[:, i], values[:, other])
+                values[:, other] = torch.where(draws.chance(0.8), values[:, i] * same[:, i], values[:, other])
         smile = draws.chance(s.smile).float() * draws.uniform(low=0.2, high=1.0)
         blink = draws.chance(0.08).float() * draws.uniform(low=0.5, high=1.0)
         shares = {"mouthSmile": 0.8, "cheekSquint": 0.3, "eyeSquint": 0.25, "mouthUpperUp": 0.5, "mouthLowerDown": 0.25,
@@ -223,8 +210,7 @@ class SyntheticFaces:
         if self.maps is None:
             texture = (self.mean.flatten() + codes @ self.basis.flatten(1)).view(-1, *self.mean.shape)
         else:
-            rows = (chosen * len(self.maps)).long()
-            codes = codes * 0.3
+            rows, codes = (chosen * len(self.maps)).long(), codes * 0.3
             texture = self.maps[rows].float() / 255
             if s.mirror:
                 texture = torch.where(flipped[:, None, None, None], texture.flip(-1), texture)

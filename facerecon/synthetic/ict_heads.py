@@ -116,13 +116,11 @@ def skin(photo: Observation, ict: MorphableModel, size: int = TEXTURE_SIZE) -> T
     pixels = pixels @ to_full[0, :2, :2].mT + to_full[0, :2, 2]
 
     normals = vertex_normals(vertices, top.faces)
-    narrow = torch.zeros(ict.num_vertices)
-    narrow[top.faces[top.regions["face"]].unique()] = 1.0
-    eyes = torch.zeros(ict.num_vertices)
-    eyes[top.faces[top.regions["eyes"]].unique()] = 1.0
+    flags = torch.zeros(1, ict.num_vertices, 2)
+    for k, name in enumerate(("face", "eyes")):
+        flags[0, top.faces[top.regions[name]].unique(), k] = 1.0
     texels = uv_texels(top, size)
-    packed = torch.cat([pixels[None], normals, narrow[None, :, None], eyes[None, :, None]], -1)
-    packed = texels.interpolate(packed, top.faces)
+    packed = texels.interpolate(torch.cat([pixels[None], normals, flags], -1), top.faces)
     grid = packed[:, :2] / photo.full.image.shape[-1] * 2 - 1
     layers = torch.cat([photo.full.image, photo.full.face_mask, photo.full.eye_mask], 1)
     sampled = F.grid_sample(layers, grid[None, None], align_corners=False)[0, :, 0].T  # (P, 5)
@@ -145,9 +143,8 @@ def skin(photo: Observation, ict: MorphableModel, size: int = TEXTURE_SIZE) -> T
 
     soft = gaussian_blur(image(weight[:, None]), 15) * image(weight[:, None])
     texture = _extrapolate(image(color) * soft, soft)
-    face_index = texels.face
     for name, value in (("eyes", (0.62, 0.57, 0.54)), ("mouth", (0.30, 0.13, 0.12)), ("teeth", (0.80, 0.77, 0.70))):
-        flag = image(top.regions[name][face_index].float()[:, None])
+        flag = image(top.regions[name][texels.face].float()[:, None])
         part = flag * (soft if name == "eyes" else 0)
         paint = torch.tensor(value).view(1, 3, 1, 1)
         texture = torch.where(flag > 0.5, texture * part + (1 - part) * paint, texture)
@@ -233,13 +230,12 @@ def make_head(
     else is drawn does not depend on whether they are.
     """
     params = ict.neutral(1)
-    drawn_identity = torch.from_numpy(rng.normal(size=(1, ict.num_identity)).astype(np.float32))
-    identity = drawn_identity if identity is None else identity
+    drawn = torch.from_numpy(rng.normal(size=(1, ict.num_identity)).astype(np.float32))
+    identity = drawn if identity is None else identity
     weights: dict[str, float] = {}
     for names, most in EXPRESSIONS:
         if rng.random() < 0.35:
-            weight = rng.uniform(0, most)
-            weights |= dict.fromkeys(names, float(weight))
+            weights |= dict.fromkeys(names, float(rng.uniform(0, most)))
     weights = weights if expression is None else expression
     activation = torch.zeros(1, ict.num_expression)
     for name, weight in weights.items():
@@ -250,15 +246,14 @@ def make_head(
     params = params.replace(identity=identity, expression=activation, rotation=torch.tensor(turn[None]).float())
     shape, posed = ict.shape(params), ict(params)
     camera = random_camera(rng, size)
-    double = Renderer(size=2 * size, texture_level="auto")
-    drawn = random_light(rng)
-    rendering = double(posed, texture, ict.topology, camera, drawn if light is None else light)
+    drawn_light = random_light(rng)
+    light = drawn_light if light is None else light
+    rendering = Renderer(size=2 * size, texture_level="auto")(posed, texture, ict.topology, camera, light)
     image, mask = F.avg_pool2d(rendering.image.clamp(0, 1), 2), F.avg_pool2d(rendering.mask, 2)
     backdrop = F.interpolate(F.avg_pool2d(background, 32), size=(size, size), mode="bicubic", antialias=True)
     photo = degrade((image + (1 - mask) * backdrop).clamp(0, 1), rng)
-    landmarks = ict.landmarks3d(shape)[0]
     pixels = project(camera, ict.landmarks3d(posed))[0, :, :2]
-    return SyntheticHead(photo, shape[0], landmarks, pixels, params.rotation, camera)
+    return SyntheticHead(photo, shape[0], ict.landmarks3d(shape)[0], pixels, params.rotation, camera)
 
 
 class SyntheticHeads:
@@ -267,11 +262,10 @@ class SyntheticHeads:
     Args:
         ict: head model of ICT-FaceKit.
         seed: of the set.
-        truncation: of the generated faces that give the textures.
     """
 
-    def __init__(self, ict: MorphableModel, seed: int = 0, truncation: float = 0.75) -> None:
-        self.ict, self.seed, self.truncation = ict, seed, truncation
+    def __init__(self, ict: MorphableModel, seed: int = 0) -> None:
+        self.ict, self.seed = ict, seed
         self._generator = load_generator(dtype=torch.bfloat16)
         self._kept: tuple[int, Tensor, Tensor] | None = None
 
@@ -279,8 +273,8 @@ class SyntheticHeads:
         """(texture of the ICT head (1, 3, S, S), picture (1, 3, H, W)) of a generated face of :data:`SKINS`."""
         if self._kept is None or self._kept[0] != number:
             with torch.no_grad():
-                seed = SKINS[number % len(SKINS)]
-                picture = self._generator(self._generator.sample(seed, self.truncation)).float().clamp(0, 1)
+                code = self._generator.sample(SKINS[number % len(SKINS)], 0.75)
+                picture = self._generator(code).float().clamp(0, 1)
                 self._kept = number, skin(observe(picture[0]), self.ict), picture
         return self._kept[1:]
 
