@@ -207,30 +207,23 @@ def build_training(c: Any, v: dict, data: Any, decoder: Any) -> Any:
     from facerecon.perception import load_identity
     from facerecon.run import choose_training_precision, item_seed
     from facerecon.settings import build_settings
-    from facerecon.training.regressor import (
-        CoefficientLosses,
-        RegressorTraining,
-        StepSettings,
-        SupervisedWeights,
-        WeakLosses,
-        WeakWeights,
-        start_network,
-    )
+    from facerecon.training import regressor
 
     model, sizes, processes = data.faces.model, data.sizes, data.processes
-    network, about = start_network(sizes, c.init, item_seed(c.seed, "weights"))
+    network, about = regressor.start_network(sizes, c.init, item_seed(c.seed, "weights"))
     weak = None
     if data.photos_a_step:
         identity = load_identity(c.weak.identity) if c.weak.loss.features > 0 else None
-        weak = WeakLosses(model, decoder, c.size, sizes.texture, identity)
-    training = RegressorTraining(
+        weak = regressor.WeakLosses(model, decoder, c.size, sizes.texture, identity)
+    forms = head_region_forms(model)
+    training = regressor.RegressorTraining(
         network,
-        CoefficientLosses(model, decoder, sizes.texture, regions=head_region_forms(model), pictures=data.pictures),
-        build_settings(SupervisedWeights, v["loss"], "loss", 0),
+        regressor.CoefficientLosses(model, decoder, sizes.texture, regions=forms, pictures=data.pictures),
+        build_settings(regressor.SupervisedWeights, v["loss"], "loss", 0),
         weak,
-        build_settings(WeakWeights, v["weak"]["loss"], "weak.loss", 0),
+        build_settings(regressor.WeakWeights, v["weak"]["loss"], "weak.loss", 0),
         c.weak.weight,
-        build_settings(StepSettings, v["step"], "step", 0),
+        build_settings(regressor.StepSettings, v["step"], "step", 0),
         c.kimg * 1000,
         choose_training_precision(c.precision, processes.device),
         processes,

@@ -120,13 +120,9 @@ def check_settings(c: Any) -> None:
     for key in ("pretrain", "adversarial"):
         if c[key].noise not in NOISE:
             raise ConfigError(nearest_name(c[key].noise, NOISE, f"{key}.noise"))
-    for key, names in (
-        ("atlas", tuple(FACE_MODELS)),
-        ("mapping", ("auto", "open", "own")),
-        ("train_mapping", ("auto", True, False)),
-        ("base", ("none", "mean", "linear")),
-        ("codes", ("faces", "maps")),
-    ):
+    known = {"atlas": FACE_MODELS, "mapping": ("auto", "open", "own"), "train_mapping": ("auto", True, False)}
+    known |= {"base": ("none", "mean", "linear"), "codes": ("faces", "maps")}
+    for key, names in known.items():
         if c[key] not in names:
             raise ConfigError(f"{key} must be one of {', '.join(map(str, names))}; got {c[key]!r}.")
     if c.pretrain.kimg <= 0 and c.kimg <= 0:

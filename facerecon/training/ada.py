@@ -127,8 +127,7 @@ class Augment:
         if self.p <= 0:
             return images
         chosen = (uniform[:, 1:8] < self.p).float()
-        images = self._move(images, chosen, uniform, normal)
-        return self._recolor(images, chosen, uniform, normal)
+        return self._recolor(self._move(images, chosen, uniform, normal), chosen, uniform, normal)
 
     def _move(self, images: Tensor, chosen: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Integer translation, zoom and rotation in one resampling, of the images that have any."""
@@ -147,15 +146,8 @@ class Augment:
         dx = center - cosine * center + sine * center + shift[:, 0]
         dy = center - sine * center - cosine * center + shift[:, 1]
         matrix = torch.stack([torch.stack([cosine, -sine, dx], 1), torch.stack([sine, cosine, dy], 1)], 1)
-        moved = warp_affine(
-            images[some],
-            matrix.to(images.dtype),
-            (size, size),
-            "bicubic",
-            padding_mode="reflection",
-            align_corners=True,
-        )
-        return images.index_copy(0, some, moved)
+        way = {"mode": "bicubic", "padding_mode": "reflection", "align_corners": True}
+        return images.index_copy(0, some, warp_affine(images[some], matrix.to(images.dtype), (size, size), **way))
 
     def _recolor(self, images: Tensor, chosen: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """Brightness, contrast, hue and saturation as one affine map of RGB."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import ConfigError, InputError, NoFaceError
+from facerecon.errors import ConfigError, InputError
 from facerecon.imaging.files import list_images
 from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.identity import IdentityNet
@@ -213,7 +213,7 @@ def observed_faces(
         try:
             rows.append(_crop_of(observe(source, parser=parser), size, identity))
             used.append(number)
-        except (InputError, NoFaceError) as error:
+        except InputError as error:
             warnings.warn(f"{name} is left out ({' '.join(str(error).split())[:160]}).", stacklevel=2)
     if not rows:
         empty = {"image": torch.zeros(0, 3, size, size, dtype=torch.uint8), "landmarks68": torch.zeros(0, 68, 2)}

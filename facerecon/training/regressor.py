@@ -35,7 +35,7 @@ from facerecon.run import autocast
 from facerecon.run.processes import Processes
 from facerecon.run.training_loop import fits_run
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.training.texture_gan import average_weight, cosine_rampdown, update_average
+from facerecon.training.texture_gan import average_weight, cosine_rampdown, load_moments, update_average
 from facerecon.types import Camera, TensorStruct
 
 __all__ = [
@@ -170,19 +170,9 @@ def landmark_model(model: MorphableModel) -> MorphableModel:
         mirror=torch.arange(len(kept), device=kept.device),
         regions={},
     )
-    return (
-        MorphableModel(
-            model.mean[kept],
-            model.identity_basis[:, kept],
-            model.expression_basis[:, kept],
-            small,
-            model.name,
-            model.expression_names,
-            model.expression_bounds,
-        )
-        .eval()
-        .requires_grad_(False)
-    )
+    bases = model.identity_basis[:, kept], model.expression_basis[:, kept]
+    names = model.name, model.expression_names, model.expression_bounds
+    return MorphableModel(model.mean[kept], *bases, small, *names).eval().requires_grad_(False)
 
 
 def _root(squares: Tensor, smallest: float) -> Tensor:
@@ -221,8 +211,7 @@ class CoefficientLosses(nn.Module):
     ) -> None:
         super().__init__()
         self.pictures = pictures
-        topology = model.topology
-        parts = topology.regions
+        topology, parts = model.topology, model.topology.regions
         face = parts["face"] if "face" in parts else torch.ones(len(topology.faces), dtype=torch.bool)
         skin = face & parts["skin"] if "skin" in parts else face
         ids = torch.unique(topology.faces[skin])
@@ -232,7 +221,6 @@ class CoefficientLosses(nn.Module):
         forms = [torch.as_tensor(form).float() for form in (regions or {}).values()]
         self.register_buffer("region_grams", torch.stack(forms) if forms else None)
         self.landmarks = landmark_model(model)
-        self.model_name, self.num_vertices = model.name, len(ids)
 
         mean, effect = decoder.start_basis()
         effect = effect[:components]
@@ -347,10 +335,8 @@ class WeakLosses(nn.Module):
         maps = F.adaptive_avg_pool2d(torch.cat([mean[None], effect[:components]]), min(texels, mean.shape[-1]))
         self.register_buffer("mean", maps[0])
         self.register_buffer("effect", maps[1:].contiguous())
-        skin = region_texels(model.topology, "skin", maps.shape[-1]) * region_texels(
-            model.topology, "face", maps.shape[-1]
-        )
-        self.register_buffer("skin", skin[0])
+        skin, face = (region_texels(model.topology, name, maps.shape[-1])[0] for name in ("skin", "face"))
+        self.register_buffer("skin", skin * face)
         self.register_buffer("weights", landmark_weights("release"))
 
     def texture(self, code: Tensor) -> Tensor:
@@ -580,10 +566,7 @@ class RegressorTraining:
         with fits_run(name):
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
-            settings = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, (betas, decay) in zip(self.optimizer.param_groups, settings, strict=True):
-                group["betas"], group["weight_decay"] = betas, decay  # what this run's settings are
+            load_moments(self.optimizer, state["optimizer"])
             self.steps, self.images = int(state["step"]), int(state["images"])
 
 

@@ -76,10 +76,8 @@ class RegressorData:
         self.pictures = faces.settings.pictures
         self.unseen_faces = copy.copy(faces)
         self.unseen_faces.seed = item_seed(seed, "held out")
-        self.rows: dict[str, Tensor] | None = None
-        self.photos: dict[str, Tensor] | None = None
-        self.unseen_photos: list[int] = []
-        self.seen_photos: list[int] = []
+        self.rows = self.photos = None
+        self.unseen_photos, self.seen_photos = [], []
 
     def prepare(self) -> None:
         """Make what the cache lacks, each process a part, and read it."""
@@ -92,8 +90,7 @@ class RegressorData:
                 return observed_faces(numbers, self.picture, self.faces.size, identity, parser)
 
             self.photos = self._build(self.photo_shards, observed, "photos")
-            count = len(self.photos["image"])
-            self.unseen_photos = held_out(count)
+            self.unseen_photos = held_out(count := len(self.photos["image"]))
             self.seen_photos = sorted({*range(count)} - {*self.unseen_photos})
 
     def _build(self, shards: CropShards, make: Callable[[range], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
@@ -132,11 +129,11 @@ class RegressorData:
         faces, photos = (None, None, None), (None, None)
         if self.faces_a_step:
             numbers = [step * self.faces_a_step + i for i in self.processes.part(self.faces_a_step)]
-            if self.rows is None:
-                rows, chosen = rows_of(self.faces(numbers)), list(range(len(numbers)))
+            rows, chosen = self.rows, range(len(numbers))
+            if rows is None:
+                rows = rows_of(self.faces(numbers))
             else:
-                count = len(self.rows["image"])
-                rows, chosen = self.rows, epoch_order(count, self.seed, "faces", numbers, self.pictures)
+                chosen = epoch_order(len(rows["image"]), self.seed, "faces", numbers, self.pictures)
             images, truth, landmarks = batch_of(rows, chosen, self.sizes)
             faces = self.augment(images, numbers), truth, landmarks
         if self.photos_a_step:
@@ -184,8 +181,7 @@ def generated_faces(generator: str, seed: int, truncation: float) -> Callable[[i
         nonlocal network
         check_stop()
         if network is None:
-            precision = choose_training_precision("auto", torch.device("cpu"))
-            network = load_face_generator(generator, dtype=precision)
+            network = load_face_generator(generator, dtype=choose_training_precision())
         face_seed = 1_000_000 * (1 + seed) + number
         with torch.no_grad():
             return f"generated face {face_seed}", network(network.sample(face_seed, truncation))[0].float()

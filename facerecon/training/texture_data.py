@@ -121,11 +121,10 @@ class TextureData:
         """Maps by their rows, those from N on mirrored: (b, 3, S, S) in [-1, 1], and the rows that they are of."""
         count = len(self.memory)
         images, shown = self.memory.images([i % count for i in rows], device)
-        flipped = [i >= count for i in rows]
-        for k, flip in enumerate(flipped):
-            if flip:
+        for k, row in enumerate(rows):
+            if row >= count:
                 images[k] = images[k].flip(-1)
-        return images, [i + count * flip for i, flip in zip(shown, flipped, strict=True)]
+        return images, [i + count * (row >= count) for i, row in zip(shown, rows, strict=True)]
 
     def batches(self, device: torch.device) -> Iterator[Tensor]:
         """All maps to train on: (16, 3, S, S) in [0, 1]."""

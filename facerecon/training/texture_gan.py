@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -40,6 +41,7 @@ __all__ = [
     "generator_loss",
     "image_differences",
     "invert_maps",
+    "load_moments",
     "pair_loss",
     "path_length",
     "r1_penalty",
@@ -242,10 +244,17 @@ def average_weight(batch: int, images: float, half_life: float, rampup: float | 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
     """``average = weight average + (1 - weight) model``, parameters; buffers are copied."""
-    pairs = [(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True)]
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - weight)
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - weight)
     for kept, now in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(now)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state; learning rate, betas and weight decay stay those of this run's settings."""
+    own = [{key: group[key] for key in ("lr", "betas", "weight_decay")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
 # -- the run -----------------------------------------------------------------------------------------------
@@ -258,8 +267,7 @@ class Latents:
     Args:
         codes: (N, w_dim) of the pairs, or None.
         rows: of the table of learned codes that they are, if any.
-        maps: function from rows of ``codes`` to their maps
-            (B, 3, S, S) in [-1, 1].
+        maps: function from rows of ``codes`` to their maps (B, 3, S, S) in [-1, 1].
     """
 
     codes: Tensor | None = None
@@ -270,14 +278,11 @@ class Latents:
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """No gradients for a network's parameters meanwhile: it passes them on only."""
-    wanted = [p for p in network.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    wanted = nn.ParameterList(p for p in network.parameters() if p.requires_grad).requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        wanted.requires_grad_(True)
 
 
 @contextmanager
@@ -382,16 +387,12 @@ class TextureNetworks:
         learn = phase == "adversarial" and self.train_mapping
         self.generator.requires_grad_(True)
         self.generator.mapping.requires_grad_(learn)
-        fused = self.device.type in ("cpu", "cuda")
+        adam = partial(torch.optim.Adam, eps=1e-8, fused=self.device.type in ("cpu", "cuda"))
         learning = [p for p in self.generator.parameters() if p.requires_grad]
         if phase == "pretrain":
-            self.optimizers = {
-                "generator": torch.optim.Adam(learning, self.pretrain.lr, self.pretrain.betas, eps=1e-8, fused=fused)
-            }
+            self.optimizers = {"generator": adam(learning, self.pretrain.lr, self.pretrain.betas)}
             if self.table is not None:
-                self.optimizers["codes"] = torch.optim.Adam(
-                    [self.table], self.pretrain.code_lr, self.pretrain.betas, eps=1e-8, fused=fused
-                )
+                self.optimizers["codes"] = adam([self.table], self.pretrain.code_lr, self.pretrain.betas)
             return
         if self.table is not None and self.latents.rows is not None:
             self.latents.codes = self.table.detach()[self.latents.rows.to(self.device)]
@@ -404,9 +405,7 @@ class TextureNetworks:
             ("discriminator", list(self.discriminator.parameters()), s.r1_every if s.gamma(1, 1) else 0),
         ):
             share = every / (every + 1) if every else 1.0  # lazy regularization: Sec. 3.1 and App. B
-            self.optimizers[name] = torch.optim.Adam(
-                parameters, s.lr * share, (0.0, 0.99**share), eps=1e-8, fused=fused
-            )
+            self.optimizers[name] = adam(parameters, s.lr * share, (0.0, 0.99**share))
 
     def numbers(self, count: int | None = None) -> list[int]:
         """Numbers of this rank's samples of the step: what their draws depend on.
@@ -445,10 +444,9 @@ class TextureNetworks:
         if name != "random":
             return name
         layers = [layer for b in self.generator.synthesis.blocks for layer in (b.up, b.conv) if layer is not None]
-        sizes = [layer.size for layer in layers]
-        flat = draws_of(self.seed, f"{kind} noise", numbers, sum(size**2 for size in sizes)).to(self.device)
-        parts = flat.split([size**2 for size in sizes], 1)
-        return [part.view(-1, 1, size, size) for part, size in zip(parts, sizes, strict=True)]
+        counts = [layer.size**2 for layer in layers]
+        flat = draws_of(self.seed, f"{kind} noise", numbers, sum(counts)).to(self.device)
+        return [part.view(-1, 1, of.size, of.size) for part, of in zip(flat.split(counts, 1), layers, strict=True)]
 
     def _optimizer(self, name: str, rate: float | None = None) -> torch.optim.Optimizer:
         optimizer = self.optimizers[name]
@@ -519,10 +517,7 @@ class TextureNetworks:
             self.phase = ""
             self.enter("adversarial" if state["phase"] == "adversarial" else "pretrain")  # once called "warm"
             for key, optimizer in self.optimizers.items():
-                settings = [(group["lr"], group["betas"]) for group in optimizer.param_groups]
-                optimizer.load_state_dict(state["optimizers"][key])
-                for group, (lr, betas) in zip(optimizer.param_groups, settings, strict=True):
-                    group["lr"], group["betas"] = lr, betas  # what this run's settings are
+                load_moments(optimizer, state["optimizers"][key])
             self.steps, self.images = int(state["step"]), int(state["images"])
             self.pretrain_images = int(state["pretrain_images" if "pretrain_images" in state else "warm_images"])
             self.path_mean = state["path_mean"].to(self.device)
@@ -579,8 +574,8 @@ class TextureTraining(TextureNetworks):
         z = draws_of(self.seed, f"{kind} z", numbers, 2, g.config.z_dim).to(g.w_mean)
         coins = draws_of(self.seed, f"{kind} mixing", numbers, 3, normal=False).to(self.device)
         first, second = g.map(z[:, 0]), g.map(z[:, 1])
-        if self.train_mapping and kind == "generator":
-            self._track(first)
+        if self.train_mapping and kind == "generator":  # the mean of W follows the mapping, over all ranks
+            g.track(self.processes.average(first.mean(0, keepdim=True)))
         at = 1 + (coins[:, 1] * (g.rows - 1)).long()
         crossover = torch.where(coins[:, 0] < self.adversarial.mixing, at, torch.full_like(at, g.rows))
         ws = g.mix(first, second, crossover)
@@ -592,19 +587,12 @@ class TextureTraining(TextureNetworks):
 
     def _paired(self, numbers: Sequence[int]) -> Tensor:
         """Positions of this rank's samples that take a pair's code: the last of each batch."""
-        if self.latents.codes is None or not self.adversarial.pairs:
-            return torch.zeros(0, dtype=torch.long, device=self.device)
-        first = self.batch - self._pair_count()
-        return torch.tensor(
-            [k for k, n in enumerate(numbers) if n - self.images >= first], dtype=torch.long, device=self.device
-        )
+        first = self.batch - (0 if self.latents.codes is None else self._pair_count())
+        positions = [k for k, n in enumerate(numbers) if n - self.images >= first]
+        return torch.tensor(positions, dtype=torch.long, device=self.device)
 
     def _pair_count(self) -> int:
         return round(self.adversarial.pairs * self.batch)
-
-    def _track(self, w: Tensor) -> None:
-        """Let the mean of W follow the mapping, over all ranks."""
-        self.generator.track(self.processes.average(w.mean(0, keepdim=True)))
 
     def generator_step(self) -> dict[str, Tensor]:
         """Make the discriminator take generated images for real."""

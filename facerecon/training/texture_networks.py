@@ -175,14 +175,12 @@ def initialize_from(generator: Generator, source: Generator) -> str:
     for name in ("w_dim",) if source.mapping is None else ("z_dim", "w_dim", "mapping_layers", "mapped_dim"):
         if getattr(mine, name) != getattr(other, name):
             raise ConfigError(f"init has {name} {getattr(other, name)}, this run {getattr(mine, name)}; use the same.")
-    resolution = 4
-    while resolution <= shared:
+    for resolution in (2**k for k in range(2, shared.bit_length())):
         if mine.channels(resolution) != other.channels(resolution):
             raise ConfigError(
                 f"init has {other.channels(resolution)} channels at {resolution} px, this run "
                 f"{mine.channels(resolution)}; set channel_base={other.channel_base} channel_max={other.channel_max}."
             )
-        resolution *= 2
     if base_of(generator) != base_of(source):
         raise ConfigError(f"init has base={base_of(source)}, this run {base_of(generator)}; use the same.")
     if source.synthesis.base is not None and mine.size == other.size:
@@ -200,13 +198,10 @@ def initialize_from(generator: Generator, source: Generator) -> str:
         generator.projection.load_state_dict(source.projection.state_dict())
     generator.w_mean.copy_(source.w_mean)
     generator.synthesis.constant.copy_(source.synthesis.constant)
-    blocks = zip(generator.synthesis.blocks, source.synthesis.blocks, strict=False)
-    for block, known in blocks:
+    for block, known in zip(generator.synthesis.blocks, source.synthesis.blocks, strict=False):
         block.load_state_dict(known.state_dict())
     new = generator.synthesis.blocks[len(source.synthesis.blocks) :]
-    for block in new:
-        block.color.weight.zero_()
-        block.color.bias.zero_()
+    start_without_color(generator, len(source.synthesis.blocks))
     if mine.size == other.size:
         return f"all blocks, {mine.size} px"
     if mine.size > other.size:
@@ -221,9 +216,10 @@ def base_of(generator: Generator) -> str:
 
 
 @torch.no_grad()
-def start_without_color(generator: Generator) -> None:
-    """Let every resolution's color start at zero: the image is the base, or gray, so no random colors are unlearned."""
-    for block in generator.synthesis.blocks:
+def start_without_color(generator: Generator, first: int = 0) -> None:
+    """Let colors of blocks from the ``first`` on start at zero: the image is the base, or gray, or of the blocks before,
+    so no random colors are unlearned."""
+    for block in generator.synthesis.blocks[first:]:
         block.color.weight.zero_()
         block.color.bias.zero_()
 

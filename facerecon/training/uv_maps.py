@@ -161,7 +161,7 @@ class UVMaps(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} maps")
-        place, flip = divmod(index % len(self), len(self.paths))[::-1]
+        flip, place = divmod(index % len(self), len(self.paths))
         path = self.paths[place]
         texture = self._read(path, bool(flip))
         if self.transform is not None:
@@ -191,7 +191,6 @@ class MapMemory:
         folder: what :class:`UVMaps` reads.
         size: px a side, at most that of the files.
         limit_gb: memory for them, as bytes; beyond it they are read from the disk again and again.
-        threads: that decode at the beginning.
 
     Attributes:
         names: of all files, in natural order. bad: {index: why} of those that could not be read.
@@ -202,7 +201,7 @@ class MapMemory:
             unreadable; the message names a file.
     """
 
-    def __init__(self, folder: str | os.PathLike, size: int, limit_gb: float = 8.0, threads: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike, size: int, limit_gb: float = 8.0) -> None:
         self.maps = UVMaps(folder, size=size)
         self.paths: list[Path] = self.maps.paths
         self.names = [path.stem for path in self.paths]
@@ -211,7 +210,7 @@ class MapMemory:
         self.pixels: Tensor | None = None
         if len(self.paths) * 3 * size**2 <= limit_gb * 2**30:
             pixels = torch.zeros(len(self.paths), 3, size, size, dtype=torch.uint8)
-            with ThreadPoolExecutor(threads or max(1, torch.get_num_threads())) as pool:
+            with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
                 for i, read in enumerate(pool.map(self._read, range(len(self.paths)))):
                     if read is not None:
                         pixels[i] = read
@@ -245,9 +244,8 @@ class MapMemory:
     def _note(self, index: int, error: Exception) -> None:
         if index in self.bad:
             return
-        reason = " ".join(str(error).split())[:160]
-        self.bad[index] = reason
-        warnings.warn(f"{self.paths[index]} is left out ({reason}).", stacklevel=3)
+        self.bad[index] = " ".join(str(error).split())[:160]
+        warnings.warn(f"{self.paths[index]} is left out ({self.bad[index]}).", stacklevel=3)
         if len(self.bad) > max(1, _BAD_SHARE * len(self.paths)):
             raise InputError(
                 f"{len(self.bad)} of {len(self.paths)} maps cannot be read, the last {self.paths[index]}; "
@@ -258,11 +256,10 @@ class MapMemory:
         if index in self.bad:
             return None
         try:
-            image = self.maps[index]["texture"]
+            return (self.maps[index]["texture"] * 255).round().to(torch.uint8)
         except InputError as error:
             self._note(index, error)
             return None
-        return (image * 255).round().to(torch.uint8)
 
     def usable(self, indices: Sequence[int]) -> list[int]:
         """Those of ``indices`` that are not known to be unreadable."""
@@ -321,10 +318,9 @@ class MapCodes:
 
     def __init__(self, memory: MapMemory, rows: Sequence[int], count: int, mirror: bool, side: int = 64) -> None:
         side = min(side, memory.size)
-        parts = [range(i, min(i + 64, len(memory))) for i in range(0, len(memory), 64)]
-        good = [[i for i in part if i not in memory.bad] for part in parts]
         small = torch.zeros(len(memory), 3, side, side)
-        for part in good:
+        for start in range(0, len(memory), 64):
+            part = memory.usable(range(start, min(start + 64, len(memory))))
             if part:
                 small[part] = F.adaptive_avg_pool2d(memory.images(part)[0], side)
         known = small[list(rows)]
