@@ -4,8 +4,7 @@
     python benchmarks/preview_glb.py head.glb --weights eyeLookInLeft=1,eyeLookOutRight=1 --close
 
 Reads the file alone, draws each primitive with this library's rasterizer, and shades with the metallic-roughness model
-(Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps with
-shadows and a sky.
+(Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps with shadows and a sky.
 """
 
 from __future__ import annotations
@@ -103,19 +102,12 @@ def linear(color: Tensor) -> Tensor:
 
 def encoded(light: Tensor) -> Tensor:
     light = light / (1 + 0.18 * light) * 1.05  # a soft shoulder
-    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp(min=1e-6) ** (1 / 2.4) - 0.055).clamp(
-        0, 1
-    )
+    curve = 1.055 * light.clamp(min=1e-6) ** (1 / 2.4) - 0.055
+    return torch.where(light <= 0.0031308, light * 12.92, curve).clamp(0, 1)
 
 
 def lit(points: Tensor, parts: list[tuple[Tensor, Tensor]], direction: tuple, size: int = 1024) -> Tensor:
-    """(N, 1) in [0, 1], how much of a far lamp's light reaches points: a shadow map with soft borders.
-
-    Args:
-        points: (N, 3).
-        parts: vertices (1, V, 3) and faces of all that casts a shadow.
-        direction: towards the lamp.
-    """
+    """(N, 1) in [0, 1], how much of a far lamp's light reaches points (N, 3): a shadow map of parts, soft borders."""
     ahead = F.normalize(torch.tensor(direction), dim=0)
     right = F.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), ahead), dim=0)
     frame = torch.stack([right, torch.linalg.cross(ahead, right), ahead])
@@ -162,12 +154,7 @@ def shaded(albedo: Tensor, normal: Tensor, view: Tensor, roughness: float, f0: f
 
 
 def picture(
-    path: Path,
-    yaw: float,
-    size: int,
-    weights: dict[str, float] | None = None,
-    close: bool = False,
-    head: bool = False,
+    path: Path, yaw: float, size: int, weights: dict[str, float] | None = None, close: bool = False, head: bool = False
 ) -> Tensor:
     """(1, 3, size, size) of the head turned by ``yaw`` degrees; ``close`` frames the eyes, ``head`` the head alone."""
     parts = Glb(path).primitives(weights)

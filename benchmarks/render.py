@@ -14,7 +14,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -22,67 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.errors import FaceReconError
+from benchmarks.accuracy import REFERENCE
+from facerecon.correspond.obj import read_head
 from facerecon.geometry.camera import clip_coordinates
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
+from facerecon.morphable import load_face_model
 from facerecon.render import Renderer, rasterize
 from facerecon.render.interpolate import barycentrics
 from facerecon.render.uv import sampling_grid
 from facerecon.types import Camera, MeshTopology, SHLight
 
+HIFI3DPP = REFERENCE / "teaser1_hifi3dpp_head.obj"
+"""The head (20,481 vertices, 40,832 faces) that other rasterizers were timed with."""
 Render = Callable[[Tensor, Tensor, Tensor], Tensor]  # vertices, texture, light coefficients -> image
-
-
-def egg(rows: int = 128, columns: int = 160) -> tuple[Tensor, MeshTopology]:
-    """A closed, head-sized mesh of about 20,000 vertices and 40,000 faces, with a full UV map."""
-    v, u = torch.meshgrid(torch.linspace(0.002, 0.998, rows + 1), torch.linspace(0, 1, columns + 1), indexing="ij")
-    polar, turn = torch.pi * (1 - v), 2 * torch.pi * (u - 0.5)
-    vertices = torch.stack([0.75 * polar.sin() * turn.sin(), polar.cos(), 0.9 * polar.sin() * turn.cos()], -1)
-    a = (torch.arange(rows)[:, None] * (columns + 1) + torch.arange(columns)).reshape(-1)
-    b, c, d = a + 1, a + columns + 2, a + columns + 1
-    faces = torch.stack([torch.stack([a, b, c], -1), torch.stack([a, c, d], -1)], 1).view(-1, 3)
-    none = torch.zeros(0, dtype=torch.int64)
-    topology = MeshTopology(
-        faces, torch.stack([u, v], -1).view(-1, 2), faces,
-        none[:, None], torch.zeros(0, 1, 3), none, none, torch.zeros(0, 3), none, name="egg",
-    )  # fmt: skip
-    return vertices.view(1, -1, 3), topology
-
-
-def reference_head() -> tuple[Tensor, MeshTopology]:
-    """The HiFi3D++ head (20,481 vertices, 40,832 faces) that other rasterizers were timed with, if it is at hand."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "reference" / "ffhq_uv" / "teaser1_hifi3dpp_head.obj"
-    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "f": []}
-    for line in path.read_text().splitlines():
-        kind, *values = line.split() or [""]
-        if kind in rows:
-            rows[kind].append(values)
-    corners = torch.tensor([[[int(i) for i in c.split("/")[:2]] for c in row] for row in rows["f"]]) - 1
-    vertices = torch.tensor([[float(x) for x in row[:3]] for row in rows["v"]])
-    uvs = torch.tensor([[float(x) for x in row[:2]] for row in rows["vt"]])
-    low, high = vertices.amin(0), vertices.amax(0)
-    middle = (low + high) / 2 * torch.tensor([1.0, 1.0, 0.0])
-    none = torch.zeros(0, dtype=torch.int64)
-    topology = MeshTopology(
-        corners[..., 0].contiguous(), uvs, corners[..., 1].contiguous(),
-        none[:, None], torch.zeros(0, 1, 3), none, none, torch.zeros(0, 3), none, name="HiFi3D++",
-    )  # fmt: skip
-    return ((vertices - middle) * (2.0 / (high - low).amax()))[None], topology
-
-
-def head(which: str = "makehuman") -> tuple[Tensor, MeshTopology]:
-    """The makehuman head where its asset is at hand, otherwise an egg of the same size; or the reference head."""
-    if which == "hifi3dpp":
-        return reference_head()
-    try:
-        from facerecon.morphable import load_face_model
-
-        model = load_face_model("makehuman")
-        return model(model.neutral()).detach(), model.topology
-    except (FaceReconError, ImportError):
-        return egg()
 
 
 def all_pixels_torch(topology: MeshTopology, camera: Camera, size: int) -> Render:
@@ -192,10 +145,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    vertices, topology = head(args.head)
+    model = read_head(HIFI3DPP) if args.head == "hifi3dpp" else load_face_model("makehuman")
+    vertices, topology = model.mean[None], model.topology
     has_pytorch3d = importlib.util.find_spec("pytorch3d") is not None
     print(
-        f"{topology.name or 'head'}: {vertices.shape[1]:,} vertices, {len(topology.faces):,} faces; texture "
+        f"{topology.name}: {vertices.shape[1]:,} vertices, {len(topology.faces):,} faces; texture "
         f"{args.texture} px; {args.threads} threads of {os.cpu_count()} cores ({platform.machine()}); "
         f"torch {torch.__version__}. Milliseconds, median; forward / forward + backward."
     )

@@ -17,7 +17,6 @@ Differences are paired by head, with bootstrap intervals of 95 %.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -40,7 +39,9 @@ from facerecon.export.views import head_views
 from facerecon.imaging.files import contact_sheet, write_jpg
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.perception import observe
+from facerecon.run import MetricsWriter
 from facerecon.run.signals import exit_status
+from facerecon.storage import write_whole
 from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SKINS, degrade, make_head, sample_textures
@@ -153,12 +154,10 @@ def run(options: argparse.Namespace) -> None:
     config = compose("reconstruct", [*overrides, *options.set])
     fitter = build_fitter(config, prepare(config))
     heads = Heads(options.heads, fitter.model, options.n, options.photos, options.seed, options.ict)
-    options.out.mkdir(parents=True, exist_ok=True)
-    journal = options.out / "heads.jsonl"
+    journal = MetricsWriter(options.out / "heads.jsonl")
     settings = {"preset": options.preset, "set": options.set, "seed": options.seed, "photos": options.photos}
     settings["heads"] = options.heads
-    known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
-    done = {row["head"]: row for row in known if row["settings"] == settings}
+    done = {row["head"]: row for row in journal.read() if row["settings"] == settings}
     rows, tiles, labels = [], [], []
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -172,8 +171,7 @@ def run(options: argparse.Namespace) -> None:
                 with torch.enable_grad():
                     row, shapes = measure(fitter, heads, true, photo)
                 row = {"head": head, "settings": settings, **row}
-                with journal.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                journal.write(row)
                 done[head] = row
                 shown = [(true, heads.model), *((shape, fitter.model) for shape in shapes)]
                 tiles += pictures
@@ -193,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
         f"{np.mean([row['cpu_alone'] for row in rows]):.0f} and {np.mean([row['cpu_together'] for row in rows]):.0f}."
     )
     print(f"\n{note}\n\n{text}")
-    (options.out / "table.md").write_text(f"{note}\n\n{text}\n")
+    write_whole(options.out / "table.md", f"{note}\n\n{text}\n".encode())
     if tiles:
         sheet = contact_sheet(tiles, columns=options.photos + 3, labels=labels, size=224)
         write_jpg(options.out / "heads.jpg", sheet)

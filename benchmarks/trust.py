@@ -84,14 +84,6 @@ class Faces:
 # -- guises of faces ---------------------------------------------------------------------------------------
 
 
-def _gray(image: Tensor) -> Tensor:
-    return image.mean(0, keepdim=True).expand(3, -1, -1).contiguous()
-
-
-def _small(image: Tensor) -> Tensor:
-    return F.interpolate(image[None], (140, 140), mode="area")[0]
-
-
 def _compressed(image: Tensor) -> Tensor:
     buffer = io.BytesIO()
     to_pil(image).save(buffer, "JPEG", quality=25)
@@ -100,8 +92,8 @@ def _compressed(image: Tensor) -> Tensor:
 
 GUISES: dict[str, Callable[[Tensor], Tensor]] = {
     "as it is": lambda image: image,
-    "grayscale": _gray,
-    "small": _small,
+    "grayscale": lambda image: image.mean(0, keepdim=True).expand(3, -1, -1).contiguous(),
+    "small": lambda image: F.interpolate(image[None], (140, 140), mode="area")[0],
     "dark": lambda image: 0.35 * image,
     "JPEG": _compressed,
     "tilted": lambda image: turned(image, 20),

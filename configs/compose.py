@@ -107,16 +107,7 @@ def _today(key: str, name: str, known: Sequence[str]) -> str:
 
 
 def _text(key: str, value: str, default: Any) -> Any:
-    """The value of an override that is no matter of Hydra's grammar; _HYDRAS if it is.
-
-    Args:
-        key: of the configuration.
-        value: as written.
-        default: of the key.
-
-    Raises:
-        ConfigError: an empty path.
-    """
+    """The value of an override, as written, that is no matter of Hydra's grammar; _HYDRAS if it is."""
     path, null = key in PATHS and not isinstance(default, int | float), value.lower() == "null"
     needed = isinstance(default, str) and not key.startswith(("decoders.", "photos"))
     if path and (not value or (null and needed)):
@@ -191,11 +182,7 @@ _KINDS = {bool: "true or false", float: "a number", list: "a list", dict: "a gro
 
 
 def _check_kinds(config: Any, defaults: dict[str, Any], forced: bool = False) -> None:
-    """Numbers where numbers belong, lists where lists do; null is left to whoever reads the key.
-
-    Raises:
-        ConfigError: names the key and what it takes.
-    """
+    """Refuse what is no number or list where one belongs; null is left to whoever reads the key."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     def kind_of(value: Any) -> type:
@@ -221,8 +208,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    options = groups()
-    defaults = _defaults(name)
+    options, defaults = groups(), _defaults(name)
     known = list(defaults)
     grammar, texts = [], {}
     for item in overrides:
@@ -234,12 +220,11 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
         if not match[1] and key not in known and key not in options:
             raise ConfigError(nearest_name(key, _short(known, key, options), "config key"))
         value = item.partition("=")[2].strip("'\"")
-        if key in options and key not in ("hydra",) and value not in options[key]:
+        if key in options and value not in options[key]:
             raise ConfigError(nearest_name(value, options[key], f"option of '{key}'"))
-        text = _HYDRAS
-        if match[1] in ("", "++") and match[3] and key in known and key not in options:
-            text = _text(key, item.partition("=")[2], defaults[key])
         texts.pop(key, None)
+        plain = match[1] in ("", "++") and match[3] and key in known and key not in options
+        text = _text(key, item.partition("=")[2], defaults[key]) if plain else _HYDRAS
         if text is _HYDRAS:
             grammar.append(item)
         else:

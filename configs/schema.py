@@ -17,19 +17,12 @@ PACKAGE = Path(facerecon.__file__).resolve().parent
 
 
 class Source(NamedTuple):
-    """Where a group of keys is defined.
+    """Where a group of keys is defined."""
 
-    Args:
-        module: below ``facerecon``.
-        name: dataclass, or a class whose constructor has the keys.
-        only: names of the keys; empty: all that have a default.
-        without: names that are set elsewhere.
-    """
-
-    module: str
-    name: str
-    only: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    module: str  # below facerecon
+    name: str  # of a dataclass, or of a class whose constructor has the keys
+    only: tuple[str, ...] = ()  # names of the keys; empty: all that have a default
+    without: tuple[str, ...] = ()  # names that are set elsewhere
 
 
 SETTINGS: dict[str, dict[str, Source]] = {

@@ -18,8 +18,6 @@ _HOME = {
     "supports_bfloat16": "device",
     "item_generator": "seeds",
     "item_seed": "seeds",
-    "restore_rng_state": "seeds",
-    "rng_state": "seeds",
     "seed_everything": "seeds",
     "Checkpoints": "checkpoint",
     "is_due": "checkpoint",

@@ -22,7 +22,7 @@ from facerecon.run.metrics import MetricsWriter, plain
 from facerecon.settings import rename_keys
 from facerecon.storage import file_sha256, output_error, parse_json, refuse_link, remove_leftovers, write_whole
 
-__all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names", "same_file"]
+__all__ = ["FREE_TO_CHANGE", "RunDirectory", "file_digest", "folder_name", "folder_names"]
 
 _SUSPECT = "suspect"  # kind of a failure that leaves a result
 FREE_TO_CHANGE = (
@@ -45,11 +45,6 @@ def file_digest(path: str | os.PathLike) -> str:
         return file_sha256(path)
     except OSError:
         return hashlib.sha256(b"unreadable " + os.fsencode(path)).hexdigest()
-
-
-def same_file(a: str | os.PathLike, b: str | os.PathLike) -> bool:
-    """Whether two paths, relative or not, are one."""
-    return os.path.abspath(a) == os.path.abspath(b)
 
 
 def folder_name(text: str) -> str:
@@ -95,7 +90,7 @@ def folder_names(
         there = [name for name in options[path] if name in done]
         own[path] = (
             [name for name in there if done[name].get("content") == content],
-            [name for name in there if same_file(str(done[name].get("path", "")), path)],
+            [name for name in there if os.path.abspath(str(done[name].get("path", ""))) == os.path.abspath(path)],
         )
     wanted = Counter(key for of in options.values() for key in {_folded(name) for name in of})
 
@@ -250,8 +245,7 @@ class RunDirectory:
         self._renewed = bool(changes or unknown)
 
     def _write_config(self) -> None:
-        text = json.dumps(self.config, indent=2, allow_nan=False) + "\n"
-        write_whole(self.path / "config.json", text.encode())
+        write_whole(self.path / "config.json", (json.dumps(self.config, indent=2, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def _read_config(path: Path) -> Any:

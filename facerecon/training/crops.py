@@ -222,13 +222,13 @@ def observed_faces(
 
 
 def _crop_of(photo: Observation, size: int, identity: IdentityNet | None) -> dict[str, Tensor]:
-    image, skin = photo.image, photo.skin_mask
     with torch.no_grad():
-        embedding = photo.identity if identity is None else identity(image, photo.landmarks68)
-    if image.shape[-1] != size:
-        image, skin = (F.interpolate(t, (size, size), mode="bilinear", antialias=True) for t in (image, skin))
-    to_bytes = (t.clamp(0, 1).mul(255).round().to(torch.uint8) for t in (image, skin))
-    crop = dict(zip(("image", "skin"), to_bytes, strict=True))
+        embedding = photo.identity if identity is None else identity(photo.image, photo.landmarks68)
+    crop = {"image": photo.image, "skin": photo.skin_mask}
+    for key, part in crop.items():
+        if part.shape[-1] != size:
+            part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+        crop[key] = part.clamp(0, 1).mul(255).round().to(torch.uint8)
     return crop | {"landmarks68": photo.landmarks68, "embedding": embedding}
 
 

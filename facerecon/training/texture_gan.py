@@ -39,7 +39,6 @@ __all__ = [
     "cosine_rampdown",
     "discriminator_loss",
     "generator_loss",
-    "image_differences",
     "invert_maps",
     "load_moments",
     "pair_loss",
@@ -143,11 +142,6 @@ class AdversarialSettings:
         return 0.0002 * size**2 / batch if self.r1_gamma is None else self.r1_gamma
 
 
-def image_differences(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of horizontal and of vertical neighbors: (B, C, H, W) -> (B, C, H, W - 1), (B, C, H - 1, W)."""
-    return image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
-
-
 def pair_loss(image: Tensor, target: Tensor, weights: PairWeights) -> Tensor:
     """Difference of synthesized and true maps.
 
@@ -166,12 +160,12 @@ def pair_loss(image: Tensor, target: Tensor, weights: PairWeights) -> Tensor:
 
     total = weights.l1 * size_of(difference)
     if weights.gradient:
-        across, down = image_differences(difference)
+        across, down = difference.diff(dim=-1), difference.diff(dim=-2)
         total = total + weights.gradient * (size_of(across) + size_of(down))
-    levels, coarse = [], difference
-    while weights.pyramid and coarse.shape[-1] >= 16:
-        coarse = F.avg_pool2d(coarse, 2)
-        levels.append(size_of(coarse))
+    levels = []
+    while weights.pyramid and difference.shape[-1] >= 16:
+        difference = F.avg_pool2d(difference, 2)
+        levels.append(size_of(difference))
     if levels:
         total = total + weights.pyramid * torch.stack(levels).mean(0)
     return total

@@ -217,8 +217,8 @@ def base_of(generator: Generator) -> str:
 
 @torch.no_grad()
 def start_without_color(generator: Generator, first: int = 0) -> None:
-    """Let colors of blocks from the ``first`` on start at zero: the image is the base, or gray, or of the blocks before,
-    so no random colors are unlearned."""
+    """Let colors of blocks from the ``first`` on start at zero: no random ones are unlearned, the image is that of the
+    blocks before, the base, or gray."""
     for block in generator.synthesis.blocks[first:]:
         block.color.weight.zero_()
         block.color.bias.zero_()

@@ -10,15 +10,7 @@ from hypothesis import given, settings, strategies
 from torch import nn
 
 from facerecon.errors import InputError, OutputError
-from facerecon.run import (
-    Checkpoints,
-    is_due,
-    load_checkpoint,
-    restore_rng_state,
-    rng_state,
-    save_checkpoint,
-    seed_everything,
-)
+from facerecon.run import Checkpoints, is_due, load_checkpoint, save_checkpoint, seed_everything
 
 
 def same(a, b) -> bool:
@@ -139,12 +131,12 @@ class Training:
 
     def state(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
-        return {**{name: dict(state) for name, state in parts.items()}, "rng": rng_state()}
+        return {**{name: dict(state) for name, state in parts.items()}, "rng": torch.get_rng_state()}
 
     def restore(self, state: dict) -> None:
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
-        restore_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"])
 
 
 def test_a_resumed_training_is_the_same_training(tmp_path):
