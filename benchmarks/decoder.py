@@ -220,14 +220,13 @@ def timed(works: dict[str, Callable[[], None]], rounds: int, device: torch.devic
     best = dict.fromkeys(works, math.inf)
     for work in works.values():
         work()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(rounds):
         for name, work in works.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             clock = now()
             work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
             best[name] = min(best[name], now() - clock)
     return best
 
@@ -243,7 +242,6 @@ def memory_of(work: Callable[[], None], device: torch.device) -> float | None:
     """Peak gigabytes on CUDA; None elsewhere."""
     if device.type != "cuda":
         return None
-    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     work()
     torch.cuda.synchronize()
@@ -254,11 +252,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_threads(options.threads)
     device = choose_device(options.device)
     torch.manual_seed(0)
-    config = GeneratorConfig(
-        options.size, w_dim=options.w_dim, channel_base=options.channel_base, channel_max=options.channel_max
-    )
-    generator = Generator(config).to(device)
-    critic = Discriminator(options.size, options.channel_base, options.channel_max).to(device)
+    channels = {"channel_base": options.channel_base, "channel_max": options.channel_max}
+    generator = Generator(GeneratorConfig(options.size, w_dim=options.w_dim, **channels)).to(device)
+    critic = Discriminator(options.size, **channels).to(device)
     fast = synthesis_precision("auto", device)
     if device.type == "cuda" and options.precision == "auto":
         fast = torch.bfloat16  # training's; a fit takes float16
@@ -273,19 +269,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     real = torch.rand(options.batch, 3, options.size, options.size, device=device) * 2 - 1
     with torch.no_grad():  # the same networks
         ws = ways[0].codes(1, device)
-        ours, twin = ways[-2].synthesis(ws), ways[-1].synthesis(ws)
-        apart = float((ours - twin).abs().max() / twin.abs().max())
-        logits = [way.logits(real) for way in ways[-2:]]
-        apart = max(apart, float((ways[-2].frozen(ws) - twin).abs().max() / twin.abs().max()))
-        apart = max(apart, float((logits[0] - logits[1]).abs().max() / logits[1].abs().max()))
+        ours, twin = ways[-2], ways[-1]
+        pairs = [(made(ws), twin.synthesis(ws)) for made in (ours.synthesis, ours.frozen)]
+        pairs.append((ours.logits(real), twin.logits(real)))
+        apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     if apart > 1e-3:
         raise SystemExit(f"error: the twin differs from the networks by {apart:.1e} of their range")
 
     rates = {way.precision: matrix_rate(way.precision, device) for way in ways}
     result: dict[str, Any] = {
-        "size": options.size, "channel_base": options.channel_base, "channel_max": options.channel_max,
-        "batch": options.batch, "threads": torch.get_num_threads(), "device": describe(device), "apart": apart,
-        "matrix_rate": {str(k).removeprefix("torch."): v for k, v in rates.items()}, "training": {}, "fitting": {},
+        "size": options.size, **channels, "batch": options.batch, "threads": torch.get_num_threads(),
+        "device": describe(device), "apart": apart, "training": {}, "fitting": {},
+        "matrix_rate": {str(k).removeprefix("torch."): v for k, v in rates.items()},
     }  # fmt: skip
 
     def parts(way: Way) -> dict[str, Callable[[], None]]:

@@ -145,13 +145,15 @@ def comments(script: str) -> dict[str, str]:
         for names, comment in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", args[1] if args else "", re.M):
             names = [name for name in names.split(", ") if not source.only or name in source.only]
             result |= {f"{prefix}{name}": _plain(comment) for name in names}
-    terms = _value(_module("fitting.stage")[1]["TERMS"], "fitting.stage")
-    if script == "reconstruct":
-        result["fitting.stages"] = "stages 2 and 3; a stage of null is left out"
-    for stage, text in (("texture", "stage 2, Eq. 4"), ("joint", "stage 3, Eq. 5")) if script == "reconstruct" else ():
+    if script != "reconstruct":
+        return result
+    constants = _module("fitting.stage")[1]
+    terms, variables = (_value(constants[of], "fitting.stage") for of in ("TERMS", "VARIABLES"))
+    result["fitting.stages"] = "stages 2 and 3; a stage of null is left out"
+    for stage, text in (("texture", "stage 2, Eq. 4"), ("joint", "stage 3, Eq. 5")):
         result[f"fitting.stages.{stage}"] = text
         result |= {f"fitting.stages.{stage}.weights.{term}": _plain(text) for term, text in terms.items()}
-        for variable in _value(_module("fitting.stage")[1]["VARIABLES"], "fitting.stage"):
+        for variable in variables:
             result[f"fitting.stages.{stage}.rate_scale.{variable}"] = "factor on the learning rate"
     return result
 

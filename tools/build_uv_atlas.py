@@ -298,18 +298,17 @@ def place_skin(uv: np.ndarray, quads: np.ndarray, distance: np.ndarray) -> np.nd
     return np.stack([0.5 + (0.5 - MARGIN) * u, bottom + (top - bottom) * (v + 1) / 2], axis=1)
 
 
-def fit_slot(uv: np.ndarray, slot: tuple[float, float, float, float]) -> np.ndarray:
-    """Scale a chart, keeping its proportions, into the middle of (u0, v0, u1, v1)."""
+def fit_slot(uv: np.ndarray, slot: tuple[float, float, float, float], on_midline: bool = False) -> np.ndarray:
+    """Scale a chart, keeping its proportions, into the middle of (u0, v0, u1, v1).
+
+    ``on_midline``: it is a left half's, whose midline, at u = 0, must fall on u = 1/2, where the slot begins.
+    """
     low, high = uv.min(0), uv.max(0)
     begin, end = np.array(slot[:2]), np.array(slot[2:])
-    return (begin + end) / 2 + (uv - (low + high) / 2) * ((end - begin) / (high - low)).min()
-
-
-def fit_slot_on_midline(uv: np.ndarray, slot: tuple[float, float, float, float]) -> np.ndarray:
-    """The same for a left half chart whose midline, at u = 0, must fall on u = 1/2; the slot is the left half's."""
-    low, high = uv.min(0), uv.max(0)
-    size = min((slot[2] - 0.5) / high[0], (slot[3] - slot[1]) / (high[1] - low[1]))
-    return np.array([0.5, (slot[1] + slot[3]) / 2]) + (uv - np.array([0.0, (low[1] + high[1]) / 2])) * size
+    middle, center = (begin + end) / 2, (low + high) / 2
+    if on_midline:
+        low[0], middle[0], center[0] = 0.0, 0.5, 0.0
+    return middle + (uv - center) * ((end - begin) / (high - low)).min()
 
 
 def flatten_part(head: HeadMesh, part: str, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -381,7 +380,7 @@ def build(source: Path) -> tuple[np.ndarray, np.ndarray]:
 
     rows, quads, uv = flatten_part(head, "mouth", steps=60)
     midline = np.abs(uv[:, 0]) < 1e-9
-    uv = fit_slot_on_midline(uv, next_slot(0.055))
+    uv = fit_slot(uv, next_slot(0.055), on_midline=True)
     uv[midline, 0] = 0.5
     atlas.add(rows, quads, uv)
     front, back = flatten_eyeball(head)

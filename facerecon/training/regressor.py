@@ -472,17 +472,6 @@ class RegressorTraining:
         with autocast(self.device, self.precision):
             return network(images.contiguous(memory_format=torch.channels_last))
 
-    def supervised(self, found: Coefficients, truth: Coefficients, landmarks: Tensor) -> tuple[Tensor, dict]:
-        """Weighted mean over the batch, and the means of all terms."""
-        values = self.losses(found, truth, landmarks)
-        if self.losses.pictures > 1:
-            everyone = found.identity
-            if self.processes.count > 1:  # the people of all ranks
-                everyone = torch.cat(dist.nn.all_gather(everyone.contiguous()))
-            values["intra_inter_ratio"] = self.losses.intra_inter_ratio(everyone)
-        total = sum(getattr(self.weights, key) * value for key, value in values.items())
-        return total.mean(), {key: value.detach().mean() for key, value in values.items()}
-
     def loss(
         self,
         images: Tensor | None,
@@ -509,11 +498,17 @@ class RegressorTraining:
         loss, metrics = torch.zeros((), device=self.device), {}
         count = 0 if images is None else len(images)
         if count:
-            loss, metrics = self.supervised(found[:count], truth, landmarks)
+            values = self.losses(found[:count], truth, landmarks)
+            if self.losses.pictures > 1:
+                everyone = found.identity[:count]
+                if self.processes.count > 1:  # the people of all ranks
+                    everyone = torch.cat(dist.nn.all_gather(everyone.contiguous()))
+                values["intra_inter_ratio"] = self.losses.intra_inter_ratio(everyone)
+            loss = sum(getattr(self.weights, key) * value for key, value in values.items()).mean()
+            metrics = {key: value.detach().mean() for key, value in values.items()}
         if photos is not None:
             values, _ = self.weak(found[count:], photos)
-            weak = self.weak.total(values, self.weak_weights).mean()
-            loss = loss + self.weak_weight * weak
+            loss = loss + self.weak_weight * self.weak.total(values, self.weak_weights).mean()
             metrics |= {f"weak_{key}": value.detach().mean() for key, value in values.items()}
         return loss, metrics | {"loss": loss.detach()}
 

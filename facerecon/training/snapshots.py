@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -221,16 +222,12 @@ class RegressorSnapshots:
         return ", ".join(parts)
 
     def _measure(self) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Errors on held-out faces, augmented once, beside those of the mean face; weak losses of held-out photos.
-
-        Returns:
-            The means, and {"identity", "expression": root mean square error of each coefficient}.
-        """
+        """Means of errors on held-out faces, augmented once, beside those of the mean face, and of weak losses of
+        held-out photos; and {"identity", "expression": root mean square error of each coefficient}."""
         t, data, count = self.training, self.data, self.count
         if not count:
             return {}, {}
-        sums: dict[str, float] = {}
-        squares: dict[str, Any] = {"identity": 0.0, "expression": 0.0}
+        sums, squares = Counter(), {"identity": 0.0, "expression": 0.0}
         identities = []
         for start in range(0, count, 64):
             images, truth, landmarks = self._held_out(range(start, min(start + 64, count)))
@@ -240,9 +237,8 @@ class RegressorSnapshots:
                 identities.append(found.identity)
                 for prefix, values in (("", found), ("mean_face_", truth.map(torch.zeros_like))):
                     for key, value in t.losses(values, truth, landmarks).items():
-                        sums[f"held_out_{prefix}{key}"] = sums.get(f"held_out_{prefix}{key}", 0.0) + float(value.sum())
-                yaw = torch.rad2deg((found.angles - truth.angles)[:, 1].abs()).sum()
-                sums["held_out_yaw"] = sums.get("held_out_yaw", 0.0) + float(yaw)
+                        sums[f"held_out_{prefix}{key}"] += float(value.sum())
+                sums["held_out_yaw"] += float(torch.rad2deg((found.angles - truth.angles)[:, 1].abs()).sum())
                 for name in squares:
                     squares[name] += (getattr(found, name) - getattr(truth, name)).double().square().sum(0).cpu()
         residual = {
@@ -252,12 +248,12 @@ class RegressorSnapshots:
         if data.pictures > 1:
             whole = count // data.pictures * data.pictures
             metrics["held_out_intra_inter_ratio"] = float(t.losses.intra_inter_ratio(torch.cat(identities)[:whole]))
-        chosen, weak = data.unseen_photos[:count], {}
+        chosen, weak = data.unseen_photos[:count], Counter()
         for start in range(0, len(chosen), 32):
             photos = photo_batch(data.photos, chosen[start : start + 32]).to(t.device)
             with torch.no_grad():
                 for key, value in t.weak(t.predict(photos.image, average=True), photos)[0].items():
-                    weak[key] = weak.get(key, 0.0) + float(value.sum())
+                    weak[key] += float(value.sum())
         metrics |= {f"held_out_weak_{key}": value / len(chosen) for key, value in weak.items()}
         return {key: round(value, 5) for key, value in metrics.items()}, residual
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -343,9 +342,8 @@ class TextureNetworks:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.seed = seed
         self.pretrain, self.adversarial = pretrain or PretrainSettings(), adversarial or AdversarialSettings()
-        self._batches = {"pretrain": (self.pretrain.batch, 1), "adversarial": (batch, 1)}
-        if discriminator is not None:
-            self._batches["adversarial"] = (batch, min(discriminator.group, batch))
+        group = 1 if discriminator is None else min(discriminator.group, batch)
+        self._batches = {"pretrain": (self.pretrain.batch, 1), "adversarial": (batch, group)}
         self.pair_weights = pair_weights or PairWeights()
         self.adversarial_pair_weights = adversarial_pair_weights or self.pair_weights
         self.augment = augment or Augment()
@@ -353,12 +351,9 @@ class TextureNetworks:
         self.regularizer_precision = regularizer_precision
         self.latents = latents or Latents()
         self.table = None if table is None else nn.Parameter(table.to(self.device))
-        for network in (self.generator, self.average, self.discriminator):
-            if network is not None:
-                network.precision = precision
-        self.processes.copy_from_first(chain(self.generator.state_dict().values(), self.average.state_dict().values()))
-        if self.discriminator is not None:
-            self.processes.copy_from_first(self.discriminator.state_dict().values())
+        for network in self.networks():
+            network.precision = precision
+            self.processes.copy_from_first(network.state_dict().values())
         self.steps = self.images = self.pretrain_images = 0
         self.path_mean = torch.zeros([], device=self.device)
         self.signs: list[Tensor] = []
