@@ -13,6 +13,7 @@ goes on with other settings, by which finished subjects are made again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,7 +29,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept
 
-SOURCES = ("generator", "photos", "manifest")
+SOURCES = {"generator": "n=100", "photos": "dir=portraits", "manifest": "manifest=set/manifest.safetensors"}
+"""{source: an example of the key that it needs}"""
 PARTS = ("generator", "encoder", "editor", "parsing", "pose", "template")
 PIPELINE = ("truncation", "precision", "device", "face_model", "face_model_path", *PARTS, "size", "editing",
             "multi_view", "blending", "residual", "check", "search", "inversion", "extract", "complete",
@@ -46,10 +49,9 @@ def main(config: Any) -> int:
     from facerecon.run import RunDirectory, available_cores
     from facerecon.settings import build_settings
 
-    if config.source not in SOURCES:
-        raise ConfigError(nearest_name(str(config.source), SOURCES, "source"))
-    if config.engine not in ENGINES:
-        raise ConfigError(nearest_name(str(config.engine), ENGINES, "engine"))
+    for key, known in (("source", SOURCES), ("engine", ENGINES)):
+        if str(config[key]) not in known:
+            raise ConfigError(nearest_name(str(config[key]), known, key))
     for key in ("n", "workers", "threads"):
         if config[key] is not None:
             check_number(key, config[key], 1, whole=True)
@@ -60,15 +62,14 @@ def main(config: Any) -> int:
     if config.source == "photos":
         check_inversion(settings)
     require(needed_assets(settings, config.source == "photos"))
-    job = _Job(config, values, config.workers or available_cores())
-    job.check()
-    origin = {"script": "uv_dataset", "source": config.source}
-    origin["from"] = {
-        "generator": [config.first_seed, config.dark_share, config.seed],
-        "photos": str(config.dir),
-        "manifest": str(config.manifest),
-    }[config.source]
-    fixed = ("script", "source", "from") if config.source == "generator" else ("script", "source")
+    example = SOURCES[config.source]
+    key = example.partition("=")[0]
+    if not config[key]:
+        raise ConfigError(f"{key}= is not set; for example: source={config.source} {example}")
+    job = _Job(config, values, settings, config.workers or available_cores())
+    origin, fixed = {"script": "uv_dataset", "source": config.source, "from": str(config[key])}, ("script", "source")
+    if config.source == "generator":
+        origin["from"], fixed = [config.first_seed, config.dark_share, config.seed], (*fixed, "from")
     again = {"resume": config.resume or "force", "fixed": fixed}  # resume=false makes all again
     with RunDirectory(config.out, origin | values, **again).alone() as folder:  # photos are known by their content
         job.open(folder)
@@ -83,21 +84,19 @@ def _hash(*parts: Any) -> str:
 class _Job:
     """One run: which subjects are left, and what came of the others."""
 
-    def __init__(self, config: Any, values: dict[str, Any], workers: int) -> None:
-        self.config, self.values, self.workers = config, values, workers
-        keys = (*SEARCH, "encoder", "inversion", "residual") if config.source == "photos" else SEARCH
-        self.searched = _hash({key: values[key] for key in keys})
+    def __init__(self, c: Any, values: dict[str, Any], settings: Any, workers: int) -> None:
+        from facerecon.dataset.subjects import generated_subjects, manifest_subjects, photo_subjects
+
+        self.config, self.values, self.pipeline, self.workers = c, values, settings, workers
+        keys = (*SEARCH, "encoder", "inversion", "residual") if c.source == "photos" else SEARCH
+        self.searched = "manifest" if c.source == "manifest" else _hash({key: values[key] for key in keys})
         self.settings = _hash({key: value for key, value in values.items() if key != "device"})
-
-    def check(self) -> None:
-        """Whether the source is there, before a folder is made."""
-        from facerecon.errors import ConfigError
-
-        needed = {"generator": "n", "photos": "dir", "manifest": "manifest"}[self.config.source]
-        example = {"n": "n=100", "dir": "dir=portraits", "manifest": "manifest=set/manifest.safetensors"}[needed]
-        if not self.config[needed]:
-            raise ConfigError(f"{needed}= is not set; for example: source={self.config.source} {example}")
-        self.items = self._items()
+        if c.source == "generator":
+            self.items, self.total = generated_subjects(c.generator, c.first_seed, c.truncation, c.dark_share, c.seed)
+        elif c.source == "photos":
+            self.items, self.total = photo_subjects(c.dir)
+        else:
+            self.items, self.total = manifest_subjects(c.manifest, c.n)
 
     def open(self, folder: Any) -> None:
         """The folder of the run, held by this process; sort out what an earlier run left."""
@@ -106,26 +105,8 @@ class _Job:
         facts = {"settings": self.settings, "searched": self.searched, "goal": self.config.n or 0}
         self.records = SetRecords(folder, facts, self.config.resume)
 
-    # -- subjects ----------------------------------------------------------------------------------------
-
-    def _items(self) -> Any:
-        """A function from a position to an item; sets how many there are (None: without end)."""
-        from facerecon.dataset.subjects import generated_subjects, manifest_subjects, photo_subjects
-
-        c = self.config
-        if c.source == "generator":
-            items, self.total = generated_subjects(c.generator, c.first_seed, c.truncation, c.dark_share, c.seed)
-        elif c.source == "photos":
-            items, self.total = photo_subjects(c.dir)
-        else:
-            items, self.total = manifest_subjects(c.manifest, c.n)
-            self.searched = "manifest"
-        return items
-
     def _pending(self) -> Iterator[Any]:
         """Items that are left, in order, for as long as maps are wanted."""
-        from dataclasses import replace
-
         records, position = self.records, 0
         while self.total is None or position < self.total:
             if self.config.source == "generator" and self.count >= self.config.n:
@@ -142,28 +123,23 @@ class _Job:
                 item = replace(item, search=saved.read_bytes())
             yield item
 
-    # -- work --------------------------------------------------------------------------------------------
-
     def run(self) -> int:
         """Do what is left; returns the exit status."""
         from tqdm import tqdm
 
-        from facerecon.dataset import PipelineSettings, make_worker, run_items
+        from facerecon.dataset import make_worker, run_items, write_overview
         from facerecon.dataset.load import describe_parts
         from facerecon.errors import InputError
-        from facerecon.settings import build_settings
 
         config, folder, started = self.config, self.records.folder, time.perf_counter()
         self.order: list[str] = []
-        self.count = 0
-        failed: dict[str, str] = {}
-        refused_in_a_row = made = 0
+        self.count = refused_in_a_row = made = failed = 0
         print(
             f"source {config.source}, {config.size} texels, editing {config.editing}, multi_view {config.multi_view}, "
             f"blending {config.blending}; engine {config.engine}, {self.workers} worker(s) of "
             f"{config.threads} thread(s)"
         )
-        for line in describe_parts(build_settings(PipelineSettings, self.values)):
+        for line in describe_parts(self.pipeline):
             print(line)
         goal = config.n if self.total is None else self.total
         before = len(self.records.accepted() if self.total is None else self.records.done)
@@ -171,19 +147,16 @@ class _Job:
         bar = tqdm(total=goal, initial=min(goal, before), unit=unit, disable=None)
         worker = functools.partial(make_worker, self.values)
         outcomes = run_items(self._pending(), worker, config.engine, self.workers, config.threads)
-        try:
+        with bar, contextlib.closing(outcomes):
             for outcome in outcomes:
                 check_stop()
                 made += 1
                 self.records.write(outcome)
                 if outcome.error is not None:
-                    failed[outcome.name] = outcome.error
+                    failed += 1
                     bar.write(f"failed: {outcome.origin}: {outcome.error}")
                 refused_in_a_row = 0 if outcome.accepted else refused_in_a_row + 1
-                if self.total is None:
-                    bar.update(min(int(outcome.accepted), goal - bar.n))
-                else:
-                    bar.update(1)
+                bar.update(1 if self.total is not None else min(int(outcome.accepted), goal - bar.n))
                 self.count += outcome.accepted
                 bar.set_postfix_str(f"{made} done, {self.count} accepted")
                 if refused_in_a_row >= HOPELESS and self.total is None:
@@ -191,35 +164,25 @@ class _Job:
                         f"none of the last {HOPELESS} subjects was accepted; the last: {'; '.join(outcome.reasons)}. "
                         "Loosen filters.* or look at refused.html."
                     )
-        finally:
-            outcomes.close()
-            bar.close()
         if self.total is None:
             self.order = self.records.cut(self.order, config.n)
         elif config.source == "photos":  # of photos that are no longer there
             self.records.forget({*folder.completed(), *folder.failures()} - set(self.order))
-        finish(folder, self.order, self.values, config)
+        folder.tidy(self.order)
+        rows = {row["item"]: row for row in folder.metrics.read() if "item" in row}
+        rows = [rows[name] for name in self.order if name in rows]
+        command = f"python train/uv_dataset.py source={config.source} size={config.size}"
+        write_overview(folder.path, rows, folder.failures(), self.values, command)  # manifest, and pages to look at
         seconds = time.perf_counter() - started
         wanted = set(self.order)
-        accepted = [name for name in self.records.accepted() if name in wanted]
+        accepted = wanted.intersection(self.records.accepted())
         print(
-            f"{len(accepted)} map(s) of {len(wanted)} subject(s) in {folder.path}, {len(failed)} failed; "
+            f"{len(accepted)} map(s) of {len(wanted)} subject(s) in {folder.path}, {failed} failed; "
             f"{made} subject(s) in {seconds:.1f} s" + (f", {seconds / made:.1f} s each" if made else "")
         )
         if not accepted:
             raise InputError(f"no subject gave a map; see refused.html and failures.jsonl in {folder.path}.")
         return 1 if failed and self.total is not None else 0
-
-
-def finish(folder: Any, order: list[str], values: dict[str, Any], config: Any) -> None:
-    """The records in order, the manifest, and the pages to look at."""
-    from facerecon.dataset import write_overview
-
-    folder.tidy(order)
-    rows = {row["item"]: row for row in folder.metrics.read() if "item" in row}
-    rows = [rows[name] for name in order if name in rows]
-    command = f"python train/uv_dataset.py source={config.source} size={config.size}"
-    write_overview(folder.path, rows, folder.failures(), values, command)
 
 
 command = functools.partial(run, main, "uv_dataset", __doc__)

@@ -90,7 +90,8 @@ class RegressorData:
                 return observed_faces(numbers, self.picture, self.faces.size, identity, parser)
 
             self.photos = self._build(self.photo_shards, observed, "photos")
-            self.unseen_photos = held_out(count := len(self.photos["image"]))
+            count = len(self.photos["image"])
+            self.unseen_photos = held_out(count)
             self.seen_photos = sorted({*range(count)} - {*self.unseen_photos})
 
     def _build(self, shards: CropShards, make: Callable[[range], dict[str, Tensor]], what: str) -> dict[str, Tensor]:
@@ -129,11 +130,11 @@ class RegressorData:
         faces, photos = (None, None, None), (None, None)
         if self.faces_a_step:
             numbers = [step * self.faces_a_step + i for i in self.processes.part(self.faces_a_step)]
-            rows, chosen = self.rows, range(len(numbers))
-            if rows is None:
-                rows = rows_of(self.faces(numbers))
+            if self.rows is None:
+                rows, chosen = rows_of(self.faces(numbers)), list(range(len(numbers)))
             else:
-                chosen = epoch_order(len(rows["image"]), self.seed, "faces", numbers, self.pictures)
+                count = len(self.rows["image"])
+                rows, chosen = self.rows, epoch_order(count, self.seed, "faces", numbers, self.pictures)
             images, truth, landmarks = batch_of(rows, chosen, self.sizes)
             faces = self.augment(images, numbers), truth, landmarks
         if self.photos_a_step:
