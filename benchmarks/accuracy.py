@@ -45,11 +45,9 @@ FACE_LABELS = (1, 2, 3, 4, 5, 10, 11, 12, 13)
 
 def released(folder: Path) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     """(name, image (3, H, W), landmarks (68, 2) px, face mask (H, W)) of the released preprocessing."""
-    found = []
     with np.load(folder / "fitting_000007.npz") as arrays:
-        image = torch.from_numpy(arrays["image"][0]).float() / 255
-        mask = torch.from_numpy(arrays["parse_mask"][0, 0]).float()
-        found.append(("fitting_000007", image, arrays["landmarks_yup"][0], mask))
+        image, mask = (torch.from_numpy(arrays[key][0]).float() for key in ("image", "parse_mask"))
+        found = [("fitting_000007", image / 255, arrays["landmarks_yup"][0], mask[0])]
     segments = (read_image(folder / "01223_final_seg_result.png") * 255).round().long()
     with np.load(folder / "01223_lm68_2d.npz") as arrays:
         for channel, view in enumerate(VIEWS):

@@ -160,25 +160,19 @@ def main() -> None:
         return x.permute(1, 2, 0).double().numpy()
 
     views, weights = np.stack([image(v) for v in extraction.views]), extraction.weights[:, 0].numpy()
-    layout = template.layout
-    fixed = {
-        "corrected": layout.corrected,
-        "major": layout.front,
-        "nose": layout.nose_base,
-        "center": layout.front * layout.face,
-        "hair": region_texels(model.topology, "scalp", arguments.size),
-    }
-    masks = {name: mask[0, 0].numpy() for name, mask in fixed.items()}
+    layout, hair = template.layout, region_texels(model.topology, "scalp", arguments.size)
+    masks = {"corrected": layout.corrected, "major": layout.front, "nose": layout.nose_base, "hair": hair}
+    masks = {name: mask[0, 0].numpy() for name, mask in (masks | {"center": layout.front * layout.face}).items()}
     base = image(template.texture[0])
-    figures = {
+    metrics = {
         "size": arguments.size,
         "plain scipy, s": cpu_seconds(lambda: plain(views, weights, base, masks), max(1, arguments.repeats // 2)),
         "ours, s": cpu_seconds(lambda: ours(extraction, template, settings), arguments.repeats),
         "measure three views, s": cpu_seconds(lambda: measure_views(seen.image), 2),
         "extract, s": cpu_seconds(lambda: extract(seen, model, settings), 2),
     }
-    figures["ratio"] = figures["plain scipy, s"] / figures["ours, s"]
-    print(json.dumps({key: round(value, 3) for key, value in figures.items()}, indent=1))
+    metrics["ratio"] = metrics["plain scipy, s"] / metrics["ours, s"]
+    print(json.dumps({key: round(value, 3) for key, value in metrics.items()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -128,15 +128,11 @@ def _text(key: str, value: str, default: Any) -> Any:
 _HYDRAS = object()
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    from omegaconf import DictConfig
-
-    for key in config:
-        name = f"{prefix}{key}"
-        yield name
-        value = config._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none():
-            yield from _keys(value, name + ".")
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def groups() -> dict[str, list[str]]:
@@ -164,8 +160,7 @@ def _defaults(name: str) -> dict[str, Any]:
     """{dotted key: value, "???" where one must be given} of ``configs/NAME.yaml`` with nothing overridden."""
     from omegaconf import OmegaConf
 
-    config = _hydra(name)
-    return {key: OmegaConf.select(config, key, default="???") for key in _keys(config)}
+    return dict(_flat(OmegaConf.to_container(_hydra(name), resolve=True)))
 
 
 def composed_defaults(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

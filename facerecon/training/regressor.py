@@ -233,13 +233,10 @@ class CoefficientLosses(nn.Module):
         normals = F.normalize(vertex_normals(model.mean[None], topology.faces)[0], dim=1)
         faces = skin.nonzero()[:, 0]
         faces = faces[torch.linspace(0, len(faces) - 1, min(points, len(faces)), device=faces.device).long()]
-        corners = topology.faces[faces]
-        at = F.normalize(normals[corners].mean(1), dim=1)
+        self.register_buffer("normals", F.normalize(normals[topology.faces[faces]].mean(1), dim=1))
         uv = topology.uvs[topology.uv_faces[faces]].mean(1)
-        colors = sample_texture(pooled, uv[None])  # (1 + T, P, 3)
-        self.register_buffer("normals", at)
-        self.register_buffer("colors", colors)
-        front = sh_basis(at)
+        self.register_buffer("colors", sample_texture(pooled, uv[None]))  # (1 + T, P, 3)
+        front = sh_basis(self.normals)
         self.register_buffer("light_gram", front.T @ front / len(front))
 
     def pixels(self, c: Coefficients) -> Tensor:
@@ -286,9 +283,8 @@ class CoefficientLosses(nn.Module):
             found, truth: of batch B.
             landmarks: (B, 68, 2), the truth, px of the 224 px crop.
         """
-        n = self.identities
+        n, gram = self.identities, self.shape_gram
         shape = torch.cat([found.identity - truth.identity, found.expression - truth.expression], 1)
-        gram = self.shape_gram
         moved = (found.translation - truth.translation) * found.translation.new_tensor(_PIXELS)
         light = (found.light - truth.light).view(-1, 9)
         regional = {}
@@ -617,11 +613,8 @@ def start_network(sizes: RegressorConfig, init: str | Sequence[str] | None, seed
     if network.config != sizes:
         found = network.config.plain()
         wrong = [key for key, value in sizes.plain().items() if found[key] != value]
-        raise ConfigError(
-            f"{init} is of another network (differs: {', '.join(wrong)}); set "
-            + " ".join(f"{key}={found[key]}" for key in wrong)
-            + "."
-        )
+        remedy = " ".join(f"{key}={found[key]}" for key in wrong)
+        raise ConfigError(f"{init} is of another network (differs: {', '.join(wrong)}); set {remedy}.")
     return network, f"from {' and '.join(files)}"
 
 
@@ -629,7 +622,7 @@ def _load_imagenet(network: Regressor) -> str:
     """Take torchvision's ImageNet weights, if they lie in torch's hub cache; tells what was done."""
     c = network.config
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    files = sorted(folder.glob(f"{c.backbone}-*.pth")) if folder.is_dir() else []
+    files = sorted(folder.glob(f"{c.backbone}-*.pth"))
     if c.width != 1.0 or not files:
         why = "width is not 1" if c.width != 1.0 else f"no {c.backbone}-*.pth in {folder}"
         return f"at random ({why})"
