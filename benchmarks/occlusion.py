@@ -210,7 +210,7 @@ def clean_photos(count: int) -> dict[str, Tensor]:
         generator = load_generator()
         for seed in SEEDS[: count - 1]:
             photos[str(seed)] = generator(generator.sample(seed))[0]
-    return dict(list(photos.items())[:count])
+    return photos
 
 
 def skin_color(photo: Observation) -> Tensor:

@@ -28,6 +28,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,6 @@ def tensor(picture: Image.Image) -> Tensor:
 def in_photo(seen: Observation) -> Tensor:
     """(68, 2) landmarks in photo pixels."""
     return map_points(seen.fit.to_photo, seen.landmarks68)[0]
-
-
-class Faces:
-    """Pictures of the generator by number, from a first seed on, made when they are asked for."""
-
-    def __init__(self, first: int) -> None:
-        self.generator = load_generator(dtype=torch.bfloat16)
-        self.seeds, self.numbers = draw_seeds(self.generator, first, truncation=0.8, dark_share=0.25), []
-
-    def __call__(self, index: int) -> Tensor:
-        """(3, 512, 512) in [0, 1]."""
-        while len(self.numbers) <= index:
-            self.numbers.append(next(self.seeds))
-        with torch.no_grad():
-            image = self.generator(self.generator.sample(self.numbers[index], 0.8)).float().clamp(0, 1)
-        return F.interpolate(image, (512, 512), mode="area")[0]
 
 
 # -- guises of faces ---------------------------------------------------------------------------------------
@@ -270,26 +255,34 @@ NON_FACES = {f.__name__: f for f in (noise, blobs, cut_up, skin, mirrored)}
 
 def pictures(n: int, each: int, first: int) -> Iterator[tuple[str, str, Tensor, Any]]:
     """(kind, what it is, (3, H, W), and of a turned one (the upright picture, degrees))."""
-    faces = Faces(first)
+    generator = load_generator(dtype=torch.bfloat16)
+    seeds = list(islice(draw_seeds(generator, first, truncation=0.8, dark_share=0.25), n + max(each, 20)))
+
+    def face_at(index: int) -> Tensor:
+        """(3, 512, 512) in [0, 1]."""
+        with torch.no_grad():
+            image = generator(generator.sample(seeds[index], 0.8)).float().clamp(0, 1)
+        return F.interpolate(image, (512, 512), mode="area")[0]
+
     names = list(GUISES)
     for i in range(n):
         guise = names[i % len(names)] if i % 2 else "as it is"
-        yield "generated", f"{guise} {i}", GUISES[guise](faces(i)), None
+        yield "generated", f"{guise} {i}", GUISES[guise](face_at(i)), None
     for i in range(each):
-        face, angle = faces(n + i), ANGLES[i % len(ANGLES)]
+        face, angle = face_at(n + i), ANGLES[i % len(ANGLES)]
         yield "turned", f"{angle} degrees {i}", turned(face, angle), (face, angle)
     for i in range(each):
-        face, name = faces(n + i), list(COVERS)[i % len(COVERS)]
+        face, name = face_at(n + i), list(COVERS)[i % len(COVERS)]
         image = COVERS[name](face, in_photo(observe(face)).numpy(), np.random.default_rng(i))
         yield "covered", f"{name} {i}", image, None
     for i in range(each):
         name = list(DRAWINGS)[i % len(DRAWINGS)]
-        yield "drawn", f"{name} {i}", tensor(DRAWINGS[name](to_pil(faces(n + i)))), None
+        yield "drawn", f"{name} {i}", tensor(DRAWINGS[name](to_pil(face_at(n + i)))), None
     detector = load_detector()
     for k, (name, make) in enumerate(NON_FACES.items()):
         found = seed = 0
         while found < each // len(NON_FACES):
-            image = make(faces(n + seed % 20), np.random.default_rng([k, seed]))
+            image = make(face_at(n + seed % 20), np.random.default_rng([k, seed]))
             seed += 1
             if detector(image):
                 found += 1
