@@ -19,6 +19,9 @@ __all__ = [
     "umeyama",
 ]
 
+PIXELS_PER_UNIT = 102.0
+"""Scale of the released crop at 224 px."""
+
 
 def umeyama(
     source: Tensor, target: Tensor, weights: Tensor | None = None, with_scale: bool = True
@@ -106,20 +109,17 @@ def five_points(landmarks68: Tensor) -> Tensor:
     )
 
 
-def deep3d_crop_transform(
-    landmarks68: Tensor, mean_points3d: Tensor, size: int = 224, pixels_per_unit: float = 102.0
-) -> Tensor:
+def deep3d_crop_transform(landmarks68: Tensor, mean_points3d: Tensor, size: int = 224) -> Tensor:
     """The released alignment of a photo to a square crop, as a map from crop pixels to photo pixels.
 
     A scaled-orthographic camera is fitted by linear least squares to five points (8 unknowns, 10 equations);
-    its scale becomes ``pixels_per_unit`` at 224 px and the projected model origin the crop's center. The crop
+    its scale becomes 102 px a unit at 224 px and the projected model origin the crop's center. The crop
     is never rotated. Unlike FFHQ-UV: the sizes and corners are not rounded to whole pixels.
 
     Args:
         landmarks68: (B, 68, 2) photo pixels, y down.
         mean_points3d: (5, 3) of the mean shape, in the order of :func:`five_points`, world units, y up.
         size: side of the crop in pixels.
-        pixels_per_unit: 102 in the release, at 224 px.
 
     Returns:
         (B, 2, 3) affine map, crop -> photo.
@@ -131,7 +131,7 @@ def deep3d_crop_transform(
     system = torch.cat([model, torch.ones_like(model[:, :1])], dim=1)  # (5, 4)
     solution = (torch.linalg.pinv(system) @ points).mT  # (B, 2, 4)
     scale = solution[:, :, :3].norm(dim=-1).mean(-1)  # photo pixels per world unit
-    photo_per_crop = scale / (pixels_per_unit * size / 224.0)
+    photo_per_crop = scale / (PIXELS_PER_UNIT * size / 224.0)
     transform = points.new_zeros(points.shape[0], 2, 3)
     transform[:, 0, 0] = transform[:, 1, 1] = photo_per_crop
     transform[:, :, 2] = solution[:, :, 3] - photo_per_crop[:, None] * (size / 2)

@@ -97,23 +97,15 @@ def rotate(light: SHLight, matrix: Tensor) -> SHLight:
 
 
 def gamma_to_light(gamma: Tensor) -> SHLight:
-    """The release's light vector as an :class:`SHLight`: (B, 27) -> (B, 3, 9), plus 0.8 on band 0.
-
-    Args:
-        gamma: (B, 27), channel by channel, nine bands each.
-
-    Returns:
-        Light of batch B.
-    """
+    """The release's light vector (B, 27), nine bands a channel, as an :class:`SHLight`, with 0.8 added to band 0."""
     check_shape("gamma", gamma, "B 27")
-    coefficients = gamma.view(-1, 3, 9).transpose(1, 2)
-    ambient = torch.zeros_like(coefficients)
-    ambient[:, 0] = SHLight.AMBIENT
-    return SHLight(coefficients + ambient)
+    coefficients = gamma.view(-1, 3, 9).transpose(1, 2).clone()
+    coefficients[:, 0] += SHLight.AMBIENT
+    return SHLight(coefficients)
 
 
 def light_to_gamma(light: SHLight) -> Tensor:
     """Inverse of :func:`gamma_to_light`: (B, 27), with the ambient 0.8 taken off band 0."""
-    ambient = torch.zeros_like(light.coefficients)
-    ambient[:, 0] = SHLight.AMBIENT
-    return (light.coefficients - ambient).transpose(1, 2).reshape(-1, 27)
+    coefficients = light.coefficients.clone()
+    coefficients[:, 0] -= SHLight.AMBIENT
+    return coefficients.transpose(1, 2).reshape(-1, 27)

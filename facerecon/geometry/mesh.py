@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import coo_array, csr_array, diags_array, vstack
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from facerecon.errors import check_shape
 from facerecon.modes import own_modes
 
-__all__ = ["edges", "laplacian", "subdivision", "vertex_normals"]
+__all__ = ["edges", "face_components", "laplacian", "subdivision", "vertex_normals"]
 
 _CACHE = WeakIdKeyDictionary()  # index tensor -> {name: (stamps, value)}; dies with the tensor
 
@@ -44,26 +45,6 @@ def cached(name: str, build: Callable[[], Any], tensor: Tensor, *others: Tensor)
     return value
 
 
-def _corners(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three (B, F, 3) tensors: the first, second and third corner of every face."""
-    check_shape("vertices", vertices, "B V 3")
-    check_shape("faces", faces, "F 3")
-    picked = vertices.index_select(1, faces.reshape(-1)).view(vertices.shape[0], -1, 3, 3)
-    return picked[:, :, 0], picked[:, :, 1], picked[:, :, 2]
-
-
-def _scaled_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """(B, F, 3) face normals of length twice the face's area."""
-    a, b, c = _corners(vertices, faces)
-    return torch.linalg.cross(b - a, c - a)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    """Unit vectors; a zero vector stays zero and has a zero gradient instead of NaN."""
-    square = (vectors * vectors).sum(-1, keepdim=True)
-    return vectors * square.clamp(min=1e-24).rsqrt()
-
-
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Unit vertex normals: the area-weighted mean of the incident faces' normals.
 
@@ -74,11 +55,16 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     Returns:
         (B, V, 3); zero for a vertex that no face uses.
     """
-    scaled = _scaled_normals(vertices, faces)
+    check_shape("vertices", vertices, "B V 3")
+    check_shape("faces", faces, "F 3")
+    corners = vertices.index_select(1, faces.reshape(-1)).view(vertices.shape[0], -1, 3, 3)
+    a, b, c = corners[:, :, 0], corners[:, :, 1], corners[:, :, 2]
+    scaled = torch.linalg.cross(b - a, c - a)  # of length twice the face's area
     total = torch.zeros_like(vertices)
     for corner in range(3):
         total = total.index_add(1, faces[:, corner], scaled)
-    return _unit(total)
+    square = (total * total).sum(-1, keepdim=True)
+    return total * square.clamp(min=1e-24).rsqrt()  # a zero vector has a zero gradient, not NaN
 
 
 def edges(faces: Tensor) -> Tensor:
@@ -124,8 +110,17 @@ def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.where(degree > 0, total / degree.clamp(min=1) - vertices, torch.zeros_like(vertices))
 
 
-def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[csr_array, Tensor]:
+def face_components(faces: np.ndarray, count: int) -> np.ndarray:
+    """(F,) connected component of each of the (F, N) faces, by shared indices, of which there are ``count``."""
+    one, other = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    graph = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(count, count))
+    return connected_components(graph, directed=False)[1][faces[:, 0]]
+
+
+def subdivision(faces: Tensor, vertex_count: int) -> tuple[csr_array, Tensor]:
     """One Catmull-Clark step as a sparse matrix, so that a mean shape and its bases are refined alike.
+
+    The rim follows its own cubic B-spline.
 
     New vertices are the old ones, then one per edge, then one per face. Children keep the order of their
     parents (face f yields faces n f ... n f + n - 1 of an n-gon), so geometry and UV faces stay paired.
@@ -133,8 +128,6 @@ def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[
     Args:
         faces: (F, 3) or (F, 4) int64.
         vertex_count: V.
-        smooth: Catmull-Clark weights, the rim following its own cubic B-spline; False splits linearly, moving
-            nothing, as UVs need.
 
     Returns:
         matrix: (V', V) scipy CSR, float64, rows summing to 1; ``refined = matrix @ vertices``.
@@ -156,30 +149,25 @@ def subdivision(faces: Tensor, vertex_count: int, smooth: bool = True) -> tuple[
         values = np.broadcast_to(np.asarray(values, np.float64), rows.shape)
         return coo_array((values, (rows, columns)), shape=shape).tocsr()
 
-    identity = np.arange(vertex_count)
     face_points = sparse(1 / sides, side_face, corner, face_count, vertex_count)
     middles = sparse(0.5, end_edge, ends, edge_count, vertex_count)
-    if smooth:
-        # Edge point: mean of its ends and of both faces' points; on the rim its middle.
-        own = diags_array(np.where(inner, 0.5, 1.0))
-        to_faces = sparse(np.where(inner[side_edge], 0.25, 0.0), side_edge, side_face, edge_count, face_count)
-        edge_points = own @ middles + to_faces @ face_points
-        # Vertex point: (Q + 2 R + (n - 3) v) / n, Q and R the mean face point and edge middle, n the valence.
-        valence = np.bincount(ends, minlength=vertex_count)
-        n = np.maximum(valence, 1)
-        rim = np.zeros(vertex_count, bool)
-        rim[unique[~inner]] = True
-        weight = np.where(rim, 0.0, 1 / (n * np.maximum(np.bincount(corner, minlength=vertex_count), 1)))
-        to_faces = sparse(weight[corner], corner, side_face, vertex_count, face_count)
-        weight = np.where(rim[ends], np.where(inner[end_edge], 0.0, 0.25), 2 / n[ends] ** 2)
-        to_edges = sparse(weight, ends, end_edge, vertex_count, edge_count)
-        own = np.where(valence == 0, 1.0, np.where(rim, 0.5, (n - 3) / n))
-        vertex_points = diags_array(own) + to_faces @ face_points + to_edges @ middles
-    else:
-        edge_points = middles
-        vertex_points = sparse(1.0, identity, identity, vertex_count, vertex_count)
+    # Edge point: mean of its ends and of both faces' points; on the rim its middle.
+    own = diags_array(np.where(inner, 0.5, 1.0))
+    to_faces = sparse(np.where(inner[side_edge], 0.25, 0.0), side_edge, side_face, edge_count, face_count)
+    edge_points = own @ middles + to_faces @ face_points
+    # Vertex point: (Q + 2 R + (n - 3) v) / n, Q and R the mean face point and edge middle, n the valence.
+    valence = np.bincount(ends, minlength=vertex_count)
+    n = np.maximum(valence, 1)
+    rim = np.zeros(vertex_count, bool)
+    rim[unique[~inner]] = True
+    weight = np.where(rim, 0.0, 1 / (n * np.maximum(np.bincount(corner, minlength=vertex_count), 1)))
+    to_faces = sparse(weight[corner], corner, side_face, vertex_count, face_count)
+    weight = np.where(rim[ends], np.where(inner[end_edge], 0.0, 0.25), 2 / n[ends] ** 2)
+    to_edges = sparse(weight, ends, end_edge, vertex_count, edge_count)
+    own = np.where(valence == 0, 1.0, np.where(rim, 0.5, (n - 3) / n))
+    vertex_points = diags_array(own) + to_faces @ face_points + to_edges @ middles
     matrix = vstack([vertex_points, edge_points, face_points]).tocsr()
     edge_ids = side_edge.reshape(face_count, sides) + vertex_count
-    centers = np.broadcast_to(identity.size + edge_count + np.arange(face_count)[:, None], edge_ids.shape)
+    centers = np.broadcast_to(vertex_count + edge_count + np.arange(face_count)[:, None], edge_ids.shape)
     children = np.stack([starts, edge_ids, centers, np.roll(edge_ids, 1, axis=1)], axis=-1)
     return matrix, torch.from_numpy(children.reshape(-1, 4).astype(np.int64)).to(faces.device)

@@ -95,14 +95,17 @@ class Surface:
             ids = np.flatnonzero(size == level)
             self.sizes.append((ids, cKDTree(self.centers[ids]), radius[ids].max()))
 
-    def near(self, points: NDArray, candidates: int = 12) -> NDArray:
-        """Nearest point among the triangles with the nearest centers: quick, seldom off by a neighbor; (N, 3)."""
-        count = min(candidates, len(self.centers))
-        _, ids = self.tree.query(points, k=count)
-        ids = ids.reshape(len(points), count)
+    def _candidates(self, points: NDArray, count: int) -> tuple[NDArray, NDArray, NDArray]:
+        """The triangles with the nearest centers (N, K), their nearest places (N, K, 3) and squared distances."""
+        count = min(count, len(self.centers))
+        ids = self.tree.query(points, k=count)[1].reshape(len(points), count)
         places = closest_on_triangles(np.repeat(points, count, 0), self.corners[ids.ravel()]).reshape(-1, count, 3)
-        pick = ((places - points[:, None]) ** 2).sum(2).argmin(1)
-        return places[np.arange(len(points)), pick]
+        return ids, places, ((places - points[:, None]) ** 2).sum(2)
+
+    def near(self, points: NDArray) -> NDArray:
+        """Nearest point among the triangles with the nearest centers: quick, seldom off by a neighbor; (N, 3)."""
+        _, places, square = self._candidates(points, 12)
+        return places[np.arange(len(points)), square.argmin(1)]
 
     def nearest(self, points: ArrayLike) -> NDArray:
         """Exact nearest point of the surface to each of (N, 3) points; (N, 3)."""
@@ -148,14 +151,10 @@ class Surface:
         """
         points = as_array("points", points, "N 3")
         normals = None if normals is None else as_array("normals", normals, f"{len(points)} 3")
-        count = min(candidates, len(self.centers))
         parts = [np.empty((0, 5 + 1))]
         for start in range(0, len(points), 16384):
             some = points[start : start + 16384]
-            _, ids = self.tree.query(some, k=count)
-            ids = ids.reshape(len(some), count)
-            places = closest_on_triangles(np.repeat(some, count, 0), self.corners[ids.ravel()]).reshape(-1, count, 3)
-            square = ((places - some[:, None]) ** 2).sum(2)
+            ids, places, square = self._candidates(some, candidates)
             fits = np.ones_like(square, dtype=bool)
             if normals is not None:
                 fits = np.einsum("nkc,nc->nk", self.normals[ids], normals[start : start + 16384]) > min_cosine

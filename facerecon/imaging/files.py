@@ -318,7 +318,9 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """8-bit RGB of ``size``: profile, depth, palette and alpha resolved."""
     profile = image.info.get("icc_profile")
     if image.mode in _GRAY:
-        image = Image.fromarray(_gray_to_uint8(np.asarray(image)))
+        values = np.asarray(image)
+        shares = np.clip(np.nan_to_num(values / _white(values)), 0, 1)
+        image = Image.fromarray(np.round(shares * 255).astype(np.uint8))
     elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBa"):
         image = image.convert("RGBA")
     elif image.mode in ("1", "L", "P"):
@@ -334,17 +336,8 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _gray_to_uint8(values: np.ndarray) -> np.ndarray:
-    """One channel of 16-bit integers, 32-bit integers or floats -> uint8, by the range the numbers use."""
-    return np.round(np.clip(np.nan_to_num(values / _white(values)), 0, 1) * 255).astype(np.uint8)
-
-
 def _white(values: np.ndarray) -> float:
-    """The number that is white: the largest of as few bits as hold all; of floats also 1, with highlights above it.
-
-    Raises:
-        InputError: the numbers are larger than 16 bits hold.
-    """
+    """The number that is white: the largest of as few bits as hold all; of floats also 1, with highlights above it."""
     most = values[np.isfinite(values)].max(initial=0)
     if values.dtype.kind == "f" and most <= 16:
         return 1.0
@@ -437,10 +430,9 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
 def to_uint8(image: Tensor) -> np.ndarray:
     """(3, H, W), (1, H, W) or (H, W) in [0, 1], rounded and clamped -> (H, W, 3) or (H, W) uint8."""
     image = image.detach()
-    if image.dim() == 4 and image.shape[0] == 1:
-        image = image[0]
-    if image.dim() == 3 and image.shape[0] == 1:
-        image = image[0]
+    for axes in (4, 3):
+        if image.dim() == axes and image.shape[0] == 1:
+            image = image[0]
     if image.dim() == 3 and image.shape[0] == 3:
         image = image.permute(1, 2, 0)
     elif image.dim() != 2:
@@ -547,11 +539,7 @@ def _literal_where_there(pattern: Path) -> str:
 
 
 def contact_sheet(
-    images: Sequence[Tensor] | Tensor,
-    columns: int | None = None,
-    labels: Sequence[str] | None = None,
-    size: int = 224,
-    gap: int = 4,
+    images: Sequence[Tensor] | Tensor, columns: int | None = None, labels: Sequence[str] | None = None, size: int = 224
 ) -> Tensor:
     """Many pictures on one white sheet, to look at.
 
@@ -560,7 +548,6 @@ def contact_sheet(
         columns: pictures a row; by default about as many as rows.
         labels: one line of text under each picture.
         size: side in pixels of the square cell each picture is fitted into.
-        gap: pixels between cells.
 
     Returns:
         (3, H, W) in [0, 1].
@@ -572,7 +559,7 @@ def contact_sheet(
         raise InputError(f"a contact sheet needs one label an image; got {len(labels)} for {len(pictures)}.")
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    foot = 14 if labels is not None else 0
+    gap, foot = 4, 14 if labels is not None else 0
     step_x, step_y = size + gap, size + foot + gap
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
     draw = ImageDraw.Draw(sheet)

@@ -18,11 +18,6 @@ def _check(image: Tensor) -> None:
         raise ShapeError(f"a mask or image must be (B, C, H, W); got {tuple(image.shape)}.")
 
 
-def _check_kernel(size: int) -> None:
-    if size < 1 or size % 2 == 0:
-        raise ConfigError(f"a kernel size must be odd and positive; got {size}. Try {max(1, size | 1)}.")
-
-
 def default_sigma(kernel_size: int) -> float:
     """The Gaussian width that OpenCV takes for a kernel size when it is given none, in pixels."""
     return 0.3 * ((kernel_size - 1) * 0.5 - 1) + 0.8
@@ -30,7 +25,8 @@ def default_sigma(kernel_size: int) -> float:
 
 def gaussian_kernel(kernel_size: int, sigma: float | None = None) -> Tensor:
     """(kernel_size,) float64 samples of a Gaussian, their sum 1."""
-    _check_kernel(kernel_size)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ConfigError(f"a kernel size must be odd and positive; got {kernel_size}. Try {max(1, kernel_size | 1)}.")
     sigma = default_sigma(kernel_size) if sigma is None else sigma
     x = torch.arange(kernel_size, dtype=torch.float64) - (kernel_size - 1) / 2
     kernel = torch.exp(-x.square() / (2 * sigma**2))
@@ -108,13 +104,12 @@ def erode(mask: Tensor, radius: float) -> Tensor:
     return -dilate(-mask, radius)
 
 
-def feather(mask: Tensor, radius: float, inside: bool = True) -> Tensor:
-    """Give a mask a soft edge about ``radius`` pixels wide.
+def feather(mask: Tensor, radius: float) -> Tensor:
+    """Give a mask a soft edge about ``radius`` pixels wide, which fades within it: 0 beyond its old border.
 
     Args:
         mask: (B, C, H, W) in [0, 1].
         radius: width of the edge in pixels; 0 changes nothing.
-        inside: the edge fades within the mask, which is 0 beyond its old border; else it is centered on it.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -122,9 +117,6 @@ def feather(mask: Tensor, radius: float, inside: bool = True) -> Tensor:
     _check(mask)
     if radius <= 0:
         return mask
-    size = 2 * math.ceil(radius) + 1
-    if not inside:
-        return gaussian_blur(mask, size, radius / 3).clamp(0, 1)
     reach = math.ceil(radius / 2)
     soft = gaussian_blur(erode(mask, reach), 2 * reach + 1, radius / 5)
     return torch.minimum(soft, mask).clamp(0, 1)

@@ -36,35 +36,25 @@ class PoissonSolver:
         number[inside] = np.arange(count)
         everywhere = np.arange(inside.size).reshape(inside.shape)
         rows, columns, outer_rows, outer_pixels = [], [], [], []
-        for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-            here = [slice(None), slice(None)]
-            there = [slice(None), slice(None)]
-            here[axis] = slice(None, -1) if step > 0 else slice(1, None)
-            there[axis] = slice(1, None) if step > 0 else slice(None, -1)
-            p, q = number[tuple(here)], number[tuple(there)]
+        down, up = np.s_[:-1, :], np.s_[1:, :]
+        right, left = np.s_[:, :-1], np.s_[:, 1:]
+        for here, there in ((down, up), (up, down), (right, left), (left, right)):
+            p, q = number[here], number[there]
             both, edge = (p >= 0) & (q >= 0), (p >= 0) & (q < 0)
             rows.append(p[both])
             columns.append(q[both])
             outer_rows.append(p[edge])
-            outer_pixels.append(everywhere[tuple(there)][edge])
+            outer_pixels.append(everywhere[there][edge])
         row, column = np.concatenate(rows), np.concatenate(columns)
         self._outer_row, self._outer_pixel = np.concatenate(outer_rows), np.concatenate(outer_pixels)
         degree = np.bincount(np.concatenate([row, self._outer_row]), minlength=count).astype(np.float64)
         neighbors = coo_array((np.ones(len(row)), (row, column)), (count, count))
-        options = {"SymmetricMode": True}
         matrix = (diags_array(degree) - neighbors).tocsc()
-        self._factor = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0, options=options) if count else None
+        options = {"diag_pivot_thresh": 0, "options": {"SymmetricMode": True}}
+        self._factor = splu(matrix, "MMD_AT_PLUS_A", **options) if count else None
 
     def __call__(self, base: Tensor, guide: Tensor) -> Tensor:
-        """Edit images.
-
-        Args:
-            base: (B, C, H, W), kept outside the mask.
-            guide: (B, C, H, W), whose gradients are kept inside.
-
-        Returns:
-            (B, C, H, W), not clamped, without gradient.
-        """
+        """``base`` (B, C, H, W) outside the mask, the gradients of ``guide`` (B, C, H, W) inside; not clamped."""
         check_shape("base", base, f"B C {self.inside.shape[0]} {self.inside.shape[1]}")
         check_shape("guide", guide, " ".join(map(str, base.shape)))
         if self._factor is None:

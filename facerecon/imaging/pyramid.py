@@ -54,15 +54,11 @@ def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
     return _grow(_grow(image, 2, size[0]), 3, size[1])
 
 
-def _check_levels(image: Tensor, levels: int) -> None:
+def gaussian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
+    """``levels`` images, each half the size of the one before; the first is the image itself."""
     check_shape("image", image, "B C H W")
     if levels < 1:
         raise ConfigError(f"a pyramid needs at least 1 level; got {levels}.")
-
-
-def gaussian_pyramid(image: Tensor, levels: int) -> list[Tensor]:
-    """``levels`` images, each half the size of the one before; the first is the image itself."""
-    _check_levels(image, levels)
     pyramid = [image]
     while len(pyramid) < levels:
         pyramid.append(downsample(pyramid[-1]))

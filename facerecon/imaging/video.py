@@ -179,15 +179,11 @@ def _of_film(path: Path, count: int) -> Iterator[Frame]:
                 first = time if first is None else first
                 if number in wanted:
                     _refuse_large(str(path), frame.width, frame.height)
-                    pixels = _upright(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0))
+                    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # a phone's film is stored lying
+                    pixels = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
                     yield _frame(number, time - first, Image.fromarray(pixels), path, len(wanted))
     except av.error.FFmpegError as error:
         raise InputError(f"{path} cannot be read as a film ({error.strerror}); check the file.") from None
-
-
-def _upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
-    """A phone's film is stored lying; ``rotation`` degrees, counter-clockwise, bring it up."""
-    return np.ascontiguousarray(np.rot90(pixels, round(rotation / 90) % 4))
 
 
 def write_film(path: str | os.PathLike, frames: Sequence[Image.Image], fps: float = 20.0) -> Path:

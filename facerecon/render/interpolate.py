@@ -122,18 +122,16 @@ def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, T
     return replace(listed, barycentric=weights), (weights * corners[..., 3]).sum(-1)
 
 
-def fragments(
-    clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto", cull: bool = True
-) -> Fragments:
+def fragments(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto") -> Fragments:
     """Rasterize, and attach differentiable barycentrics and depth.
 
     Args:
-        clip, faces, size, backend, cull: see :func:`rasterize`.
+        clip, faces, size, backend: see :func:`rasterize`.
 
     Returns:
         Dense fragments; background has face -1, barycentrics 0 and depth 0.
     """
-    face_index = rasterize(clip, faces, size, backend, cull)
+    face_index = rasterize(clip, faces, size, backend)
     found, depth = covered(clip, faces, face_index)
     packed = found.scatter(torch.cat([found.barycentric, depth[:, None]], dim=-1))
     return Fragments(face_index, packed[..., :3], packed[..., 3])

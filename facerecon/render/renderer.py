@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +55,7 @@ class PreparedView:
 
     def detach(self) -> PreparedView:
         """Cut geometry and light from the graph: only the texture will receive gradients."""
-        return replace(
-            self,
-            found=replace(self.found, barycentric=self.found.barycentric.detach()),
-            grid=self.grid.detach(),
-            light=None if self.light is None else self.light.detach(),
-            rendering=self.rendering.detach(),
-            outline=None if self.outline is None else self.outline.detach(),
-        )
+        return replace(_detached(self), found=replace(self.found, barycentric=self.found.barycentric.detach()))
 
     def shade(self, texture: Tensor) -> Rendering:
         """Render the view with a texture.
@@ -130,13 +124,7 @@ class FusedView:
 
     def detach(self) -> FusedView:
         """Cut geometry and light from the graph: only the texture will receive gradients."""
-        return replace(
-            self,
-            grid=self.grid.detach(),
-            light=self.light.detach(),
-            rendering=self.rendering.detach(),
-            outline=None if self.outline is None else self.outline.detach(),
-        )
+        return _detached(self)
 
     def shade(self, texture: Tensor) -> Rendering:
         """Render the view with a texture (B or 1, 3, S, S); see :meth:`PreparedView.shade`."""
@@ -157,6 +145,12 @@ class FusedView:
         return _finish(self.rendering, image, self.outline)
 
 
+def _detached(view: Any) -> Any:
+    """A view whose grid, light, rendering and outline are cut from the graph."""
+    parts = {name: getattr(view, name) for name in ("grid", "light", "rendering", "outline")}
+    return replace(view, **{name: part.detach() for name, part in parts.items() if part is not None})
+
+
 def _shared_batch(views: int, texture: Tensor) -> int:
     """How many images ``views`` views and a (B, C, S, S) texture make."""
     count = max(views, texture.shape[0])
@@ -168,8 +162,7 @@ def _shared_batch(views: int, texture: Tensor) -> int:
 def _levels(texture: Tensor, level: int | str, footprint: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """The levels of a mip pyramid that a view needs, each with its weight (like ``footprint``; None is 1).
 
-    "auto" is trilinear: a pixel of footprint f lies at level log2(f S), between two levels of box-filtered
-    halves. A side is halved only while it is even.
+    "auto" is trilinear: a pixel of footprint f lies at level log2(f S). A side is halved only while it is even.
     """
     size = texture.shape[-1]
     halvings = (size & -size).bit_length() - 1

@@ -215,18 +215,8 @@ def _shadow_size(size: tuple[int, int], wanted: int | None = None) -> tuple[int,
 def _visibility(
     texels: Tensor, cosine: Tensor, depth_map: Tensor, camera_size: tuple[int, int], focal: Tensor
 ) -> Tensor:
-    """How much of each texel the camera sees past everything else, by a z-buffer.
-
-    Args:
-        texels: (T, 3) x and y in camera pixels, depth.
-        cosine: (T,) of the angle between normal and view.
-        depth_map: (H', W') depth of the nearest surface, 0 on background; any resolution.
-        camera_size: (H, W).
-        focal: scalar, pixels.
-
-    Returns:
-        (T,) in [0, 1]; 0 where any of the four pixels around the texel shows a nearer surface or none.
-    """
+    """How much of each texel (T, 3) the camera sees past everything else, by a z-buffer of any resolution: (T,) in
+    [0, 1], 0 where any of the four pixels around the texel shows a nearer surface or none."""
     height, width = depth_map.shape
     x = texels[:, 0] * (width / camera_size[1]) - 0.5
     y = texels[:, 1] * (height / camera_size[0]) - 0.5

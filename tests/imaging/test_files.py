@@ -480,7 +480,7 @@ def test_any_name_is_listed(tmp_path):
 
 def test_contact_sheet_places_pictures(pixels):
     image = as_tensor(pixels)
-    sheet = files.contact_sheet([image, image[:1], image, image], columns=3, size=60, gap=4)
+    sheet = files.contact_sheet([image, image[:1], image, image], columns=3, size=60)
     assert sheet.shape == (3, 2 * 64 + 4, 3 * 64 + 4)
     assert torch.allclose(sheet[:, 14:54, 4:64], image, atol=1e-6)
     assert torch.equal(sheet[:, 70:, 70:], torch.ones_like(sheet[:, 70:, 70:]))

@@ -52,8 +52,6 @@ def test_feather_stays_inside_and_reaches_one():
     assert (soft <= mask).all() and soft[0, 0, 30, 30] == 1
     edge = soft[0, 0, 30, 10:20]
     assert (edge.diff() >= -1e-6).all() and edge[0] < 0.1 and edge[-1] > 0.999
-    centered = masks.feather(mask, 8, inside=False)
-    assert centered[0, 0, 30, 9] > 0.3 and abs(centered.sum() / mask.sum() - 1) < 0.01
     assert torch.equal(masks.feather(mask, 0), mask)
 
 
