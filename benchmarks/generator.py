@@ -3,8 +3,8 @@
     python benchmarks/generator.py [--threads 1] [--faces 12]
 
 One run, one process: every way of making the same faces, process time as a median, PSNR against the torch path in
-float32, and what the attribute meter says of its pictures against what it says of those. Windows are put back into
-their frame first; previews are compared with the picture averaged to 256 px.
+float32, and what the attribute meter measures on the pictures of both. Windows are put back into their frame first;
+previews are compared with the picture averaged to 256 px.
 """
 
 from __future__ import annotations

@@ -252,17 +252,17 @@ def build_head(
     model = load_face_model(name, num_identity=num_identity, path=path or None)
     if name == "makehuman":
         return model, decoder_for(model, decoder, space=space, precision=precision)
-    carried = retarget(model)
+    retargeted = retarget(model)
     if name == "hifi3dpp":
-        carried = replace(carried, model=fill_sockets(carried.model))
-    made = decoder_for(carried.model, decoder, carried=carried, space=space, precision=precision)
+        retargeted = replace(retargeted, model=fill_sockets(retargeted.model))
+    made = decoder_for(retargeted.model, decoder, retargeted=retargeted, space=space, precision=precision)
     texture = "its own decoder"
     if decoder == "albedo":
         texture = "its own linear albedo"
     elif isinstance(made, ResampledDecoder) or decoder_kind(decoder) == "linear":
         texture = "the decoder of makehuman, resampled"
     print(f"note: {name} takes jaw contour, face-mesh points and regions over from makehuman; texture: {texture}.")
-    return carried.model, made
+    return retargeted.model, made
 
 
 def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:

@@ -27,7 +27,7 @@ from facerecon.stylegan.load import load_decoder
 __all__ = ["ResampledDecoder", "Retargeted", "albedo_decoder", "retarget", "decoder_for"]
 
 SIZE = 384
-"""Texels a side of a carried basis: other atlases give the face a smaller share than makehuman's 256 px."""
+"""Texels a side of a resampled basis: other atlases give the face a smaller share than makehuman's 256 px."""
 
 TOO_FAR = 0.6
 """World units (0.1 m) from the source's skin beyond which a texel takes the neck's color alone."""
@@ -157,35 +157,35 @@ class ResampledDecoder(TextureDecoder):
 
     Args:
         base: what decodes.
-        carried: where the texels of the other head lie.
+        retargeted: where the texels of the other head lie.
         source: the makehuman head.
     """
 
-    def __init__(self, base: TextureDecoder, carried: Retargeted, source: MorphableModel) -> None:
+    def __init__(self, base: TextureDecoder, retargeted: Retargeted, source: MorphableModel) -> None:
         super().__init__()
         self.base = base
         self.name, self.space, self.rows, self.dim = base.name, base.space, base.rows, base.dim
-        self.atlas = carried.model.name
-        self.carried, self.source = carried, source
-        self.size = carried.uv.shape[0]
+        self.atlas = retargeted.model.name
+        self.retargeted, self.source = retargeted, source
+        self.size = retargeted.uv.shape[0]
         with torch.no_grad():
             mean, effect = base.start_basis()
-            maps = carried.texture(torch.cat([mean[None], effect]), source)
+            maps = retargeted.texture(torch.cat([mean[None], effect]), source)
         self.register_buffer("start_maps", maps, persistent=False)
         self._of: dict[torch.device, tuple[Retargeted, MorphableModel]] = {}
 
     @in_own_modes
     def _on(self, device: torch.device) -> tuple[Retargeted, MorphableModel]:
         if device not in self._of:
-            moved = Retargeted(self.carried.model, *(t.to(device) for t in _table(self.carried)))
+            moved = Retargeted(self.retargeted.model, *(t.to(device) for t in _table(self.retargeted)))
             self._of[device] = moved, self.source
         return self._of[device]
 
     def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
         """(B, N, C) -> (B, 3, S, S) in the other head's atlas; ``size`` is that of what is resampled."""
         texture = self.base(codes, size)
-        carried, source = self._on(texture.device)
-        return carried.texture(texture, source)
+        retargeted, source = self._on(texture.device)
+        return retargeted.texture(texture, source)
 
     def start_basis(self) -> tuple[Tensor, Tensor]:
         """The base's, resampled."""
@@ -208,8 +208,8 @@ class ResampledDecoder(TextureDecoder):
         return self.base.to_sphere(codes)
 
 
-def _table(carried: Retargeted) -> tuple[Tensor, Tensor, Tensor]:
-    return carried.uv, carried.share, carried.fill
+def _table(retargeted: Retargeted) -> tuple[Tensor, Tensor, Tensor]:
+    return retargeted.uv, retargeted.share, retargeted.fill
 
 
 @in_own_modes
@@ -217,7 +217,7 @@ def decoder_for(
     model: MorphableModel,
     name: str = "linear",
     components: int | None = None,
-    carried: Retargeted | None = None,
+    retargeted: Retargeted | None = None,
     space: str | None = None,
     precision: str = "auto",
 ) -> TextureDecoder:
@@ -229,7 +229,7 @@ def decoder_for(
             where the head is another) or of the head's own; or "albedo", the model's own linear albedo.
         components, space, precision: as for :func:`~facerecon.stylegan.load.load_decoder` (of an albedo 80
             components).
-        carried: of :func:`retarget`, where it is at hand.
+        retargeted: of :func:`retarget`, where it is at hand.
 
     Raises:
         ConfigError: an unknown name, "albedo" for a model that has none, or a decoder of an atlas that is neither the
@@ -246,11 +246,11 @@ def decoder_for(
     if base.atlas != SOURCE:
         raise ConfigError(f"decoder '{name}' makes textures of {base.atlas}, not of {model.name}; use decoder=linear.")
     source = load_face_model(SOURCE, num_identity=0)
-    carried = carried or retarget(model, source)
+    retargeted = retargeted or retarget(model, source)
     if not isinstance(base, LinearDecoder):
-        return ResampledDecoder(base, carried, source).eval().requires_grad_(False)
+        return ResampledDecoder(base, retargeted, source).eval().requires_grad_(False)
     with torch.no_grad():
-        maps = carried.texture(torch.cat([base.mean[None], base.basis]), source)
+        maps = retargeted.texture(torch.cat([base.mean[None], base.basis]), source)
     decoder = LinearDecoder(maps[0], maps[1:])
     decoder.atlas = model.name
     return decoder.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ class FilterSettings:
         evenness: highest energy of SH bands 1-8 over band 0 in the front view.
         identity: largest distance of identity embeddings between source and front view (others: 0.57 to 1.14).
         side_identity: the same between the front view and each side view; profiles of one person are further apart.
-        inversion: least cosine of the judge between a photo and its inversion.
+        inversion: least CSIM of a photo and its inversion.
         bs_error: highest BS Error over observed texels, of 255.
         observed: least share of the face's texels that some view shows.
         residual: highest disagreement of the views where they overlap, mean absolute, of 255.
@@ -75,7 +75,7 @@ _TEXT = {
     "evenness": ("light", "bands 1-8 are {:.2f} of band 0, at most {:.2f}"),
     "identity": ("identity", "the edited face is {:.2f} from its source, at most {:.2f}"),
     "side_identity": ("identity", "a side view is {:.2f} from the front view, at most {:.2f}"),
-    "inversion": ("inversion", "the inversion has a judge's cosine of {:.2f}, at least {:.2f}"),
+    "inversion": ("inversion", "the inversion has a CSIM of {:.2f}, at least {:.2f}"),
     "bs_error": ("brightness", "BS Error over observed texels is {:.1f}, at most {:.1f}"),
     "observed": ("observed", "{:.2f} of the face's texels are observed, at least {:.2f}"),
     "residual": ("agreement", "the views differ by {:.1f} of 255 where they overlap, at most {:.1f}"),

@@ -135,7 +135,7 @@ def describe_parts(settings: Any) -> list[str]:
     if settings.editing and settings.editor == "styleflow":
         lines.append(
             "note: StyleFlow is told DPR's light, the smile of the VGG-19 of FER2013, baldness by BiSeNet's hair, and "
-            "yaw, pitch, age, gender and glasses as measured by ours; a beard is taken for none. Filters judge by ours."
+            "yaw, pitch, age, gender and glasses as measured by ours, as the filters do; a beard is taken for none."
         )
     return lines
 
@@ -175,11 +175,11 @@ def load_head(settings: Any) -> tuple[MorphableModel, Retargeted | None]:
     model = load_face_model(settings.face_model, count, settings.face_model_path or None)
     if model.name == SOURCE:
         return model, None
-    carried = retarget(model)
-    return (fill_sockets(carried.model) if model.name == "hifi3dpp" else carried.model), carried
+    retargeted = retarget(model)
+    return (fill_sockets(retargeted.model) if model.name == "hifi3dpp" else retargeted.model), retargeted
 
 
-def part_template(settings: Any, model: MorphableModel, carried: Retargeted | None) -> Template:
+def part_template(settings: Any, model: MorphableModel, retargeted: Retargeted | None) -> Template:
     """The template of that head: shipped, carried over from makehuman's, or the release's with its masks.
 
     Raises:
@@ -189,9 +189,9 @@ def part_template(settings: Any, model: MorphableModel, carried: Retargeted | No
         texture, *drawn = kept_pictures((_TEMPLATE, *RELEASED_MASKS))
         layout = with_masks(face_layout(model, settings.size), *drawn)
         return load_template(model, settings.size, texture[None], layout)
-    if carried is None:
+    if retargeted is None:
         return load_template(model, settings.size)
     source = load_face_model(SOURCE, 0)
     shipped = files.read_image(assets.shipped(SHIPPED[SOURCE]))[None]
     with torch.no_grad():
-        return load_template(model, settings.size, carried.texture(shipped, source))
+        return load_template(model, settings.size, retargeted.texture(shipped, source))

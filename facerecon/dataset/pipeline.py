@@ -197,10 +197,10 @@ class UVPipeline:
         self.settings = settings = settings or PipelineSettings()
         self.device = choose_device(settings.device)
         self.generator = load_face_generator(settings.generator, self.device, PRECISIONS[settings.precision])
-        self.model, carried = load_head(settings)
+        self.model, retargeted = load_head(settings)
         self.meter = AttributeMeter()
         self.normalizer = load_normalizer(settings, self._picture, self.meter, editor)
-        self.template = part_template(settings, self.model, carried)
+        self.template = part_template(settings, self.model, retargeted)
         self.parser = load_parser(settings.parsing)
         self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
@@ -271,7 +271,7 @@ class UVPipeline:
         elif crop is not None:
             with _timed(seconds, "invert"):
                 code, quality = self._inverted(crop)
-            figures |= {"inversion": quality["judge"], "inversion_error": quality["error"]}
+            figures |= {"inversion": quality["csim"], "inversion_error": quality["error"]}
         else:
             with _timed(seconds, "generate"):
                 code = _half(self.generator.sample(item.seed, self.settings.truncation)[0].cpu())

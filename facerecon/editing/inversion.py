@@ -227,7 +227,7 @@ class Inversion:
         code: (23, 512), w and its residual; of an encoder (18, 512).
         w: (512,), without it.
         image: (3, 1024, 1024) of the code, RGB in [0, 1].
-        quality: ``judge`` (cosine of the judge's descriptors of photo and picture), ``identity`` (Euclidean distance
+        quality: ``csim`` (cosine of the evaluation descriptors of photo and picture), ``identity`` (Euclidean distance
             of the 128-d embeddings), ``error`` (mean absolute difference over the face at 256 px), ``residual`` (rms
             of the residual in deviations of W).
         trace: one plain dict for each comparison with the true picture.
@@ -442,11 +442,11 @@ def _quality(objective: _Objective, crop: Tensor, points: Tensor, image: Tensor)
     found = face_points(image)
     top, bottom, left, right = (v // 4 for v in FACE_WINDOW)
     with torch.no_grad():
-        judge = identity_similarity(load_eval_identity()(image, found), load_eval_identity()(crop, points))
+        csim = identity_similarity(load_eval_identity()(image, found), load_eval_identity()(crop, points))
         distance = (load_identity()(image, found) - load_identity()(crop, points)).norm()
     preview = F.interpolate(image, (_PREVIEW, _PREVIEW), mode="area")
     error = objective.error(preview[:, :, top:bottom, left:right])
-    return {"judge": float(judge), "identity": float(distance), "error": error}
+    return {"csim": float(csim), "identity": float(distance), "error": error}
 
 
 # -- state -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Identity: the differentiable 128-d network that fits may optimize, and the 1024-d judge that they may not."""
+"""Identity: the differentiable 128-d network that fits may optimize, and the 1024-d eval identity that they may not."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
 
 @kept()
 def load_eval_identity() -> EvalIdentityNet:
-    """The open pack's independent judge, frozen."""
+    """The open pack's evaluation identity, which nothing optimizes, frozen."""
     return EvalIdentityNet(GraphNet.from_file(assets.locate("faceres1024"))).eval().requires_grad_(False)

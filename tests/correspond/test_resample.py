@@ -37,13 +37,13 @@ def ict(reference: Path, source: MorphableModel) -> MorphableModel:
 
 
 @pytest.fixture(scope="module")
-def carried(ict: MorphableModel, source: MorphableModel):
+def retargeted(ict: MorphableModel, source: MorphableModel):
     return retarget(ict, source)
 
 
 @pytest.fixture(scope="module")
-def decoder(carried, source: MorphableModel) -> LinearDecoder:
-    return decoder_for(carried.model, carried=carried)
+def decoder(retargeted, source: MorphableModel) -> LinearDecoder:
+    return decoder_for(retargeted.model, retargeted=retargeted)
 
 
 def _at(decoder: LinearDecoder, model: MorphableModel, faces: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def _at(decoder: LinearDecoder, model: MorphableModel, faces: torch.Tensor) -> t
 
 
 def test_on_its_own_head_the_texture_is_itself(source: MorphableModel, monkeypatch) -> None:
-    """The makehuman head under another name: the carried map shows what the map it came from shows."""
+    """The makehuman head under another name: the retargeted map shows what the map it came from shows."""
     monkeypatch.setattr(carry, "SIZE", 192)
     other = source.with_topology(source.topology.replace(name="twin"))
     other.name = "twin"
@@ -100,22 +100,22 @@ def test_eyes_look_ahead_and_lips_are_red(decoder: LinearDecoder, ict: Morphable
     assert decoder.mean.min() > 0.02  # nothing is left black
 
 
-def test_the_table_is_kept_and_made_again_when_damaged(ict, source, carried, monkeypatch) -> None:
+def test_the_table_is_kept_and_made_again_when_damaged(ict, source, retargeted, monkeypatch) -> None:
     """A decoder that is resampled and a texture that moves there share the registration, and each its texels."""
     key = registration_module.pair_digest(source, ict, f"registered {registration_module._VERSION}")
     registration = assets.derived("registered", key, lambda target: pytest.fail("is not there"))
     calls, original = [], registration_module.nonrigid_icp
     monkeypatch.setattr(registration_module, "nonrigid_icp", lambda *heads: calls.append(1) or original(*heads))
     again = retarget(ict, source)
-    assert not calls and torch.equal(again.uv, carried.uv)
-    assert torch.equal(again.model.topology.mesh_point_faces, carried.model.topology.mesh_point_faces)
+    assert not calls and torch.equal(again.uv, retargeted.uv)
+    assert torch.equal(again.model.topology.mesh_point_faces, retargeted.model.topology.mesh_point_faces)
     transfer.link(source, ict)
     assert not calls
     data = registration.read_bytes()
     registration.unlink()  # mapped files must not shrink
     registration.write_bytes(data[:5000])
     with pytest.warns(UserWarning, match="was altered or damaged"):
-        assert torch.equal(retarget(ict, source).uv, carried.uv) and calls == [1]
+        assert torch.equal(retarget(ict, source).uv, retargeted.uv) and calls == [1]
     assert registration.read_bytes() == data
 
 
@@ -132,20 +132,20 @@ def test_a_models_own_albedo_is_a_decoder(hifi3dpp_mat: Path) -> None:
     assert torch.allclose(decoder(codes)[0].permute(1, 2, 0)[inside], expected, atol=1e-5)
 
 
-def test_decoders_that_do_not_exist_are_named(ict: MorphableModel, carried) -> None:
+def test_decoders_that_do_not_exist_are_named(ict: MorphableModel, retargeted) -> None:
     with pytest.raises(ConfigError, match="'ict' has no albedo of its own"):
         decoder_for(ict, "albedo")
     with pytest.raises(ConfigError, match="did you mean 'linear'"):
-        decoder_for(ict, "linaer", carried=carried)
+        decoder_for(ict, "linaer", retargeted=retargeted)
 
 
-def test_a_random_face_of_the_model_is_found_again(ict, carried, decoder) -> None:
+def test_a_random_face_of_the_model_is_found_again(ict, retargeted, decoder) -> None:
     """Landmarks of a turned head of the model itself: its pose comes back."""
     from facerecon.fitting import fit_landmarks
     from facerecon.geometry.camera import project
     from facerecon.types import Camera
 
-    model, camera = carried.model, Camera.deep3d()
+    model, camera = retargeted.model, Camera.deep3d()
     rotation = torch.tensor([[0.05, 0.4, -0.03]])
     params = model.sample(torch.Generator().manual_seed(4)).replace(rotation=rotation)
     vertices = model(params)
@@ -157,7 +157,7 @@ def test_a_random_face_of_the_model_is_found_again(ict, carried, decoder) -> Non
     assert np.abs(project(camera, model(fitted))[..., :2] - project(camera, vertices)[..., :2]).mean() < 1.5
 
 
-def test_a_stylegan_decoder_is_resampled_texture_by_texture(carried, source: MorphableModel, tmp_path) -> None:
+def test_a_stylegan_decoder_is_resampled_texture_by_texture(retargeted, source: MorphableModel, tmp_path) -> None:
     from facerecon.stylegan.generator import Generator, GeneratorConfig
     from facerecon.stylegan.texture_decoder import save_decoder
 
@@ -165,12 +165,12 @@ def test_a_stylegan_decoder_is_resampled_texture_by_texture(carried, source: Mor
     path = tmp_path / "tiny.safetensors"
     config = GeneratorConfig(size=32, z_dim=16, w_dim=16, mapping_layers=1, channel_base=256, channel_max=8)
     save_decoder(path, Generator(config), samples=1000, textures=100)
-    decoder = decoder_for(carried.model, str(path), carried=carried, space="w/8", precision="float32")
+    decoder = decoder_for(retargeted.model, str(path), retargeted=retargeted, space="w/8", precision="float32")
     base = load_decoder(str(path), space="w/8", precision="float32")
     assert (decoder.rows, decoder.dim, decoder.space, decoder.atlas) == (1, 8, "w/8", "ict")
     codes = base.sample(1, torch.Generator().manual_seed(0)).codes.requires_grad_(True)
     texture = decoder(codes)
-    torch.testing.assert_close(texture, carried.texture(base(codes), source))
+    torch.testing.assert_close(texture, retargeted.texture(base(codes), source))
     (gradient,) = torch.autograd.grad(texture.square().sum(), codes)
     assert gradient.abs().sum() > 0
     mean, effect = decoder.start_basis()

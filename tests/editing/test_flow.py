@@ -212,4 +212,4 @@ def test_an_encoders_code_is_taken_as_it_is(reference, asset) -> None:
 
         found = encode(crop, generator, lambda image: codes)
         assert torch.equal(found.code, codes[0]) and torch.allclose(found.w, codes[0].mean(0), atol=1e-6)
-        assert low < found.quality["judge"] < high and (found.quality["error"] < 1e-4) == (shown is crop)
+        assert low < found.quality["csim"] < high and (found.quality["error"] < 1e-4) == (shown is crop)

@@ -150,10 +150,10 @@ def test_quality_tells_the_face_from_another(generator, face, asset):
     settings = InversionSettings(w_steps=0, plus_steps=0)
     rows = w.expand(23, -1) + 0.01 * torch.randn(23, 512, generator=torch.Generator().manual_seed(0))
     right = inversion.invert(image, generator, settings, encoder=lambda crop: rows)
-    assert right.quality["judge"] > 0.98 and right.quality["identity"] < 0.1 and right.quality["error"] < 0.02
+    assert right.quality["csim"] > 0.98 and right.quality["identity"] < 0.1 and right.quality["error"] < 0.02
     assert torch.allclose(right.code, rows, atol=1e-4) and torch.allclose(right.w, rows.mean(0), atol=1e-4)
     other = inversion.invert(image, generator, settings, encoder=lambda crop: generator.sample(777_002)[0])
-    assert other.quality["judge"] < 0.6 and other.quality["identity"] > 0.5 and other.quality["error"] > 0.05
+    assert other.quality["csim"] < 0.6 and other.quality["identity"] > 0.5 and other.quality["error"] > 0.05
 
 
 def test_face_mask_is_the_face(generator, face, asset):

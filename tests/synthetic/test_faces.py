@@ -188,8 +188,8 @@ def test_another_head_model(reference, asset) -> None:
     from facerecon.training.regressor import CoefficientLosses
 
     asset("makehuman")
-    carried = retarget(load_face_model("ict", 5, reference / "ict" / "ict_facekit_light.npz"))
-    model, decoder = carried.model, decoder_for(carried.model, "linear", carried=carried)
+    retargeted = retarget(load_face_model("ict", 5, reference / "ict" / "ict_facekit_light.npz"))
+    model, decoder = retargeted.model, decoder_for(retargeted.model, "linear", retargeted=retargeted)
     batch = SyntheticFaces(model, decoder, WITHIN_MODEL, seed=0, size=32, components=4)(range(3))
     x, y, z = model.landmarks3d(model(batch.params), Camera.deep3d(224, 3)).unbind(-1)
     expected = torch.stack([112 + 1015 * x / (10 - z), 112 - 1015 * y / (10 - z)], -1)
