@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -168,8 +168,8 @@ def main() -> None:
     for name, values in rows.items():
         cells = []
         for column in columns:
-            of = np.array([row[column] for row in values if column in row])
-            cells.append(f"{of.mean():.2f} ± {of.std() / max(1, len(of)) ** 0.5:.2f}" if len(of) else "")
+            of = [row[column] for row in values if column in row]
+            cells.append(f"{statistics.mean(of):.2f} ± {statistics.pstdev(of) / len(of) ** 0.5:.2f}" if of else "")
         print(f"| {name} | " + " | ".join(cells) + " |")
     if arguments.out:
         write_whole(arguments.out, json.dumps(rows, indent=1).encode())
