@@ -21,6 +21,9 @@ from facerecon.settings import rename_keys, today_key
 
 from . import schema
 
+# threads that wait must not spin on a busy machine: before torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 CONFIGS = Path(__file__).resolve().parent
 PATHS = {
     "atlas",

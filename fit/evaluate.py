@@ -25,7 +25,6 @@ the report, and is tried again by the next run.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -34,8 +33,6 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import compose, run
 from facerecon.run.signals import check_stop, names_kept

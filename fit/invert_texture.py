@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept

@@ -21,7 +21,6 @@ was not; with threads=1 they are the same to the last byte (but for the seconds 
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -30,8 +29,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept

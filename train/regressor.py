@@ -15,13 +15,10 @@ last checkpoint, and ends as a run that was not stopped; with another learning r
 from __future__ import annotations
 
 import math
-import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import aliases, run
 

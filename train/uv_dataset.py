@@ -17,14 +17,11 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from facerecon.configs.compose import run
 from facerecon.run.signals import check_stop, names_kept
