@@ -59,7 +59,8 @@ class SplitMesh:
 
 
 def split_seams(faces: Tensor, uv_faces: Tensor) -> SplitMesh:
-    """Split vertices so that every (vertex, UV) pair in use becomes one vertex, ordered by vertex, then UV.
+    """Split vertices so that every (vertex, UV) pair in use becomes one vertex, ordered by vertex, then UV; vertices in
+    no face are dropped.
 
     Args:
         faces: (F, 3) int64 vertex indices.
