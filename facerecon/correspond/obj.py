@@ -16,14 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError, NoFaceError, nearest_name
 from facerecon.geometry.camera import clip_coordinates
-from facerecon.geometry.mesh import vertex_normals
+from facerecon.geometry.mesh import face_components, vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.modes import in_own_modes
 from facerecon.morphable import FACE_MODELS, MorphableModel, hifi3dpp, ict, load_face_model
@@ -52,8 +50,6 @@ DEEP = 0.15
 
 CLAY = (0.78, 0.62, 0.54)
 """Color in which a bare shape is drawn to find its landmarks."""
-
-_ICT_VERTICES = 26719
 
 
 @dataclass(frozen=True)
@@ -139,16 +135,9 @@ def known_landmarks(mesh: ObjMesh) -> NDArray | None:
     """(68, 3) landmarks of a head in HiFi3D++'s or ICT-FaceKit's numbering; None for another mesh."""
     if (len(mesh.vertices), len(mesh.faces)) == (hifi3dpp.NUM_VERTICES, hifi3dpp.NUM_FACES):
         return mesh.vertices[np.array(hifi3dpp.LANDMARKS_86)[list(hifi3dpp.LANDMARKS_68_OF_86)]]
-    if len(mesh.vertices) == _ICT_VERTICES:
+    if len(mesh.vertices) == ict.NUM_VERTICES:
         return mesh.vertices[list(ict.LANDMARKS)]
     return None
-
-
-def _components(faces: NDArray, count: int) -> NDArray:
-    """(F,) connected component of each face, by shared indices."""
-    one, other = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-    graph = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(count, count))
-    return connected_components(graph, directed=False)[1][faces[:, 0]]
 
 
 def _regions(vertices: NDArray, faces: NDArray, mesh: ObjMesh, points: NDArray, owner: NDArray) -> dict[str, NDArray]:
@@ -159,7 +148,7 @@ def _regions(vertices: NDArray, faces: NDArray, mesh: ObjMesh, points: NDArray, 
     of the mouth are sewn to the skin, the islands of its UV map tell them apart.
     """
     hifi = (len(mesh.vertices), len(mesh.faces)) == (hifi3dpp.NUM_VERTICES, hifi3dpp.NUM_FACES)
-    piece = _components(mesh.uv_faces, len(mesh.uvs)) if hifi else _components(faces, len(vertices))
+    piece = face_components(mesh.uv_faces, len(mesh.uvs)) if hifi else face_components(faces, len(vertices))
     skin = piece == np.bincount(piece[owner]).argmax()
     centers = vertices[faces].mean(1)
     eyes = np.zeros(len(faces), dtype=bool)
@@ -173,7 +162,7 @@ def _regions(vertices: NDArray, faces: NDArray, mesh: ObjMesh, points: NDArray, 
     return {"skin": skin, "eyes": eyes, "mouth": ~skin & ~eyes}
 
 
-def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> MorphableModel:
+def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike) -> MorphableModel:
     """A head model without bases: mesh, UVs, landmarks and the regions skin, eyes and mouth.
 
     Vertices at one place are one vertex; the head is brought to the library's unit by the distance of the outer corners
@@ -182,7 +171,6 @@ def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> Morpha
     Args:
         mesh: of :func:`read_obj`.
         landmarks: (68, 3) iBUG points in the file's coordinates.
-        name: of the model; that of the file if left out.
 
     Raises:
         InputError: landmarks in one place, or not of this head.
@@ -215,7 +203,7 @@ def head_from_obj(mesh: ObjMesh, landmarks: ArrayLike, name: str = "") -> Morpha
         )
     regions = _regions(vertices, faces, kept, points, owner)
     topology = bare_topology(
-        name or mesh.path.stem,
+        mesh.path.stem,
         faces,
         mesh.uvs.clip(0, 1),
         uv_faces,
@@ -244,8 +232,7 @@ def read_head(head: str | os.PathLike | MorphableModel, landmarks: Any = None) -
     Raises:
         ConfigError: an unknown name.
         InputError: a file that cannot be used.
-        NoFaceError: no face is found on an OBJ
-        without landmarks.
+        NoFaceError: no face is found on an OBJ without landmarks.
         AssetError: the model is not in the cache.
     """
     if isinstance(head, MorphableModel):
@@ -300,15 +287,11 @@ def read_landmarks3d(source: Any, vertices: NDArray) -> NDArray:
     return table
 
 
-def detect_landmarks(mesh: ObjMesh, size: int = 640) -> NDArray:
-    """68 landmarks of a head of any topology, found on a rendering of its bare shape from the front.
+def detect_landmarks(mesh: ObjMesh) -> NDArray:
+    """(68, 3) landmarks on a head of any topology, found on a rendering of its bare shape from the front.
 
     Args:
         mesh: upright (y up), looking at +z, with or without a neck.
-        size: of the rendering in pixels.
-
-    Returns:
-        (68, 3) points of the surface, in the mesh's coordinates.
 
     Raises:
         NoFaceError: no face is found.
@@ -317,6 +300,7 @@ def detect_landmarks(mesh: ObjMesh, size: int = 640) -> NDArray:
     unit = 2.6 / max(high[:2] - low[:2])  # world units of a head
     placed = torch.from_numpy((mesh.vertices - (low + high) / 2) * unit).float()[None]
     faces = torch.from_numpy(mesh.faces)
+    size = 640  # px of the rendering
     camera = Camera.deep3d(size)
     camera = camera.replace(focal=camera.focal * 0.8)
     clip = clip_coordinates(camera, placed)

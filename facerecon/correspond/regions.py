@@ -63,15 +63,12 @@ def _between(value: NDArray, places: ArrayLike, widths: ArrayLike) -> NDArray:
 
 
 def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, ...] = (0.0, 0.6, -0.6)) -> NDArray:
-    """Which vertices a scanner would see from in front and from the sides: not nostrils, mouth and back of the head.
+    """(V,) bool, what a scanner would see from in front and from the sides: not nostrils, mouth and back of the head.
 
     Args:
         vertices: (V, 3), upright and looking at +z, world units.
         faces: (F, 3).
         yaws: angles of the views in radians.
-
-    Returns:
-        (V,) bool: a corner of a face that is in front somewhere.
     """
     points = torch.from_numpy(as_array("vertices", vertices, "V 3")).float()
     triangles = torch.from_numpy(as_array("faces", faces, "F 3"))

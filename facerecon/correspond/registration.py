@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
-from scipy.sparse import coo_array, diags_array
+from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import factorized
 from torch import Tensor
 
@@ -29,7 +29,6 @@ from facerecon.geometry.mesh import edges, vertex_normals
 from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
-from facerecon.types import MeshTopology
 
 __all__ = [
     "cached_table",
@@ -41,6 +40,7 @@ __all__ = [
     "registered",
     "skin_faces",
     "skin_surface",
+    "solved",
     "unit",
 ]
 
@@ -87,6 +87,12 @@ def unit(vectors: NDArray) -> NDArray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
+def solved(system: csc_array, right: NDArray) -> NDArray:
+    """(N, C) solutions of a sparse system (N, N) for right sides (N, C)."""
+    solve = factorized(system)
+    return np.stack([solve(np.ascontiguousarray(column)) for column in right.T], 1)
+
+
 def _landmarks(model: MorphableModel) -> NDArray:
     return model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy()
 
@@ -103,11 +109,8 @@ def _rim(faces: NDArray) -> NDArray:
 
 
 def _ear_points(model: MorphableModel) -> NDArray:
-    """Middle, top, bottom, back and outermost point of the ear at x < 0 and of that at x > 0, (10, 3); (0, 3) where the
-    model has no region "ears".
-
-    Landmarks end at the jaw, and ears differ too much in size and place for nearest points to find their partner.
-    """
+    """Middle, top, bottom, back and outermost point of either ear, (10, 3), or (0, 3): landmarks end at the jaw, and
+    ears differ too much in size and place for nearest points to find their partner."""
     if "ears" not in model.topology.regions:
         return np.zeros((0, 3))
     mean, faces = mean_shape(model), model.topology.faces.cpu().numpy()
@@ -125,14 +128,11 @@ def _ear_points(model: MorphableModel) -> NDArray:
 
 
 def skin_surface(model: MorphableModel, vertices: NDArray | None = None) -> tuple[Surface, NDArray]:
-    """The skin of a model as a searchable surface.
+    """The skin of a model as a searchable surface, and the model's face row of each of the surface's.
 
     Args:
         model: its "skin" region, or all faces where it has none.
         vertices: (V, 3), the mean shape if left out.
-
-    Returns:
-        The surface, and the model's face row of each of the surface's.
     """
     rows = skin_faces(model).nonzero()[0]
     faces = model.topology.faces.cpu().numpy()[rows]
@@ -140,14 +140,12 @@ def skin_surface(model: MorphableModel, vertices: NDArray | None = None) -> tupl
 
 
 def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
-    """Register the source's mean head with the target's mean head (Amberg et al., CVPR 2007).
+    """The source's mean head registered with the target's (Amberg et al., CVPR 2007): (V, 3) in the target's frame.
+
+    Eyes and mouth follow the similarity and the warp through the landmarks only.
 
     Args:
         source, target: head models with 68 landmarks and a region "skin".
-
-    Returns:
-        (V, 3) float64, the source's vertices in the target's frame. Eyes and mouth follow the similarity and the
-        warp through the landmarks only.
 
     Raises:
         ShapeError: a model without faces of the skin.
@@ -177,7 +175,9 @@ def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
     rows = np.repeat(np.arange(len(pairs)), 2)
     difference = coo_array((np.tile([1.0, -1.0], len(pairs)), (rows, pairs.ravel())), shape=(len(pairs), len(used)))
     stiffness = (difference.T @ difference).tocsc()
-    corners, shares = _landmark_places(source, local)
+    topology = source.topology
+    corners = local[topology.faces[topology.landmark_faces[:, 0]].cpu().numpy()]
+    shares = topology.landmark_barycentric[:, 0].cpu().double().numpy()
     keep = (corners >= 0).all(1)
     attach = coo_array(
         (shares[keep].ravel(), (np.repeat(np.arange(keep.sum()), 3), corners[keep].ravel())),
@@ -195,18 +195,10 @@ def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
         past_rim = ((barycentric > 1e-6) <= on_rim[target_faces[face]]).all(1)
         trust = np.where(fits & ~past_rim, np.clip(2 - 2 * distance / REACH, 0, 1), 0.0)
         system = (amount * stiffness + diags_array(trust + 1e-6) + pull).tocsc()
-        solve = factorized(system)
         right = trust[:, None] * (place - moved) + attach.T @ (held @ (target_points[keep] - attach @ moved))
-        moved = moved + np.stack([solve(np.ascontiguousarray(column)) for column in right.T], 1)
+        moved = moved + solved(system, right)
     result[used] = moved
     return result
-
-
-def _landmark_places(model: MorphableModel, local: NDArray) -> tuple[NDArray, NDArray]:
-    """Corner vertices (68, 3), renumbered by ``local``, and weights (68, 3) of the landmarks."""
-    topology = model.topology
-    corners = topology.faces[topology.landmark_faces[:, 0]].cpu().numpy()
-    return local[corners], topology.landmark_barycentric[:, 0].cpu().double().numpy()
 
 
 def carry_points(source: MorphableModel, target: MorphableModel, shape: NDArray) -> MorphableModel:
@@ -218,9 +210,6 @@ def carry_points(source: MorphableModel, target: MorphableModel, shape: NDArray)
     Args:
         source, target: head models.
         shape: (V, 3) the source registered with the target, of :func:`registered`.
-
-    Returns:
-        A model with the target's shape and another topology record.
     """
     here, there = source.topology, target.topology
     surface, rows = skin_surface(target)
@@ -263,18 +252,13 @@ def carry_points(source: MorphableModel, target: MorphableModel, shape: NDArray)
             region[torch.from_numpy(rows)] = here.regions[name].cpu()[torch.from_numpy(back_rows[face])]
             regions[name] = region.to(device)
     return target.with_topology(
-        MeshTopology(
-            faces=there.faces,
-            uvs=there.uvs,
-            uv_faces=there.uv_faces,
+        there.replace(
             landmark_faces=landmark_faces,
             landmark_barycentric=landmark_weights,
             mesh_points=mesh[0],
             mesh_point_faces=mesh[1],
             mesh_point_barycentric=mesh[2],
-            mirror=there.mirror,
             regions=regions,
-            name=there.name,
         )
     )
 
@@ -327,7 +311,5 @@ def registered(first: MorphableModel, second: MorphableModel) -> NDArray:
     corners = between.topology.faces.cpu().numpy()[rows[face]]
     partner, moved = (np.einsum("nkc,nk->nc", shape[corners], weights) for shape in (here, there))
     transform = similarity_transform(torch.from_numpy(here)[None], torch.from_numpy(there)[None])
-    offset = apply_similarity(transform, torch.from_numpy(mean)[None]) - apply_similarity(
-        transform, torch.from_numpy(partner)[None]
-    )
-    return moved + offset[0].numpy()
+    goal, start = (apply_similarity(transform, torch.from_numpy(points)[None])[0] for points in (mean, partner))
+    return moved + (goal - start).numpy()

@@ -8,7 +8,7 @@ rest).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,12 +55,15 @@ class Retargeted:
     share: Tensor
     fill: Tensor
 
+    def to(self, device: torch.device) -> Retargeted:
+        """The same table on another device; the model stays where it is."""
+        return replace(self, uv=self.uv.to(device), share=self.share.to(device), fill=self.fill.to(device))
+
     def texture(self, source: Tensor, source_model: MorphableModel) -> Tensor:
         """Maps in the source's atlas (B, C, s, s) as maps of the target (B, C, S, S), padded over the islands."""
         grid = sampling_grid(self.uv)[None].to(source)
-        taken = F.grid_sample(
-            source.flatten(0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=False
-        )[0].unflatten(0, source.shape[:2])
+        taken = F.grid_sample(source.flatten(0, 1)[None], grid, padding_mode="border", align_corners=False)[0]
+        taken = taken.unflatten(0, source.shape[:2])
         filled = _region_means(source, source_model)[:, :, self.fill.to(source.device)]
         mixed = filled + (taken - filled) * self.share.to(source)
         return pad_islands(mixed, self.model.topology.map(lambda t: t.to(source.device)), None)
@@ -122,13 +125,12 @@ def _fill(target: MorphableModel) -> Tensor:
 
 
 @in_own_modes
-def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int = SIZE) -> LinearDecoder:
+def albedo_decoder(model: MorphableModel, components: int | None = 80) -> LinearDecoder:
     """A model's own linear albedo as a texture decoder: per-vertex colors baked into its UV map.
 
     Args:
         model: with an albedo basis.
         components: leading ones to keep; None keeps all.
-        size: S.
 
     Raises:
         ConfigError: the model has no albedo of its own.
@@ -136,14 +138,14 @@ def albedo_decoder(model: MorphableModel, components: int | None = 80, size: int
     if not model.num_albedo:
         raise ConfigError(f"face model '{model.name}' has no albedo of its own; use decoder=linear.")
     topology = model.topology
-    raster = uv_raster(topology, size)
+    raster = uv_raster(topology, SIZE)
     inside = raster.face_index[0] >= 0
     corners = topology.faces[raster.face_index[0][inside]]
     weights = raster.barycentric[0][inside][..., None].to(model.mean)
     colors = torch.cat([model.albedo_mean[None], model.albedo_basis[:components]])
     maps = []
     for color in colors:
-        image = color.new_zeros(size, size, 3)
+        image = color.new_zeros(SIZE, SIZE, 3)
         image[inside] = (color[corners] * weights).sum(1)
         maps.append(image.permute(2, 0, 1))
     maps = pad_islands(torch.stack(maps), topology, None)
@@ -172,20 +174,18 @@ class ResampledDecoder(TextureDecoder):
             mean, effect = base.start_basis()
             maps = retargeted.texture(torch.cat([mean[None], effect]), source)
         self.register_buffer("start_maps", maps, persistent=False)
-        self._of: dict[torch.device, tuple[Retargeted, MorphableModel]] = {}
+        self._of: dict[torch.device, Retargeted] = {}
 
     @in_own_modes
-    def _on(self, device: torch.device) -> tuple[Retargeted, MorphableModel]:
+    def _on(self, device: torch.device) -> Retargeted:
         if device not in self._of:
-            moved = Retargeted(self.retargeted.model, *(t.to(device) for t in _table(self.retargeted)))
-            self._of[device] = moved, self.source
+            self._of[device] = self.retargeted.to(device)
         return self._of[device]
 
     def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
         """(B, N, C) -> (B, 3, S, S) in the other head's atlas; ``size`` is that of what is resampled."""
         texture = self.base(codes, size)
-        retargeted, source = self._on(texture.device)
-        return retargeted.texture(texture, source)
+        return self._on(texture.device).texture(texture, self.source)
 
     def start_basis(self) -> tuple[Tensor, Tensor]:
         """The base's, resampled."""
@@ -206,10 +206,6 @@ class ResampledDecoder(TextureDecoder):
     def to_sphere(self, codes: Tensor) -> Tensor:
         """The base's."""
         return self.base.to_sphere(codes)
-
-
-def _table(retargeted: Retargeted) -> tuple[Tensor, Tensor, Tensor]:
-    return retargeted.uv, retargeted.share, retargeted.fill
 
 
 @in_own_modes

@@ -29,7 +29,7 @@ from facerecon.correspond.registration import (
 from facerecon.geometry.surface import Surface
 from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel
-from facerecon.morphable.eyes import Eye, find_eyes, landmark_points
+from facerecon.morphable.eyes import Eye, find_eyes, landmark_points, smooth_step
 from facerecon.render.uv import uv_raster
 
 __all__ = ["FAR", "TexelTable", "eyes_of", "region_faces", "skin_places", "skin_texels", "texel_table"]
@@ -66,12 +66,6 @@ def region_faces(model: MorphableModel, *names: str) -> NDArray:
     return flags
 
 
-def ramp_down(distance: NDArray, near: float, far: float) -> NDArray:
-    """Smooth step from 1 at ``near`` to 0 at ``far``."""
-    t = np.clip((distance - near) / (far - near), 0, 1)
-    return 1 - t * t * (3 - 2 * t)
-
-
 def uv_at(model: MorphableModel, faces: NDArray, barycentric: NDArray) -> NDArray:
     """(N, 2) places in the atlas of points given by faces and barycentric weights."""
     corners = model.topology.uvs.cpu().double().numpy()[model.topology.uv_faces.cpu().numpy()[faces]]
@@ -79,17 +73,12 @@ def uv_at(model: MorphableModel, faces: NDArray, barycentric: NDArray) -> NDArra
 
 
 def skin_places(
-    source: MorphableModel, shape: NDArray, points: NDArray, normals: NDArray, candidates: int = 16
+    source: MorphableModel, shape: NDArray, points: NDArray, normals: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Where points lie on the skin of a source head: uv (N, 2), distance (N,), whether it looks the same way (N,).
-
-    Args:
-        source: head.
-        shape: (V, 3) its vertices in the frame of the points.
-        points, normals: (N, 3).
-    """
+    """Where points (N, 3) lie on a head's skin in a shape (V, 3): uv (N, 2), distance (N,), and whether it looks the
+    same way as their normals (N,)."""
     surface, rows = skin_surface(source, shape)
-    found, barycentric, distance, fits = surface.locate(points, normals, candidates=candidates)
+    found, barycentric, distance, fits = surface.locate(points, normals, candidates=16)
     return uv_at(source, rows[found], barycentric), distance, fits
 
 
@@ -99,14 +88,8 @@ def eyes_of(model: MorphableModel) -> list[Eye]:
 
 
 def eye_places(source: MorphableModel, target: MorphableModel, points: NDArray) -> tuple[NDArray, NDArray]:
-    """UV and share of points on the target's eyes, each taken to the source's eye on its side.
-
-    Args:
-        points: (N, 3) on the eyes of the target's mean shape.
-
-    Returns:
-        uv (N, 2), share (N,): 0 where the source shows no eye: the target has eyeballs, the source has sockets.
-    """
+    """UV (N, 2) and share (N,) of points (N, 3) on the eyes of the target's mean shape, each taken to the source's eye
+    on its side; the share is 0 where the target has eyeballs and the source has sockets."""
     mean, faces = mean_shape(source), source.topology.faces.cpu().numpy()
     here_of, there_of = ({eye.left: eye for eye in eyes_of(model)} for model in (source, target))
     nose = landmark_points(mean_shape(target), target.topology)[27:31, 0].mean()
@@ -168,7 +151,6 @@ def texel_table(
             one, and less and less in between.
         skin: (F,) bool, the target's faces that lie on the source's skin; those of :func:`skin_faces` if left out.
     """
-
     skin = skin_faces(target) if skin is None else skin
 
     def make() -> dict[str, NDArray]:
@@ -177,7 +159,7 @@ def texel_table(
         fits = np.zeros(len(face), dtype=bool)
         eyes, on_skin = region_faces(target, "eyes")[face], skin[face]
         uv[on_skin], distance, fits[on_skin] = skin_places(source, source_shape, points[on_skin], normals[on_skin])
-        share[on_skin] = ramp_down(distance, FAR, too_far)
+        share[on_skin] = 1 - smooth_step(distance, FAR, too_far)
         if eyes.any():
             own = texel_points(target, mean_shape(target), size)[2][eyes]
             uv[eyes], share[eyes] = eye_places(source, target, own)

@@ -26,18 +26,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, diags_array
-from scipy.sparse.linalg import factorized
 from torch import Tensor
 
 from facerecon.correspond.obj import read_head
-from facerecon.correspond.registration import mean_shape, normals_of, registered, skin_faces, skin_surface, unit
+from facerecon.correspond.registration import mean_shape, normals_of, registered, skin_faces, skin_surface, solved, unit
 from facerecon.correspond.texels import FAR, TexelTable, eyes_of, region_faces, skin_places, skin_texels, texel_table
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.geometry.mesh import edges
 from facerecon.modes import in_own_modes
 from facerecon.morphable import FACE_MODELS, MorphableModel
 from facerecon.morphable.eyes import IRISES, eye_color
-from facerecon.render.uv import pad_islands, sampling_grid, uv_raster
+from facerecon.render.uv import pad_islands, sample_grid, sampling_grid, uv_raster
 
 __all__ = ["Link", "Moved", "landmarks", "link", "regions", "skin_texels", "texture"]
 
@@ -139,11 +138,8 @@ class Link:
         skin[faces[skin_faces(target)]] = True
         known = skin & fits & (distance < FAR)
         coarse = F.avg_pool2d(padded, max(1, padded.shape[-1] // 128))
-        grid = sampling_grid(torch.from_numpy(uv).float().to(padded))[None, None]
-        colors = F.grid_sample(
-            coarse.flatten(0, 1)[None], grid, mode="bilinear", padding_mode="border", align_corners=False
-        )[0, :, 0]
-        smooth = harmonic(colors.cpu().double().numpy().T, known, faces)  # (V, BC)
+        colors = sample_grid(coarse.flatten(0, 1)[None], sampling_grid(torch.from_numpy(uv).float().to(padded)))
+        smooth = harmonic(colors.cpu().double().numpy(), known, faces)  # (V, BC)
         means = _part_means(padded, self.source)
         for part in ("mouth", "tongue", "teeth", "eyes"):
             rows = np.unique(faces[region_faces(target, part)])
@@ -225,10 +221,7 @@ class Link:
         return taken
 
     def vertex_values(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-vertex values (weights, colors, displacements) of the source's skin on the target's vertices.
-
-        Args:
-            values: (V, C) or (V,) of the source.
+        """Values (V, C) or (V,) of the source's skin (weights, colors, displacements) on the target's vertices.
 
         Returns:
             (V', C) or (V',) on the target; harmonic where there is no counterpart (0 on pieces of the mesh that have
@@ -250,10 +243,7 @@ class Link:
 
 
 def _part_means(padded: Tensor, model: MorphableModel) -> dict[str, Tensor]:
-    """(B, C) mean colors of the source's mouth, tongue, teeth and eyes: what their like on a target are filled with.
-
-    A source without regions for teeth or tongue gives the color of its mouth for all.
-    """
+    """(B, C) mean colors of the source's mouth, tongue, teeth and eyes: what their like on a target are filled with."""
     index = uv_raster(model.topology, padded.shape[-1]).face_index[0].cpu()
     parts = {}
     for part in ("mouth", "tongue", "teeth", "eyes"):
@@ -266,18 +256,14 @@ def _part_means(padded: Tensor, model: MorphableModel) -> dict[str, Tensor]:
             texels &= brightness >= brightness[texels].median()
         if texels.any():
             parts[part] = padded[:, :, texels].mean(-1)
-    for part in ("tongue", "teeth"):
-        if "mouth" in parts:
-            parts.setdefault(part, parts["mouth"])
+    for part in ("tongue", "teeth") if "mouth" in parts else ():
+        parts.setdefault(part, parts["mouth"])
     return parts
 
 
 def _sampled(padded: Tensor, places: TexelTable, size: int) -> Tensor:
-    """(B, C, P) colors at the places, filtered to the target's texels.
-
-    The step of the places from texel to texel gives the number of source texels that a target texel covers; it is taken
-    within islands only, never across a seam of either atlas.
-    """
+    """(B, C, P) colors at the places, filtered to the target's texels by the step of the places from one to the next,
+    which is taken within islands only, never across a seam of either atlas."""
     grid = torch.full((size, size, 2), torch.nan)
     grid[places.inside] = places.uv
     side = padded.shape[-1]
@@ -297,23 +283,19 @@ def _sampled(padded: Tensor, places: TexelTable, size: int) -> Tensor:
     for dy in offsets.tolist():
         for dx in offsets.tolist():
             uv = places.uv + dx * across + dy * down
-            where = sampling_grid(uv.clamp(0, 1))[None, None].to(padded)
-            total = (
-                total + F.grid_sample(maps, where, mode="bicubic", padding_mode="border", align_corners=False)[0, :, 0]
-            )
+            total = total + sample_grid(maps, sampling_grid(uv.clamp(0, 1)).to(padded), "bicubic").T
     return (total / taps**2).clamp(padded.min(), padded.max()).unflatten(0, padded.shape[:2])
 
 
 def harmonic(values: NDArray, known: NDArray, faces: NDArray) -> NDArray:
     """Values on a mesh that are given at some vertices and as smooth as can be (harmonic) at the others.
 
+    Every other vertex becomes the mean of its neighbors; 0 on pieces of the mesh without a known vertex.
+
     Args:
         values: (V, C).
         known: (V,) bool, where they are given.
         faces: (F, 3).
-
-    Returns:
-        (V, C): every other vertex the mean of its neighbors; 0 on pieces of the mesh without a known vertex.
     """
     pairs = edges(torch.from_numpy(faces)).numpy()
     count = len(values)
@@ -325,9 +307,7 @@ def harmonic(values: NDArray, known: NDArray, faces: NDArray) -> NDArray:
         return out
     degree = adjacency.sum(1)[free]
     system = (diags_array(degree + 1e-9) - adjacency[free][:, free]).tocsc()
-    right = adjacency[free] @ out
-    solve = factorized(system)
-    out[free] = np.stack([solve(np.ascontiguousarray(column)) for column in right.T], 1)
+    out[free] = solved(system, adjacency[free] @ out)
     return out
 
 
@@ -359,21 +339,13 @@ def link(source: Any, target: Any, landmarks: Any = None) -> Link:
     here, there = (read_head(head, landmarks if head in files else None) for head in (source, target))
     first, second = (here, there) if _rank(here) <= _rank(there) else (there, here)
     other = mean_shape(second)
-    same = first.topology.faces.shape == second.topology.faces.shape and bool(
-        (first.topology.faces.cpu() == second.topology.faces.cpu()).all()
-    )
+    same = torch.equal(first.topology.faces.cpu(), second.topology.faces.cpu())
     shape = other if same else registered(first, second)  # one topology: vertex by vertex
     return Link(here, there, shape, other) if first is here else Link(here, there, other, shape)
 
 
 def texture(image: Tensor, source: Any, target: Any, size: int | None = None, landmarks: Any = None) -> Moved:
-    """Move a UV map to another head's atlas: :func:`link`, then :meth:`Link.texture`.
-
-    Args:
-        image: (B, C, s, s) in [0, 1].
-        source, target, landmarks: as of :func:`link`.
-        size: of the result; s if left out.
-    """
+    """Move a UV map to another head's atlas: :func:`link`, then :meth:`Link.texture`."""
     return link(source, target, landmarks).texture(image, size)
 
 

@@ -62,15 +62,7 @@ def umeyama(
 
 
 def similarity_transform(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """:func:`umeyama` as one affine matrix [scale * rotation | translation].
-
-    Args:
-        source, target: (B, N, D).
-        weights: as in :func:`umeyama`.
-
-    Returns:
-        (B, D, D + 1); for 2D points the (B, 2, 3) maps that ``Crop.to_photo`` holds.
-    """
+    """:func:`umeyama` as one affine matrix [scale * rotation | translation], (B, D, D + 1), as of ``Crop.to_photo``."""
     scale, rotation, translation = umeyama(source, target, weights)
     return torch.cat([scale[:, None, None] * rotation, translation[..., None]], dim=-1)
 
@@ -87,13 +79,10 @@ def invert_affine(transform: Tensor) -> Tensor:
 
 
 def five_points(landmarks68: Tensor) -> Tensor:
-    """Nose tip, both eye centers (mean of the two corners), both mouth corners, of the 68 iBUG points.
+    """Nose tip, both eye centers (mean of the two corners), both mouth corners, the image's left first.
 
     Args:
-        landmarks68: (B, 68, 2) or (B, 68, 3).
-
-    Returns:
-        (B, 5, 2 or 3): nose tip, eye on the image's left, other eye, mouth corner on the left, other one.
+        landmarks68: (B, 68, 2) or (B, 68, 3), iBUG's; the result is (B, 5, 2) or (B, 5, 3).
     """
     if landmarks68.ndim != 3 or landmarks68.shape[1] != 68:
         raise ShapeError(f"landmarks68 must be (B, 68, 2 or 3); got {tuple(landmarks68.shape)}.")
@@ -110,7 +99,7 @@ def five_points(landmarks68: Tensor) -> Tensor:
 
 
 def deep3d_crop_transform(landmarks68: Tensor, mean_points3d: Tensor, size: int = 224) -> Tensor:
-    """The released alignment of a photo to a square crop, as a map from crop pixels to photo pixels.
+    """The released alignment of a photo to a square crop, as an affine map (B, 2, 3) from crop to photo pixels.
 
     A scaled-orthographic camera is fitted by linear least squares to five points (8 unknowns, 10 equations);
     its scale becomes 102 px a unit at 224 px and the projected model origin the crop's center. The crop
@@ -120,9 +109,6 @@ def deep3d_crop_transform(landmarks68: Tensor, mean_points3d: Tensor, size: int 
         landmarks68: (B, 68, 2) photo pixels, y down.
         mean_points3d: (5, 3) of the mean shape, in the order of :func:`five_points`, world units, y up.
         size: side of the crop in pixels.
-
-    Returns:
-        (B, 2, 3) affine map, crop -> photo.
     """
     check_shape("landmarks68", landmarks68, "B 68 2")
     check_shape("mean_points3d", mean_points3d, "5 3")
@@ -139,11 +125,7 @@ def deep3d_crop_transform(landmarks68: Tensor, mean_points3d: Tensor, size: int 
 
 
 def fit_sphere(points: NDArray) -> tuple[NDArray, float]:
-    """Center (3,) and radius of the sphere through points, in the (algebraic) least-squares sense.
-
-    Args:
-        points: (N, 3), N >= 4, not in one plane.
-    """
+    """Center (3,) and radius of the sphere through (N, 3) points not in one plane, by (algebraic) least squares."""
     system = np.concatenate([2 * points, np.ones((len(points), 1))], 1)
     solution = np.linalg.lstsq(system, (points**2).sum(1), rcond=None)[0]
     center = solution[:3]

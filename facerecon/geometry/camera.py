@@ -40,7 +40,7 @@ def project(camera: Camera, points: Tensor) -> Tensor:
 
 
 def clip_coordinates(camera: Camera, points: Tensor) -> Tensor:
-    """Clip-space coordinates (x, y, z, w) of world points; they do not depend on the resolution rendered.
+    """Clip-space coordinates (x, y, z, w) of world points; they do not depend on the resolution rendered: (B, N, 4).
 
     x / w runs from -1 (left edge of the image) to 1, y / w from -1 (bottom edge) to 1 (top), z / w from -1
     (near) to 1 (far), and w is the depth along the camera's z.
@@ -48,9 +48,6 @@ def clip_coordinates(camera: Camera, points: Tensor) -> Tensor:
     Args:
         camera: pinhole camera of batch B; ``camera.size``, ``near`` and ``far`` set the frame.
         points: (B, N, 3) world coordinates.
-
-    Returns:
-        (B, N, 4).
     """
     x, y, depth = _homogeneous_pixels(camera, points).unbind(-1)
     height, width = camera.size
@@ -74,15 +71,12 @@ def _compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def camera_in_photo(camera: Camera, to_photo: Tensor, photo_size: tuple[int, int]) -> Camera:
-    """The camera of a crop, expressed in pixels of the photo that it was cut from.
+    """The camera of a crop, expressed in pixels of the photo that it was cut from: its warp goes on to the photo.
 
     Args:
         camera: camera whose pixels are those of the crop.
         to_photo: (B, 2, 3) affine map from crop pixels to photo pixels.
         photo_size: (H, W) of the photo.
-
-    Returns:
-        The same camera with ``to_photo`` appended to its warp, and the photo's size.
     """
     check_shape("to_photo", to_photo, "B 2 3")
     to_photo = to_photo.to(camera.warp)
@@ -95,9 +89,6 @@ def scale_camera(camera: Camera, size: tuple[int, int]) -> Camera:
     Args:
         camera: any camera.
         size: (H, W) wanted; the field of view is kept, so another aspect ratio makes oblong pixels.
-
-    Returns:
-        A camera whose pixels are those of the resized image.
     """
     height, width = (int(n) for n in size)
     scale = camera.warp.new_tensor([[width / camera.size[1], 0.0, 0.0], [0.0, height / camera.size[0], 0.0]])

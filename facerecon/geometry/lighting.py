@@ -21,17 +21,11 @@ SH_CONSTANTS = (
 
 
 def sh_basis(normals: Tensor) -> Tensor:
-    """The nine basis functions Y of the release's SH lighting, at unit normals.
+    """The nine basis functions Y (..., 9) of the release's SH lighting, at unit normals (..., 3) in world axes.
 
     Y = [a0 c0, -a1 c1 y, a1 c1 z, -a1 c1 x, a2 c2 xy, -a2 c2 yz, a2 c2 (3 z^2 - 1) / (2 sqrt 3), -a2 c2 xz,
     a2 c2 (x^2 - y^2) / 2]. Against the irradiance of a light with radiance sum L_lm Y_lm, bands 1 and 2 carry
     an extra factor sqrt 3 and sqrt 8.
-
-    Args:
-        normals: (..., 3) unit vectors in world axes.
-
-    Returns:
-        (..., 9).
     """
     x, y, z = normals.unbind(-1)
     band0, band1, band2 = SH_CONSTANTS
@@ -52,14 +46,11 @@ def sh_basis(normals: Tensor) -> Tensor:
 
 
 def shade(normals: Tensor, light: SHLight) -> Tensor:
-    """Shading ``Y(n) . coefficients`` per channel; not clamped, may be negative under strong light.
+    """Shading ``Y(n) . coefficients`` (B, ..., 3), which multiplies the albedo; may be negative under strong light.
 
     Args:
         normals: (B, ..., 3) unit vectors in world axes.
         light: coefficients of batch B (or 1).
-
-    Returns:
-        (B, ..., 3) factor that multiplies the albedo.
     """
     basis = sh_basis(normals)
     flat = basis.reshape(basis.shape[0], -1, 9) @ light.coefficients
@@ -84,9 +75,6 @@ def rotate(light: SHLight, matrix: Tensor) -> SHLight:
     Args:
         light: coefficients of batch B (or 1).
         matrix: (B, 3, 3) proper rotations.
-
-    Returns:
-        Light of batch B.
     """
     check_shape("matrix", matrix, "B 3 3")
     directions = _fit_directions().to(light.coefficients.device)

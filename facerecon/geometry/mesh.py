@@ -46,14 +46,11 @@ def cached(name: str, build: Callable[[], Any], tensor: Tensor, *others: Tensor)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit vertex normals: the area-weighted mean of the incident faces' normals.
+    """Unit vertex normals (B, V, 3): the area-weighted mean of the faces' normals; zero where no face is.
 
     Args:
         vertices: (B, V, 3).
         faces: (F, 3) int64, counter-clockwise seen from outside.
-
-    Returns:
-        (B, V, 3); zero for a vertex that no face uses.
     """
     check_shape("vertices", vertices, "B V 3")
     check_shape("faces", faces, "F 3")
@@ -68,14 +65,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def edges(faces: Tensor) -> Tensor:
-    """The undirected edges of a mesh, each once.
-
-    Args:
-        faces: (F, 3) int64.
-
-    Returns:
-        (E, 2) int64, smaller index first, sorted.
-    """
+    """The undirected edges (E, 2) of a mesh with faces (F, 3), each once, smaller index first, sorted."""
     check_shape("faces", faces, "F 3")
     pairs = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     low, high = pairs.amin(1), pairs.amax(1)
@@ -85,14 +75,11 @@ def edges(faces: Tensor) -> Tensor:
 
 
 def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Uniform Laplacian: the mean of a vertex's neighbors minus the vertex.
+    """Uniform Laplacian (B, V, C): the mean of a vertex's neighbors minus the vertex; zero for one without neighbors.
 
     Args:
         vertices: (B, V, C); any per-vertex quantity.
         faces: (F, 3) int64.
-
-    Returns:
-        (B, V, C); zero for a vertex without neighbors.
     """
     check_shape("vertices", vertices, "B V C")
     count = vertices.shape[1]

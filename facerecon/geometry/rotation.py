@@ -13,19 +13,13 @@ _GIMBAL = 1.0 - 1e-6
 
 
 def euler_to_matrix(angles: Tensor) -> Tensor:
-    """Rotation matrices R = Rz Ry Rx of x, y, z Euler angles (pitch, yaw, roll of a face that looks at +z).
+    """Rotation matrices R = Rz Ry Rx (B, 3, 3) of x, y, z Euler angles.
 
     A column vector is rotated by ``R @ v``, rows of points by ``points @ R.mT``. The release writes the same
     map as (Rz Ry Rx)^T applied on the right.
 
     Args:
-        angles: (B, 3) radians.
-
-    Returns:
-        (B, 3, 3) proper rotations.
-
-    Raises:
-        ShapeError: ``angles`` is not (B, 3).
+        angles: (B, 3) radians: pitch, yaw and roll of a face that looks at +z.
     """
     check_shape("angles", angles, "B 3")
     sin_x, sin_y, sin_z = angles.sin().unbind(-1)
@@ -39,15 +33,9 @@ def euler_to_matrix(angles: Tensor) -> Tensor:
 
 
 def matrix_to_euler(matrix: Tensor) -> Tensor:
-    """Inverse of :func:`euler_to_matrix`, with the y angle in [-pi/2, pi/2].
+    """Inverse of :func:`euler_to_matrix`: proper rotations (B, 3, 3) -> radians (B, 3), y in [-pi/2, pi/2].
 
     At the poles (|y| = pi/2) x and z turn about the same axis; the whole turn is given to x and z is 0.
-
-    Args:
-        matrix: (B, 3, 3) proper rotations.
-
-    Returns:
-        (B, 3) radians.
     """
     check_shape("matrix", matrix, "B 3 3")
     sin_y = -matrix[:, 2, 0]

@@ -33,14 +33,11 @@ def _in_plane(points: NDArray, a: NDArray, b: NDArray, c: NDArray) -> tuple[NDAr
 
 
 def closest_on_triangles(points: NDArray, corners: NDArray) -> NDArray:
-    """Closest point of a triangle to a point, for N pairs.
+    """Closest point of a triangle to a point, for N pairs: (N, 3).
 
     Args:
         points: (N, 3).
         corners: (N, 3, 3); degenerate triangles (a line, a point) are allowed.
-
-    Returns:
-        (N, 3).
     """
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     best, best_square = None, None
@@ -168,14 +165,11 @@ class Surface:
 
 
 def barycentric_of(points: NDArray, corners: NDArray) -> NDArray:
-    """Barycentric weights of points that lie on their triangles, clamped to [0, 1] and summing to 1.
+    """Barycentric weights of points that lie on their triangles, clamped to [0, 1] and summing to 1: (N, 3).
 
     Args:
         points: (N, 3).
         corners: (N, 3, 3); in a degenerate triangle the nearest corner takes all.
-
-    Returns:
-        (N, 3).
     """
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     u, v, flat = _in_plane(points, a, b, c)

@@ -42,14 +42,11 @@ def yuv_to_rgb(image: Tensor) -> Tensor:
 
 
 def masked_mean_std(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and (population) standard deviation of each channel over a mask.
+    """Mean and (population) standard deviation of each channel over a mask, (B, C, 1, 1) each.
 
     Args:
         image: (B, C, H, W).
         mask: (B, 1, H, W) weights >= 0, or None for the whole image. An empty mask gives two zeros.
-
-    Returns:
-        Two (B, C, 1, 1).
     """
     if mask is None:
         mask = torch.ones_like(image[:, :1])

@@ -541,16 +541,13 @@ def _literal_where_there(pattern: Path) -> str:
 def contact_sheet(
     images: Sequence[Tensor] | Tensor, columns: int | None = None, labels: Sequence[str] | None = None, size: int = 224
 ) -> Tensor:
-    """Many pictures on one white sheet, to look at.
+    """Many pictures on one white sheet, to look at: (3, H, W) in [0, 1].
 
     Args:
         images: (3, H, W), (1, H, W) or (H, W) tensors in [0, 1], of any sizes; or one (B, C, H, W) tensor.
         columns: pictures a row; by default about as many as rows.
         labels: one line of text under each picture.
         size: side in pixels of the square cell each picture is fitted into.
-
-    Returns:
-        (3, H, W) in [0, 1].
     """
     pictures = [to_pil(image).convert("RGB") for image in images]
     if not pictures:

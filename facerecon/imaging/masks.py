@@ -41,9 +41,6 @@ def gaussian_blur(image: Tensor, kernel_size: int, sigma: float | None = None) -
         kernel_size: odd, in pixels.
         sigma: in pixels; None: OpenCV's 0.3 ((k - 1) / 2 - 1) + 0.8.
 
-    Returns:
-        (B, C, H, W), differentiable.
-
     Raises:
         ConfigError: an even kernel size.
     """
@@ -71,14 +68,11 @@ def mirror_pad(x: Tensor, radius: int, axis: int) -> Tensor:
 
 
 def dilate(mask: Tensor, radius: float) -> Tensor:
-    """Grow a mask: each pixel becomes the maximum over a disk.
+    """Grow a mask: each pixel becomes the maximum over a disk; (B, C, H, W).
 
     Args:
         mask: (B, C, H, W); gray values are kept (a soft edge moves outwards).
         radius: of the disk, in pixels; 0 changes nothing. Beyond the image there is nothing.
-
-    Returns:
-        (B, C, H, W).
     """
     _check(mask)
     if radius < 0:
@@ -110,9 +104,6 @@ def feather(mask: Tensor, radius: float) -> Tensor:
     Args:
         mask: (B, C, H, W) in [0, 1].
         radius: width of the edge in pixels; 0 changes nothing.
-
-    Returns:
-        (B, C, H, W) in [0, 1].
     """
     _check(mask)
     if radius <= 0:

@@ -148,14 +148,7 @@ def push_pull(image: Tensor, weight: Tensor, finest: int = 128) -> Tensor:
 
 
 def fill_holes(value: Tensor, share: Tensor) -> Tensor:
-    """The levels of :func:`push_pull`, from means already taken.
-
-    Args:
-        value: (B, C, H, W), sums weighted by ``share``, (B, 1, H, W) in [0, 1].
-
-    Returns:
-        (B, C, H, W).
-    """
+    """The levels of :func:`push_pull`, from sums (B, C, H, W) weighted by ``share`` (B, 1, H, W) in [0, 1]."""
     steps = [(value, share)]
     while max(steps[-1][0].shape[-2:]) > 4:
         steps.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True) for x in steps[-1]))

@@ -91,15 +91,12 @@ def _positions(matrix: Tensor, size: tuple[int, int], samples: int) -> Tensor:
 
 
 def crop_valid(photo_size: tuple[int, int], to_photo: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Where crops show the photo: 1 if a crop pixel's center lies inside it, else 0.
+    """Where crops show the photo: 1 if a crop pixel's center lies inside it, else 0; (B, 1, S, S) float32.
 
     Args:
         photo_size: (H, W) of the photo in pixels.
         to_photo: (B, 2, 3), crop pixels to photo pixels.
         size: side S of the crops, or (height, width).
-
-    Returns:
-        (B, 1, S, S) float32.
     """
     check_shape("to_photo", to_photo, "B 2 3")
     size = (size, size) if isinstance(size, int) else size

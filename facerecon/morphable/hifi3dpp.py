@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.io import loadmat, whosmat
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from facerecon.errors import AssetError, ConfigError, ShapeError, check_shape
+from facerecon.geometry.lighting import gamma_to_light, light_to_gamma
+from facerecon.geometry.mesh import face_components
 from facerecon.modes import in_own_modes
-from facerecon.morphable.eyes import socket_sphere
+from facerecon.morphable.eyes import socket_sphere, vertices_of
 from facerecon.morphable.model import MorphableModel, bare_topology, read_face_model
 from facerecon.morphable.regions import in_polygon, mirror_vertices
-from facerecon.types import FaceParams, SHLight
+from facerecon.types import FaceParams
 
 __all__ = [
     "COEFFICIENTS",
@@ -249,10 +249,7 @@ def _check_order(path: Path, places: np.ndarray, uvs: np.ndarray, faces: np.ndar
 
 def _parts(source: HiFi3DPP) -> dict[str, np.ndarray]:
     """Faces of the outer skin, the eye sockets and the mouth bag: islands of the UV map, told by where they lie."""
-    edges = np.concatenate([source.uv_faces[:, [0, 1]], source.uv_faces[:, [1, 2]]])
-    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(source.uvs),) * 2)
-    _, island = connected_components(graph, directed=False)
-    of_face = island[source.uv_faces[:, 0]]
+    of_face = face_components(source.uv_faces, len(source.uvs))
     skin = of_face == np.bincount(of_face).argmax()
     nose_base = source.mean[source.keypoints[33], 1]
     height = source.mean[source.faces].mean(1)[:, 1]
@@ -334,8 +331,7 @@ def fill_sockets(model: MorphableModel) -> MorphableModel:
     mean = model.mean.detach().cpu().double().numpy().copy()
     faces, eyes = topology.faces.cpu().numpy(), topology.regions["eyes"].cpu().numpy()
     points = model.landmarks3d(model.mean[None])[0].detach().cpu().double().numpy()
-    on_skin = np.zeros(len(mean), dtype=bool)
-    on_skin[faces[~eyes]] = True
+    on_skin = vertices_of(faces[~eyes], len(mean))
     inside = np.unique(faces[eyes])
     for lids in (points[36:42], points[42:48]):
         rows = inside[np.abs(mean[inside, 0] - lids[:, 0].mean()) < 0.96 * np.ptp(lids[:, 0])]
@@ -400,18 +396,16 @@ def vector_to_params(vector: Tensor, num_identity: int | None = None) -> FacePar
         num_identity: components that the model was loaded with; the rest is cut off.
 
     Returns:
-        FaceParams with identity (B, I), expression (B, 45), albedo (B, 439), rotation in radians, translation, light.
+        FaceParams with identity (B, I), expression (B, 45), albedo (B, 439).
     """
     parts = split_coefficients(vector)
-    light = parts["gamma"].unflatten(1, (3, 9)).mT.clone()
-    light[:, 0] += SHLight.AMBIENT
     return FaceParams(
         identity=parts["id"][:, :num_identity],
         expression=parts["exp"],
         albedo=parts["tex"],
         rotation=parts["angle"],
         translation=parts["trans"],
-        light=SHLight(light),
+        light=gamma_to_light(parts["gamma"]),
     )
 
 
@@ -425,8 +419,6 @@ def params_to_vector(params: FaceParams, albedo: Tensor | None = None) -> Tensor
     Raises:
         ShapeError: parameters of another model.
     """
-    light = params.light.coefficients.mT.clone()  # (B, 3, 9)
-    light[..., 0] -= SHLight.AMBIENT
     parts = {"id": params.identity, "exp": params.expression, "tex": params.albedo if albedo is None else albedo}
     for name, part in parts.items():
         if part.ndim != 2 or part.shape[1] > COEFFICIENTS[name] or (name == "exp" and part.shape[1] != 45):
@@ -435,6 +427,5 @@ def params_to_vector(params: FaceParams, albedo: Tensor | None = None) -> Tensor
                 "Fit with face_model=hifi3dpp."
             )
         parts[name] = torch.nn.functional.pad(part, (0, COEFFICIENTS[name] - part.shape[1]))
-    return join_coefficients(
-        {**parts, "angle": params.rotation, "gamma": light.flatten(1), "trans": params.translation}
-    )
+    gamma = light_to_gamma(params.light)
+    return join_coefficients({**parts, "angle": params.rotation, "gamma": gamma, "trans": params.translation})

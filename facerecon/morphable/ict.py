@@ -52,7 +52,7 @@ _PARTS = {
 """Vertex ranges of what is drawn; the ones between are inner shells and eye details."""
 
 _KEPT = 24591
-_NUM_VERTICES = 26719
+NUM_VERTICES = 26719
 _LARGEST = 1 << 30  # bytes of all arrays: those of the source have 160 MB
 _ORIGIN = (0.0, 0.08, -0.04)
 """Added after the change of units: it brings the five alignment points to those of the released crops."""
@@ -186,9 +186,9 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
     for key in ("vertices", "uv", "identity", "expression"):
         if arrays[key].dtype.kind != "f" or not np.isfinite(arrays[key]).all():
             raise AssetError(f"'{key}' of ICT-FaceKit must hold finite numbers; get it again.")
-    if arrays["vertices"].shape != (_NUM_VERTICES, 3):
+    if arrays["vertices"].shape != (NUM_VERTICES, 3):
         raise AssetError(
-            f"expected the {_NUM_VERTICES} vertices of ICT-FaceKit Light; got {arrays['vertices'].shape}. "
+            f"expected the {NUM_VERTICES} vertices of ICT-FaceKit Light; got {arrays['vertices'].shape}. "
             "Use its FaceXModel."
         )
     available = len(arrays["identity"])
@@ -200,7 +200,7 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
 
     faces, uv_faces = _triangles(arrays["faces"]), _triangles(arrays["faces_uv"])
     parts = ("skin", "mouth_bag", "sockets", "gums", "teeth", "eye_left", "eye_right")
-    part_of = np.full(_NUM_VERTICES, -1)
+    part_of = np.full(NUM_VERTICES, -1)
     for index, name in enumerate(parts):
         part_of[slice(*_PARTS[name])] = index
     keep = (part_of[faces] >= 0).all(1)
@@ -226,17 +226,13 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
             units[arkit_name(name)] = units.get(arkit_name(name), 0) + offsets
 
     # every landmark is a vertex: a face that has it, with all the weight on that corner
-    landmark_faces, landmark_weights = [], []
-    for vertex in LANDMARKS:
-        face, corner = (int(x[0]) for x in np.nonzero(faces == vertex))
-        landmark_faces.append(face)
-        landmark_weights.append(np.eye(3)[corner])
+    landmark_faces, corners = zip(*((int(x[0]) for x in np.nonzero(faces == vertex)) for vertex in LANDMARKS))
     topology = bare_topology(
         "ict",
         faces,
         uvs,
         uv_corners.reshape(-1, 3).astype(np.int64),
-        (np.array(landmark_faces), np.array(landmark_weights)),
+        (np.array(landmark_faces), np.eye(3)[list(corners)]),
         mirror_vertices(source).astype(np.int64),
         _regions(vertices, faces),
     )

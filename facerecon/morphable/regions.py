@@ -71,15 +71,12 @@ REGIONS = {
 def makehuman_regions(
     centers: np.ndarray, part: np.ndarray, parts: tuple[str, ...], lips: np.ndarray, lids: np.ndarray, ears: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Regions of the MakeHuman head from its template's geometry and the masks that come with it.
+    """Regions of the MakeHuman head from its template's geometry and the masks that come with it: {name: (F,) bool}.
 
     Args:
         centers: (F, 3) triangle centers on the template (base-mesh frame, 0.1 m).
         part: (F,) index into ``parts``.
         lips, lids, ears: (F,) in [0, 1], the source's own masks.
-
-    Returns:
-        {name: (F,) bool}.
     """
     kind = {name: part == index for index, name in enumerate(parts)}
     skin = kind["skin"]

@@ -106,15 +106,12 @@ def list_pixels(face_index: Tensor) -> Covered:
 
 
 def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, Tensor]:
-    """List the covered pixels and their barycentrics.
+    """The covered pixels, and their depth (P,) along the camera's z, differentiable in ``clip``.
 
     Args:
         clip: (B, V, 4).
         faces: (F, 3).
         face_index: (B, H, W) of :func:`rasterize`.
-
-    Returns:
-        The :class:`Covered` pixels and their depth (P,) along the camera's z, differentiable in ``clip``.
     """
     listed = list_pixels(face_index)
     corners = listed.at_corners(clip, faces)
@@ -123,14 +120,7 @@ def covered(clip: Tensor, faces: Tensor, face_index: Tensor) -> tuple[Covered, T
 
 
 def fragments(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto") -> Fragments:
-    """Rasterize, and attach differentiable barycentrics and depth.
-
-    Args:
-        clip, faces, size, backend: see :func:`rasterize`.
-
-    Returns:
-        Dense fragments; background has face -1, barycentrics 0 and depth 0.
-    """
+    """:func:`rasterize`, with differentiable barycentrics and depth, 0 on background, where the face is -1."""
     face_index = rasterize(clip, faces, size, backend)
     found, depth = covered(clip, faces, face_index)
     packed = found.scatter(torch.cat([found.barycentric, depth[:, None]], dim=-1))
@@ -138,15 +128,12 @@ def fragments(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str =
 
 
 def interpolate(found: Fragments, values: Tensor, faces: Tensor) -> Tensor:
-    """Interpolate per-vertex values over an image.
+    """Interpolate per-vertex values over an image: (B, H, W, C), 0 on background.
 
     Args:
         found: fragments of batch B.
         values: (B, V, C), or (1, V, C) for all images.
         faces: (F, 3) the faces that index ``values``: geometry faces for vertices, ``uv_faces`` for UVs.
-
-    Returns:
-        (B, H, W, C), 0 on background.
     """
     check_shape("values", values, "B V C")
     listed = list_pixels(found.face_index)

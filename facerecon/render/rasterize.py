@@ -67,7 +67,7 @@ def to_screen(clip: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def rasterize(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str = "auto", cull: bool = True) -> Tensor:
-    """Index of the nearest face at each pixel center.
+    """Index of the nearest face at each pixel center: (B, H, W) int64, -1 where there is no face.
 
     All backends compute the same thing; only ids leave this function. What is interpolated is recomputed from
     clip space in torch (:mod:`facerecon.render.interpolate`), which gives one gradient path for all of them.
@@ -79,9 +79,6 @@ def rasterize(clip: Tensor, faces: Tensor, size: tuple[int, int], backend: str =
         size: (H, W) in pixels.
         backend: "auto", "numba", "torch", "pytorch3d" or "nvdiffrast"; see :func:`choose_backend`.
         cull: drop faces that are clockwise on the screen (seen from behind).
-
-    Returns:
-        (B, H, W) int64, -1 where there is no face.
 
     Raises:
         ConfigError: unknown or missing backend.

@@ -58,14 +58,11 @@ class PreparedView:
         return replace(_detached(self), found=replace(self.found, barycentric=self.found.barycentric.detach()))
 
     def shade(self, texture: Tensor) -> Rendering:
-        """Render the view with a texture.
+        """Render the view with a texture; ``image`` is not clamped.
 
         Args:
             texture: (B, 3, S, S) albedo; batch 1 is shared by all views, and a single view may be shared by
                 many textures. (Any number of channels where the view is unlit.)
-
-        Returns:
-            Rendering of batch B, ``image`` not clamped.
         """
         check_shape("texture", texture, "B C S S")
         check_floats("texture", texture, self.grid, "the vertices")

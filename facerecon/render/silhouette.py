@@ -56,10 +56,7 @@ class Outline:
         the far pixel by reach - 1/2; otherwise the far color into the near one by 1/2 - reach.
 
         Args:
-            image: (B, C, H, W), or (M, C, H, W) with B = 1.
-
-        Returns:
-            The blended image; gradients reach both the image and the outline's vertices.
+            image: (B, C, H, W), or (M, C, H, W) with B = 1; gradients reach it and the outline's vertices.
         """
         check_shape("image", image, f"B C {self.shape[1]} {self.shape[2]}")
         count, channels = image.shape[:2]
@@ -122,14 +119,11 @@ def find_outline(clip: Tensor, faces: Tensor, index: Tensor, depth: Tensor, draw
     """Where the silhouettes of a rendered mesh cross between pixel centers.
 
     Args:
-        clip: (B, V, 4) clip coordinates.
+        clip: (B, V, 4) clip coordinates, which get gradients.
         faces: (F, 3), of which those seen from behind are not drawn.
         index: (B, H, W) visible face ids, -1 on background.
         depth: (B, H, W) world units.
         drawn: (F,) bool, the faces that were drawn; all if left out. The border to what is not drawn is an outline.
-
-    Returns:
-        The outline, with gradients to ``clip``.
     """
     shape = tuple(index.shape)
     height, width = shape[1:]

@@ -47,7 +47,7 @@ def sample_grid(texture: Tensor, grid: Tensor, filter: str = "bilinear") -> Tens
 
 
 def sample_texture(texture: Tensor, uv: Tensor, filter: str = "bilinear") -> Tensor:
-    """Texture values at UV coordinates.
+    """Texture values at UV coordinates: (B, ..., C).
 
     Texel (row r, column c) of an S x S map has its center at u = (c + 0.5) / S, v = 1 - (r + 0.5) / S;
     outside the outermost centers the border is extended.
@@ -56,9 +56,6 @@ def sample_texture(texture: Tensor, uv: Tensor, filter: str = "bilinear") -> Ten
         texture: (B, C, S, S).
         uv: (B, ..., 2), or (1, ..., 2) for all maps; finite.
         filter: "bilinear", or "nearest" (the release's look-up).
-
-    Returns:
-        (B, ..., C).
     """
     check_shape("texture", texture, "B C H W")
     if uv.shape[-1] != 2 or uv.shape[0] not in (1, texture.shape[0]):
@@ -109,15 +106,12 @@ def uv_raster(topology: MeshTopology, size: int) -> Fragments:
 
 
 def region_texels(topology: MeshTopology, regions: str | tuple[str, ...], size: int) -> Tensor:
-    """The texels of the faces of some regions; those that the mesh does not have are skipped.
+    """The texels of the faces of some regions; those that the mesh does not have are skipped: (1, 1, S, S) in {0, 1}.
 
     Args:
         topology: mesh.
         regions: one name or several.
         size: S.
-
-    Returns:
-        (1, 1, S, S) in {0, 1}.
     """
     index = uv_raster(topology, size).face_index[:, None]
     found = torch.zeros(topology.faces.shape[0] + 1, dtype=torch.bool, device=index.device)  # the last: no face

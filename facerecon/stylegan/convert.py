@@ -32,19 +32,9 @@ _MEAN_SEED = 0
 
 
 class _Graph:
-    """Just enough of an OpenVINO IR (version 10: XML graph, raw weights beside it) to find constants.
-
-    The file is one of ours by its sha256, so the standard XML parser is safe on it.
-    """
+    """Just enough of an OpenVINO IR (version 10) to find constants; known by its sha256, so safe to parse as XML."""
 
     def __init__(self, xml: Path) -> None:
-        try:
-            root = ElementTree.parse(xml).getroot()
-            weights = np.fromfile(xml.with_suffix(".bin"), np.uint8)
-            layers, edges = root.find("layers"), root.find("edges")
-            assert layers is not None and edges is not None
-        except (OSError, ElementTree.ParseError, AssertionError) as error:
-            raise AssetError(f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again.") from None
         self.xml = xml
         self.kind: dict[int, str] = {}
         self.by_name: dict[str, int] = {}
@@ -52,6 +42,10 @@ class _Graph:
         self.inputs: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
         try:
+            root = ElementTree.parse(xml).getroot()
+            weights = np.fromfile(xml.with_suffix(".bin"), np.uint8)
+            layers, edges = root.find("layers"), root.find("edges")
+            assert layers is not None and edges is not None
             for layer in layers:
                 node, kind, data = int(layer.attrib["id"]), layer.attrib["type"], layer.find("data")
                 self.kind[node] = kind
@@ -65,7 +59,7 @@ class _Graph:
                 source, target = int(edge.attrib["from-layer"]), int(edge.attrib["to-layer"])
                 self.inputs.setdefault(target, []).append(source)
                 self.outputs.setdefault(source, []).append(target)
-        except (ValueError, LookupError, TypeError) as error:
+        except (OSError, ElementTree.ParseError, AssertionError, ValueError, LookupError, TypeError) as error:
             raise AssetError(f"{xml} is not a readable OpenVINO IR ({error}); fetch the package again.") from None
 
     def named(self, name: str) -> int:
@@ -121,7 +115,8 @@ def mobile_stylegan(source: Path, target: Path) -> None:
         "w_plus": [NUM_STYLES, STYLE_DIM],
         "mean_w": {"samples": _MEAN_SAMPLES, "seed": _MEAN_SEED},
     }
-    _save(state, Path(target), note)
+    tensors = {key: value.float() for key, value in state.items()}
+    write_whole(target, safetensors_bytes(tensors, {"facerecon": json.dumps(note, sort_keys=True)}))
 
 
 def _mapping(graph: _Graph) -> dict[str, Tensor]:
@@ -190,12 +185,6 @@ def _tail(graph: _Graph, convolution: int, name: str, weight: str) -> dict[str, 
         f"{name}.noise": graph.other(noise)[0, 0, :, :, None],
         f"{name}.bias": graph.other(bias).flatten(),
     }
-
-
-def _save(state: dict[str, Tensor], target: Path, note: dict) -> None:
-    """Write a safetensors file so that it is there whole or not at all."""
-    tensors = {key: value.float() for key, value in state.items()}
-    write_whole(target, safetensors_bytes(tensors, {"facerecon": json.dumps(note, sort_keys=True)}))
 
 
 # -- the FFHQ-UV release ---------------------------------------------------------------------------------

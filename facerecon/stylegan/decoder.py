@@ -23,21 +23,13 @@ from facerecon.types import Latent
 __all__ = ["LinearDecoder", "TextureDecoder", "retract_to_sphere"]
 
 
-def retract_to_sphere(codes: Tensor, radius: float | Tensor | None = None) -> Tensor:
-    """Bring every row back to the hypersphere of stage 2 (as PULSE does).
+def retract_to_sphere(codes: Tensor) -> Tensor:
+    """Bring every row of (B, N, C) codes back to the hypersphere of stage 2, of radius sqrt(C) (as PULSE does).
 
     At radius 1 a decoder would never leave its mean texture; what matters is a constant radius, and a Gaussian
     latent of d dimensions lives near sqrt(d).
-
-    Args:
-        codes: (B, N, C).
-        radius: a number or (B, N, 1); sqrt(C) if left out.
-
-    Returns:
-        (B, N, C) with rows of that norm.
     """
-    radius = math.sqrt(codes.shape[-1]) if radius is None else radius
-    return codes * (radius / codes.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+    return codes * (math.sqrt(codes.shape[-1]) / codes.norm(dim=-1, keepdim=True).clamp(min=1e-8))
 
 
 class TextureDecoder(nn.Module):
@@ -132,9 +124,8 @@ class TextureDecoder(nn.Module):
             latent = latent.codes
         codes = latent[:, None].expand(-1, self.rows, -1) if latent.dim() == 2 else latent
         if codes.dim() != 3 or codes.shape[1:] != (self.rows, self.dim):
-            raise ShapeError(
-                f"codes must be (B, {self.rows}, {self.dim}) or (B, {self.dim}); got {tuple(latent.shape)}."
-            )
+            expected = f"(B, {self.rows}, {self.dim}) or (B, {self.dim})"
+            raise ShapeError(f"codes must be {expected}; got {tuple(latent.shape)}.")
         own = next((t for t in chain(self.buffers(), self.parameters()) if t.is_floating_point()), None)
         check_floats("codes", codes, own, "the decoder")
         return self.synthesis(codes) if size is None or size >= self.size else self.synthesis(codes, size)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facerecon import assets
 from facerecon.errors import AssetError, InputError, ShapeError
 from facerecon.modes import in_own_modes
+from facerecon.storage import read_safetensors
 
 __all__ = [
     "FACE_WINDOW",
@@ -94,31 +96,23 @@ FACE_WINDOW = Window(232, 992, 140, 884)
 see more around it; what they measure of a window differs by up to 2 degrees, of a whole preview by less than 1."""
 
 
-def framed(part: Tensor, window: Sequence[int] = FACE_WINDOW, side: int = 1024) -> Tensor:
-    """A window of a picture at its place in the whole, the rest filled with the nearest of its pixels.
+def framed(part: Tensor, window: Sequence[int] = FACE_WINDOW) -> Tensor:
+    """A window (B, 3, h, w) of a picture or preview at its place in the whole, the rest filled with its nearest pixels.
 
     Args:
-        part: (B, 3, h, w), of a picture or of a preview.
-        window: the one it was made with, px of the picture.
-        side: px of the picture.
-
-    Returns:
-        (B, 3, S, S).
+        part: made with the window.
+        window: (top, bottom, left, right) px of the picture.
     """
-    window = Window(*window)
+    window, side = Window(*window), MobileGenerator.resolution
     scale = part.shape[-1] / window.width
     around = (window.left, side - window.right, window.top, side - window.bottom)
     return F.pad(part, [round(scale * v) for v in around], mode="replicate")
 
 
 def inverse_haar(x: Tensor) -> Tensor:
-    """One step of the inverse 2D Haar wavelet transform: it doubles the size.
+    """One step of the inverse 2D Haar wavelet transform, orthonormal: (B, H, W, 4 C) -> (B, 2 H, 2 W, C).
 
-    Args:
-        x: (B, H, W, 4 C): C averages, then as many vertical, horizontal and diagonal details.
-
-    Returns:
-        (B, 2 H, 2 W, C), an orthonormal transform of ``x`` (it keeps the sum of squares).
+    There are C averages, then as many vertical, horizontal and diagonal details.
     """
     b, h, w, channels = x.shape
     average, vertical, horizontal, diagonal = x.chunk(4, -1)
@@ -247,7 +241,7 @@ class MobileSynthesis(nn.Module):
     def forward(
         self, w: Tensor, clamp: bool = True, window: Sequence[int] | None = None, preview: bool = False
     ) -> Tensor:
-        """Make the images.
+        """Make the images: (B, 3, 1024, 1024) RGB in [0, 1], float32, or (B, 3, 256, 256); or the window of it.
 
         Args:
             w: (B, 512), or one style a layer (B, 23, 512). StyleGAN2's own W+ (18 x 512) does not fit.
@@ -256,9 +250,6 @@ class MobileSynthesis(nn.Module):
                 time that it has of the area. It is what a cut of the whole would give.
             preview: stop before the last layer and read the colors off its input, at 256 px: about 27 dB of the
                 picture's averages in little more than half the time. The window, if any, in multiples of 4.
-
-        Returns:
-            (B, 3, 1024, 1024) RGB in [0, 1], float32, or (B, 3, 256, 256); or the window of it.
         """
         if w.dim() == 2 and w.shape[1] == STYLE_DIM:
             w = w[:, None].expand(-1, NUM_STYLES, -1)
@@ -269,17 +260,17 @@ class MobileSynthesis(nn.Module):
         windows = windows[:-1] if preview else windows
         rows = w.to(self.start.constant.dtype).unbind(1)
         if self._runs_fused(w):
-            from facerecon.stylegan import face_generator_kernels as mobile_kernels
+            from facerecon.stylegan.face_generator_kernels import synthesize
 
             with torch.no_grad():
-                return mobile_kernels.synthesize(self, rows, windows, clamp)
+                return synthesize(self, rows, windows, clamp)
         x, have = self.start(rows[0]), Window(0, 4, 0, 4)
         for k, (layer, want) in enumerate(zip(self.layers, windows, strict=False)):
             x, have = layer(x, have, want, *rows[1 + 3 * k : 4 + 3 * k]), want
         if preview:
             image = F.linear(x.float(), self.preview_weight.float(), self.preview_bias.float()).permute(0, 3, 1, 2)
-            return image.clamp(0, 1) if clamp else image
-        image = self.output(x, rows[-1]).permute(0, 3, 1, 2).float().contiguous() * 0.5 + 0.5
+        else:
+            image = self.output(x, rows[-1]).permute(0, 3, 1, 2).float().contiguous() * 0.5 + 0.5
         return image.clamp(0, 1) if clamp else image
 
     def _windows(self, window: Sequence[int] | None, unit: int) -> list[Window]:
@@ -333,14 +324,11 @@ class MobileGenerator(nn.Module):
         return self.synthesis(w, clamp, window, preview)
 
     def sample(self, seeds: int | Iterable[int], truncation: float = 0.7) -> Tensor:
-        """w of the given seeds, each drawn by its own generator: a seed is the same face in any batch.
+        """w of the given seeds, each drawn by its own generator: a seed is the same face in any batch; (B, 512).
 
         Args:
             seeds: one number, or several.
             truncation: 0 is the mean face, 1 the full variety; at 0.7 artifacts are rare.
-
-        Returns:
-            (B, 512).
         """
         with torch.no_grad():
             w = self.mapping(seeded_latents(seeds).to(self.mean_w))
@@ -365,21 +353,26 @@ def load_generator(device: str | torch.device = "cpu", dtype: torch.dtype = torc
 
     Args:
         device: where it runs.
-        dtype: precision of the synthesis; the mapping stays float32. bfloat16 takes about
-            half the time on a CPU with bfloat16 instructions, at 49 to 54 dB of the float32 image.
+        dtype: precision of the synthesis; the mapping stays float32. bfloat16 takes about half the time on a CPU with
+            bfloat16 instructions, at 49 to 54 dB of the float32 image.
 
     Raises:
         AssetError: it was not fetched, or the file is not what the converter writes.
     """
-    from facerecon import assets
-    from facerecon.storage import read_safetensors
-
     path = assets.locate("mobile_stylegan")
     model = MobileGenerator()
     tensors, _ = read_safetensors(path, "a face generator", "run: python -m facerecon.assets fetch open --force")
-    _load(model, tensors, str(path))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise AssetError(
+            f"{path} does not fit this generator ({reason}); run: python -m facerecon.assets fetch open"
+        ) from None
     model.synthesis.to(dtype)
-    model.synthesis.preview_weight, model.synthesis.preview_bias = _preview()
+    shipped = assets.shipped("generator_preview.safetensors")
+    preview, _ = read_safetensors(shipped, "a read-out of previews", "install facerecon again")
+    model.synthesis.preview_weight, model.synthesis.preview_bias = preview["weight"], preview["bias"]
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -415,22 +408,3 @@ def fit_preview(generator: MobileGenerator, seeds: Iterable[int], truncation: fl
     ridge = 1e-6 * squares.diagonal().mean() * torch.eye(channels + 1, dtype=torch.float64)
     solution = torch.linalg.solve(squares + ridge, products).float()
     return solution[:-1].T.contiguous(), solution[-1].clone()
-
-
-def _preview() -> tuple[Tensor, Tensor]:
-    from facerecon import assets
-    from facerecon.storage import read_safetensors
-
-    path = assets.shipped("generator_preview.safetensors")
-    tensors, _ = read_safetensors(path, "a read-out of previews", "install facerecon again")
-    return tensors["weight"], tensors["bias"]
-
-
-def _load(model: nn.Module, state: dict[str, Any], name: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise AssetError(
-            f"{name} does not fit this generator ({reason}); run: python -m facerecon.assets fetch open"
-        ) from None

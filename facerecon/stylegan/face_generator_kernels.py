@@ -35,16 +35,6 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @intrinsic
-def _bits(typing_context, value):
-    """The bits of a float32 as uint32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
-@intrinsic
 def _load(typing_context, value):
     """An element of a map as float32: bfloat16 bits in a uint16, or a float32 as it is."""
 
@@ -289,10 +279,7 @@ def _in_bands(kernel: Callable[..., None], before: tuple, out: np.ndarray, corne
     """Call ``kernel(*before, out, corner)``, in as many bands of rows as torch has threads."""
     bands = min(torch.get_num_threads(), len(out))
     cuts = [k * len(out) // bands for k in range(bands + 1)]
-    run_bands(
-        kernel,
-        [(*before, out[a:b], (corner[0] + a, corner[1])) for a, b in itertools.pairwise(cuts)],
-    )
+    run_bands(kernel, [(*before, out[a:b], (corner[0] + a, corner[1])) for a, b in itertools.pairwise(cuts)])
 
 
 def _one_image(model: MobileSynthesis, rows: Sequence[Tensor], windows: Sequence[Window], clamp: bool) -> Tensor:

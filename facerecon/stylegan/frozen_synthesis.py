@@ -61,7 +61,7 @@ class _Layer(torch.autograd.Function):
             flat = inner.permute(0, 2, 3, 1).reshape(-1, inner.shape[1])
             along = along - (layer.noise.reshape(1, -1) @ flat)[0].float()
         if layer.up:
-            inner = _blur_backward(inner)
+            inner = blur(inner, 2)  # the transpose of blur(x, 1), whose filter is symmetric
             back = F.conv2d(inner, kernel, stride=2)
         else:
             back = torch.ops.aten.convolution_backward(
@@ -76,16 +76,8 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _sums(a: Tensor) -> Tensor:
-    """(C,) float32: sums over pixels of a map (1, C, H, W), channels last.
-
-    In two steps: from low precision to float32 in one took up to twenty times as long.
-    """
+    """(C,) float32: sums over pixels of a map (1, C, H, W), channels last. In one step it took 20 times as long."""
     return a.permute(0, 2, 3, 1)[0].sum(1).sum(0, dtype=torch.float32)
-
-
-def _blur_backward(gradient: Tensor) -> Tensor:
-    """The transpose of ``blur(x, 1)``, itself a blur: the filter is symmetric."""
-    return blur(gradient, 2)
 
 
 class _FrozenLayer:

@@ -58,7 +58,6 @@ class GeneratorConfig:
                 raise ConfigError(f"generator: {field.name} must be an integer, {least} to {most}; got {value!r}.")
         if not self.mapping_layers and self.z_dim != (self.mapped_dim or self.w_dim):
             raise ConfigError(f"generator: without mapping layers z_dim must be w_dim; got {self.z_dim}.")
-
         if self.constant_size not in [4 * 2**k for k in range(9)] or self.constant_size > self.size:
             raise ConfigError(f"generator: constant_size must be a power of two, 4 to size; got {self.constant_size}.")
         if self.size < 8 or self.size & (self.size - 1):
@@ -167,27 +166,18 @@ class SynthesisNetwork(nn.Module):
         self.constant = nn.Parameter(torch.randn(config.channels(4), 4, 4))
         sizes = [2**k for k in range(2, int(math.log2(config.size)) + 1)]
         self.blocks = nn.ModuleList(
-            _Block(
-                config.channels(max(size // 2, 4)),
-                config.channels(size),
-                config.w_dim,
-                size,
-                size <= config.constant_size,
-            )
-            for size in sizes
+            _Block(config.channels(max(s // 2, 4)), config.channels(s), config.w_dim, s, s <= config.constant_size)
+            for s in sizes
         )
 
     def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const", size: int | None = None) -> Tensor:
-        """Synthesize images.
+        """Synthesize images: (B, 3, size, size) in about [-1, 1], float32 (float64 for a network of float64).
 
         Args:
             ws: (B, rows, w_dim). Rows of resolutions above ``size`` are not looked at and may be left out.
             noise: one of :data:`NOISE`; ``"random"`` draws from torch's generator of the device. Or the noise itself,
                 (B, 1, s, s) for each layer in their order.
             size: a power of two up to the network's; stops there, at the coarser image the skip architecture has.
-
-        Returns:
-            (B, 3, size, size) in about [-1, 1], float32 (float64 for a network of float64).
 
         Raises:
             ShapeError: ``ws`` of another shape.
@@ -244,11 +234,7 @@ class SynthesisNetwork(nn.Module):
         return below + (linear if self.gain is None else linear * _resized(self.gain[None], size))
 
     def _bands(self) -> list[Tensor]:
-        """The linear part as a Laplacian pyramid: (w_dim, 3, r, r) for r = 4, 8, ..., s.
-
-        Each level is what the averages of r px have beyond the enlarged ones of r / 2; enlarged and added with one row
-        for all, they are the linear part again, or its averages where the sum stops early.
-        """
+        """The linear part as a Laplacian pyramid, (w_dim, 3, r, r) for r = 4, 8, ..., s; kept until it changes."""
         linear, version = self.linear, self.linear._version
         if linear.shape[-1] not in [4 * 2**i for i in range(len(self.blocks))]:
             raise ShapeError(f"the linear part must be 4, 8, ... or {self.size} px a side; got {linear.shape[-1]}.")
@@ -298,8 +284,8 @@ class Generator(nn.Module):
         c = self.config
         self.mapping = MappingNetwork(c.z_dim, c.mapped_dim or c.w_dim, c.mapping_layers)
         self.projection = Projection(c.mapped_dim, c.w_dim) if c.mapped_dim else None
-        self.synthesis = SynthesisNetwork(self.config)
-        self.register_buffer("w_mean", torch.zeros(self.config.w_dim))
+        self.synthesis = SynthesisNetwork(c)
+        self.register_buffer("w_mean", torch.zeros(c.w_dim))
 
     @property
     def size(self) -> int:
@@ -349,16 +335,13 @@ class Generator(nn.Module):
         size: int | None = None,
         mixing: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Generate images.
+        """Generate images: (B, 3, size, size) in about [-1, 1].
 
         Args:
             z: (B, z_dim), N(0, I).
             truncation: psi; 1 is none.
             noise, size: see :class:`SynthesisNetwork`.
             mixing: a second z (B, z_dim), and the row (B,) from which on it takes over.
-
-        Returns:
-            (B, 3, size, size) in about [-1, 1].
 
         Raises:
             ShapeError: ``z`` of another shape.

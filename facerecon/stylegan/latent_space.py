@@ -64,16 +64,13 @@ def predictive_directions(
 
 @torch.no_grad()
 def linear_maps(codes: Tensor, maps: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Least-squares prediction of maps, ``map = intercept + codes . directions``.
+    """Least-squares prediction of maps, ``map = intercept + codes . directions``: (3, s, s) and (K, 3, s, s).
 
     Args:
         codes: (N, K).
         maps: (N, 3, s, s).
         noise: (K, K) covariance of noise on the codes, over which the squared error is averaged (a ridge penalty of N
             times it).
-
-    Returns:
-        (3, s, s) and (K, 3, s, s).
     """
     mean, average = codes.double().mean(0), maps.double().mean(0)
     centered, deviation = codes.double() - mean, (maps.double() - average).flatten(1)

@@ -25,14 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "Color",
-    "Convolution",
-    "EqualizedLinear",
-    "StyledConvolution",
-    "blur",
-    "upsample_image",
-]
+__all__ = ["Color", "Convolution", "EqualizedLinear", "StyledConvolution", "blur", "upsample_image"]
 
 SLOPE = 0.2
 GAIN = math.sqrt(2.0)
@@ -54,14 +47,7 @@ def blur(x: Tensor, padding: int) -> Tensor:
 
 
 def upsample_image(image: Tensor) -> Tensor:
-    """Twice the size by the [1 3 3 1] filter, zeros outside: bilinear, but for the outermost pixels.
-
-    Args:
-        image: (B, C, H, W).
-
-    Returns:
-        (B, C, 2 H, 2 W).
-    """
+    """(B, C, H, W) -> (B, C, 2 H, 2 W) by the [1 3 3 1] filter, zeros outside: bilinear, except for the border."""
     larger = F.interpolate(F.pad(image, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
     return larger[:, :, 2:-2, 2:-2]
 
@@ -88,21 +74,8 @@ class EqualizedLinear(nn.Module):
         return F.leaky_relu(x, SLOPE) * GAIN if self.activate else x
 
 
-def _modulation(style: Tensor, half: bool) -> Tensor:
-    """Styles, divided by their largest one in half precision, where demodulation takes the factor out again."""
-    if half:
-        style = style / style.detach().abs().amax(1, keepdim=True).clamp(min=1e-8)
-    return style
-
-
 def _scaled(x: Tensor, factor: Tensor, offset: Tensor | None = None) -> Tensor:
-    """``x * factor + offset``, the factors one a channel; channels last.
-
-    Args:
-        x: (B, C, H, W).
-        factor: (B, C).
-        offset: (1, C), or (b, H, W, C); none if left out.
-    """
+    """``x * factor + offset``, channels last: x (B, C, H, W), factor (B, C), offset (1, C) or (b, H, W, C)."""
     batch, channels, height, width = x.shape
     x = x.permute(0, 2, 3, 1)
     if channels < _FEW:
@@ -139,12 +112,8 @@ class StyledConvolution(nn.Module):
         self._kept: tuple | None = None
 
     def _kernel(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The convolution's kernel in a precision, and its squares (I, O) summed over it, for demodulation.
-
-        Kept for a frozen network while the weights stay as they are: a fit asks for them hundreds of times. Weights
-        that may learn are never kept, not even without gradients: a fused optimizer changes them unseen (no new
-        ``_version``).
-        """
+        """The convolution's kernel in a precision, and its squares (I, O) summed over it, for demodulation; kept for a
+        frozen network only, as a fused optimizer changes weights unseen (no new ``_version``)."""
         learns = self.weight.requires_grad
         state = (self.weight._version, self.weight.data_ptr(), dtype)
         if not learns and self._kept is not None:
@@ -162,7 +131,9 @@ class StyledConvolution(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """(B, I, H, W) of the precision to compute in, (B, w_dim), (b, 1, S, S) -> (B, O, S, S)."""
-        style = _modulation(self.style(w), x.dtype == torch.float16)
+        style = self.style(w)
+        if x.dtype == torch.float16:  # styles up to 1; demodulation takes the factor out again
+            style = style / style.detach().abs().amax(1, keepdim=True).clamp(min=1e-8)
         kernel, energy = self._kernel(x.dtype)
         demodulation = (style.square() @ energy + 1e-8).rsqrt()
         x = _scaled(x, style.to(x.dtype))
@@ -181,11 +152,11 @@ class StyledConvolution(nn.Module):
 class Color(nn.Module):
     """Modulated 1x1 convolution to the image's channels, without demodulation ("tRGB" of the skip architecture)."""
 
-    def __init__(self, inputs: int, w_dim: int, channels: int = 3) -> None:
+    def __init__(self, inputs: int, w_dim: int) -> None:
         super().__init__()
         self.style = EqualizedLinear(w_dim, inputs, bias=1.0)
-        self.weight = nn.Parameter(torch.randn(channels, inputs, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.randn(3, inputs, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """(B, I, S, S), (B, w_dim) -> (B, 3, S, S) float32 (float64 for float64)."""

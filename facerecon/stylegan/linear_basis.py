@@ -18,7 +18,7 @@ from facerecon.errors import AssetError, ShapeError
 from facerecon.imaging.color import rgb_to_yuv, yuv_to_rgb
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
-__all__ = ["principal_components", "read_linear_basis", "write_linear_basis"]
+__all__ = ["principal_components", "quantized", "read_linear_basis", "write_linear_basis"]
 
 _KEYS = ("mean", "luma", "chroma", "luma_scale", "chroma_scale")
 
@@ -69,20 +69,15 @@ def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: 
     if (basis - basis.flip(-1)).abs().max() > 1e-3 * basis.abs().max():
         raise ShapeError("basis must be symmetric under a horizontal flip; average it with its mirror image.")
     half = rgb_to_yuv(basis)[..., : size // 2]
-    luma, luma_scale = _quantized(half[:, 0])
-    chroma, chroma_scale = _quantized(F.avg_pool2d(half[:, 1:], 2))
-    tensors = {
-        "mean": mean.half(),
-        "luma": luma,
-        "luma_scale": luma_scale,
-        "chroma": chroma,
-        "chroma_scale": chroma_scale,
-    }
+    luma, luma_scale = quantized(half[:, 0])
+    chroma, chroma_scale = quantized(F.avg_pool2d(half[:, 1:], 2))
+    tensors = {"mean": mean.half(), "luma": luma, "luma_scale": luma_scale}
+    tensors |= {"chroma": chroma, "chroma_scale": chroma_scale}
     write_whole(path, safetensors_bytes(tensors, {"facerecon": json.dumps(metadata or {}, sort_keys=True)}))
 
 
-def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, ...) -> int8 and (K,) scales."""
+def quantized(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (K, ...) as int8, and the scale (K,) of each."""
     scale = values.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
     shape = (-1, *[1] * (values.dim() - 1))
     return (values / scale.view(shape)).round().to(torch.int8), scale.float()

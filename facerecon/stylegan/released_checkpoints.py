@@ -59,12 +59,11 @@ def _config(shapes: Mapping[str, tuple[int, ...]], path: str | Path) -> Generato
         narrow = [s * c for s, c in channels.items() if c < widest]
         base = max(narrow) if narrow else size * widest
         w_dim = shapes["mapping.w_avg"][0]
-        config = GeneratorConfig(size, shapes["mapping.fc0.weight"][1], w_dim, layers, base, widest)
+        return GeneratorConfig(size, shapes["mapping.fc0.weight"][1], w_dim, layers, base, widest)
     except (KeyError, IndexError, ConfigError, ValueError) as error:
         raise AssetError(
             f"{path} is not a StyleGAN2 generator as FFHQ-UV releases it (cannot read its sizes: {error}); {_ADVICE}."
         ) from None
-    return config
 
 
 def _official_names(config: GeneratorConfig) -> dict[str, str]:
@@ -128,9 +127,8 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
         theirs = names[ours]
         value = state[theirs]
         if tuple(value.shape) != tuple(expected.shape):
-            raise AssetError(
-                f"{path}: '{theirs}' is {tuple(value.shape)}, expected {tuple(expected.shape)}; {_ADVICE}."
-            )
+            sizes = f"{tuple(value.shape)}, expected {tuple(expected.shape)}"
+            raise AssetError(f"{path}: '{theirs}' is {sizes}; {_ADVICE}.")
         if not value.is_floating_point() or not all_finite(value):
             raise AssetError(f"{path}: '{theirs}' holds NaN, infinite or whole numbers; {_ADVICE}.")
         value = value.float()
@@ -192,10 +190,7 @@ def _beside(path: Path, name: str) -> Path:
 
 
 def kept_pictures(names: Sequence[str] = TOPOLOGY_PICTURES) -> list[Tensor]:
-    """Pictures of ``topo_assets`` (C, H, W) in [0, 1], from the cache.
-
-    Args:
-        names: of their files.
+    """Pictures of ``topo_assets`` (C, H, W) in [0, 1] by the names of their files, from the cache.
 
     Raises:
         AssetError: they were not converted, or one of them is not among them; the message holds the command.

@@ -140,11 +140,9 @@ def measure_statistics(
     """
     draw = np.random.RandomState(_SEED)
     codes = []
-    device = None
     for start in range(0, samples, 10_000):
         z = torch.from_numpy(draw.randn(min(10_000, samples - start), z_dim).astype(np.float32))
-        w = mapping(z.to(device) if device is not None else z)
-        codes.append(w.cpu())
+        codes.append(mapping(z).cpu())
     w = torch.cat(codes)
     double = w.double()
     mean = double.mean(0)
@@ -216,18 +214,14 @@ class StyleGANDecoder(TextureDecoder):
         self.size = generator.size
         width = statistics.mean.shape[0]
         if self.components is not None and self.components > len(statistics.axes):
-            raise ConfigError(
-                f"latent space '{space}' asks for {self.components} directions of W; this decoder has "
-                f"{len(statistics.axes)}."
-            )
+            there = f"this decoder has {len(statistics.axes)}"
+            raise ConfigError(f"latent space '{space}' asks for {self.components} directions of W; {there}.")
         if self.kind == "z" and self.mapping is None:
             raise AssetError("this decoder's file holds no mapping network, so there is no space z; use w or w+.")
         self.rows = generator.rows if self.kind == "w+" else 1
         self.dim = self.components or (generator.config.z_dim if self.kind == "z" else width)
         self.precision_name = precision
-        self.start_size = len(statistics.effect) if self.components is None else min(
-            len(statistics.effect), self.components
-        )  # fmt: skip
+        self.start_size = min(len(statistics.effect), self.components or len(statistics.effect))
         for name, tensor in (
             ("w_mean", statistics.mean),
             ("w_std", statistics.std),
@@ -272,11 +266,8 @@ class StyleGANDecoder(TextureDecoder):
         return (w - self.w_mean) / self.w_std
 
     def synthesis(self, codes: Tensor, size: int | None = None) -> Tensor:
-        """(B, N, C) -> (B, 3, S, S). Out-of-range values are clamped; their gradient still points back inside.
-
-        Args:
-            size: a smaller power of two stops early, at the skip architecture's own coarser picture.
-        """
+        """(B, N, C) -> (B, 3, S, S), coarser for a smaller power of two. Out-of-range values are clamped; their
+        gradient still points back inside."""
         w = self.to_w(codes).expand(-1, self.generator.rows, -1)
         if self._frozen is None:
             with own_modes():

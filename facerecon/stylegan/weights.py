@@ -13,6 +13,7 @@ from torch import Tensor
 from facerecon.errors import AssetError, ConfigError
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.generator import Generator, GeneratorConfig
+from facerecon.stylegan.linear_basis import quantized
 
 __all__ = ["FORMAT", "read_generator", "save_generator"]
 
@@ -64,10 +65,7 @@ def save_generator(
 
 
 def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
-    """Read a generator, frozen and in float32.
-
-    Args:
-        path: a file of :func:`save_generator`.
+    """Read a file of :func:`save_generator`: a generator, frozen and in float32.
 
     Returns:
         The generator, and {"about": metadata, "mapping": whether a mapping network was stored, "statistics": {name:
@@ -84,9 +82,8 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
             raise ValueError(header["format"])
         config = GeneratorConfig.from_mapping(header["config"])
     except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise AssetError(
-            f"{path} is not a texture generator of this library ({error or 'no header'}); {_ADVICE}."
-        ) from None
+        what = f"is not a texture generator of this library ({error or 'no header'})"
+        raise AssetError(f"{path} {what}; {_ADVICE}.") from None
     with torch.device("meta"):
         generator = Generator(config)
     statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
@@ -117,21 +114,16 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
 
 
 def _packed(linear: Tensor) -> dict[str, Tensor]:
-    """A linear part (K, 3, s, s) in 8 bits, each image with a scale.
-
-    Principal components of maps and their mirror images span a space that a flip maps onto itself, so it has a basis of
-    even and odd images. Of those the left halves are stored, with the matrix that mixes them; odd ones have a negative
-    scale.
-    """
+    """A linear part (K, 3, s, s) in 8 bits, each image with a scale; where a basis of even and odd images spans
+    the same space, the left halves of those, with the matrix that mixes them. Odd ones have a negative scale."""
     tensors, sign = {}, torch.ones(len(linear))
     found = _even_and_odd(linear)
     if found is not None:
         mix, linear, sign = found
         linear = linear[..., : linear.shape[-1] // 2]
         tensors[_MIX] = mix
-    scale = linear.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-    tensors[_LINEAR] = (linear / scale.view(-1, 1, 1, 1)).round().to(torch.int8).contiguous()
-    return tensors | {_SCALE: scale * sign}
+    packed, scale = quantized(linear)
+    return tensors | {_LINEAR: packed.contiguous(), _SCALE: scale * sign}
 
 
 def _even_and_odd(linear: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
