@@ -35,7 +35,7 @@ from facerecon.run import autocast
 from facerecon.run.processes import Processes
 from facerecon.run.training_loop import fits_run
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.training.texture_gan import average_weight, cosine_rampdown, load_moments, update_average
+from facerecon.training.texture_gan import average_weight, cosine_rampdown, resume_optimizer, update_average
 from facerecon.types import Camera, TensorStruct
 
 __all__ = [
@@ -557,7 +557,7 @@ class RegressorTraining:
         with fits_run(name):
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
-            load_moments(self.optimizer, state["optimizer"])
+            resume_optimizer(self.optimizer, state["optimizer"])
             self.steps, self.images = int(state["step"]), int(state["images"])
 
 

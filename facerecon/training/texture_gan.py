@@ -39,7 +39,7 @@ __all__ = [
     "discriminator_loss",
     "generator_loss",
     "invert_maps",
-    "load_moments",
+    "resume_optimizer",
     "pair_loss",
     "path_length",
     "r1_penalty",
@@ -242,7 +242,7 @@ def update_average(average: nn.Module, model: nn.Module, weight: float) -> None:
         kept.copy_(now)
 
 
-def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def resume_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load an optimizer's state; learning rate, betas and weight decay stay those of this run's settings."""
     own = [{key: group[key] for key in ("lr", "betas", "weight_decay")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -506,7 +506,7 @@ class TextureNetworks:
             self.phase = ""
             self.enter("adversarial" if state["phase"] == "adversarial" else "pretrain")  # once called "warm"
             for key, optimizer in self.optimizers.items():
-                load_moments(optimizer, state["optimizers"][key])
+                resume_optimizer(optimizer, state["optimizers"][key])
             self.steps, self.images = int(state["step"]), int(state["images"])
             self.pretrain_images = int(state["pretrain_images" if "pretrain_images" in state else "warm_images"])
             self.path_mean = state["path_mean"].to(self.device)

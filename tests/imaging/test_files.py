@@ -8,8 +8,10 @@ import os
 import resource
 import struct
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -337,6 +339,9 @@ def test_write_and_read_back(pixels, tmp_path):
 def test_who_may_read_what_is_written_is_the_umask_s(mask, mode, tmp_path, monkeypatch):
     """A head is of a person: where the umask says that others may not read, they may not."""
     monkeypatch.setenv("FACERECON_HOME", str(tmp_path / "home"))
+    archive = tmp_path / "package.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("unpacked/file", b"x")
     before = os.umask(mask)
     try:
         files.write_bytes(tmp_path / "out" / "result" / "a.bin", b"new")
@@ -346,8 +351,8 @@ def test_who_may_read_what_is_written_is_the_umask_s(mask, mode, tmp_path, monke
             run.checkpoints.save(1, {"w": torch.ones(1)})
             lock = (tmp_path / "out" / ".lock").stat().st_mode & 0o777
         assets.derived("table", "1", lambda path: write_whole(path, b"x"))
-        store._write_atomically(tmp_path / "home" / "manifest.json", "{}")
-        store._copy(io.BytesIO(b"x"), tmp_path / "home" / "unpacked" / "file")
+        write_whole(tmp_path / "home" / "manifest.json", b"{}")
+        store._unpack(SimpleNamespace(root="", label=""), archive, ["unpacked/file"], tmp_path / "home")
     finally:
         os.umask(before)
     found = [path for folder in ("out", "home") for path in (tmp_path / folder).rglob("*")]
