@@ -46,7 +46,7 @@ VERSION = 1
 def main(config: Any) -> int:
     from facerecon.errors import ConfigError, check_number
     from facerecon.fit.evaluation_report import write_evaluation
-    from facerecon.run import RunDirectory
+    from facerecon.fit.models import run_folder
     from facerecon.settings import check_keys
 
     check_keys(config.parts, PARTS, "part")
@@ -64,7 +64,7 @@ def main(config: Any) -> int:
         raise ConfigError("presets is empty; name at least one, e.g. presets=[default].")
     if config.readme and not Path(config.readme).is_file():
         raise ConfigError(f"readme={config.readme} does not exist; give a Markdown file with the two marks, or null.")
-    with RunDirectory(config.out, {"script": "evaluate"}, resume=True).alone() as folder:
+    with run_folder(config, "evaluate").alone() as folder:
         sweep = Sweep(config, folder)
         sweep.check()
         with names_kept(lambda: f"{len(folder.completed())} item(s) are finished in {folder.path}"):
