@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 from torch import Tensor
 
@@ -253,22 +253,37 @@ def _licenses(names: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
 # -- pages -----------------------------------------------------------------------------------------------
 
 
-def _write(path: str | os.PathLike, template: str, **context: Any) -> Path:
-    """A page of ``templates/``; without a date, so that the same run writes the same bytes."""
+def _template(name: str) -> Template:
+    """One of ``templates/``."""
     environment = Environment(
         loader=PackageLoader("facerecon.export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"number": _number, "href": _href, "data_uri": _data_uri, "curve": loss_curve}
+    environment.filters |= {"number": _number, "href": _href, "data_uri": _data_uri, "curve": curve_points}
+    return environment.get_template(name)
+
+
+def _write(path: str | os.PathLike, template: str, **context: Any) -> Path:
+    """A page of ``templates/``; without a date, so that the same run writes the same bytes."""
     made_with = (
         f"facerecon {library_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     )
-    page = environment.get_template(template).render(made_with=made_with, **context)
+    page = _template(template).render(made_with=made_with, **context)
     return write_bytes(path, page.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
-def loss_curve(values: Sequence[float]) -> dict[str, Any]:
+def loss_curve(values: Sequence[float], label: str) -> str:
+    """One loss term over the steps of a stage as an inline SVG figure.
+
+    Args:
+        values: one a step; values that are not finite leave gaps.
+        label: of the term.
+    """
+    return _template("curve.html").render(values=values, label=label)
+
+
+def curve_points(values: Sequence[float]) -> dict[str, Any]:
     """One loss term over the steps of a stage, as an SVG draws it.
 
     The vertical axis runs from the smallest to the largest value.

@@ -20,6 +20,7 @@ from facerecon.export.report import (
     IndexEntry,
     ReportEntry,
     _href,
+    curve_points,
     loss_curve,
     stand_ins,
     write_index,
@@ -204,13 +205,14 @@ def test_nothing_to_report(tmp_path):
 
 
 def test_curve_spans_its_frame_and_survives_odd_values(tmp_path):
-    curve = loss_curve([4.0, 3.0, 2.0])
+    curve = curve_points([4.0, 3.0, 2.0])
     assert curve["runs"] == [["6.0,6.0", "110.0,42.0", "214.0,78.0"]] and curve["ends"] == "4 → 2"
     for values in ([], [1.0], [1.0, 1.0], [float("nan")] * 3, [1.0, float("inf"), 2.0, 1.0]):
         path = write_report(tmp_path / "r.html", ReportEntry("a", history={"s.id": values}), assets=[])
         points = check_page(path).attributes("points")
-        assert len(points) == sum(len(run) > 1 for run in loss_curve(values)["runs"])
+        assert len(points) == sum(len(run) > 1 for run in curve_points(values)["runs"])
         assert not re.search("nan|inf", "".join(points))
+    assert loss_curve([4.0, 2.0], "a<b").count("a&lt;b") == 2 and "<polyline" in loss_curve([4.0, 2.0], "a")
 
 
 def test_index_links_panels_and_lists_failures(tmp_path):
