@@ -101,9 +101,15 @@ def aliases(name: str) -> dict[str, str | None]:
 
 
 def _today(key: str, name: str, known: Sequence[str]) -> str:
-    """Today's name of a key that a user wrote; where it has another one, a line says so."""
-    new = None if key in known else today_key(key, aliases(name))
-    if new is None or new == key:
+    """Today's name of a key that a user wrote; where it has another one, a line says so.
+
+    Raises:
+        ConfigError: the key of an earlier version is gone.
+    """
+    new = key if key in known else today_key(key, aliases(name))
+    if new is None:
+        raise ConfigError(f"key '{key}' is gone since version 0.2.0; leave it out (CHANGELOG.md).")
+    if new == key:
         return key
     print(f"note: key '{key}' is now '{new}'; the old name goes in 0.3.0.", file=sys.stderr)
     return new
