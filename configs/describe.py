@@ -1,6 +1,6 @@
 """Every key of a script's configuration with its default and what it means: ``--help``, and docs/configuration.md.
 
-    python -m configs.describe > docs/configuration.md
+    python -m facerecon.configs.describe > docs/configuration.md
 
 Comments stand beside the keys in configs/*.yaml; those of settings in the docstrings of their dataclasses.
 """
@@ -110,7 +110,7 @@ def markdown() -> str:
 Every key of every script, with its default. Keys are given as `key=value`, those of a group as `group.key=value`, and
 `group=option` chooses all values of `pack` or `fitting` at once; `--help` lists the same, `--cfg` prints the composed
 configuration. Defaults of settings stand in their dataclasses, all others in configs/. This page is made by
-`python -m configs.describe`.
+`python -m facerecon.configs.describe`.
 """
     lines = text.splitlines()
     for script in SCRIPTS:

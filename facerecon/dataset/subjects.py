@@ -113,7 +113,6 @@ class SetRecords:
             if relative not in outcome.files and not relative.startswith("search/"):
                 stale.unlink(missing_ok=True)
         for relative, content in sorted(outcome.files.items()):
-            (path / relative).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path / relative, content)
         if outcome.error is not None:
             self.folder.fail(name, outcome.error)

@@ -39,7 +39,8 @@ def reconstruction_metrics(
 
     Returns:
         ``{"photometric": (B,), "identity": (B,), "nme": (B,)}`` and the composite (B, 3, 224, 224).
-        photometric: mean absolute RGB difference over the face mask, [0, 1]. identity: CSIM, cosine of
+        photometric: mean absolute RGB difference over the face mask, [0, 1].
+        identity: CSIM, cosine of
         ``eval_identity``'s embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
     """
     camera, vertices = photo.camera, model(params)

@@ -34,7 +34,9 @@ def umeyama(
         with_scale: False keeps the scale at 1.
 
     Returns:
-        scale: (B,). rotation: (B, D, D), proper. translation: (B, D).
+        scale: (B,).
+        rotation: (B, D, D), proper.
+        translation: (B, D).
 
     Raises:
         ShapeError: the point sets differ in shape.

@@ -66,7 +66,9 @@ class Surface:
         faces: (F, 3) int.
 
     Attributes:
-        corners: (F, 3, 3). centers: (F, 3). normals: (F, 3) unit, 0 where a face has no area.
+        corners: (F, 3, 3).
+        centers: (F, 3).
+        normals: (F, 3) unit, 0 where a face has no area.
 
     Raises:
         InputError: there is no face, or a vertex that is used is not finite.

@@ -25,7 +25,8 @@ class Processes:
         device: where each rank computes; of ``cuda``, each takes the one of its own number.
 
     Attributes:
-        rank: number of this process, 0 to count - 1. count: how many.
+        rank: number of this process, 0 to count - 1.
+        count: how many.
         device: of this rank.
     """
 

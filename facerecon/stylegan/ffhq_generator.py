@@ -232,7 +232,9 @@ class FFHQFaces(nn.Module):
         generator: mapping and synthesis, 1024 px as released.
 
     Attributes:
-        resolution: px of its pictures. num_styles: rows of its W+. style_dim: width of W.
+        resolution: px of its pictures.
+        num_styles: rows of its W+.
+        style_dim: width of W.
     """
 
     def __init__(self, generator: Generator) -> None:

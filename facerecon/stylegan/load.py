@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from facerecon import assets
 from facerecon.assets.registry import function_at
 from facerecon.errors import AssetError, ConfigError, check_number, nearest_name
 from facerecon.modes import in_own_modes
-from facerecon.storage import open_safetensors
+from facerecon.storage import file_sha256, open_safetensors
 from facerecon.stylegan.decoder import LinearDecoder, TextureDecoder
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ def read_decoder(path: str | Path, space: str | None = None, precision: str = "a
     if facts["statistics"]:
         statistics = WStatistics.from_tensors(facts["statistics"], path)
     elif facts["mapping"]:
-        statistics = kept_statistics(generator, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16])
+        statistics = kept_statistics(generator, file_sha256(path)[:16])
     else:
         raise AssetError(f"{path} holds neither a mapping network nor statistics of W; write it with save_decoder.")
     mapping = None

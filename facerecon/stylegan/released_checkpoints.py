@@ -10,7 +10,6 @@ with the released template there. What it needs of ``topo_assets`` (``template_b
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
 from facerecon.imaging.files import read_image
 from facerecon.modes import in_own_modes
-from facerecon.storage import all_finite, read_safetensors
+from facerecon.storage import all_finite, file_sha256, read_safetensors
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture_decoder import StyleGANDecoder, WStatistics, kept_statistics, synthesis_precision
 
@@ -162,7 +161,7 @@ def read_official_decoder(path: str | Path, space: str | None = None, precision:
     path = Path(path)
     generator = read_official(path)
     generator.precision = synthesis_precision("auto", "cpu")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    key = file_sha256(path)[:16]
     statistics = kept_statistics(generator, key)
     space = "w+" if space is None else space
     if "cropface" not in path.name:

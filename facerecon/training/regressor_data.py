@@ -42,7 +42,8 @@ class RegressorData:
         augment: changes crops, anew in every epoch.
         processes: the ranks, which share the work.
         seed: of the run.
-        faces_a_step: crops with truth, over all processes. photos_a_step: crops without.
+        faces_a_step: crops with truth, over all processes.
+        photos_a_step: crops without.
         face_shards: where rendered faces are kept; None: they are rendered anew for every step.
         photo_shards: where crops without truth are kept, or None.
         picture: number of a photo -> its name, and what :func:`facerecon.perception.observe` takes.

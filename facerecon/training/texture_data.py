@@ -25,9 +25,11 @@ class TextureData:
         seed: of orders and noise.
 
     Attributes:
-        chosen: rows of the maps to train on. unseen: of those left out.
+        chosen: rows of the maps to train on.
+        unseen: rows of those left out.
         known: (M, C) codes of the maps (then of their mirror images) before any projection, or None.
-        coded: rows to train on that have a code. pair_rows: these, and their mirror images, rows N and more.
+        coded: rows to train on that have a code.
+        pair_rows: these, and their mirror images, rows N and more.
         unseen_pairs: rows left out that have a code.
         noise: standard deviations of the noise on codes in training.
 

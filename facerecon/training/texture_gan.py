@@ -309,8 +309,10 @@ class TextureNetworks:
 
     Attributes:
         average: running average of the generator, which is what is used afterwards.
-        batch: images a step of the phase it is in. steps: turns of the loop so far.
-        images: seen so far. pretrain_images: of them in the pretraining.
+        batch: images a step of the phase it is in.
+        steps: turns of the loop so far.
+        images: seen so far.
+        pretrain_images: of them in the pretraining.
     """
 
     remedy = "a smaller adversarial.lr or a greater adversarial.r1_gamma"

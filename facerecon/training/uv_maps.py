@@ -193,7 +193,8 @@ class MapMemory:
         limit_gb: memory for them, as bytes; beyond it they are read from the disk again and again.
 
     Attributes:
-        names: of all files, in natural order. bad: {index: why} of those that could not be read.
+        names: of all files, in natural order.
+        bad: {index: why} of those that could not be read.
         side: px of the files.
 
     Raises:

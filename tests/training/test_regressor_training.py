@@ -1,7 +1,6 @@
 """The regressor's losses against what they stand for; steps learn, go on bit by bit, two processes do what one does."""
 
 import copy
-import importlib.util
 import math
 import os
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regression_process
 import torch
 import torch.nn.functional as F
 
@@ -39,9 +39,6 @@ from facerecon.training.regressor import (
 from facerecon.types import Camera
 
 SCRIPT = Path(__file__).with_name("regression_process.py")
-_spec = importlib.util.spec_from_file_location("regression_process", SCRIPT)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
 CONFIG = RegressorConfig("resnet10", 6, 52, 5, width=0.125, size=32, expression_high=1.0)
 
 
@@ -222,7 +219,7 @@ def training_of(head, losses, **changes) -> RegressorTraining:
 
 def test_one_batch_is_learned_by_heart(head, losses, batch) -> None:
     run = training_of(head, losses, settings=StepSettings(lr=5e-3, rampdown=0.3, average=8))
-    metrics = [_module.learn(run, *batch) for _ in range(60)]
+    metrics = [regression_process.learn(run, *batch) for _ in range(60)]
     first, last = metrics[0], metrics[-1]
     assert last["loss"] < 0.35 * first["loss"]
     assert last["landmarks"] < 0.35 * first["landmarks"]
@@ -234,13 +231,13 @@ def test_one_batch_is_learned_by_heart(head, losses, batch) -> None:
 def test_a_run_that_was_cut_in_two_ends_alike(head, losses, batch, same) -> None:
     whole, first = training_of(head, losses), training_of(head, losses)
     for _ in range(4):
-        _module.learn(whole, *batch)
+        regression_process.learn(whole, *batch)
     for _ in range(2):
-        _module.learn(first, *batch)
+        regression_process.learn(first, *batch)
     second = training_of(head, losses)
     second.load_state(copy.deepcopy(first.state()))
     for _ in range(2):
-        _module.learn(second, *batch)
+        regression_process.learn(second, *batch)
     same(whole.state(), second.state())
     with pytest.raises(InputError, match=r"this\.file does not fit this run"):
         second.load_state({"network": {}}, "this.file")
@@ -255,7 +252,7 @@ def test_two_processes_do_what_one_does(head, tmp_path) -> None:
     done = subprocess.run([*command, str(out)], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
     two = load_checkpoint(out)
-    one = _module.trained(Processes(torch.device("cpu"))).state()
+    one = regression_process.trained(Processes(torch.device("cpu"))).state()
     assert two["step"] == one["step"] == 2 and two["images"] == one["images"] == 24
     for name, value in one["network"].items():
         assert torch.allclose(two["network"][name].float(), value.float(), atol=1e-4), name

@@ -1,7 +1,6 @@
 """Training steps: they learn, count, average and go on as they say; two processes do what one does."""
 
 import copy
-import importlib.util
 import math
 import os
 import socket
@@ -14,6 +13,7 @@ import pytest
 import torch
 from slow_training import SlowTraining
 from torch import nn
+from training_process import trained
 
 from facerecon.errors import ConfigError, InputError
 from facerecon.run import load_checkpoint, save_checkpoint
@@ -37,10 +37,6 @@ from facerecon.training.texture_gan import (
 from facerecon.training.texture_networks import initialize_from, open_mapping, start_without_color
 
 SCRIPT = Path(__file__).with_name("training_process.py")
-_spec = importlib.util.spec_from_file_location("training_process", SCRIPT)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-trained = _module.trained
 ALONE = Processes(torch.device("cpu"))
 
 
