@@ -40,8 +40,8 @@ def reconstruction_metrics(
     Returns:
         ``{"photometric": (B,), "identity": (B,), "nme": (B,)}`` and the composite (B, 3, 224, 224).
         photometric: mean absolute RGB difference over the face mask, [0, 1].
-        identity: CSIM, cosine of
-        ``eval_identity``'s embeddings of the composite and the photo. nme: 68 landmarks over the inter-ocular distance.
+        identity: CSIM, cosine of ``eval_identity``'s embeddings of the composite and the photo.
+        nme: error of the 68 landmarks over the inter-ocular distance.
     """
     camera, vertices = photo.camera, model(params)
     if texture.shape[-1] > 512:
