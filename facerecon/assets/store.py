@@ -175,7 +175,8 @@ def _made_otherwise(asset: Asset | OwnAsset, recorded: dict[str, Any]) -> str:
         return f"by converter version {version}; this facerecon needs version {ours}"
     if isinstance(asset, Asset):
         package = registry.PACKAGES[asset.package]
-        if recorded.get("archive_sha256") != package.sha256:
+        own = ("",) if asset.takes_file else ()  # converted from the user's own copy
+        if recorded.get("archive_sha256") not in (package.sha256, *asset.equal_archives, *own):
             return f"from {recorded.get('package')}; this facerecon needs {package.label}"
         if recorded.get("shipped", {}) != _shipped_inputs(asset):
             return "with other files of facerecon/data than this facerecon has"
@@ -376,10 +377,9 @@ def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
             write_whole(path, itertools.chain([len(text).to_bytes(8, "little"), text], pieces))
 
 
-def _record(asset: Asset | OwnAsset, made: Path, checked: bool) -> Path:
+def _record(asset: Asset | OwnAsset, made: Path, package: Package | None, checked: bool) -> Path:
     """Move a finished file to its final name, then name it in the manifest (the commit point)."""
     _check_safetensors(asset, made)
-    package = registry.PACKAGES[asset.package] if isinstance(asset, Asset) else None
     with open(made, "rb") as file:
         os.fsync(file.fileno())
     digest = file_sha256(made)
@@ -639,7 +639,8 @@ def _run_converter(
             raise OSError(errno.ENOSPC, "No space left on device") from error
         first = (str(error).splitlines() or [""])[0]
         raise AssetError(f"converting failed: {type(error).__name__}: {first}. Please report this.") from error
-    return _record(asset, made, checked)
+    package = registry.PACKAGES[asset.package] if isinstance(asset, Asset) and not source.is_file() else None
+    return _record(asset, made, package, checked)
 
 
 def convert(name: str, source: str | os.PathLike, progress: Progress | None = None) -> Path:
@@ -648,8 +649,8 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
 
     Args:
         name: an asset of the registry.
-        source: root of the unpacked wheel, or the ``package`` folder of an npm tarball; for a model that users bring
-            (ict, hifi3dpp) their file or folder.
+        source: root of the unpacked wheel, or the one folder of an npm tarball or a source distribution; for a model
+            that users bring (ict, hifi3dpp) or may have (bisenet) their file or folder.
         progress: told what is being done.
 
     Raises:
@@ -661,7 +662,7 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
     if isinstance(asset, OwnAsset):
         if not source.exists():
             raise AssetError(f"{source} does not exist. Get it: {asset.how}; then give its path.")
-    else:
+    elif not (asset.takes_file and source.is_file()):
         package = registry.PACKAGES[asset.package]
         if package.root and not _holds(source, asset) and _holds(source / package.root, asset):
             source = source / package.root

