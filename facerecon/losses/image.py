@@ -11,9 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from facerecon.errors import AssetError, ConfigError, check_shape
+from facerecon import assets
+from facerecon.errors import ConfigError, check_shape
 from facerecon.modes import in_own_modes
 from facerecon.settings import check_keys
+from facerecon.storage import read_safetensors
 
 __all__ = [
     "PERCEPTUAL",
@@ -26,8 +28,10 @@ __all__ = [
     "silhouette_loss",
 ]
 
-PERCEPTUAL = ("face_features", "lpips_alex", "lpips_squeeze", "lpips_vgg")
+PERCEPTUAL = ("face_features", "lpips_alex", "lpips_vgg")
 """Names of the perceptual losses."""
+BACKBONES = {"alex": "lpips_alexnet", "vgg": "lpips_vgg16"}
+"""Assets of LPIPS' backbones."""
 
 
 def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
@@ -88,9 +92,8 @@ def silhouette_loss(mask: Tensor, face: Tensor, weight: Tensor) -> Tensor:
 class FaceFeatureDistance(nn.Module):
     """``face_features``: multi-layer distance on the identity network's features. It is NOT LPIPS.
 
-    The open pack's stand-in where the paper uses LPIPS, whose VGG backbone must be downloaded from the torch hub. The
-    form is LPIPS' (unit-normalized channels, squared distance, mean over pixels, sum over layers) without learned
-    channel weights.
+    A cheaper stand-in for LPIPS, of the network that the identity loss runs anyway. The form is LPIPS'
+    (unit-normalized channels, squared distance, mean over pixels, sum over layers) without learned channel weights.
 
     Args:
         features: ``(image (B, 3, H, W), landmarks68 (B, 68, 2)) -> list of (B, C, h, w)``; an
@@ -122,59 +125,94 @@ class FaceFeatureDistance(nn.Module):
 
 
 class LPIPSDistance(nn.Module):
-    """LPIPS (the ``lpips`` package), the paper's perceptual loss.
+    """LPIPS, the paper's perceptual loss (arXiv:1801.03924): the ``lpips`` package's (version 0.1 of its heads) with
+    the backbone of the open pack. Nothing is downloaded.
 
-    The package carries its linear heads only; the backbone comes from the torch hub once.
+    Always in float32: with the forward pass in bfloat16, the gradient's cosine with float32's falls to 0.98-0.99.
 
     Args:
-        net: ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``.
+        net: ``"vgg"`` (VGG-16, the paper's) or ``"alex"`` (AlexNet).
+        size: longer side in px at which images are compared, after an area average; larger ones only. None compares
+            them as they are.
 
     Raises:
-        AssetError: the backbone is not in the torch hub cache and cannot be downloaded.
+        ConfigError: unknown net, or a size below 32 px.
+        AssetError: the backbone (asset ``lpips_vgg16`` or ``lpips_alexnet``) is not in the cache.
     """
 
-    def __init__(self, net: str = "vgg") -> None:
+    def __init__(self, net: str = "vgg", size: int | None = None) -> None:
         super().__init__()
-        import lpips
+        check_keys([net], BACKBONES, "LPIPS backbone")
+        if size is not None and size < 32:
+            raise ConfigError(f"LPIPS at {size} px: its backbones need at least 32 px.")
+        self.name, self.size = f"lpips_{net}", size
+        self.model = _lpips(net)
 
-        self.name = f"lpips_{net}"
-        try:
-            with warnings.catch_warnings():  # it calls torchvision in a way that is deprecated
-                warnings.simplefilter("ignore")
-                self.model = lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False)
-        except Exception as error:
-            raise AssetError(
-                f"LPIPS needs the torchvision {net} backbone, which could not be downloaded "
-                f"({type(error).__name__}); connect once, or set perceptual=face_features."
-            ) from None
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Channel-normalized features of the five layers, 5 x (B, C, h, w), of (B, 3, H, W) in [0, 1]."""
+        check_shape("image", image, "B 3 H W")
+        longer = max(image.shape[2:])
+        if self.size is not None and longer > self.size:
+            sides = [max(round(side * self.size / longer), 32) for side in image.shape[2:]]
+            image = nn.functional.interpolate(image, size=sides, mode="area")
+        layers = self.model.net(self.model.scaling_layer(2 * image - 1))
+        # the package adds 1e-10 to the root, whose gradient is NaN where a pixel's features are all zero
+        return [layer / (layer.square().sum(1, keepdim=True) + 1e-20).sqrt() for layer in layers]
 
-    def prepare(self, target: Tensor, landmarks: Tensor) -> Tensor:
-        """The target itself; landmarks are not used."""
-        return target
+    def prepare(self, target: Tensor, landmarks: Tensor | None = None) -> list[Tensor]:
+        """Features of the fixed side, computed once; landmarks are not used."""
+        with torch.no_grad():
+            return self.features(target)
 
-    def forward(self, image: Tensor, prepared: Tensor) -> Tensor:
-        """(B,) LPIPS distances of two images in [0, 1]."""
-        return self.model(image, prepared, normalize=True).flatten(1).mean(1)
+    def forward(self, image: Tensor, prepared: list[Tensor] | Tensor) -> Tensor:
+        """(B,) LPIPS distances.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            prepared: what :meth:`prepare` gave for the target, or the target itself, (B, 3, H, W) in [0, 1].
+        """
+        target = self.prepare(prepared) if isinstance(prepared, Tensor) else prepared
+        pairs = zip(self.features(image), target, self.model.lins)
+        return sum(head((x - y).square()).flatten(1).mean(1) for x, y, head in pairs)
+
+
+def _lpips(net: str) -> nn.Module:
+    """The ``lpips`` package's model with the weights of the cache, frozen."""
+    import lpips
+
+    path = assets.locate(BACKBONES[net])
+    tensors, _ = read_safetensors(path, "a converted network of LPIPS", "fetch it again")
+    with torch.device("meta"), warnings.catch_warnings():  # its random backbone would take 0.5 GB
+        warnings.simplefilter("ignore")  # it calls torchvision in a way that is deprecated
+        model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    heads = {name: t for name, t in tensors.items() if name.startswith("lin")}
+    model.load_state_dict(heads, assign=True, strict=False)
+    backbone = {name: tensors["features." + name.partition(".")[2]] for name in model.net.state_dict()}
+    model.net.load_state_dict(backbone, assign=True)
+    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 @in_own_modes
-def load_perceptual(name: str, features: Callable | None = None) -> nn.Module:
+def load_perceptual(name: str, features: Callable | None = None, size: int | None = None) -> nn.Module:
     """The perceptual loss by its config name.
 
     Args:
-        name: ``face_features``, ``lpips_vgg``, ``lpips_alex`` or ``lpips_squeeze``.
+        name: ``face_features``, ``lpips_alex`` or ``lpips_vgg``.
         features: needed for ``face_features``.
+        size: of :class:`LPIPSDistance`.
 
     Raises:
         ConfigError: unknown name.
-        AssetError: a backbone cannot be had.
+        AssetError: a backbone is not in the cache.
     """
+    if name == "lpips_squeeze":
+        raise ConfigError("perceptual=lpips_squeeze is gone: its backbone is in no package; set lpips_alex.")
     check_keys([name], PERCEPTUAL, "perceptual loss")
     if name == "face_features":
         if features is None:
             raise ConfigError("perceptual=face_features needs an identity network; pass features=identity.features.")
         return FaceFeatureDistance(features)
-    return LPIPSDistance(name.removeprefix("lpips_"))
+    return LPIPSDistance(name.removeprefix("lpips_"), size)
 
 
 def masked_mean_error(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
