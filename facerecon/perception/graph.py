@@ -217,10 +217,14 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "AddN": _plain(lambda *x: sum(x[1:], x[0])),
     "Sub": _plain(torch.sub),
     "Mul": _plain(torch.mul),
+    "Div": _plain(torch.div),
+    "SquaredDifference": _plain(lambda a, b: (a - b).square()),
     "Maximum": _plain(lambda a, b: torch.maximum(a, b.to(a.dtype))),
     "Minimum": _plain(lambda a, b: torch.minimum(a, b.to(a.dtype))),
     "Neg": _plain(torch.neg),
     "Floor": _plain(torch.floor),
+    "Sqrt": _plain(torch.sqrt),
+    "Rsqrt": _plain(torch.rsqrt),
     "Cos": _plain(torch.cos),
     "Sin": _plain(torch.sin),
     "Atan2": _plain(torch.atan2),
@@ -234,6 +238,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "Cast": _cast,
     # reductions
     "Mean": _reduced(torch.mean),
+    "Sum": _reduced(torch.sum),
     "Max": _reduced(torch.amax),
     "Min": _reduced(torch.amin),
     # shapes and indices
