@@ -447,6 +447,9 @@ class Observation(TensorStruct):
         score: (B,), detector confidence in [0, 1].
         identity: (B, 128), embedding of the differentiable identity network.
         eval_identity: (B, 1024), unit vectors of the identity network that measures results and is never optimized.
+        irises: (B, 2, 3), center x, y and radius in pixels of the fit crop, the person's right eye first.
+        expression_scores: (B, 52) in [0, 1], of
+            :data:`~facerecon.perception.face_landmarker.EXPRESSION_SCORES`.
         expression: (B, 7) probabilities: neutral, happy, sad, angry, fearful, disgusted, surprised; None where
             :func:`~facerecon.observe` was not asked for ``attributes``.
         age: (B,), years; None likewise.
@@ -466,6 +469,8 @@ class Observation(TensorStruct):
     score: Tensor
     identity: Tensor
     eval_identity: Tensor
+    irises: Tensor | None = None
+    expression_scores: Tensor | None = None
     expression: Tensor | None = None
     age: Tensor | None = None
     male: Tensor | None = None

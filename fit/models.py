@@ -162,7 +162,7 @@ def used_parts(config: Any) -> dict[str, str]:
         "face_model": _version(config.face_model_path) if config.face_model_path else _asset_version(config.face_model),
         "decoder": f"{Path(config.decoder).name} ({content[:12] if content else released})",
         "stage1": "landmarks" if weights is None else _version(weights),
-        "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh468')}",
+        "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh478')}",
         "parsing": _asset_version("bisenet") if bisenet else f"outlines and {_asset_version('selfie')}",
         "perceptual": perceptual,
         "identity": identity,

@@ -272,7 +272,7 @@ def models(asset) -> None:
         "makehuman",
         "face_detector",
         "landmarks68",
-        "facemesh468",
+        "facemesh478",
         "identity128",
         "faceres1024",
         "age_gender",

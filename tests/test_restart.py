@@ -27,7 +27,7 @@ def photos(tmp_path_factory) -> Path:
     from facerecon.errors import AssetError
 
     try:
-        for name in ("makehuman", "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024"):
+        for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024"):
             assets.locate(name)
     except AssetError as error:
         pytest.skip(str(error))

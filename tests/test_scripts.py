@@ -44,7 +44,7 @@ def _module(path: Path):
 
 @pytest.fixture
 def models(asset) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "selfie"):
+    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "selfie"):
         asset(name)
 
 

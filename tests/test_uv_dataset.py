@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
-ASSETS = ("makehuman", "mobile_stylegan", "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024",
+ASSETS = ("makehuman", "mobile_stylegan", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024",
           "expression7", "age_gender", "selfie")  # fmt: skip
 PLAIN = ("editing=false", "multi_view=false", "check=false", "size=64")  # a second a subject
 TIMES = {"seconds", "seconds_a_subject"}

@@ -51,7 +51,7 @@ def collect_votes(model: MorphableModel, views: int, seed: int = 0) -> np.ndarra
         faces = detector(image[0])
         if not faces:
             continue
-        points = network(image, torch.as_tensor([faces[0].box]))[0][0, :, :2]
+        points = network(image, torch.as_tensor([faces[0].box]))[0][0, :468, :2]
         column, row = points.floor().long().clamp(0, SIZE - 1).unbind(-1)
         face, weights = shown.fragments.face_index[0, row, column], shown.fragments.barycentric[0, row, column]
         place = (model.mean[model.topology.faces[face.clamp(min=0)]] * weights[..., None]).sum(1)

@@ -98,11 +98,11 @@ RELEASED: tuple[ReleasedFile, ...] = (
     ),
     ReleasedFile(
         "checkpoints/dlib_model/shape_predictor_68_face_landmarks.dat", (), "dlib.net",
-        "its training set iBUG 300-W excludes commercial use", "replaced by ours: landmarks68 and facemesh468",
+        "its training set iBUG 300-W excludes commercial use", "replaced by ours: landmarks68 and facemesh478",
     ),
     ReleasedFile(
         "checkpoints/lm_model/68lm_detector.pb", (), "github.com/sicxu/Deep3DFaceRecon_pytorch",
-        "MIT (the repository's)", "a TensorFlow graph, replaced by ours: landmarks68 and facemesh468",
+        "MIT (the repository's)", "a TensorFlow graph, replaced by ours: landmarks68 and facemesh478",
     ),
     ReleasedFile(
         "checkpoints/mtcnn_model/mtcnn_model.pb", (), "github.com/ipazc/mtcnn", "MIT (the repository's)",

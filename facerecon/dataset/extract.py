@@ -159,7 +159,7 @@ def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedVi
     if (score < _MIN_SCORE).any():
         number = int(score.argmin())
         raise NoFaceError(f"view {number} shows no face where an FFHQ-aligned image has it; align it first.")
-    landmarks = fused_landmarks(landmarks, mesh)
+    landmarks, mesh = fused_landmarks(landmarks, mesh), mesh[:, :468]
     if parser is not None:
         found = [parser(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     else:

@@ -128,6 +128,7 @@ class AttributeMeter:
         check_shape("image", image, "B 3 H W")
         small, box = aligned_look(image)
         mesh, score = load_facemesh()(small, box)
+        mesh = mesh[:, :468]
         landmarks = fused_landmarks(load_landmarks68()(small, box), mesh)
         to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, FIT_SIZE)
         from_image = invert_affine(to_image)

@@ -4,6 +4,7 @@ from facerecon.perception.attributes import load_age_gender, load_expression, lo
 from facerecon.perception.bisenet import FaceParser, load_parser
 from facerecon.perception.corrections import LANDMARK_FORMATS, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
+from facerecon.perception.face_landmarker import load_expression_scores
 from facerecon.perception.facemesh import load_facemesh
 from facerecon.perception.identity import load_eval_identity, load_identity
 from facerecon.perception.landmarks import load_landmarks68
@@ -24,6 +25,7 @@ __all__ = [
     "load_age_gender",
     "load_detector",
     "load_expression",
+    "load_expression_scores",
     "load_facemesh",
     "load_identity",
     "load_eval_identity",

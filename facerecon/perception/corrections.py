@@ -172,13 +172,13 @@ _NOSE = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 
 
 def fit_mesh(mesh: Tensor, landmarks: Tensor) -> Tensor:
-    """Bend a face mesh (1, 468, 3) so that it agrees with given landmarks, where the two mean the same places.
+    """Bend a face mesh (1, N, 3) so that it agrees with given landmarks, where the two mean the same places.
 
     A similarity first, then radial functions for what is left of eyes, mouth and nose; jaw and brows, which the 68
     points put elsewhere than the mesh, draw it only where they are far away.
 
     Args:
-        mesh: (1, 468, 3) px.
+        mesh: (1, 468 or 478, 3) px.
         landmarks: (1, 68, 2) px.
     """
     index = torch.tensor([*_JAW, *_BROWS, *_NOSE, *EYES_AND_MOUTH], device=mesh.device)

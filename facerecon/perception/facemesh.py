@@ -1,4 +1,4 @@
-"""468-point face mesh with refined eyes and lips."""
+"""Face mesh of 478 points: MediaPipe's 468 of the face, and five of each iris."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ __all__ = [
     "aligned_look",
     "fused_landmarks",
     "load_facemesh",
+    "mesh_roll",
 ]
 
 FACE_BOX = (0.20, 0.26, 0.80, 0.93)
@@ -43,26 +44,6 @@ RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
 
 
-# Which of the 468 points the attention heads of the network measure anew, in the order of their outputs.
-REFINED_LIPS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
-    76, 77, 90, 180, 85, 16, 315, 404, 320, 307, 306, 184, 74, 73, 72, 11, 302, 303, 304, 408,
-    62, 96, 89, 179, 86, 15, 316, 403, 319, 325, 292, 183, 42, 41, 38, 12, 268, 271, 272, 407,
-)  # fmt: skip
-REFINED_RIGHT_EYE = (
-    33, 7, 163, 144, 145, 153, 154, 155, 133, 246, 161, 160, 159, 158, 157, 173,
-    130, 25, 110, 24, 23, 22, 26, 112, 243, 247, 30, 29, 27, 28, 56, 190,
-    226, 31, 228, 229, 230, 231, 232, 233, 244, 113, 225, 224, 223, 222, 221, 189, 35, 124, 46, 53, 52, 65,
-    143, 111, 117, 118, 119, 120, 121, 128, 245, 156, 70, 63, 105, 66, 107, 55, 193,
-)  # fmt: skip
-REFINED_LEFT_EYE = (
-    263, 249, 390, 373, 374, 380, 381, 382, 362, 466, 388, 387, 386, 385, 384, 398,
-    359, 255, 339, 254, 253, 252, 256, 341, 463, 467, 260, 259, 257, 258, 286, 414,
-    446, 261, 448, 449, 450, 451, 452, 453, 464, 342, 445, 444, 443, 442, 441, 413, 265, 353, 276, 283, 282, 295,
-    372, 340, 346, 347, 348, 349, 350, 357, 465, 383, 300, 293, 334, 296, 336, 285, 417,
-)  # fmt: skip
-
 # The mesh points at the 12 eye and 20 mouth points (36-67) of the 68 landmarks.
 EYES_AND_MOUTH = (
     33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
@@ -71,14 +52,15 @@ EYES_AND_MOUTH = (
 
 
 class FaceMeshNet(nn.Module):
-    """468 points of faces in boxes; the crop follows the mesh and turns with it until it settles.
+    """478 points of faces in boxes; the crop follows the mesh and turns with it.
 
     Args:
-        net: graph with outputs mesh (B, 1404), score (B, 1), lips (B, 160), right and left eye (B, 142).
+        net: graph with outputs mesh (B, 1, 1, 1434) and presence, a logit (B, 1, 1, 1).
     """
 
-    size = 192
-    passes = 3  # crops looked at one after another
+    size = 256
+    passes = 3  # crops looked at one after another, at most
+    turned = 0.2  # radians by which a crop's angle must still have changed for a third look (at 35 degrees, 1.9 px less)
 
     def __init__(self, net: GraphNet) -> None:
         super().__init__()
@@ -93,26 +75,38 @@ class FaceMeshNet(nn.Module):
             boxes: (B, 4), x0, y0, x1, y1 px.
 
         Returns:
-            points (B, 468, 3), px; z in the same scale, negative towards the viewer. score (B,) in [0, 1]: whether the
-            last crop showed a face.
+            points (B, 478, 3), px; z in the same scale, negative towards the viewer. The last ten are the irises: the
+            center and four places of the rim, the person's right eye first. score (B,) in [0, 1]: whether the last crop
+            showed a face.
         """
         check_shape("boxes", boxes, "B 4")
-        transform = upright_crop(boxes.view(-1, 2, 2), boxes.new_zeros(len(boxes)), 0.25, self.size)
-        for _ in range(self.passes):
-            points, score = self._mesh(crop_affine(image, transform, self.size, padding="zeros"))
-            scale = transform[:, :, 0].norm(dim=1)[:, None, None]
-            plane = map_points(transform, points[..., :2])
-            points = torch.cat([plane, points[..., 2:] * scale], -1)
-            eyes = plane[:, 263] - plane[:, 33]
-            transform = upright_crop(plane, torch.atan2(eyes[:, 1], eyes[:, 0]), 0.25, self.size)
+        corners, angle = boxes.view(-1, 2, 2), boxes.new_zeros(len(boxes))
+        points, score = self._look(image, corners, angle)
+        rows = torch.arange(len(boxes), device=boxes.device)
+        for _ in range(self.passes - 1):
+            last, angle = angle, mesh_roll(points[rows])
+            photos = image if len(image) == 1 else image[rows]
+            points[rows], score[rows] = self._look(photos, points[rows, :, :2], angle)
+            still = (angle - last).abs() > self.turned
+            rows, angle = rows[still], angle[still]
+            if not len(rows):
+                break
         return points, score
 
-    def _mesh(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        mesh, score, lips, right, left = self.net(crops.permute(0, 2, 3, 1))
-        points = mesh.reshape(-1, 468, 3).clone()
-        for indices, part in ((REFINED_RIGHT_EYE, right), (REFINED_LEFT_EYE, left), (REFINED_LIPS, lips)):
-            points[:, list(indices), :2] = part.reshape(-1, len(indices), 2)
-        return points, score.flatten()
+    def _look(self, image: Tensor, around: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, 478, 3) px and score (B,) in the crops around points (B, N, 2), turned by angles (B,)."""
+        transform = upright_crop(around, angle, 0.25, self.size)
+        crops = crop_affine(image, transform, self.size, padding="zeros")
+        mesh, presence = self.net(crops.permute(0, 2, 3, 1))
+        points = mesh.reshape(-1, 478, 3)
+        depth = points[..., 2:] * transform[:, :, 0].norm(dim=1)[:, None, None]
+        return torch.cat([map_points(transform, points[..., :2]), depth], -1), presence.flatten().sigmoid()
+
+
+def mesh_roll(mesh: Tensor) -> Tensor:
+    """In-plane rotation of faces from their outer eye corners, (B,) radians, 0 is upright; mesh (B, 478, 2 or 3)."""
+    eyes = mesh[:, 263] - mesh[:, 33]
+    return torch.atan2(eyes[:, 1], eyes[:, 0])
 
 
 def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor:
@@ -120,7 +114,7 @@ def fused_landmarks(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Ten
 
     Args:
         landmarks: (B, 68, 2) px.
-        mesh: (B, 468, 2 or 3) px.
+        mesh: (B, 468 or 478, 2 or 3) px.
         weight: of the mesh.
     """
     own = landmarks[:, 36:]
@@ -151,7 +145,7 @@ def disagreement(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor
 
     Args:
         landmarks: (B, 68, 2), of :func:`fused_landmarks` with this ``weight``.
-        mesh: (B, 468, 2 or 3), in the same px.
+        mesh: (B, 468 or 478, 2 or 3), in the same px.
 
     Returns:
         (B,) mean distance, as a share of the landmarks' extent.
@@ -163,4 +157,4 @@ def disagreement(landmarks: Tensor, mesh: Tensor, weight: float = 0.3) -> Tensor
 @kept()
 def load_facemesh() -> FaceMeshNet:
     """The open pack's face mesh, frozen."""
-    return FaceMeshNet(GraphNet.from_file(assets.locate("facemesh468"))).eval().requires_grad_(False)
+    return FaceMeshNet(GraphNet.from_file(assets.locate("facemesh478"))).eval().requires_grad_(False)

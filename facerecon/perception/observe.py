@@ -24,6 +24,7 @@ from facerecon.perception.attributes import load_age_gender, load_expression, lo
 from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
+from facerecon.perception.face_landmarker import find_irises, load_expression_scores
 from facerecon.perception.facemesh import MOST_APART, disagreement, fused_landmarks, load_facemesh
 from facerecon.perception.identity import landmark_box, load_eval_identity, load_identity
 from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
@@ -236,7 +237,7 @@ class _Face:
     view: _View
     detection: Detection
     landmarks: Tensor  # (1, 68, 2)
-    mesh: Tensor  # (1, 468, 3)
+    mesh: Tensor  # (1, 478, 3)
     sure: bool = True  # whether what was measured on it goes together
 
 
@@ -293,7 +294,7 @@ def _find(loaded: LoadedImage, closer: Callable, largest: bool) -> list[_Face]:
 
 
 def _shaped(view: _View, detection: Detection, confirm: bool) -> _Face | None:
-    """A detection with its 68 landmarks and 468 mesh points, in pixels of the view; None without a face.
+    """A detection with its 68 landmarks and 478 mesh points, in pixels of the view; None without a face.
     ``confirm``: look for it once more where the view is closer than the one in which it was found."""
     if confirm and view.zoom > 1 and not load_detector().confirm(view.image, detection):
         return None
@@ -354,7 +355,8 @@ def _measure(
     full_image = crop_affine(photo, full_to_photo, full_size)
     valid = crop_valid(tuple(image.shape[-2:]), full_to_photo, full_size)
     into_full = invert_affine(full_to_photo.double()).to(full_to_photo.dtype)
-    full_mesh, full_landmarks = map_points(into_full, mesh[..., :2]), map_points(into_full, landmarks)
+    full_mesh = map_points(into_full, mesh[:, :468, :2])
+    full_landmarks = map_points(into_full, landmarks)
     face = None
     if area is not None:
         face = crop_affine(area[None], view.to_photo(full_to_photo), full_size, padding="zeros")
@@ -378,11 +380,13 @@ def _measure(
         fit=fit,
         full=full,
         landmarks68=fit_landmarks,
-        mesh468=fit_mesh,
+        mesh468=fit_mesh[:, :468],
         box=torch.tensor([_mapped(view.to_photo(torch.eye(2, 3)[None]), detection.box)]),
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
         eval_identity=load_eval_identity()(fit_image, fit_landmarks),
+        irises=find_irises(fit_mesh),
+        expression_scores=load_expression_scores()(fit_mesh),
         path=(name,),
         photo_size=(photo_size,),
         mask_given=(area is not None,),

@@ -16,7 +16,7 @@ SIZE = 256
 
 @pytest.fixture(scope="module")
 def model(asset):
-    for name in ("makehuman", "facemesh468", "landmarks68", "selfie"):
+    for name in ("makehuman", "facemesh478", "landmarks68", "selfie"):
         asset(name)
     return load_face_model("makehuman")
 

@@ -73,7 +73,7 @@ def test_what_is_needed_of_the_release(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def model(asset):
-    for name in ("facemesh468", "landmarks68", "selfie"):
+    for name in ("facemesh478", "landmarks68", "selfie"):
         asset(name)
     asset("makehuman")
     return load_face_model("makehuman")

@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def made(asset, tmp_path_factory) -> Path:
-    for name in ("mobile_stylegan", "makehuman", "facemesh468", "landmarks68", "identity128"):
+    for name in ("mobile_stylegan", "makehuman", "facemesh478", "landmarks68", "identity128"):
         asset(name)
     folder = tmp_path_factory.mktemp("set") / "uv"
     assert run_script(f"out={folder}", "n=2", "first_seed=5000", "dark_share=null", *SMALL) == 0

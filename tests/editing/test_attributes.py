@@ -13,7 +13,7 @@ from facerecon.types import Camera, FaceParams, SHLight
 def meter():
     from facerecon import assets
 
-    for name in ("makehuman", "landmarks68", "facemesh468", "identity128"):
+    for name in ("makehuman", "landmarks68", "facemesh478", "identity128"):
         try:
             assets.locate(name)
         except Exception as error:

@@ -169,7 +169,7 @@ def test_baldness_is_the_lack_of_hair() -> None:
 
 def test_what_the_flow_is_told_of_the_papers_subject(reference, asset) -> None:
     """Against what the authors' closed service and DPR say of the same picture; DPR and parsing are stand-ins here."""
-    for name in ("makehuman", "facemesh468", "landmarks68", "age_gender", "expression7", "identity128"):
+    for name in ("makehuman", "facemesh478", "landmarks68", "age_gender", "expression7", "identity128"):
         asset(name)
     image = read_image(reference / "ffhq_uv" / "01223_inversion.jpg")[None]
     crops = []
@@ -200,7 +200,7 @@ def test_what_the_flow_is_told_of_the_papers_subject(reference, asset) -> None:
 
 
 def test_an_encoders_code_is_taken_as_it_is(reference, asset) -> None:
-    for name in ("facemesh468", "landmarks68", "identity128", "faceres1024"):
+    for name in ("facemesh478", "landmarks68", "identity128", "faceres1024"):
         asset(name)
     crop = read_image(reference / "ffhq_uv" / "01223_photo.jpg")[None]
     codes = torch.randn(1, 18, 512)

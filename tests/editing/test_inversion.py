@@ -53,7 +53,7 @@ def test_ffhq_crop_shows_the_square_and_mirrors_beyond():
 
 def test_an_aligned_picture_stays_where_it_is(reference, asset):
     """FFHQ's own alignment of the reference photo, from our landmarks: within 4 % and 20 px of 1024."""
-    asset("landmarks68"), asset("facemesh468")
+    asset("landmarks68"), asset("facemesh478")
     photo = picture(reference / "ffhq_uv" / "01223_photo.jpg")
     transform = inversion.ffhq_transform(inversion.face_points(photo))[0]
     assert (transform[:, :2] - torch.eye(2)).abs().max() < 0.04  # two deviations of our landmarks
@@ -107,7 +107,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tmp_path, asset):
-    for name in ("landmarks68", "facemesh468", "identity128", "faceres1024"):
+    for name in ("landmarks68", "facemesh478", "identity128", "faceres1024"):
         asset(name)
     w, image = face
     start = LinearEncoder.load()(image)
@@ -144,7 +144,7 @@ def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tm
 
 def test_quality_tells_the_face_from_another(generator, face, asset):
     """The encoder's slot: w or 23 rows, and no step after it."""
-    for name in ("landmarks68", "facemesh468", "identity128", "faceres1024"):
+    for name in ("landmarks68", "facemesh478", "identity128", "faceres1024"):
         asset(name)
     w, image = face
     settings = InversionSettings(w_steps=0, plus_steps=0)
@@ -157,7 +157,7 @@ def test_quality_tells_the_face_from_another(generator, face, asset):
 
 
 def test_face_mask_is_the_face(generator, face, asset):
-    asset("landmarks68"), asset("facemesh468")
+    asset("landmarks68"), asset("facemesh478")
     points = inversion.face_points(face[1]) / 4
     mask = inversion._face_mask(points)
     at = points[0].round().long()

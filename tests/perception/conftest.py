@@ -16,7 +16,8 @@ from facerecon.types import Observation
 
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
 NETWORKS = (
-    "face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024", "expression7", "age_gender", "selfie",
+    "face_detector", "landmarks68", "facemesh478", "expression52", "identity128", "faceres1024", "expression7",
+    "age_gender", "selfie",
 )  # fmt: skip
 
 

@@ -71,8 +71,6 @@ async function graph(name, model, size, scale, outputs) {
   const nodes = outputs.map(output => (signature[output]?.name ?? output).replace(/:0$/, ''))
   record(name, [net.execute(tf.expandDims(pattern(size, scale)), nodes)].flat())
 }
-const mesh = ['output_mesh_identity', 'output_faceflag', 'output_lips', 'Identity_1:0', 'Identity_5:0']
-await graph('facemesh468', 'facemesh-attention', 192, 1, mesh)
 await graph('faceres1024', 'faceres', 224, 255, ['global_pooling/Mean'])
 await graph('selfie', 'selfie', 256, 1, ['activation_10'])
 fs.writeSync(1, JSON.stringify(results, null, 1).replace(/\n {3,}|\n {2}(?=[\]}])/g, ' ') + '\n')

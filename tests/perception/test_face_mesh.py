@@ -1,4 +1,4 @@
-"""The 468-point mesh: index lists, where it puts known points, turning and scaling with the photo."""
+"""The 478-point mesh: index lists, where it puts known points, turning and scaling with the photo."""
 
 import math
 
@@ -14,47 +14,26 @@ from facerecon.perception.facemesh import (
     LEFT_EYE,
     LIPS_INNER,
     LIPS_OUTER,
-    REFINED_LEFT_EYE,
-    REFINED_LIPS,
-    REFINED_RIGHT_EYE,
     RIGHT_EYE,
     fused_landmarks,
 )
-from facerecon.perception.landmarks import map_points, upright_crop
+from facerecon.perception.landmarks import map_points
 
 
 def test_index_lists_name_different_points() -> None:
-    lists = (FACE_OVAL, LEFT_EYE, RIGHT_EYE, LIPS_INNER, LIPS_OUTER, REFINED_LEFT_EYE, REFINED_LIPS, REFINED_RIGHT_EYE)
+    lists = (FACE_OVAL, LEFT_EYE, RIGHT_EYE, LIPS_INNER, LIPS_OUTER)
     for indices in lists:
         assert len(set(indices)) == len(indices) and min(indices) >= 0 and max(indices) < 468
-    assert set(LIPS_INNER) | set(LIPS_OUTER) <= set(REFINED_LIPS)
-    assert set(LEFT_EYE) <= set(REFINED_LEFT_EYE) and set(RIGHT_EYE) <= set(REFINED_RIGHT_EYE)
     assert set(EYES_AND_MOUTH) <= set(LEFT_EYE) | set(RIGHT_EYE) | set(LIPS_INNER) | set(LIPS_OUTER)
-    assert not set(REFINED_LIPS) & set(REFINED_LEFT_EYE)
 
 
 @pytest.fixture(scope="module")
 def mesh(request, asset, photo) -> torch.Tensor:
-    for name in ("face_detector", "facemesh468"):
+    for name in ("face_detector", "facemesh478"):
         asset(name)
     points, score = load_facemesh()(photo[None], torch.tensor([load_detector()(photo)[0].box]))
     assert score.item() > 0.99
     return points
-
-
-def test_attention_heads_measure_the_points_they_are_said_to(mesh, photo) -> None:
-    """The refined points lie a small way from the same points of the first estimate; any other order would not."""
-    net = load_facemesh()
-    transform = upright_crop(mesh[..., :2], torch.zeros(1), 0.25, net.size)
-    crop = crop_affine(photo[None], transform, net.size)
-    first, _, lips, right, left = net.net(crop.permute(0, 2, 3, 1))
-    first = first.view(468, 3)[:, :2]
-    for indices, part in ((REFINED_LIPS, lips), (REFINED_RIGHT_EYE, right), (REFINED_LEFT_EYE, left)):
-        part = part.view(-1, 2)
-        apart = (first[list(indices)] - part).norm(dim=1)
-        assert apart.mean() < 2.5 and apart.max() < 7  # px of 192
-        shuffled = (first[list(indices)].roll(1, 0) - part).norm(dim=1)
-        assert apart.mean() < 0.4 * shuffled.mean()
 
 
 def test_known_points_of_the_sample(mesh) -> None:

@@ -133,13 +133,13 @@ RECORDED = {
     "age_gender": (26.7620, 0.2839),
     "face_detector": (-11.0345, -15.3392, -27.2409, -28.3717, -18.5621, -14.5883),
     "faceres1024": (0.0000, 0.0140, 0.0491, 0.6174, 0.0000, 0.2368),
-    "facemesh468": (63.2575, 117.8364, 66.2826, 123.5982, 70.2572, 129.0425),
+    "facemesh478": (125.9855, 158.8364, -18.7959, 127.8087, 140.7801, -45.6236),
 }  # fmt: skip
 """First six outputs of each network on the square (160, 60) to (290, 190) of the sample photo."""
 
 
 def outputs_on_the_sample(photo: torch.Tensor, name: str) -> torch.Tensor:
-    size = {"identity128": 150, "faceres1024": 224, "facemesh468": 192, "face_detector": 160}.get(name, 112)
+    size = {"identity128": 150, "faceres1024": 224, "facemesh478": 256, "face_detector": 160}.get(name, 112)
     to_photo = torch.tensor([[[130 / size, 0.0, 160.0], [0.0, 130 / size, 60.0]]])
     crop = crop_affine(photo[None], to_photo, size)
     nets = {
@@ -149,7 +149,7 @@ def outputs_on_the_sample(photo: torch.Tensor, name: str) -> torch.Tensor:
         "age_gender": lambda: torch.cat(load_age_gender().net(crop)),
         "face_detector": lambda: load_detector().net(crop)[0, :, 4, 2, :2],
         "faceres1024": lambda: load_eval_identity().net((crop * 255).permute(0, 2, 3, 1))[0],
-        "facemesh468": lambda: load_facemesh().net(crop.permute(0, 2, 3, 1))[2],
+        "facemesh478": lambda: load_facemesh().net(crop.permute(0, 2, 3, 1))[0],
     }
     return nets[name]().detach().flatten()[:6]
 

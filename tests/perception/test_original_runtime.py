@@ -1,4 +1,7 @@
-"""The torch ports against the packages' own runtime, on a synthetic picture (recorded by original_runtime.mjs)."""
+"""The torch ports against the packages' own runtimes, on a synthetic picture.
+
+Recorded by original_runtime.mjs and original_tflite.py.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,7 +13,12 @@ from torch import Tensor
 
 from facerecon import perception
 
-RECORDED = json.loads((Path(__file__).parent / "original_runtime.json").read_text())
+HERE = Path(__file__).parent
+RECORDED = {
+    name: outputs
+    for file in ("original_runtime.json", "original_tflite.json")
+    for name, outputs in json.loads((HERE / file).read_text()).items()
+}
 
 
 def pattern(size: int) -> Tensor:
@@ -19,6 +27,12 @@ def pattern(size: int) -> Tensor:
     c = torch.arange(3.0, dtype=torch.float64)[:, None, None]
     wave = torch.sin(0.11 * x * (c + 1) + 0.07 * y + 0.9 * c) * torch.cos(0.05 * y - 0.0013 * x * y)
     return (0.5 + 0.5 * wave)[None].float()
+
+
+def points() -> Tensor:
+    """(1, 146, 2) px; the same formula as in original_tflite.py."""
+    i = torch.arange(146, dtype=torch.float64)
+    return torch.stack([120 + 60 * torch.sin(1.7 * i), 130 + 70 * torch.cos(2.3 * i)], -1)[None].float()
 
 
 def graph(load: Callable, size: int, scale: float = 1.0) -> list[Tensor]:
@@ -36,7 +50,8 @@ RUNS = {
     "landmarks68": lambda: [perception.load_landmarks68().net(pattern(112))],
     "expression7": lambda: [perception.load_expression().net(pattern(112))],
     "identity128": lambda: [perception.load_identity().net(pattern(150))],
-    "facemesh468": lambda: graph(perception.load_facemesh, 192),
+    "facemesh478": lambda: graph(perception.load_facemesh, 256),
+    "expression52": lambda: perception.load_expression_scores().net(points()),
     "faceres1024": lambda: graph(perception.load_eval_identity, 224, 255),
     "selfie": lambda: graph(perception.load_segmenter, 256),
 }

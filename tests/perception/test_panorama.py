@@ -36,7 +36,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def panorama(tmp_path_factory, asset) -> Path:
-    for name in ("face_detector", "landmarks68", "facemesh468", "identity128", "faceres1024"):
+    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024"):
         asset(name)
     path = tmp_path_factory.mktemp("panorama") / "beach.jpg"
     with Image.open(SAMPLE) as person:

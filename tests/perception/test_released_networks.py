@@ -202,7 +202,7 @@ def test_masks_are_sums_of_classes_near_the_face() -> None:
 
 
 def test_a_photo_is_masked_by_the_parser_given(asset) -> None:
-    asset("facemesh468")
+    asset("facemesh478")
     from facerecon.perception.bisenet import FaceParser
 
     class Left(FaceParser):

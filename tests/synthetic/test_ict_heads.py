@@ -58,7 +58,7 @@ def test_a_head_by_number(reference, asset) -> None:
     from facerecon.morphable import load_face_model
     from facerecon.perception import observe
 
-    for name in ("mobile_stylegan", "makehuman", "face_detector", "landmarks68", "facemesh468"):
+    for name in ("mobile_stylegan", "makehuman", "face_detector", "landmarks68", "facemesh478"):
         asset(name)
     ict = load_face_model("ict", num_identity=30, path=reference / "ict" / "ict_facekit_light.npz")
     heads = SyntheticHeads(ict, seed=2)
