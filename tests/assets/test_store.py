@@ -668,6 +668,7 @@ def test_command_line_fetch_list_verify(pretend, capsys):
     assert main(["list", "--licences"]) == 0
     ledger = capsys.readouterr().out
     assert "license as stated: CC0" in ledger and "not settled: -" in ledger
+    assert f"pretend-1.0.whl (0 MB), sha256 {pretend.packages['wheel'].sha256}" in ledger
     assert main(["verify", "head"]) == 0
     assert capsys.readouterr().out == "head: ready\n"
 
