@@ -10,11 +10,12 @@
 
 * shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), and on REALY itself (realy_dir=), for
   the mean face, the starts, and full fits with every decoder of decoders= (Table 5).
-* reconstruction: photometric error, CSIM (cosine of a 1024-d identity network that is never optimized), landmarks, of
-  photos and held-out faces, by preset and decoder; BS Error and identity of the fitted textures.
+* reconstruction: photometric error, CSIM (cosine of a 1024-d identity network that is never optimized), landmarks,
+  LPIPS (VGG and AlexNet; the one that a fit optimized is marked), of photos and held-out faces, by preset and decoder;
+  BS Error and identity of the fitted textures.
 * maps: BS Error and identity of held-out subjects' maps, and without editing, without multi-view, blended naively
   (Tables 2 and 4).
-* expressiveness: those maps, expressed by each decoder (Table 6).
+* expressiveness: those maps, expressed by each decoder (Table 6), by LPIPS, L1 and CSIM.
 * released maps (released_dir=): of subjects of the authors' set beside ours.
 * sheet: panels of the photos and held-out faces with the first preset, to look at.
 
@@ -39,7 +40,7 @@ from facerecon.run.signals import check_stop, names_kept
 
 PARTS = ("shape", "reconstruction", "maps", "expressiveness", "sheet")
 FULL = 100
-VERSION = 1
+VERSION = 2
 """Of the measurements: items of another version are measured again."""
 
 
@@ -213,6 +214,13 @@ class Sweep:
         from facerecon.perception import load_eval_identity
 
         return load_eval_identity().to(self.device)
+
+    @cached_property
+    def distances(self) -> list[Any]:
+        """Both LPIPS; one of them is what a fit optimizes, and marked in the tables."""
+        from facerecon.losses import load_perceptual
+
+        return [load_perceptual(name).to(self.device) for name in ("lpips_vgg", "lpips_alex")]
 
     def observed(self, image: Any) -> Any:
         """A photo as the fits see it."""

@@ -67,6 +67,8 @@ from facerecon.types import Camera, SHLight
 HELD_OUT_HEADS = 90_001
 """Seed of the synthetic heads; training draws from its own, small numbers."""
 SHEET = 8  # panels on one
+INVERTED_BY = "lpips_alex"
+"""Feature distance by which decoders express maps; LPIPS (VGG) measures the result."""
 RELEASED = {
     "released": "released map, on our head",
     "views": "ours, from the released views",
@@ -105,7 +107,7 @@ def measure_fit(sweep: Any, photo: Any, preset: str, decoder: str) -> tuple[dict
     result = fitter(photo, callback=lambda _: check_stop())
     face = result.face
     facts = {
-        "metrics": _rounded(fit_metrics(fitter, photo, result, sweep.eval_identity)),
+        "metrics": _rounded(fit_metrics(fitter, photo, result, sweep.eval_identity, sweep.distances)),
         "about": _rounded(_person(sweep.model, photo, face)),
         "vectors": _listed(identity_vectors(fitter.model, photo, face)),
     }
@@ -400,7 +402,7 @@ def measure_expressiveness(sweep: Any) -> None:
     settings = TextureInversionSettings(steps=sweep.config.inversion_steps)
     maps = map_settings(sweep.config.pack.name)
     net = cache(lambda decoder: load_decoder(split_space(decoder)[0], space=split_space(decoder)[1]))
-    features = cache(lambda: MapFeatures("face_features", maps.face_model))
+    features = cache(lambda: MapFeatures(INVERTED_BY, maps.face_model))
     measure = cache(lambda: MapMetrics(_pipeline(sweep.config.pack.name).template.layout.face, maps.face_model))
 
     def express(seed: str, decoder: str) -> dict[str, Any]:

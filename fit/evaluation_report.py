@@ -18,7 +18,7 @@ from facerecon.evaluation import Metric, Row, Summary, Table, bootstrap_interval
 from facerecon.evaluation.tables import LEAST, PUBLISHED, write_csv
 from facerecon.export.chart import Bar, bar_chart
 from facerecon.export.report import library_version
-from facerecon.fit.evaluation_parts import RELEASED, split_space
+from facerecon.fit.evaluation_parts import INVERTED_BY, RELEASED, split_space
 from facerecon.imaging.files import read_image, write_bytes, write_png
 from facerecon.storage import csv_bytes
 
@@ -57,6 +57,8 @@ RECONSTRUCTION = [
     Metric("photometric", "photometric x 1000", 1000, 1),
     Metric("identity", "CSIM", 1, 3),
     Metric("nme", "landmarks, %", 100, 2),
+    Metric("lpips_vgg", "LPIPS (VGG)", 1, 3),
+    Metric("lpips_alex", "LPIPS (AlexNet)", 1, 3),
     Metric("photometric_final", "final: photometric x 1000", 1000, 1),
     Metric("identity_final", "final: CSIM", 1, 3),
     Metric("apart", "minus ours: photometric x 1000", 1000, 1, signed=True),
@@ -75,10 +77,10 @@ MAPS = [
 ]
 RELEASED_MAPS = [*MAPS[:3], Metric("identity", "CSIM", 1, 3)]
 EXPRESSIVENESS = [
-    Metric("lpips", "LPIPS", 1, 3),
+    Metric("lpips_vgg", "LPIPS (VGG)", 1, 3),
+    Metric("lpips_alex", "LPIPS (AlexNet)", 1, 3),
     Metric("l1", "L1 x 1000", 1000, 1),
     Metric("l1_face", "L1 of the face x 1000", 1000, 1),
-    Metric("features", "face features x 1000", 1000, 1),
     Metric("csim", "CSIM", 1, 3),
 ]
 GROUPED = [*RECONSTRUCTION[:3], Metric("mean", "shape, mm", 1, 2)]
@@ -195,7 +197,9 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
         row = _row(label, metrics, RECONSTRUCTION)
         if row is not None and (preset, key) != (sweep.preset, "ours"):
             row = _apart(row, {name: facts["metrics"]["photometric"] for name, facts in of.items()}, ours)
-        table.rows += filter(None, [row])
+        if row is not None:
+            optimized = sweep.fit_config(preset, sweep.decoders[key])[0].perceptual
+            table.rows.append(replace(row, optimized=frozenset([optimized])))
         row = _row(label, metrics, TEXTURE)
         if row is not None:
             texture.rows.append(_with_diversity(row, list(of.values()), "render", "photo"))
@@ -204,8 +208,8 @@ def reconstruction_tables(sweep: Any) -> list[Table]:
     table.notes = [
         f"{photos} photo(s) and {faces} generated face(s). Photometric error: mean RGB difference over the face in "
         "[0, 1]; CSIM: cosine of 1024-d identity descriptors that are never optimized; landmarks: of the distance "
-        "between the outer eye corners; all of the decoder's texture, 'final' with the photo's own texels (detail, "
-        "where the preset has it)."
+        "between the outer eye corners; LPIPS: of the photo with the fitted face in it, 224 px; "
+        "all of the decoder's texture, 'final' with the photo's own texels (detail, where the preset has it)."
     ]
     other = sweep.fit_config(*sweep.main)[0].face_model != "hifi3dpp"
     atlas = "another atlas than the paper's: not comparable with its; " if other else ""
@@ -276,10 +280,10 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
         facts = [facts for match, facts in found if match[2] == key]
         row = _row("", [one["metrics"] for one in facts], EXPRESSIVENESS)
         if row is not None:
-            table.rows.append(replace(row, label=f"{_label(sweep, key)}, {facts[0]['numbers']:,} numbers"))
-    table.notes = [] if any("lpips" in row.cells for row in table.rows) else ["LPIPS' weights could not be had."]
+            label = f"{_label(sweep, key)}, {facts[0]['numbers']:,} numbers"
+            table.rows.append(replace(row, label=label, optimized=frozenset([INVERTED_BY, "l1"])))
     steps = sweep.config.inversion_steps
-    table.notes.append(f"{steps} steps of Adam on L1 and face features (not LPIPS), in W+ or all components.")
+    table.notes = [f"{steps} steps of Adam on L1 and LPIPS (AlexNet), in W+ or all components."]
     return [table]
 
 

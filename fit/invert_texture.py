@@ -5,8 +5,9 @@
     python fit/invert_texture.py maps='maps/*.png' decoder=linear decoder_components=32 out=linear32
 
 Writes a folder a map (fitted.png, latent.safetensors, panel.png: target, fit and three times their difference), and for
-the run results.csv and results.json (L1 and feature distance of each map, and their means), overview.jpg,
-failures.jsonl. A map that cannot be read is named and left out; a run that was stopped goes on with the same command.
+the run results.csv and results.json (of each map L1, the feature distance that was optimized, and the LPIPS that was
+not, at 512 texels at most; and their means), overview.jpg, failures.jsonl. A
+map that cannot be read is named and left out; a run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     from facerecon.fit.models import prepare
     from facerecon.fitting import TextureInversionSettings, invert_texture, load_map_features
     from facerecon.imaging.files import read_image, write_png
+    from facerecon.losses import eval_lpips, load_perceptual
     from facerecon.settings import build_settings
     from facerecon.storage import safetensors_bytes, write_whole
     from facerecon.stylegan.load import load_decoder
@@ -80,6 +82,7 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
     space = None if config.decoder_space is None else str(config.decoder_space)
     decoder = load_decoder(config.decoder, config.decoder_components, space, config.decoder_precision).to(device)
     features = load_map_features(config.perceptual, decoder.atlas, device)
+    distance = None if features is None else load_perceptual(eval_lpips(features.name), size=512).to(device)
     looked = "no feature distance" if features is None else f"feature distance {features.name}"
     numbers = decoder.rows * decoder.dim
     print(
@@ -87,7 +90,7 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
         f"{decoder.size} px), {looked}, {device}"
     )
     if config.perceptual == "auto" and features is not None and not features.name.startswith("lpips"):
-        print("note: LPIPS' weights cannot be had here; face_features, of the map on the mean head, is not LPIPS.")
+        print("note: LPIPS is not in the cache; face_features, of the map on the mean head, is not LPIPS.")
     failed: dict[Path, str] = {}
     bar = tqdm(total=len(pending), unit="map", disable=None)
 
@@ -129,11 +132,12 @@ def _invert(config: Any, folder: Any, pending: list[Path], names: dict, digest: 
                     write_png(where / "panel.png", torch.cat([target, fit, difference], 2))
                 row = {"l1": round(found.l1[k].item(), 6), "seconds": round(seconds, 3)}
                 if features is not None:
-                    row["features"] = round(found.features[k].item(), 6)
+                    row[f"{features.name} (optimized)"] = round(found.features[k].item(), 6)
+                    with torch.no_grad():
+                        apart = distance(found.texture[k : k + 1], found.target[k : k + 1])
+                    row[distance.name] = round(apart.item(), 6)
                 facts[names[one]] = {"settings": digest, "content": contents[one], "path": str(one), **row}
-                bar.write(
-                    f"{names[one]}: " + ", ".join(f"{key} {row[key]:.4f}" for key in ("l1", "features") if key in row)
-                )
+                bar.write(f"{names[one]}: " + ", ".join(f"{key} {row[key]:.4f}" for key in _measured(row)))
             folder.complete_all(facts)
             bar.update(len(group))
             group = []
@@ -154,7 +158,7 @@ def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: di
         print(f"failed: {path}: {message}", file=sys.stderr)
     if not rows:
         raise InputError(f"none of the {len(paths)} maps could be used; see {folder.path / 'failures.jsonl'}.")
-    keys = [key for key in ("l1", "features") if key in rows[0]]
+    keys = _measured(rows[0])
     means = {key: sum(row[key] for row in rows) / len(rows) for key in keys}
     plain = [{key: row[key] for key in ("map", *keys)} for row in rows]
     write_whole(folder.path / "results.csv", csv_bytes([plain[0], *(row.values() for row in plain)]))
@@ -173,6 +177,11 @@ def _finish(folder: Any, paths: list[Path], names: dict, digest: str, failed: di
     return 1 if failed else 0
 
 
+def _measured(row: dict) -> list[str]:
+    """Keys of the metrics in a row."""
+    return [key for key in row if key == "l1" or key.startswith(("face_features", "lpips"))]
+
+
 def _digest(config: Any) -> str:
     """Short hash of everything that changes the result."""
     from omegaconf import OmegaConf
@@ -182,7 +191,7 @@ def _digest(config: Any) -> str:
     plain = OmegaConf.to_container(config, resolve=False)
     for key in ("maps", "first", "out", "resume", "threads", "device", "pack"):
         plain.pop(key, None)
-    plain["decoder"] = str(config.decoder)
+    plain["decoder"], plain["metrics"] = str(config.decoder), "lpips"
     if is_decoder_file(config.decoder) and Path(config.decoder).is_file():
         plain["decoder_content"] = hashlib.sha256(Path(config.decoder).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
 from facerecon.errors import ConfigError
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
+from facerecon.losses import LPIPSDistance, eval_lpips, load_perceptual
+from facerecon.losses.image import BACKBONES
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import Regressor, load_identity, load_regressor
@@ -40,14 +41,16 @@ FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior
 
 def load_tools(
     config: Any, what: str, numbers: Callable[[dict], dict[str, float]]
-) -> tuple[Fitter, torch.nn.Module, Callable[[dict], None], dict[str, str]]:
-    """Fitter, network of CSIM, logger of rows (of which it logs the ``numbers``), and :func:`used_parts`.
+) -> tuple[Fitter, torch.nn.Module, LPIPSDistance, Callable[[dict], None], dict[str, str]]:
+    """Fitter, network of CSIM, the LPIPS that is not optimized, logger of rows (of which it logs the ``numbers``), and
+    :func:`used_parts`.
 
     Prints ``what`` is fitted, and with which parts.
     """
     started = time.perf_counter()
     device = prepare(config)
     fitter, eval_identity = build_fitter(config, device), perception.load_eval_identity().to(device)
+    distance = load_perceptual(eval_lpips(config.perceptual)).to(device)
     logger = row_logger(OmegaConf.to_container(config, resolve=True), numbers)
     parts = used_parts(config)
     print(
@@ -56,7 +59,7 @@ def load_tools(
         f"models loaded in {time.perf_counter() - started:.1f} s"
     )
     print("parts: " + "; ".join(f"{part}: {version}" for part, version in parts.items()))
-    return fitter, eval_identity, logger, parts
+    return fitter, eval_identity, distance, logger, parts
 
 
 def prepare(config: Any) -> torch.device:
@@ -152,11 +155,6 @@ def used_parts(config: Any) -> dict[str, str]:
     weights, content = regressor_file(config), decoder_content(config.decoder)
     identity = _asset_version(config.identity)
     released = next((name for name in converted_files(config) if "decoder" in name), "of the head model")
-    perceptual = str(config.perceptual)
-    if perceptual == "face_features":
-        perceptual += f" of {identity}"
-    elif importlib.util.find_spec("lpips") is not None:
-        perceptual += f" (lpips {importlib.metadata.version('lpips')})"
     bisenet = config.parsing == "bisenet"
     return {
         "face_model": _version(config.face_model_path) if config.face_model_path else _asset_version(config.face_model),
@@ -164,10 +162,18 @@ def used_parts(config: Any) -> dict[str, str]:
         "stage1": "landmarks" if weights is None else _version(weights),
         "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh478')}",
         "parsing": _asset_version("bisenet") if bisenet else f"outlines and {_asset_version('selfie')}",
-        "perceptual": perceptual,
+        "perceptual": _perceptual_version(config.perceptual, identity),
         "identity": identity,
         "eval_identity": _asset_version("faceres1024"),
+        "eval_lpips": _perceptual_version(eval_lpips(config.perceptual), identity),
     }
+
+
+def _perceptual_version(name: str, identity: str) -> str:
+    """A perceptual loss and the versions of what it is made with."""
+    if name == "face_features":
+        return f"{name} of {identity}"
+    return f"lpips {importlib.metadata.version('lpips')} of {_asset_version(BACKBONES[name.removeprefix('lpips_')])}"
 
 
 def _version(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from facerecon.errors import ConfigError, FitError, InputError
-from facerecon.evaluation import reconstruction_metrics
+from facerecon.evaluation import lpips_metrics, reconstruction_metrics
 from facerecon.export.report import ReportEntry
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
 from facerecon.fit.models import load_tools, run_folder
@@ -105,7 +105,7 @@ class _Person:
     def run(self, sources: Iterator[Source]) -> int:
         """Observe, fit, write; returns the exit status."""
         config, started, kind = self.config, time.perf_counter(), "frame" if self.video else "photo"
-        self.fitter, self.eval_identity, logger, self.parts = load_tools(
+        self.fitter, self.eval_identity, self.distance, logger, self.parts = load_tools(
             config, "one person", lambda row: {f"final/{key}": value for key, value in row["metrics"].items()}
         )
         clock, used, photos = time.perf_counter(), [], []
@@ -165,9 +165,12 @@ class _Person:
     def _write(self, fit: FitResult, photo: Observation, used: list[Source]) -> dict[str, Any]:
         """All files of the person; returns the row of metrics.jsonl."""
         config, fitter, face, folder = self.config, self.fitter, fit.face, self.folder.path / self.name
-        values, _ = reconstruction_metrics(
+        values, image = reconstruction_metrics(
             fit.observed, face.params, face.texture, fitter.model, fitter.renderer, self.eval_identity
         )
+        distances = [] if self.video else [self.distance]  # of many frames it takes too long
+        found = lpips_metrics({"final": image}, fit.observed.image, distances)["final"]
+        values |= {key: torch.tensor(of) for key, of in found.items()}
         each = [{key: round(float(value[i]), 5) for key, value in values.items()} for i in range(len(used))]
         mean = {key: round(float(value.mean()), 5) for key, value in values.items()}
         names = [source.folder for source in used]

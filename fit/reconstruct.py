@@ -109,7 +109,7 @@ class _Job:
 
         started = time.perf_counter()
         tools = load_tools(self.config, f"{len(self.pending)} photo(s)", figures)
-        self.fitter, self.eval_identity, self.logger, self.parts = tools
+        self.fitter, self.eval_identity, self.distance, self.logger, self.parts = tools
         if self.config.perceptual == "face_features":
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
         self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
@@ -241,7 +241,7 @@ def _finish(folder: Any, paths: list, names: dict) -> None:
 
 def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict], dict[Any, str]]:
     """Fit and write the faces of a batch: their rows of metrics.jsonl, and {path: why} of photos with a failed one."""
-    from facerecon.evaluation import reconstruction_metrics
+    from facerecon.evaluation import lpips_metrics, reconstruction_metrics
     from facerecon.types import Observation
 
     fitter, bar = job.fitter, job.bar
@@ -255,10 +255,15 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
     result = fitter(photo, callback=show)
     fine = [i for i in range(len(items)) if i not in result.failed]
     photo, observed, face = photo[fine], result.observed[fine], result.face[fine]
-    figures = {}
+    figures, images = {}, {}
     for name, (params, texture) in result.heads(fitter.decoder, fine).items():
-        values, _ = reconstruction_metrics(observed, params, texture, fitter.model, fitter.renderer, job.eval_identity)
+        values, images[name] = reconstruction_metrics(
+            observed, params, texture, fitter.model, fitter.renderer, job.eval_identity
+        )
         figures[name] = {key: value.tolist() for key, value in values.items()}
+    ends = {name: images[name] for name in list(images)[-2:]}  # the decoder's texture, and the photo's own texels
+    for name, values in lpips_metrics(ends, observed.image, [job.distance]).items():
+        figures[name] |= values
     rows = []
     for k, i in enumerate(fine):
         check_stop()

@@ -158,7 +158,13 @@ def test_what_a_user_can_mend_is_one_line(overrides, message, tmp_path, capsys) 
 @pytest.fixture
 def measured(tmp_path) -> Sweep:
     """A sweep with numbers of our own making."""
-    one = sweep(tmp_path / "o", "heads=4", "decoders.part=small/part.safetensors", f"readme={tmp_path / 'README.md'}")
+    one = sweep(
+        tmp_path / "o",
+        "heads=4",
+        "decoders.part=small/part.safetensors",
+        f"readme={tmp_path / 'README.md'}",
+        "set=perceptual=lpips_alex",
+    )
     (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nof the last time\n{MARKS[1]}\n\n## Next\n")
     draw = np.random.default_rng(0)
     about = {"tone": 30.0, "age": 25.0, "male": 0.9}
@@ -172,14 +178,15 @@ def measured(tmp_path) -> Sweep:
         vectors["render"] = [0.5 * v for v in vectors["photo"]]
         person = about | {"tone": -40.0 if i == 0 else 60.0}
         for preset, key, extra in (("default", "ours", 0.0), ("default", "linear", 0.004), ("paper", "ours", 0.01)):
-            made = metrics | {"photometric": 0.03 + 0.001 * i + extra}
+            made = metrics | {"photometric": 0.03 + 0.001 * i + extra, "lpips_vgg": 0.2, "lpips_alex": 0.1}
             one.done[f"reconstruction/seed_{i}/{preset}/{key}"] = {"metrics": made, "about": person, "vectors": vectors}
         one.done[f"maps/{i}/full"] = {
             "metrics": {"bs_error": 3.0, "bs_error_map": 1.5, "observed": 0.8, "identity_map": 0.5},
             "vectors": {"map": vectors["render"], "source": vectors["photo"]},
         }
         one.done[f"maps/{i}/w/o editing"] = {"metrics": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
-        one.done[f"expressiveness/{i}/ours"] = {"metrics": {"l1": 0.01, "csim": 0.9}, "numbers": 1792}
+        maps = {"l1": 0.01, "csim": 0.9, "lpips_vgg": 0.3, "lpips_alex": 0.15}
+        one.done[f"expressiveness/{i}/ours"] = {"metrics": maps, "numbers": 1792}
     one.done["released/01223/views"] = {"metrics": {"bs_error": 3.4, "observed": 0.7, "identity": 0.728}}
     one.done["maps/9/full"] = {"refused": "expression: a smile", "metrics": {}}
     one.failed["shape/ict/4/ours"] = "no face was found"
@@ -196,14 +203,17 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
         "+0.10 (+0.10 to +0.10) | 4 |",
         "| *published: 3DDFA-v2* |",
         "| default, ours (decoder open) | 31.5 (30.5 to 32.5) | 0.900 (0.900 to 0.900) | 1.50 (1.50 to 1.50) "
-        "| 10.0 (10.0 to 10.0) | 0.980 (0.980 to 0.980) |  | 4 |",
+        "| 0.200 (0.200 to 0.200) | 0.100 (0.100 to 0.100) † | 10.0 (10.0 to 10.0) | 0.980 (0.980 to 0.980) |  | 4 |",
         "| default, ours (decoder open) | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) | 50 (50 to 50) | 4 |",
         "| +10.0 (+10.0 to +10.0) | 4 |",
         "| full | 1.50 (1.50 to 1.50) | 3.00 (3.00 to 3.00) | 80 (80 to 80) | 0.500 (0.500 to 0.500) | 50 (50 to 50) |",
         "| w/o editing | 2.30 ",
         "1 subject(s) were refused",
         "| ours, from the released views | 3.40 | 70 | 0.728 | 1 |",
-        "| ours (decoder open), 1,792 numbers | 10.0 (10.0 to 10.0) |",
+        "| decoder | LPIPS (VGG) | LPIPS (AlexNet) | L1 x 1000 |",
+        "| ours (decoder open), 1,792 numbers | 0.300 (0.300 to 0.300) | 0.150 (0.150 to 0.150) † "
+        "| 10.0 (10.0 to 10.0) † | 0.900 (",
+        "† is what these fits optimized.",
         "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
         "regressor only (no trained weights for this head model)",
         "w/o multi-view (give decoders.front=FILE)",
@@ -217,6 +227,8 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
     rows = list(csv.DictReader((folder / "results.csv").open()))
     cell = next(r for r in rows if (r["table"], r["row"], r["metric"]) == ("shape_ict", "start from landmarks", "mean"))
     assert (float(cell["value"]), cell["n"], cell["published"]) == (1.5, "4", "")
+    marked = {(r["table"], r["metric"]) for r in rows if r["note"] == "optimized"}
+    assert marked == {("reconstruction", "lpips_alex"), ("expressiveness", "lpips_alex"), ("expressiveness", "l1")}
     assert any(r["published"] and r["row"] == "FFHQ-UV" and float(r["value"]) == 7.293 for r in rows)
     items = list(csv.DictReader((folder / "items.csv").open()))
     assert {"item": "shape/ict/1/starts", "group": "mm mean face", "metric": "nose", "value": "2.9"} in items
@@ -276,6 +288,8 @@ def models(asset) -> None:
         "identity128",
         "faceres1024",
         "age_gender",
+        "lpips_vgg16",
+        "lpips_alexnet",
     ):
         asset(name)
 

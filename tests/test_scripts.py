@@ -181,6 +181,7 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
     parts = json.loads((out / name / "metrics.json").read_text())["parts"]
     assert set(parts) == {
         "face_model", "decoder", "stage1", "landmarks", "parsing", "perceptual", "identity", "eval_identity",
+        "eval_lpips",
     }  # fmt: skip
     report = (out / name / "report.html").read_text()
     for part, version in parts.items():
@@ -191,6 +192,8 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, mod
     (out / "config.json").write_text('{"script": "reconstruct"}')  # all that earlier versions recorded
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert {"start", "texture", "joint", "detail"} <= set(rows[0]["metrics"])
+    measured = [stage for stage, values in rows[0]["metrics"].items() if "lpips_vgg" in values]
+    assert measured == ["joint", "detail"]  # as the smoke preset's perceptual loss is another
     assert (out / "index.html").is_file()
 
     # the same command again does the failed one only

@@ -5,6 +5,7 @@ from facerecon.evaluation.realy import RealyFolder, head_errors, realy_errors, s
 from facerecon.evaluation.reconstruction import (
     fit_metrics,
     identity_vectors,
+    lpips_metrics,
     reconstruction_metrics,
     stage1_heads,
     stage_metrics,
@@ -30,6 +31,7 @@ __all__ = [
     "identity_std_ratio",
     "identity_vectors",
     "realy_errors",
+    "lpips_metrics",
     "reconstruction_metrics",
     "region_errors",
     "region_forms",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,14 @@ from facerecon.perception import load_identity
 from facerecon.render import Renderer
 from facerecon.types import FaceParams, Observation, ReconstructedFace
 
-__all__ = ["fit_metrics", "identity_vectors", "reconstruction_metrics", "stage1_heads", "stage_metrics"]
+__all__ = [
+    "fit_metrics",
+    "identity_vectors",
+    "lpips_metrics",
+    "reconstruction_metrics",
+    "stage1_heads",
+    "stage_metrics",
+]
 
 
 @torch.no_grad()
@@ -60,6 +68,29 @@ def reconstruction_metrics(
     return metrics, image
 
 
+@torch.no_grad()
+def lpips_metrics(
+    images: Mapping[str, Tensor], photo: Tensor, distances: Sequence[losses.LPIPSDistance]
+) -> dict[str, dict[str, list[float]]]:
+    """LPIPS of composites and the photo, one face after the other so that memory stays small.
+
+    Args:
+        images: {stage: (B, 3, H, W)} in [0, 1], of :func:`reconstruction_metrics`.
+        photo: (B, 3, H, W) in [0, 1].
+        distances: which LPIPS; :func:`facerecon.losses.eval_lpips` names the one that a fit did not optimize.
+
+    Returns:
+        {stage: {name of the distance: B values}}.
+    """
+    found: dict[str, dict[str, list[float]]] = {stage: {} for stage in images}
+    for distance in distances:
+        for i in range(len(photo)):
+            target = distance.prepare(photo[i : i + 1])
+            for stage, image in images.items():
+                found[stage].setdefault(distance.name, []).append(distance(image[i : i + 1], target).item())
+    return found
+
+
 def stage_metrics(
     fitter: Fitter, photo: Observation, result: FitResult, eval_identity: nn.Module | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
@@ -83,24 +114,32 @@ def stage_metrics(
 
 
 def fit_metrics(
-    fitter: Fitter, photo: Observation, result: FitResult, eval_identity: nn.Module | None = None
+    fitter: Fitter,
+    photo: Observation,
+    result: FitResult,
+    eval_identity: nn.Module | None = None,
+    distances: Sequence[losses.LPIPSDistance] = (),
 ) -> dict[str, float]:
     """Metrics of one fit: of the decoder's texture, and ``*_final`` with the photo's own texels (detail).
 
-    Those of :func:`reconstruction_metrics`, and "bs", the BS Error of the texture.
+    Those of :func:`reconstruction_metrics`, :func:`lpips_metrics`, and "bs", the BS Error of the texture.
 
     Args:
         fitter: of the fit.
         photo: of one face.
         result: what the fit returned.
         eval_identity: CSIM is left out without it.
+        distances: each LPIPS to measure.
     """
-    stages, _ = stage_metrics(fitter, photo, result, eval_identity)
+    stages, images = stage_metrics(fitter, photo, result, eval_identity)
     last = next(name for name in reversed(stages) if name != "detail")
-    final = stages[list(stages)[-1]]
+    end = list(stages)[-1]
+    for name, values in lpips_metrics({name: images[name] for name in (last, end)}, photo.image, distances).items():
+        stages[name] |= {key: value for key, (value,) in values.items()}
+    final = stages[end]
     with torch.no_grad():
         bs = [brightness_symmetry_error(texture).item() for texture in (result.face.decoded, result.face.texture)]
-    final = {f"{key}_final": final[key] for key in ("photometric", "identity", "nme") if key in final}
+    final = {f"{key}_final": value for key, value in final.items()}
     return stages[last] | final | {"bs": bs[0], "bs_final": bs[1]}
 
 

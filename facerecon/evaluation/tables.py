@@ -131,12 +131,14 @@ class Row:
         cells: {metric's key: summary}.
         note: in place of the cells (why it was not run).
         source: where published numbers come from; "" for our own measurements.
+        optimized: keys of the metrics that were optimized, whose cells are marked.
     """
 
     label: str
     cells: Mapping[str, Summary] = field(default_factory=dict)
     note: str = ""
     source: str = ""
+    optimized: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int | None:
@@ -176,19 +178,24 @@ class Table:
         if metrics:
             lines += ["| " + " | ".join([self.first, *[f.title for f in metrics], "n"]) + " |"]
             lines += ["|---" * (len(metrics) + 2) + "|"]
-        later, sources = [], {}
+        later, sources, marked = [], {}, False
         for row in sorted(self.rows, key=lambda row: bool(row.source)):
             if row.note or not metrics:
                 later.append(f"{row.label} ({row.note})")
                 continue
             count = "" if row.count is None else f"{row.count:,}"
-            cells = [row.label, *[f.text(row.cells.get(f.key)) for f in metrics], count]
+            cells = [row.label]
+            for metric in metrics:
+                text = metric.text(row.cells.get(metric.key))
+                mark = " †" if text and metric.key in row.optimized else ""
+                marked, cells = marked or bool(mark), [*cells, text + mark]
+            cells.append(count)
             if row.source:
                 cells = [f"*{cell}*" if cell else "" for cell in cells]
                 cells[0] = f"*published: {row.label}*"
                 sources.setdefault(row.source, []).append(row.label)
             lines.append("| " + " | ".join(cells) + " |")
-        notes = list(self.notes)
+        notes = [*self.notes, *["† is what these fits optimized."][: int(marked)]]
         notes += [f"Published, on other data: {', '.join(labels)} ({source})." for source, labels in sources.items()]
         notes += [f"Not run: {', '.join(later)}."] if later else []
         if notes:
@@ -212,7 +219,8 @@ def write_csv(tables: Sequence[Table]) -> bytes:
                 if cell is not None:
                     numbers = [cell.value, cell.std, cell.low, cell.high]
                     shown = ["" if v is None else f"{v:.6g}" for v in numbers]
-                    lines.append([table.name, row.label, metric.key, *shown, cell.count, row.source, ""])
+                    note = "optimized" if metric.key in row.optimized else ""
+                    lines.append([table.name, row.label, metric.key, *shown, cell.count, row.source, note])
     return csv_bytes(lines)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import losses
-from facerecon.errors import AssetError, ConfigError, InputError, check_shape
+from facerecon.errors import ConfigError, InputError, check_shape
 from facerecon.fitting import MapFeatures
 from facerecon.imaging.color import rgb_to_yuv
 from facerecon.imaging.masks import default_sigma, gaussian_blur
@@ -110,44 +110,34 @@ class MapMetrics:
         face: (1, 1, S, S) in [0, 1], the texels of the face (``facerecon.dataset.face_layout(model, size).face``).
         atlas: the head model that the maps are of.
 
-    Attributes:
-        missing: why there is no LPIPS, or None.
-
     Raises:
         AssetError: a network was not fetched.
     """
 
     def __init__(self, face: Tensor, atlas: str = "makehuman") -> None:
         check_shape("face", face, "1 1 S S")
-        self.features = MapFeatures("face_features", atlas)
+        self.mean_head = MapFeatures("face_features", atlas)
         self.face = face
         self.eval_identity = load_eval_identity()
-        self.lpips, self.missing = None, None
-        try:
-            self.lpips = losses.load_perceptual("lpips_vgg")
-        except (AssetError, ImportError) as error:
-            self.missing = str(error)
+        self.distances = [losses.load_perceptual(name, size=512) for name in ("lpips_vgg", "lpips_alex")]
 
     @torch.no_grad()
     def __call__(self, maps: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Compare maps with their targets, both (B, 3, S, S) in [0, 1].
 
         Returns:
-            {metric: (B,)}. l1: mean absolute difference of the whole map; l1_face: of the face's texels; features: the
-            open pack's stand-in for LPIPS, of the map on the mean head; csim: cosine of the 1024-d network's
-            embeddings of those renders, which nothing optimizes; lpips: of the map, where its weights are at hand.
+            {metric: (B,)}. l1: mean absolute difference of the whole map; l1_face: of the face's texels; lpips_vgg and
+            lpips_alex: LPIPS of the whole map, at 512 texels at most; csim: cosine of the 1024-d network's embeddings
+            of the maps on the mean head, which nothing optimizes.
         """
         size = check_shape("maps", maps, "B 3 S S")["S"]
         check_shape("targets", targets, f"{len(maps)} 3 {size} {size}")
         face = self.face if self.face.shape[-1] == size else F.interpolate(self.face, (size, size), mode="area")
-        points = self.features.landmarks.expand(len(maps), -1, -1)
-        drawn, truth = self.features.look(maps), self.features.look(targets)
-        found = {
+        points = self.mean_head.landmarks.expand(len(maps), -1, -1)
+        drawn, truth = self.mean_head.look(maps), self.mean_head.look(targets)
+        return {
             "l1": (maps - targets).abs().mean((1, 2, 3)),
             "l1_face": losses.masked_mean_error(maps, targets, face.to(maps).expand(len(maps), -1, -1, -1)),
-            "features": self.features(maps, self.features.prepare(targets)),
+            **{distance.name: distance(maps, targets) for distance in self.distances},
             "csim": losses.identity_similarity(self.eval_identity(drawn, points), self.eval_identity(truth, points)),
         }
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(maps, targets)
-        return found

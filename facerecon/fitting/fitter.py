@@ -56,8 +56,7 @@ class Fitter:
         renderer: at the size of the fit crop (224). With ``antialias=True`` outlines move shape; without it the term
             ``silhouette`` is computed but has no gradient.
         identity: differentiable identity network; the open pack's if left out.
-        perceptual: ``face_features`` (open pack; not LPIPS), ``lpips_vgg`` (the paper's), ``lpips_alex`` or
-            ``lpips_squeeze``.
+        perceptual: ``lpips_vgg`` (the paper's), ``lpips_alex``, or ``face_features`` (not LPIPS).
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``facing`` (ours: the release's, and less for what the start turns away from the camera,
             :func:`~facerecon.losses.facing_weights`), ``release`` or ``uniform``.

@@ -150,7 +150,7 @@ def load_map_features(
     """A feature distance by name.
 
     Args:
-        name: ``"auto"``, LPIPS (VGG) where its weights can be had, else ``face_features`` (see :attr:`MapFeatures.name`
+        name: ``"auto"``, LPIPS (AlexNet) where it is in the cache, else ``face_features`` (see :attr:`MapFeatures.name`
             for which); ``"none"``; or a name of :func:`facerecon.losses.load_perceptual`.
         atlas, device: see :class:`MapFeatures`.
     """
@@ -159,7 +159,7 @@ def load_map_features(
         return None
     if name == "auto":
         try:
-            return MapFeatures("lpips_vgg", atlas, device)
+            return MapFeatures("lpips_alex", atlas, device)
         except (AssetError, ImportError):
             name = "face_features"
     return MapFeatures(name, atlas, device)

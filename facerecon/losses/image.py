@@ -22,6 +22,7 @@ __all__ = [
     "FaceFeatureDistance",
     "LPIPSDistance",
     "composite",
+    "eval_lpips",
     "load_perceptual",
     "masked_mean_error",
     "pixel_loss",
@@ -190,6 +191,15 @@ def _lpips(net: str) -> nn.Module:
     backbone = {name: tensors["features." + name.partition(".")[2]] for name in model.net.state_dict()}
     model.net.load_state_dict(backbone, assign=True)
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def eval_lpips(optimized: str) -> str:
+    """Name of the LPIPS that measures what was fitted with another perceptual loss: never the one that was optimized.
+
+    Args:
+        optimized: name of the perceptual loss of the fit.
+    """
+    return "lpips_alex" if optimized == "lpips_vgg" else "lpips_vgg"
 
 
 @in_own_modes

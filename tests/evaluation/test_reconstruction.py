@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from facerecon.evaluation import reconstruction
-from facerecon.evaluation.reconstruction import fit_metrics, identity_vectors, reconstruction_metrics, stage_metrics
+from facerecon.evaluation.reconstruction import (
+    fit_metrics,
+    identity_vectors,
+    lpips_metrics,
+    reconstruction_metrics,
+    stage_metrics,
+)
 from facerecon.fitting import FitResult
 from facerecon.render import Renderer
 from facerecon.types import FaceParams, Observation, SHLight
@@ -29,6 +35,21 @@ class EvalIdentity:
     def __call__(self, image: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
         self.image, self.landmarks = image, landmarks
         return image.mean((2, 3))
+
+
+class Apart:
+    """A distance of one face at a time: the mean absolute difference."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.prepared = name, 0
+
+    def prepare(self, target: torch.Tensor) -> torch.Tensor:
+        self.prepared += 1
+        return target
+
+    def __call__(self, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        assert len(image) == len(target) == 1
+        return (image - target).abs().mean((1, 2, 3))
 
 
 def heads(*gains: float, right: tuple[float, ...] = (0.0,)) -> FaceParams:
@@ -132,14 +153,32 @@ def test_a_fit_is_measured_after_its_last_stage_and_with_the_photo_s_own_texels(
     values = {"start": 0.1, "texture": 0.2, "joint": 0.3, "detail": 0.4}
     stages = {name: {"photometric": value, "nme": value + 2} for name, value in values.items()}
     face = SimpleNamespace(decoded=torch.full((1, 3, 4, 4), 0.25), texture=torch.full((1, 3, 4, 4), 0.75))
-    monkeypatch.setattr(reconstruction, "stage_metrics", lambda *given: (stages, given))
+    images = {name: torch.full((1, 3, 4, 4), value) for name, value in values.items()}
+    monkeypatch.setattr(reconstruction, "stage_metrics", lambda *given: (stages, images))
     monkeypatch.setattr(reconstruction, "brightness_symmetry_error", lambda map_: map_[0, 0, 0, 0])
-    assert fit_metrics(None, None, SimpleNamespace(face=face)) == {
+    photo = SimpleNamespace(image=torch.zeros(1, 3, 4, 4))
+    measured = fit_metrics(None, photo, SimpleNamespace(face=face), None, [Apart("lpips_a")])
+    assert (measured.pop("lpips_a"), measured.pop("lpips_a_final")) == pytest.approx((0.3, 0.4))
+    for name in ("joint", "detail"):
+        del stages[name]["lpips_a"]
+    assert fit_metrics(None, photo, SimpleNamespace(face=face)) == {
         "photometric": 0.3, "nme": 2.3, "photometric_final": 0.4, "nme_final": 2.4, "bs": 0.25, "bs_final": 0.75,
     }  # fmt: skip
     del stages["detail"]  # where there is no such step, the last is the final one
-    found = fit_metrics(None, None, SimpleNamespace(face=face))
+    found = fit_metrics(None, photo, SimpleNamespace(face=face))
     assert found["photometric"] == found["photometric_final"] == 0.3
+
+
+def test_lpips_is_measured_face_by_face() -> None:
+    """Of each composite and its own photo; the photo's features are computed once for all stages."""
+    photo = torch.tensor([0.5, 0.25]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+    images = {"joint": photo + torch.tensor([0.125, 0.25]).view(2, 1, 1, 1), "detail": photo}
+    first, second = Apart("lpips_a"), Apart("lpips_b")
+    expected = {"joint": [0.125, 0.25], "detail": [0.0, 0.0]}
+    found = lpips_metrics(images, photo, [first, second])
+    assert found == {stage: {"lpips_a": values, "lpips_b": values} for stage, values in expected.items()}
+    assert first.prepared == second.prepared == 2
+    assert lpips_metrics(images, photo, []) == {"joint": {}, "detail": {}}
 
 
 def test_identities_are_of_the_photo_and_of_the_neutral_head(monkeypatch) -> None:

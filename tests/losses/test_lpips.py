@@ -140,6 +140,11 @@ def test_a_size_compares_area_averages(distance: losses.LPIPSDistance) -> None:
     assert torch.equal(small(*halves), distance(*halves))  # nothing is enlarged
 
 
+def test_what_measures_is_not_what_was_optimized() -> None:
+    names = ("lpips_vgg", "lpips_alex", "face_features", "none")
+    assert [losses.eval_lpips(name) for name in names] == ["lpips_alex", "lpips_vgg", "lpips_vgg", "lpips_vgg"]
+
+
 def test_what_is_no_lpips() -> None:
     with pytest.raises(ConfigError, match="lpips_alex"):
         losses.load_perceptual("lpips_squeeze")
