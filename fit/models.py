@@ -25,6 +25,7 @@ from facerecon.losses.image import BACKBONES
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import Regressor, load_identity, load_regressor
+from facerecon.perception.identity import EVAL_IDENTITIES, IDENTITIES
 from facerecon.perception.regressor import trained_regressor
 from facerecon.render import Renderer
 from facerecon.run import RunDirectory, choose_device, seed_everything, set_threads
@@ -100,7 +101,15 @@ def build_fitter(config: Any, device: torch.device) -> Fitter:
 
 
 def check_pack(config: Any) -> None:
-    """Refuse a configuration that asks for parts of the FFHQ-UV release that are not there; one line names them all."""
+    """Refuse a configuration that would optimize what judges, or that needs parts of the FFHQ-UV release that are not
+    there; one line names them all.
+    """
+    judge = config.pack.eval_identity
+    if judge not in EVAL_IDENTITIES or config.identity == judge:
+        raise ConfigError(
+            f"identity={config.identity} is optimized and pack.eval_identity={judge} judges: they must differ; take "
+            f"identity of {', '.join(IDENTITIES)} and pack.eval_identity={EVAL_IDENTITIES[0]}."
+        )
     decoder, released = _released_decoder(config), config.face_model == "hifi3dpp"
     parts = (
         ("hifi3dpp", "face_model=makehuman decoder=open", released and not config.face_model_path),

@@ -15,7 +15,7 @@ from facerecon.geometry.alignment import five_points, invert_affine, similarity_
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception.regressor import shortcut
 
-__all__ = ["TEMPLATE_112", "ArcFace", "ImprovedResNet", "arcface_transform"]
+__all__ = ["TEMPLATE_112", "AlignedNet", "ArcFace", "ImprovedResNet", "SFace", "arcface_transform"]
 
 TEMPLATE_112 = torch.tensor(
     [
@@ -134,3 +134,7 @@ class ArcFace(AlignedNet):
     def embed_with_features(self, image: Tensor, landmarks: Tensor) -> tuple[list[Tensor], Tensor]:
         maps, embedding = self.net(self.aligned(image, landmarks))
         return maps, F.normalize(embedding, dim=1)
+
+
+class SFace(ArcFace):
+    """128-d identity embedding of :class:`facerecon.perception.sface.SFaceNet`, unit vectors."""

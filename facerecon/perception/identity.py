@@ -1,4 +1,4 @@
-"""Identity: the differentiable 128-d network that fits may optimize, and the 1024-d eval identity that they may not."""
+"""Identity: the differentiable networks that fits may optimize, and the 1024-d eval identity that they may not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from facerecon.assets.foreign import load_converted
 from facerecon.errors import ConfigError, check_shape, nearest_name
 from facerecon.imaging.warp import crop_affine
 from facerecon.modes import kept
-from facerecon.perception.arcface import AlignedNet, ArcFace, ImprovedResNet
+from facerecon.perception.arcface import AlignedNet, ArcFace, ImprovedResNet, SFace
 from facerecon.perception.graph import GraphNet
 from facerecon.perception.landmarks import square_crop
 from facerecon.perception.networks import DescriptorNet, load_weights
+from facerecon.perception.sface import SFaceNet
 
 __all__ = [
+    "EVAL_IDENTITIES",
     "IDENTITIES",
     "EvalIdentityNet",
     "IdentityNet",
@@ -58,6 +60,16 @@ class IdentityNet(AlignedNet):
 class EvalIdentityNet(nn.Module):
     """1024-d descriptor that judges results and is never optimized.
 
+    Its protocol stays as it is, so that CSIM (the cosine of two embeddings) compares between versions:
+
+    * crop: the bounding box of the 68 landmarks, grown by half of its sides in all, then the square of its longer
+      side about its center (:func:`landmark_box`, ``square_crop``);
+    * alignment: none; nothing is turned, mirrored or put upright, and pose is whatever the photo has;
+    * resampling: to 224 x 224, antialiased; zeros beyond the photo;
+    * range: RGB in [0, 1] times 255;
+    * landmarks: those of the photo for both of a pair, in its fit crop; a render has none of its own. Only an inverted
+      face, which need not lie where its photo has it, is cut out by its own.
+
     Args:
         net: graph with output (B, 1024).
     """
@@ -78,15 +90,18 @@ class EvalIdentityNet(nn.Module):
         return F.normalize(self.net((crops * 255).permute(0, 2, 3, 1))[0].flatten(1), dim=1)
 
 
-IDENTITIES = ("identity128", "arcface")
+IDENTITIES = ("identity128", "sface", "arcface")
+EVAL_IDENTITIES = ("faceres1024",)
+"""What judges: never one of those above, which may be optimized."""
 
 
 @kept(len(IDENTITIES))
-def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
+def load_identity(name: str = "identity128") -> IdentityNet | ArcFace | SFace:
     """A differentiable identity network, frozen.
 
     Args:
-        name: ``"identity128"``, the open pack's; ``"arcface"``, the paper's, once converted from the release.
+        name: ``"identity128"`` (dlib's kind) and ``"sface"`` (ArcFace's kind), the open pack's; ``"arcface"``, the
+            paper's, once converted from the release.
 
     Raises:
         ConfigError: another name.
@@ -94,6 +109,8 @@ def load_identity(name: str = "identity128") -> IdentityNet | ArcFace:
     """
     if name not in IDENTITIES:
         raise ConfigError(nearest_name(name, IDENTITIES, "identity network"))
+    if name == "sface":
+        return SFace(load_converted(SFaceNet, assets.locate(name))).eval()
     if name == "arcface":
         return ArcFace(load_converted(ImprovedResNet, assets.locate(name))).eval()
     return IdentityNet(load_weights(DescriptorNet(), assets.locate(name)).fold()).eval()

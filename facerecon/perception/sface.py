@@ -6,6 +6,7 @@ with a first stride of 1 and PReLUs, its weights as int8 in blocks, its activati
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def read_official_sface(path: str | Path) -> dict[str, Tensor]:
     with torch.device("meta"):
         net = SFaceNet()
     ops = ["Sub", "Mul", *["Conv", "BatchNormalization", "PRelu"] * len(net.layers), "BatchNormalization", "Dropout"]
-    chained = all(a.outputs[:1] == b.inputs[:1] for a, b in zip(nodes, nodes[1:], strict=False))
+    chained = all(a.outputs[:1] == b.inputs[:1] for a, b in itertools.pairwise(nodes))
     if [node.op for node in nodes] != [*ops, "Flatten", "Gemm", "BatchNormalization"] or not chained:
         raise AssetError(f"{path} is not SFace: its layers differ; fetch the package again.")
     try:

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facerecon.errors import ShapeError
+from facerecon.configs.compose import compose
+from facerecon.errors import ConfigError, ShapeError
+from facerecon.fit.models import check_pack
 from facerecon.perception import load_eval_identity, load_identity, observe
-from facerecon.perception.identity import identity_box, landmark_box
+from facerecon.perception.identity import EVAL_IDENTITIES, IDENTITIES, identity_box, landmark_box
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,13 @@ def test_boxes_follow_the_points() -> None:
 def test_landmarks_must_match_the_batch(seen) -> None:
     with pytest.raises(ShapeError, match="landmarks"):
         load_identity()(seen.fit.image.expand(2, -1, -1, -1), seen.landmarks68)
+
+
+@pytest.mark.parametrize("override", ["identity=faceres1024", "pack.eval_identity=sface", "pack.eval_identity=new"])
+def test_what_judges_is_never_optimized(override: str) -> None:
+    assert not set(IDENTITIES) & set(EVAL_IDENTITIES)
+    with pytest.raises(ConfigError, match=r"optimized and .* judges"):
+        check_pack(compose("reconstruct", ["img=a.jpg", override]))
+    with pytest.raises(ConfigError, match="faceres1024"):
+        load_identity("faceres1024")
+    check_pack(compose("reconstruct", ["img=a.jpg", "identity=sface"]))

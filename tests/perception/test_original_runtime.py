@@ -1,6 +1,7 @@
 """The torch ports against the packages' own runtimes, on a synthetic picture.
 
 Recorded by original_runtime.mjs and original_tflite.py.
+SFace's was recorded by onnxruntime 1.32 on the packaged file, of 255 times the picture.
 """
 
 import json
@@ -52,6 +53,7 @@ RUNS = {
     "identity128": lambda: [perception.load_identity().net(pattern(150))],
     "facemesh478": lambda: graph(perception.load_facemesh, 256),
     "expression52": lambda: perception.load_expression_scores().net(points()),
+    "sface": lambda: [perception.load_identity("sface").net(pattern(112))[1]],
     "faceres1024": lambda: graph(perception.load_eval_identity, 224, 255),
     "selfie": lambda: graph(perception.load_segmenter, 256),
 }
