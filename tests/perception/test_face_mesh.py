@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from facerecon.imaging.warp import crop_affine
-from facerecon.perception import load_detector, load_facemesh
+from facerecon.perception import load_detector, load_expression_scores, load_facemesh
+from facerecon.perception.face_landmarker import EXPRESSION_SCORES, find_irises, gaze_angles
 from facerecon.perception.facemesh import (
     EYES_AND_MOUTH,
     FACE_OVAL,
@@ -64,6 +65,43 @@ def test_the_mesh_scales_with_the_photo_and_does_not_mix_a_batch(mesh, photo) ->
     both, _ = load_facemesh()(double, torch.cat([box * 2, box * 2 + 4]))
     assert (both[0] / 2 - mesh[0]).norm(dim=-1).mean() < 0.5
     assert (both[0] - both[1])[:, :2].norm(dim=-1).mean() < 0.6
+
+
+def test_irises_and_gaze_of_a_drawn_mesh() -> None:
+    """Eyes of 30 px, irises of radius 6: straight ahead, then 3 px to the right and 1.5 up, turned by 20 degrees."""
+    mesh = torch.zeros(2, 478, 3)
+    for row, (x, y) in enumerate(((0.0, 0.0), (3.0, -1.5))):
+        for inner, outer, first, middle in ((133, 33, 468, 100.0), (362, 263, 473, 160.0)):
+            side = 1 if outer == 263 else -1
+            mesh[row, outer, :2] = torch.tensor([middle + 15 * side, 80.0])
+            mesh[row, inner, :2] = torch.tensor([middle - 15 * side, 80.0])
+            rim = torch.tensor([[0.0, 0], [6, 0], [0, -5], [-6, 0], [0, 5]])
+            mesh[row, first : first + 5, :2] = torch.tensor([middle + x, 80 + y]) + rim
+    angle = math.radians(20)
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    mesh[1, :, :2] = mesh[1, :, :2] @ turn
+    irises = find_irises(mesh)
+    torch.testing.assert_close(irises[0], torch.tensor([[100.0, 80, 6], [160, 80, 6]]))
+    torch.testing.assert_close(irises[1, :, :2], torch.tensor([[103.0, 78.5], [163, 78.5]]) @ turn)
+    gaze = gaze_angles(mesh)
+    torch.testing.assert_close(gaze[0], torch.zeros(2, 2), atol=1e-4, rtol=0)
+    expected = torch.tensor([math.asin(0.5 * 0.48), math.asin(-0.25 * 0.48)]).expand(2, 2)
+    torch.testing.assert_close(gaze[1], expected, atol=1e-4, rtol=0)
+
+
+def test_scores_are_the_same_however_the_photo_is_turned(asset, mesh) -> None:
+    """The sample smiles, with open eyes; scores do not depend on roll, size or the rest of a batch."""
+    asset("expression52")
+    net = load_expression_scores()
+    angle = math.radians(40)
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    turned = torch.cat([3 * mesh[..., :2] @ turn, mesh[..., 2:]], -1)
+    straight, both = net(mesh), net(torch.cat([turned, mesh.flip(1)]))
+    assert straight.shape == (1, 52)
+    torch.testing.assert_close(both[:1], straight, atol=2e-3, rtol=0)
+    named = dict(zip(EXPRESSION_SCORES, straight[0].tolist(), strict=True))
+    assert min(named["mouthSmileLeft"], named["mouthSmileRight"]) > 0.6
+    assert max(named["jawOpen"], named["mouthPucker"], named["mouthFrownLeft"]) < 0.2
 
 
 def test_fusing_moves_eye_and_mouth_points_only() -> None:
