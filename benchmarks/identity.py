@@ -3,9 +3,10 @@
     python benchmarks/identity.py                       # 48 people in 7 pictures each
     python benchmarks/identity.py --n 100 --out identity.json
 
-People are faces of the open generator, whose seeds are in no set, each as it is, turned by 25 degrees to either side,
-smiling, under light from a side, and looking up and down: steps in the generator's latent space that keep shape, age,
-gender, skin and hair as measured. The identity embedding is not among what is kept: it would favor its own network.
+People are faces of the open generator, whose seeds are in no set, each as it is, turned by about 25 degrees to either
+side, smiling, under light from a side, and looking up and down: steps in the generator's latent space that keep shape,
+age, gender, skin and hair as measured. The identity embedding is not among what is kept: it would favor its own
+network.
 
 Of each network, d' of similarities (cosine, or less the Euclidean distance): the distance between the means of pairs of
 the same and of different people, in standard deviations (the root of the mean variance). A column is pairs of the plain
@@ -138,7 +139,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=48, help="people")
     parser.add_argument("--out", type=Path, help="JSON file of all figures")
-    parser.add_argument("--sheet", type=Path, help="JPEG of the first people's pictures")
     arguments = parser.parse_args()
     result = measure(arguments.n)
     columns = [*COLUMNS, "all", "equal error"]
