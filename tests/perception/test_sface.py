@@ -120,6 +120,7 @@ def test_a_truncated_file_is_one_line(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
+        (model([node("Relu", ("x",), "y")], {})[:-1], "it ends early"),
         (b"\x80" * 40, "without end"),
         (part(7, part(1, b"\x03\x00")), "field of type 3"),
         (part(7, 5), "a number in place of a message"),
