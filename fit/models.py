@@ -36,7 +36,18 @@ from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import SavedFace
 
-GROUPS = ("preset", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "smoothness", "renderer")
+GROUPS = (
+    "preset",
+    "perceptual",
+    "latent_space",
+    "start",
+    "regressor",
+    "stages",
+    "detail",
+    "occlusion",
+    "smoothness",
+    "renderer",
+)
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
 
 
@@ -114,7 +125,7 @@ def check_pack(config: Any) -> None:
     parts = (
         ("hifi3dpp", "face_model=makehuman decoder=open", released and not config.face_model_path),
         (decoder, "decoder=open", decoder),
-        ("arcface", "identity=identity128", config.identity == "arcface"),
+        ("arcface", "identity=sface", config.identity == "arcface"),
         ("bisenet", "parsing=outlines", config.parsing == "bisenet"),
         ("ffhq_uv_regressor", "stage1=landmarks", released and config.stage1 == "regressor" and not config.regressor),
         ("ffhq_uv_topology", "decoder=open", config.decoder == "ffhq_uv_cropface"),

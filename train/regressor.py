@@ -109,7 +109,7 @@ def check_settings(c: Any) -> None:
         needed["hifi3dpp"] = "face_model=makehuman decoder=linear"
     if c.weak.share > 0:
         if c.weak.identity == "arcface":
-            needed["arcface"] = "weak.identity=identity128"
+            needed["arcface"] = "weak.identity=sface"
         if c.weak.parsing == "bisenet":
             needed["bisenet"] = "weak.parsing=outlines"
         if c.weak.data == "open" and c.weak.generator == "stylegan2_ffhq" and status("e4e_generator").state != "ready":

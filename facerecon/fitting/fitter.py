@@ -55,7 +55,7 @@ class Fitter:
         decoder: texture decoder.
         renderer: at the size of the fit crop (224). With ``antialias=True`` outlines move shape; without it the term
             ``silhouette`` is computed but has no gradient.
-        identity: differentiable identity network; the open pack's if left out.
+        identity: differentiable identity network; SFace if left out.
         perceptual: ``lpips_vgg`` (the paper's), ``lpips_alex``, or ``face_features`` (not LPIPS).
         photometric: ``l1`` (release) or ``l2`` (paper).
         landmark_weighting: ``facing`` (ours: the release's, and less for what the start turns away from the camera,
@@ -84,7 +84,7 @@ class Fitter:
         decoder: TextureDecoder,
         renderer: Renderer,
         identity: torch.nn.Module | None = None,
-        perceptual: str = "face_features",
+        perceptual: str = "lpips_alex",
         photometric: str = "l1",
         landmark_weighting: str = "facing",
         latent_prior: str = "gaussian",
@@ -105,7 +105,7 @@ class Fitter:
             if not isinstance(value, torch.nn.Module):
                 raise ConfigError(f"a fitter takes {what}, as {how} gives it; got {type(value).__name__} {value!r}.")
         self.model, self.decoder, self.renderer = model, decoder, renderer
-        self.identity = identity if identity is not None else load_identity().to(model.mean.device)
+        self.identity = identity if identity is not None else load_identity("sface").to(model.mean.device)
         self.stages = stages_from_config(stages)
         self.start, self.regressor_start = start or LandmarkStart(), regressor_start or RegressorStart()
         self.regressor = regressor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +104,7 @@ class Objective:
         targets: dict[str, Any],
         view: PreparedView | FusedView | None = None,
         size: int | None = None,
+        skipped: Collection[str] = (),
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of a stage at the present variables, {term: (B,)}, unweighted, and the composite (B, 3, H, W).
 
@@ -113,6 +115,7 @@ class Objective:
             targets: of :meth:`targets`.
             view: of :meth:`prepare`, where only the texture moves.
             size: texels of a side of a coarser texture.
+            skipped: of "lpips" and "id", what is not computed.
         """
         texture = self.decoder(latent, size)
         if view is None:
@@ -126,7 +129,7 @@ class Objective:
         render, mask, weights = view.shade(texture).surface, view.rendering.mask, stage.weights
         face = mask * photo.face_mask
         image = losses.composite(render, face, photo.image)
-        terms = self._network_terms(stage, photo, image, landmarks, targets)
+        terms = self._network_terms(stage, photo, image, landmarks, targets, skipped)
         on_w = self.latent_prior == "geocross"  # which is defined on w; the radius on the code
         losses_of = {
             "pix": lambda: losses.pixel_loss(render, photo.image, face.detach(), self.photometric),
@@ -140,19 +143,25 @@ class Objective:
         return terms | {name: loss() for name, loss in losses_of.items() if name in weights}, image
 
     def _network_terms(
-        self, stage: Stage, photo: Observation, image: Tensor, landmarks: Tensor, targets: dict[str, Any]
+        self,
+        stage: Stage,
+        photo: Observation,
+        image: Tensor,
+        landmarks: Tensor,
+        targets: dict[str, Any],
+        skipped: Collection[str],
     ) -> dict[str, Tensor]:
         """The perceptual and the identity term of a composite image, by one network pass where they share it."""
-        weights, terms = stage.weights, {}
+        wanted, terms = {"lpips", "id"} & set(stage.weights) - set(skipped), {}
         own = self.identity_alignment == "own" and "pose" in stage.optimize
         points = landmarks.detach() if own else photo.landmarks68
-        if not own and {"lpips", "id"} <= set(weights) and isinstance(self.perceptual, losses.FaceFeatureDistance):
+        if not own and len(wanted) == 2 and isinstance(self.perceptual, losses.FaceFeatureDistance):
             features, embedding = self.identity.embed_with_features(image, points)
             terms["lpips"] = self.perceptual.distance(features, targets["lpips"])
         else:
-            if "lpips" in weights:
+            if "lpips" in wanted:
                 terms["lpips"] = self.perceptual(image, targets["lpips"])
-            embedding = self.identity(image, points) if "id" in weights else None
-        if "id" in weights:
+            embedding = self.identity(image, points) if "id" in wanted else None
+        if "id" in wanted:
             terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
         return terms

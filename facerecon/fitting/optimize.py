@@ -109,13 +109,19 @@ def run_stage(
             group["lr"] = stage.rate(step) * group["scale"]
         params, latent = variables.current, variables.code
         before = variables.copy() if callback is not None else None
-        terms, image = objective.terms(stage, photo, params, latent, targets, view, stage.texture_size(step))
+        scales = {name: stage.gradient_scale(name, step) for name in stage.every if name in weights}
+        skipped = [name for name, scale in scales.items() if scale == 0]
+        terms, image = objective.terms(stage, photo, params, latent, targets, view, stage.texture_size(step), skipped)
         if track is not None and moving_shape:
             terms |= track.settings.terms(params, track.times)
         if variables.one_person:  # one texture, one prior of it
             terms = {name: value.expand(photo.batch) for name, value in terms.items()}
+        terms |= {name: records[name][-1] for name in skipped}
         total = sum(weights[name] * value for name, value in terms.items())
         watched = total.detach()
+        for name, scale in scales.items():
+            if scale > 1:  # the gradient of the steps in between, too
+                total = total + weights[name] * (scale - 1) * (terms[name] - terms[name].detach())
         watch.update(step, watched.mean().expand_as(watched) if variables.one_person else watched, variables)
         optimizer.zero_grad(set_to_none=True)
         torch.where(watch.moving, total, torch.zeros_like(total)).sum().backward()

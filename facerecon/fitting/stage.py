@@ -70,6 +70,8 @@ class Stage:
             rounding noise.
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
         latent: what moves of the latent: its ``code``, or ``w`` itself (release, stage 3), where the decoder has one.
+        every: {term: k} of the terms of networks, ``lpips`` and ``id``: computed at each k-th step only, in turn,
+            with k times their gradient; in between their last value counts. 1 where left out.
         coarse_steps: first steps, for which the decoder stops at ``coarse_size`` texels.
         coarse_size: texels a side in these steps, a power of two.
 
@@ -87,6 +89,7 @@ class Stage:
     epsilon: float = 1e-8
     rate_scale: dict[str, float] = field(default_factory=dict)
     latent: str = "code"
+    every: dict[str, int] = field(default_factory=dict)
     coarse_steps: int = 0
     coarse_size: int = 128
 
@@ -101,6 +104,12 @@ class Stage:
         check_keys([self.latent], ("code", "w"), f"latent of stage '{self.name}'")
         if self.latent == "w" and self.sphere and "latent" in self.optimize:
             raise ConfigError(f"stage {self.name}: the sphere is one of codes; set sphere: false, or latent: code.")
+        check_keys(self.every, ("lpips", "id"), f"term of {self.name}.every")
+        for term, steps in self.every.items():
+            check_number(f"stage {self.name}: every.{term}", steps, 1, whole=True, unit="steps")
+        object.__setattr__(self, "every", {term: steps for term, steps in self.every.items() if steps > 1})
+        if self.every and not set(self.weights) - set(self.every):
+            raise ConfigError(f"stage {self.name}: leave a term out of every: each step needs one to follow.")
         for key, least in (("coarse_steps", 0), ("coarse_size", 8)):
             check_number(f"stage {self.name}: {key}", getattr(self, key), least, whole=True)
         check_number(f"stage {self.name}: learning_rate", self.learning_rate, 0)
@@ -114,6 +123,13 @@ class Stage:
         """Learning rate of a step: constant, then a cosine to 0 over the last ``rampdown`` share."""
         left = (self.steps - step) / max(1.0, self.rampdown * self.steps)
         return self.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left) if left < 1 else 1.0)
+
+    def gradient_scale(self, term: str, step: int) -> int:
+        """How much a term's gradient counts at a step: its ``every`` where it is computed, 0 where it is not."""
+        every = self.every.get(term, 1)
+        if step == 0 or every == 1:
+            return 1
+        return every if (step + list(self.every).index(term)) % every == 0 else 0
 
     def texture_size(self, step: int) -> int | None:
         """Texels a side of the decoder's texture at a step; None: all it has."""

@@ -64,6 +64,23 @@ def face(fitted):
     return fitted.face
 
 
+def test_a_term_of_every_second_step_is_carried_on(fitter, photos, fitted) -> None:
+    """Its value is that of its last step, and its gradient there counts for both."""
+    photo, (params, latent) = photos[:1], (part[:1] for part in fitted.stages["start"])
+    runs = {}
+    for k in (1, 2):
+        stage = dataclasses.replace(
+            fitter.stages["texture"], steps=3, weights={"id": 1.0, "reg_z": 1e-6}, every={"id": k}, sphere=False
+        )
+        variables = Variables(params, latent, fitter.model.expression_bounds, fitter.decoder)
+        runs[k] = run_stage(fitter.objective, stage, photo, variables).losses
+    first, second, third = runs[2]["id"][0].tolist()
+    assert first == second != third
+    assert runs[1]["id"][0, 0].item() == first
+    torch.testing.assert_close(runs[2]["total"], runs[2]["id"] + 1e-6 * runs[2]["reg_z"])
+    assert third < first
+
+
 def test_landmark_fit_recovers_known_parameters(model) -> None:
     torch.manual_seed(1)
     true = FaceParams(

@@ -34,11 +34,21 @@ def test_the_rate_falls_along_a_cosine_over_the_last_quarter() -> None:
         ({"rate_scale": {"lights": 1}}, "did you mean 'light'"),
         ({"steps": -1}, "steps must be an integer >= 0"),
         ({"rampdown": 2}, "rampdown must lie in"),
+        ({"every": {"pix": 2}}, "term of s.every"),
+        ({"weights": {"id": 1}, "every": {"id": 2}}, "each step needs one"),
+        ({"every": {"id": 0}}, "must be a whole number of steps"),
     ],
 )
 def test_wrong_values_are_named(changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         stage(**changes)
+
+
+def test_terms_of_every_second_step_take_turns() -> None:
+    s = stage(weights={"lpips": 1, "id": 1, "pix": 1}, every={"lpips": 2, "id": 2})
+    assert [s.gradient_scale("lpips", i) for i in range(5)] == [1, 0, 2, 0, 2]
+    assert [s.gradient_scale("id", i) for i in range(5)] == [1, 2, 0, 2, 0]
+    assert [s.gradient_scale("pix", i) for i in range(3)] == [1, 1, 1]
 
 
 def test_stages_from_config_replaces_only_what_is_given() -> None:
