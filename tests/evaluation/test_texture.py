@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, identity_std_ratio
+from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, evenly_lit, identity_std_ratio
 from facerecon.imaging.color import yuv_to_rgb
 from facerecon.imaging.files import read_image
 from facerecon.imaging.masks import gaussian_kernel
@@ -120,3 +120,23 @@ def test_evenly_lit_heads_show_the_texture_s_own_gray(asset) -> None:
     camera = Camera.deep3d(224, 2)
     expected = project(camera, model.landmarks3d(model(params), camera))[..., :2]
     assert torch.allclose(landmarks[:, 17:], expected[:, 17:], atol=0.05)  # the jaw slides with the pose
+
+
+def test_pairs_of_maps_are_compared_by_both_lpips(asset) -> None:
+    from facerecon import losses
+
+    for name in ("makehuman", "identity128", "faceres1024", "lpips_vgg16", "lpips_alexnet"):
+        asset(name)
+    face = torch.zeros(1, 1, 32, 32)
+    face[..., 8:24, 8:24] = 1
+    maps = torch.rand(1, 3, 64, 64)
+    targets = maps.clone()
+    targets[..., 16:48, 16:48] = (targets[..., 16:48, 16:48] - 0.5).abs()
+    metrics = MapMetrics(face)
+    found, same = metrics(maps, targets), metrics(maps, maps)
+    assert set(found) == {"l1", "l1_face", "lpips_vgg", "lpips_alex", "csim"}
+    assert found["l1_face"].item() == pytest.approx(4 * found["l1"].item(), rel=1e-4) != 0
+    for name in ("lpips_vgg", "lpips_alex"):
+        torch.testing.assert_close(found[name], losses.load_perceptual(name)(maps, targets))
+        assert found[name] > 0.05 and same[name] == 0
+    assert found["csim"] < same["csim"] == pytest.approx(1, abs=1e-5)
