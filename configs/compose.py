@@ -71,7 +71,7 @@ TEXTS = {"decoder_space", "set"}
 SEVERAL = {"init"}
 """Keys that take ``[a, b]``, too."""
 ALIASES: dict[str, dict[str, str | None]] = {
-    "*": {"pack.judge": "pack.eval_identity", "pack.perceptual": "perceptual"},
+    "*": {"pack.judge": "pack.eval_identity", "pack.perceptual": "perceptual", "pack.parsing": None, "parsing": None},
     "texture_gan": {
         "warm.rate": "pretrain.lr",
         "warm.code_rate": "pretrain.code_lr",
@@ -89,6 +89,7 @@ ALIASES: dict[str, dict[str, str | None]] = {
         "synthetic.slip": "synthetic.uv_jitter",
         "synthetic.stark": None,
         "synthetic.stain": None,
+        "weak.parsing": None,
     },
 }
 """{script, "*" for all: {key of before: today's}}, gone in version 0.3.0. A key that ends in a dot stands for all below

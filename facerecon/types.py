@@ -422,6 +422,8 @@ class Crop(TensorStruct):
         face_mask: (B, 1, S, S) in [0, 1]: skin, eyes, brows, nose, lips; no hair, no background.
         skin_mask: (B, 1, S, S): the face without eyes, brows, lips and mouth interior.
         eye_mask, mouth_mask, lip_mask: (B, 1, S, S): eyeballs; mouth interior; both lips.
+        classes: (B, 1, S, S) uint8, of every pixel, numbered as :data:`facerecon.perception.bisenet.CLASSES`: hair,
+            hat, glasses and the rest; of all people that the crop shows. None in observations of before.
     """
 
     image: Tensor
@@ -432,6 +434,7 @@ class Crop(TensorStruct):
     eye_mask: Tensor
     mouth_mask: Tensor
     lip_mask: Tensor
+    classes: Tensor | None = None
 
 
 @_struct

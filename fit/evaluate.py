@@ -224,10 +224,9 @@ class Sweep:
 
     def observed(self, image: Any) -> Any:
         """A photo as the fits see it."""
-        from facerecon.perception import load_parser, observe
+        from facerecon.perception import observe
 
-        parser = load_parser(self.fit_config(*self.main)[0].parsing)
-        return observe(image, parser=parser).to(self.device)
+        return observe(image).to(self.device)
 
 
 def _renamed(facts: dict[str, Any]) -> dict[str, Any]:

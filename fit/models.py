@@ -126,7 +126,6 @@ def check_pack(config: Any) -> None:
         ("hifi3dpp", "face_model=makehuman decoder=open", released and not config.face_model_path),
         (decoder, "decoder=open", decoder),
         ("arcface", "identity=sface", config.identity == "arcface"),
-        ("bisenet", "parsing=outlines", config.parsing == "bisenet"),
         ("ffhq_uv_regressor", "stage1=landmarks", released and config.stage1 == "regressor" and not config.regressor),
         ("ffhq_uv_topology", "decoder=open", config.decoder == "ffhq_uv_cropface"),
     )
@@ -140,8 +139,8 @@ def _released_decoder(config: Any) -> str | None:
 
 def converted_files(config: Any) -> list[str]:
     """Names, which follow the content, of the files of the release that a configuration uses."""
-    names = [name for name in (config.identity, config.parsing) if name in ("arcface", "bisenet")]
-    return [status(name).path.name for name in (_released_decoder(config), *names) if name]
+    names = (_released_decoder(config), config.identity if config.identity == "arcface" else None)
+    return [status(name).path.name for name in names if name]
 
 
 def decoder_content(name: str) -> str | None:
@@ -157,7 +156,7 @@ def fit_digest(config: Any) -> str:
     for key in ("img", "out", "resume", "threads", "device", "logger", "landmarks", "mask"):
         plain.pop(key, None)
     plain["pack"]["judge"] = plain["pack"].pop("eval_identity", None)  # as it was called when the first fits were made
-    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "parsing", "perceptual")}
+    plain["resolved"] = {key: config[key] for key in ("face_model", "decoder", "identity", "perceptual")}
     plain["converted"] = converted_files(config)
     plain["decoder_content"] = decoder_content(config.decoder)
     plain["resolved"]["stage1"] = stage1_of(config)
@@ -175,13 +174,12 @@ def used_parts(config: Any) -> dict[str, str]:
     weights, content = regressor_file(config), decoder_content(config.decoder)
     identity = _asset_version(config.identity)
     released = next((name for name in converted_files(config) if "decoder" in name), "of the head model")
-    bisenet = config.parsing == "bisenet"
     return {
         "face_model": _version(config.face_model_path) if config.face_model_path else _asset_version(config.face_model),
         "decoder": f"{Path(config.decoder).name} ({content[:12] if content else released})",
         "stage1": "landmarks" if weights is None else _version(weights),
         "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh478')}",
-        "parsing": _asset_version("bisenet") if bisenet else f"outlines and {_asset_version('selfie')}",
+        "parsing": _asset_version("bisenet"),
         "perceptual": _perceptual_version(config.perceptual, identity),
         "identity": identity,
         "eval_identity": _asset_version("faceres1024"),

@@ -103,14 +103,14 @@ def observe_sources(
     sources: Iterable[Source], config: Any, fail: Callable[[Source, Exception], None]
 ) -> Iterator[tuple[Source, Observation, float]]:
     """(source, observation, seconds) of every photo that shows a face; ``fail`` is called with each other, and why."""
-    from facerecon.perception import load_parser, observe
+    from facerecon.perception import observe
 
-    parser, face = load_parser(config.parsing), face_choice(config.face)
+    face = face_choice(config.face)
     for source in sources:
         check_stop()
         clock = time.perf_counter()
         try:
-            photo = observe(source.image, face, landmarks=source.given.landmarks, mask=source.given.mask, parser=parser)
+            photo = observe(source.image, face, landmarks=source.given.landmarks, mask=source.given.mask)
         except FaceReconError as error:
             fail(source, error)
             continue

@@ -32,7 +32,7 @@ def script(name: str, home: Path, *overrides: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def models(asset) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "selfie",
+    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet",
                  "age_gender", "expression7"):  # fmt: skip
         asset(name)
 
@@ -43,8 +43,8 @@ def models(asset) -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("reconstruct", {"face_model", "decoder", "identity", "parsing", "perceptual"}),
-        ("uv_dataset", {"face_model", "generator", "encoder", "editor", "parsing", "pose", "template"}),
+        ("reconstruct", {"face_model", "decoder", "identity", "perceptual"}),
+        ("uv_dataset", {"face_model", "generator", "encoder", "editor", "pose", "template"}),
         ("regressor", {"face_model", "num_identity", "decoder", "texture", "backbone", "weak"}),
         ("texture_gan", {"atlas"}),
         ("edit_directions", {"generator"}),
@@ -106,7 +106,7 @@ def test_uv_dataset(tmp_path, release_home, models) -> None:
     small = ("size=128", "workers=1", "check=false")
     run = script("train/uv_dataset.py", release_home, "source=photos", f"dir={photos}", f"out={tmp_path / 'a'}", *small)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "parts: hifi3dpp, generator stylegan2_ffhq, encoder e4e, editor styleflow, parsing bisenet" in run.stdout
+    assert "parts: hifi3dpp, generator stylegan2_ffhq, encoder e4e, editor styleflow, pose regressor" in run.stdout
     assert "StyleFlow is told DPR's light" in run.stdout
     row = json.loads((tmp_path / "a" / "manifest.jsonl").read_text())
     figures = row["figures"]

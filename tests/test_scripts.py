@@ -44,7 +44,7 @@ def _module(path: Path):
 
 @pytest.fixture
 def models(asset) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "selfie"):
+    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
         asset(name)
 
 
@@ -154,7 +154,7 @@ def test_the_pack_of_the_release_says_all_that_is_missing(script, tmp_path) -> N
     for name in ("hifi3dpp_model_info.mat", "texgan_ffhq_uv.pth", "arcface_r50_fp16_backbone.pth", "79999_iter.pth"):
         assert name in line
     assert "without it: identity=identity128" in line and "facerecon.assets convert ffhq_uv DIR" in line
-    parts = ("identity=identity128", "parsing=outlines", "face_model=makehuman", "decoder=ffhq_uv_cropface")
+    parts = ("identity=identity128", "face_model=makehuman", "decoder=ffhq_uv_cropface")
     line = one_line(script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={tmp_path}", *parts,
                            FACERECON_HOME=str(tmp_path)))  # fmt: skip
     assert "arcface" not in line and "cropface630" in line and "template_base_uv.png" in line

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ("makehuman", "mobile_stylegan", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024",
-          "expression7", "age_gender", "selfie")  # fmt: skip
+          "expression7", "age_gender", "bisenet")  # fmt: skip
 PLAIN = ("editing=false", "multi_view=false", "check=false", "size=64")  # a second a subject
 TIMES = {"seconds", "seconds_a_subject"}
 

@@ -24,12 +24,12 @@ from facerecon.configs.compose import aliases, run
 
 STRUCTURE = (
     *("face_model", "face_model_path", "num_identity", "decoder", "texture", "backbone", "width", "size", "init"),
-    *("seed", "synthetic", "weak.count", "weak.truncation", "weak.generator", "weak.identity", "weak.parsing"),
+    *("seed", "synthetic", "weak.count", "weak.truncation", "weak.generator", "weak.identity"),
 )
 """Keys that a run keeps for good, beside what its files are; the others change with resume=force, but for
 ``facerecon.run.directory.FREE_TO_CHANGE``."""
 
-OPEN = {"generator": "mobile_stylegan", "identity": "identity128", "parsing": "outlines"}
+OPEN = {"generator": "mobile_stylegan", "identity": "identity128"}
 """Parts of the open pack; caches of faces without truth name only what differs from them."""
 
 
@@ -110,8 +110,6 @@ def check_settings(c: Any) -> None:
     if c.weak.share > 0:
         if c.weak.identity == "arcface":
             needed["arcface"] = "weak.identity=sface"
-        if c.weak.parsing == "bisenet":
-            needed["bisenet"] = "weak.parsing=outlines"
         if c.weak.data == "open" and c.weak.generator == "stylegan2_ffhq" and status("e4e_generator").state != "ready":
             needed["stylegan2_ffhq"] = "weak.generator=mobile_stylegan"
     require(needed)
@@ -159,7 +157,7 @@ def load_data(c: Any, v: dict, processes: Any, cache: Path) -> tuple[Any, Any, d
     sizes = network_sizes(model, c.backbone, c.width, c.size, c.decoder, len(faces.basis))
     data = RegressorData(
         faces, sizes, PhotometricAugmentation(augment, c.seed), processes, c.seed, c.batch - photos_a_step,
-        photos_a_step, shards, identity=c.weak.identity, parsing=c.weak.parsing, **photos,
+        photos_a_step, shards, identity=c.weak.identity, **photos,
     )  # fmt: skip
     return data, decoder, files
 
@@ -191,7 +189,7 @@ def open_shards(c: Any, cache: Path, facts: dict, photos_a_step: int) -> tuple[A
     else:
         paths, source = photo_sources(c.weak.data)
         count, picture = len(paths), lambda number: (str(paths[number]), paths[number])
-    names = ("generator", "identity", "parsing") if paths is None else ("identity", "parsing")
+    names = ("generator", "identity") if paths is None else ("identity",)
     source |= {name: c.weak[name] for name in names if c.weak[name] != OPEN[name]}
     source |= {key: facts[key] for key in ("face_model", "size")}
     photo_shards = CropShards(cache / "photos", count, source, each=32)

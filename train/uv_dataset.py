@@ -28,7 +28,7 @@ from facerecon.run.signals import check_stop, names_kept
 
 SOURCES = {"generator": "n=100", "photos": "dir=portraits", "manifest": "manifest=set/manifest.safetensors"}
 """{source: an example of the key that it needs}"""
-PARTS = ("generator", "encoder", "editor", "parsing", "pose", "template")
+PARTS = ("generator", "encoder", "editor", "pose", "template")
 PIPELINE = ("truncation", "precision", "device", "face_model", "face_model_path", *PARTS, "size", "editing",
             "multi_view", "blending", "residual", "check", "search", "inversion", "extract", "complete",
             "filters")  # fmt: skip

@@ -29,12 +29,11 @@ from facerecon.imaging.color import match_color, rgb_to_yuv
 from facerecon.imaging.pyramid import laplacian_blend, push_pull
 from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import MorphableModel
-from facerecon.perception import FaceParser, Regressor, load_facemesh, load_landmarks68, load_segmenter
+from facerecon.perception import Regressor, load_facemesh, load_landmarks68, load_parser
 from facerecon.perception.facemesh import aligned_look, fused_landmarks
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
-from facerecon.perception.parsing import face_masks
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, uv_raster
 from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
@@ -135,12 +134,11 @@ class Extraction(TensorStruct):
 
 
 @torch.no_grad()
-def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedViews:
+def measure_views(images: Tensor) -> AlignedViews:
     """Landmarks and masks of FFHQ-aligned images; no detector is needed where the face is known to be in the middle.
 
     Args:
         images: (B, 3, S, S) RGB in [0, 1].
-        parser: makes the masks (:func:`~facerecon.perception.load_parser`); None: outlines and colors.
 
     Raises:
         NoFaceError: an image shows no face there.
@@ -160,13 +158,7 @@ def measure_views(images: Tensor, parser: FaceParser | None = None) -> AlignedVi
         number = int(score.argmin())
         raise NoFaceError(f"view {number} shows no face where an FFHQ-aligned image has it; align it first.")
     landmarks, mesh = fused_landmarks(landmarks, mesh), mesh[:, :468]
-    if parser is not None:
-        found = [parser(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
-    else:
-        person = load_segmenter()(small)
-        found = [
-            face_masks(*part) for part in zip(*(x.split(1) for x in (small, mesh, person, landmarks)), strict=True)
-        ]
+    found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     up = side / small.shape[-1]
     return AlignedViews(
         image=images,
@@ -185,7 +177,6 @@ def extract(
     model: MorphableModel,
     settings: ExtractSettings | None = None,
     albedo: Tensor | None = None,
-    parser: FaceParser | None = None,
     regressor: Regressor | None = None,
     layout: FaceLayout | None = None,
 ) -> Extraction:
@@ -198,7 +189,6 @@ def extract(
         settings: of the extraction.
         albedo: (1, 3, s, s), a usual face in even light, which tells light from skin; None: the head's shipped
             template, or plain skin where it has none.
-        parser: as for :func:`measure_views`.
         regressor: N_enc of that head, which then says shape and pose of each view for itself, as in the paper; None:
             one head is fitted to the landmarks of all views.
         layout: of the atlas at that size; None: what :func:`~facerecon.dataset.layout.face_layout` derives.
@@ -207,7 +197,7 @@ def extract(
         NoFaceError: a view shows no face.
     """
     settings = settings or ExtractSettings()
-    views = images if isinstance(images, AlignedViews) else measure_views(images, parser)
+    views = images if isinstance(images, AlignedViews) else measure_views(images)
     if not settings.multi_view:
         views = views[:1]
     layout = face_layout(model, settings.size) if layout is None else layout

@@ -5,7 +5,6 @@
 | ``generator`` | ``mobile_stylegan`` | ``stylegan2_ffhq`` |
 | ``encoder`` | ``linear``, the start of an optimization | ``e4e`` |
 | ``editor`` | ``directions``, and a measured traversal | ``styleflow``, with DPR's light and the VGG-19 of FER2013 |
-| ``parsing`` | ``outlines`` | ``bisenet`` |
 | ``pose`` | ``landmarks``, one head for all views | ``regressor``, N_enc on each view |
 | ``template`` | ``open`` | ``ffhq_uv``, with its masks |
 """
@@ -33,7 +32,6 @@ from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.perception import load_parser
 from facerecon.perception.attributes import AttributeNet
-from facerecon.perception.bisenet import PARSERS
 from facerecon.perception.dpr import load_portrait_light
 from facerecon.perception.vgg_expression import load_vgg_expression
 from facerecon.stylegan.load import FACE_GENERATORS
@@ -54,7 +52,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     "generator": tuple(FACE_GENERATORS),
     "encoder": ("linear", "e4e"),
     "editor": ("directions", "styleflow"),
-    "parsing": PARSERS,
     "pose": ("landmarks", "regressor"),
     "template": ("open", "ffhq_uv"),
 }
@@ -113,10 +110,8 @@ def needed_assets(settings: Any, photos: bool = True) -> dict[str, str]:
     if settings.encoder == "e4e" and photos:
         needed["e4e"] = without
     if settings.editor == "styleflow":
-        names = ("styleflow", "expression_direction", "dpr", "expression_vgg19", "bisenet")
+        names = ("styleflow", "expression_direction", "dpr", "expression_vgg19")
         needed |= dict.fromkeys(names, "editor=directions")
-    if settings.parsing == "bisenet":
-        needed["bisenet"] = " ".join(filter(None, (needed.get("bisenet"), "parsing=outlines")))
     if settings.pose == "regressor" and settings.face_model == "hifi3dpp":
         needed["ffhq_uv_regressor"] = "pose=landmarks"
     if settings.template == "ffhq_uv":
@@ -159,7 +154,7 @@ def load_normalizer(
     if editor is not None or settings.editor == "directions":
         return AttributeNormalizer(picture, editor if editor is not None else load_directions(), meter, traversal)
     conditions = ConditionMeter(
-        load_portrait_light(), AttributeNet(load_vgg_expression(), softmax=False), load_parser("bisenet")
+        load_portrait_light(), AttributeNet(load_vgg_expression(), softmax=False), load_parser()
     )
     return FlowNormalizer(picture, load_styleflow(), load_expression_direction(), meter, conditions, traversal)
 

@@ -36,7 +36,7 @@ from facerecon.editing.latent_traversal import TraversalSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, check_number, nearest_name
 from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
-from facerecon.perception import load_identity, load_parser, load_regressor, observe
+from facerecon.perception import load_identity, load_regressor, observe
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run import choose_device
@@ -75,7 +75,6 @@ class PipelineSettings:
         generator: face generator by name, see :mod:`facerecon.dataset.load`.
         encoder: photo to latent code, by name.
         editor: latent edits by name.
-        parsing: masks of the views by name.
         pose: shape and pose of the views by name.
         template: what a map falls back to, by name.
         size: texels a side of the maps.
@@ -101,7 +100,6 @@ class PipelineSettings:
     generator: str = "mobile_stylegan"
     encoder: str = "linear"
     editor: str = "directions"
-    parsing: str = "outlines"
     pose: str = "landmarks"
     template: str = "open"
     size: int = 512
@@ -201,7 +199,6 @@ class UVPipeline:
         self.meter = AttributeMeter()
         self.normalizer = load_normalizer(settings, self._picture, self.meter, editor)
         self.template = part_template(settings, self.model, retargeted)
-        self.parser = load_parser(settings.parsing)
         self.regressor = load_regressor(self.model) if settings.pose == "regressor" else None
         self.encoder = encoder
 
@@ -325,7 +322,7 @@ class UVPipeline:
         with _timed(seconds, "extract"):
             extraction = extract(
                 search.images, self.model, settings.extracting, self.template.texture,
-                parser=self.parser, regressor=self.regressor, layout=self.template.layout,
+                regressor=self.regressor, layout=self.template.layout,
             )  # fmt: skip
         with _timed(seconds, "complete"):
             made = complete(extraction, self.template, settings.completing)

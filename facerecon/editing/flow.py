@@ -23,7 +23,8 @@ from facerecon.editing.latent_traversal import Normalized, TraversalSettings, tr
 from facerecon.editing.styleflow import CONDITIONS, EDITED_ROWS, ConditionalFlow
 from facerecon.errors import ConfigError, ShapeError, check_shape
 from facerecon.perception.attributes import AttributeNet
-from facerecon.perception.bisenet import CLASSES, FaceParser
+from facerecon.perception.bisenet import CLASSES
+from facerecon.perception.parsing import FaceParser
 from facerecon.perception.vgg_expression import FER_EXPRESSIONS
 
 __all__ = ["TARGETS", "ConditionMeter", "FlowNormalizer", "baldness"]

@@ -219,12 +219,10 @@ _STAND_INS = {
     ("pack.identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
     ("pack.eval_identity", "faceres1024"): "1024-d descriptor measures CSIM and is never optimized; the paper has none",
     ("stage1", "landmarks"): "fitted to landmarks instead of the regressor N_enc",
-    ("pack.name", "open"): "masks from face-mesh polygons, skin color and a person mask instead of BiSeNet parsing",
 }
 _PART_NAMES = {
     "pack.identity": "identity loss",
     "pack.eval_identity": "eval_identity",
-    "pack.name": "masks",
     "stage1": "stage 1",
     "perceptual": "perceptual: face_features",
 }

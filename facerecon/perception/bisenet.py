@@ -10,23 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerecon import assets
-from facerecon.assets.foreign import load_converted
-from facerecon.errors import ConfigError, check_shape, nearest_name
-from facerecon.modes import kept
-from facerecon.perception.parsing import FaceMasks, near_face
+from facerecon.errors import check_shape
 from facerecon.perception.regressor import ResNet
 
-__all__ = ["CLASSES", "PARSERS", "BiSeNet", "FaceParser", "load_parser"]
+__all__ = ["CLASSES", "BiSeNet"]
 
 CLASSES = (
     "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
     "earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "cloth", "hair", "hat",
 )  # fmt: skip
-"""The classes, by their numbers; left and right are the person's in CelebAMask-HQ's naming."""
+"""The classes, by their numbers; left and right are CelebAMask-HQ's, and the network confuses them."""
 
-_EYES, _BROWS = ("left_eye", "right_eye"), ("left_brow", "right_brow")
-_LIPS, _MOUTH, _SKIN = ("upper_lip", "lower_lip"), ("mouth",), ("skin", "nose")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -114,54 +108,3 @@ class BiSeNet(nn.Module):
         spatial, context = self.cp((image - mean[:, None, None]) / std[:, None, None])
         logits = self.conv_out(self.ffm(spatial, context))
         return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=True)
-
-
-class FaceParser(nn.Module):
-    """Masks of an aligned face by BiSeNet (Sec. 3.1.2, 4.2)."""
-
-    size = 512
-    """px, what the network was trained on."""
-
-    def __init__(self, net: BiSeNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def probabilities(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], a square crop of a head -> (B, 19, H, W), sums of 1 over the classes."""
-        small = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        found = self.net(small).softmax(1)
-        return F.interpolate(found, image.shape[-2:], mode="bilinear", align_corners=False)
-
-    def forward(self, image: Tensor, mesh: Tensor) -> FaceMasks:
-        """Soft masks (1, 1, H, W) of one face.
-
-        The face is skin, brows, eyes, nose, mouth and lips; ears, glasses, hair and neck are not of it.
-
-        Args:
-            image: (1, 3, H, W) in [0, 1], a crop of the head.
-            mesh: (1, 468, 2 or 3) px, of the face that is meant where a crop shows two.
-        """
-        found = self.probabilities(image) * near_face(image, mesh)
-
-        def share(*names: str) -> Tensor:
-            return sum(found[:, CLASSES.index(name)] for name in names)[:, None]
-
-        face = share(*_SKIN, *_BROWS, *_EYES, *_MOUTH, *_LIPS).clamp(0, 1)
-        return FaceMasks(face, share(*_SKIN), share(*_EYES), share(*_MOUTH), share(*_LIPS))
-
-
-PARSERS = ("outlines", "bisenet")
-"""How faces are masked: by outlines and colors (:mod:`facerecon.perception.parsing`), or by BiSeNet."""
-
-
-@kept(len(PARSERS))
-def load_parser(name: str) -> FaceParser | None:
-    """A face parser, frozen; None for "outlines", which needs no network.
-
-    Raises:
-        ConfigError: another name.
-        AssetError: it is not in the cache; the message holds the command.
-    """
-    if name not in PARSERS:
-        raise ConfigError(nearest_name(name, PARSERS, "parsing"))
-    return FaceParser(load_converted(BiSeNet, assets.locate(name))).eval() if name == "bisenet" else None

@@ -20,15 +20,14 @@ from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.imaging.files import LoadedImage, load_image, open_regions, read_open_file
 from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.modes import in_own_modes
-from facerecon.perception.attributes import load_age_gender, load_expression, load_segmenter
-from facerecon.perception.bisenet import FaceParser
+from facerecon.perception.attributes import load_age_gender, load_expression
 from facerecon.perception.corrections import check_landmarks, fit_mesh, read_landmarks, read_mask
 from facerecon.perception.detection import Detection, load_detector
 from facerecon.perception.face_landmarker import find_irises, load_expression_scores
 from facerecon.perception.facemesh import MOST_APART, disagreement, fused_landmarks, load_facemesh
 from facerecon.perception.identity import landmark_box, load_eval_identity, load_identity
 from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
-from facerecon.perception.parsing import face_masks
+from facerecon.perception.parsing import load_parser
 from facerecon.types import Crop, Observation
 
 __all__ = ["MEAN_FIVE_POINTS", "observe"]
@@ -70,7 +69,6 @@ def observe(
     mean_points3d: Tensor | None = None,
     landmarks: Any = None,
     mask: Any = None,
-    parser: FaceParser | None = None,
     attributes: bool = False,
 ) -> Observation:
     """Find the face of a photo and measure everything that a fit starts from.
@@ -87,8 +85,6 @@ def observe(
             They replace the detected ones and choose the face: no detector runs.
         mask: image of the photo's size, white where its face may be used, as
             :func:`~facerecon.perception.corrections.read_mask` takes it; replaces the segmented one.
-        parser: a face parser (:func:`~facerecon.perception.bisenet.load_parser`) that makes the masks, where no mask is
-            given; outlines and colors make them if left out.
         attributes: also measure expression, age and gender, which no fit uses.
 
     Returns:
@@ -120,7 +116,7 @@ def observe(
         if area is not None and area.shape[-2:] != loaded.image.shape[-2:]:
             area = F.interpolate(area[None], size=loaded.image.shape[-2:], mode="bilinear", antialias=True)[0]
         measured = [
-            _measure(item, name, crop_size, full_size, full_margin, points, area, loaded.size, parser) for item in found
+            _measure(item, name, crop_size, full_size, full_margin, points, area, loaded.size) for item in found
         ]
         observation = Observation.cat([_with_attributes(one) if attributes else one for one in measured])
         return observation if loaded.scale == 1 else _in_file_pixels(observation, loaded)
@@ -334,7 +330,6 @@ def _measure(
     points3d: Tensor,
     area: Tensor | None,
     photo_size: tuple[int, int],
-    parser: FaceParser | None = None,
 ) -> Observation:
     """Observation of batch 1 of one face; ``area`` (1, H, W), of the whole photo, is the face mask if it is known."""
     view, detection, landmarks, mesh = found.view, found.detection, found.landmarks, found.mesh
@@ -355,26 +350,24 @@ def _measure(
     full_image = crop_affine(photo, full_to_photo, full_size)
     valid = crop_valid(tuple(image.shape[-2:]), full_to_photo, full_size)
     into_full = invert_affine(full_to_photo.double()).to(full_to_photo.dtype)
-    full_mesh = map_points(into_full, mesh[:, :468, :2])
-    full_landmarks = map_points(into_full, landmarks)
+    full_mesh = map_points(into_full, mesh[..., :2])
     face = None
     if area is not None:
         face = crop_affine(area[None], view.to_photo(full_to_photo), full_size, padding="zeros")
         if face.mean() < 0.002:
             raise InputError(f"{name}: the mask is black where the face is; white marks the face that may be used.")
-    if parser is not None and area is None:
-        masks = parser(full_image, full_mesh)
-    else:
-        masks = face_masks(full_image, full_mesh, load_segmenter()(full_image), full_landmarks, face)
+    masks = load_parser()(full_image, full_mesh, face)
     full_masks = torch.cat([masks.face, masks.skin, masks.eye, masks.mouth, masks.lip], 1) * valid
-    full = Crop(full_image, view.to_photo(full_to_photo), valid, *(m for m in full_masks.split(1, 1)))
+    full = Crop(full_image, view.to_photo(full_to_photo), valid, *full_masks.split(1, 1), masks.classes)
 
     # the fit crop sees the middle of the full one
     to_full = torch.linalg.inv(grow)[:, :2].clone()
     fit_masks = crop_affine(full_masks, to_full, size, padding="zeros")
     fit_image = crop_affine(photo, to_photo, size)
     fit_valid = crop_valid(tuple(image.shape[-2:]), to_photo, size)
-    fit = Crop(fit_image, view.to_photo(to_photo), fit_valid, *(m for m in (fit_masks * fit_valid).split(1, 1)))
+    at = ((torch.arange(size) + 0.5) * to_full[0, 0, 0] + to_full[0, 0, 2]).long().clamp(0, full_size - 1)
+    fit_classes = masks.classes[:, :, at[:, None], at]
+    fit = Crop(fit_image, view.to_photo(to_photo), fit_valid, *(fit_masks * fit_valid).split(1, 1), fit_classes)
 
     return Observation(
         fit=fit,

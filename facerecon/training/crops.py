@@ -22,7 +22,6 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, InputError
 from facerecon.imaging.files import list_images
-from facerecon.perception.bisenet import FaceParser
 from facerecon.perception.identity import IdentityNet
 from facerecon.perception.observe import observe
 from facerecon.run import item_seed
@@ -192,7 +191,6 @@ def observed_faces(
     picture: Callable[[int], tuple[str, Any]],
     size: int,
     identity: IdentityNet | None = None,
-    parser: FaceParser | None = None,
 ) -> dict[str, Tensor]:
     """Observe faces for training: the rows of :class:`~facerecon.training.regressor.PhotoBatch`, as bytes.
 
@@ -201,7 +199,6 @@ def observed_faces(
         picture: number -> its name and what :func:`~facerecon.perception.observe` takes.
         size: px of the crops.
         identity: whose embeddings are kept; None: the one that ``observe`` has.
-        parser: as for ``observe``.
 
     Returns:
         image (N, 3, S, S) and skin (N, 1, S, S) uint8, landmarks68, embedding, number; pictures that cannot be used
@@ -211,7 +208,7 @@ def observed_faces(
     for number in numbers:
         name, source = picture(number)
         try:
-            rows.append(_crop_of(observe(source, parser=parser), size, identity))
+            rows.append(_crop_of(observe(source), size, identity))
             used.append(number)
         except InputError as error:
             warnings.warn(f"{name} is left out ({' '.join(str(error).split())[:160]}).", stacklevel=2)

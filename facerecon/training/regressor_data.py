@@ -19,7 +19,7 @@ from tqdm import tqdm
 from facerecon.errors import InputError
 from facerecon.fitting import params_to_coefficients
 from facerecon.imaging.files import read_image
-from facerecon.perception import load_identity, load_parser
+from facerecon.perception import load_identity
 from facerecon.perception.regressor import Coefficients, RegressorConfig
 from facerecon.run import choose_training_precision, item_generator, item_seed
 from facerecon.run.processes import Processes
@@ -47,7 +47,7 @@ class RegressorData:
         face_shards: where rendered faces are kept; None: they are rendered anew for every step.
         photo_shards: where crops without truth are kept, or None.
         picture: number of a photo -> its name, and what :func:`facerecon.perception.observe` takes.
-        identity, parsing: names of the networks that observe photos.
+        identity: name of the network whose embeddings of photos are kept.
 
     Attributes:
         unseen_faces: renders held-out heads.
@@ -68,12 +68,11 @@ class RegressorData:
         photo_shards: CropShards | None = None,
         picture: Callable[[int], tuple[str, Any]] | None = None,
         identity: str = "identity128",
-        parsing: str = "outlines",
     ) -> None:
         self.faces, self.sizes, self.augment, self.processes, self.seed = faces, sizes, augment, processes, seed
         self.faces_a_step, self.photos_a_step = faces_a_step, photos_a_step
         self.face_shards, self.photo_shards, self.picture = face_shards, photo_shards, picture
-        self.identity, self.parsing = identity, parsing
+        self.identity = identity
         self.pictures = faces.settings.pictures
         self.unseen_faces = copy.copy(faces)
         self.unseen_faces.seed = item_seed(seed, "held out")
@@ -85,10 +84,10 @@ class RegressorData:
         if self.face_shards is not None:
             self.rows = self._build(self.face_shards, self._render, "faces")
         if self.photo_shards is not None:
-            identity, parser = load_identity(self.identity), load_parser(self.parsing)
+            identity = load_identity(self.identity)
 
             def observed(numbers: range) -> dict[str, Tensor]:
-                return observed_faces(numbers, self.picture, self.faces.size, identity, parser)
+                return observed_faces(numbers, self.picture, self.faces.size, identity)
 
             self.photos = self._build(self.photo_shards, observed, "photos")
             count = len(self.photos["image"])

@@ -16,7 +16,8 @@ SIZE = 256
 
 @pytest.fixture(scope="module")
 def model(asset):
-    for name in ("makehuman", "facemesh478", "landmarks68", "selfie"):
+    landmarks = fused_landmarks(landmarks, mesh)
+    found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
         asset(name)
     return load_face_model("makehuman")
 

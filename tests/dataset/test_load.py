@@ -19,7 +19,7 @@ from facerecon.perception.regressor import RegressorConfig
 from facerecon.storage import safetensors_bytes
 
 PAPER = {"face_model": "hifi3dpp", "generator": "stylegan2_ffhq", "encoder": "e4e", "editor": "styleflow",
-         "parsing": "bisenet", "pose": "regressor", "template": "ffhq_uv"}  # fmt: skip
+         "pose": "regressor", "template": "ffhq_uv"}  # fmt: skip
 SIZE = 128
 
 
@@ -27,7 +27,6 @@ SIZE = 128
     ("settings", "words"),
     [
         ({"generator": "stylegan"}, "stylegan2_ffhq"),
-        ({"parsing": "bisnet"}, "did you mean 'bisenet'"),
         ({"encoder": "e4e"}, "Set generator=stylegan2_ffhq, or encoder=linear"),
         ({"editor": "styleflow"}, "Set generator=stylegan2_ffhq, or editor=directions"),
         ({"template": "ffhq_uv"}, "Set template=open"),
@@ -55,7 +54,7 @@ def test_what_is_needed_of_the_release(monkeypatch, tmp_path) -> None:
     assert needed_assets(PipelineSettings()) == {}
     needed = needed_assets(PipelineSettings(**PAPER))
     used = {"hifi3dpp", "stylegan2_ffhq", "e4e", "styleflow", "expression_direction", "dpr", "expression_vgg19",
-            "bisenet", "ffhq_uv_regressor", "ffhq_uv_topology"}  # fmt: skip
+            "ffhq_uv_regressor", "ffhq_uv_topology"}  # fmt: skip
     assert set(needed) == used
     assert "e4e" not in needed_assets(PipelineSettings(**PAPER), photos=False)
     for name, without in needed.items():  # the settings named do without it, and stand beside the rest
@@ -73,7 +72,7 @@ def test_what_is_needed_of_the_release(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def model(asset):
-    for name in ("facemesh478", "landmarks68", "selfie"):
+    for name in ("facemesh478", "landmarks68", "bisenet"):
         asset(name)
     asset("makehuman")
     return load_face_model("makehuman")
@@ -86,18 +85,19 @@ def released(reference) -> torch.Tensor:
     return torch.nn.functional.interpolate(torch.stack(views), (512, 512), mode="area")
 
 
-def test_a_parser_makes_the_masks(model, released) -> None:
+def test_a_parser_makes_the_masks(model, released, monkeypatch) -> None:
     class Left:
         def __call__(self, image, mesh):
             face = image.new_zeros(1, 1, 512, 512)
             face[..., :256] = 1
-            return FaceMasks(face, face, face * 0.25, face * 0.5, face)
+            return FaceMasks(face, face, face * 0.25, face * 0.5, face, face.byte())
 
-    views = measure_views(released[:1], Left())
+    whole = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
+    monkeypatch.setitem(extract.__wrapped__.__globals__, "load_parser", Left)
+    views = measure_views(released[:1])
     assert views.face[..., :256].min() == 1 and views.face[..., 256:].max() == 0
     assert views.eye.max() == 0.25 and views.mouth.max() == 0.5
-    seen = extract(released[:1], model, ExtractSettings(size=SIZE), parser=Left()).observed
-    whole = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
+    seen = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
     left, right = (whole > 0.9).float().tensor_split(2, 3)
     assert (seen[..., : SIZE // 2] * left).sum() > 0.3 * left.sum() and (seen[..., SIZE // 2 :] * right).sum() < 100
 

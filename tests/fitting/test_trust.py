@@ -148,7 +148,6 @@ class _Folder:
             photo.write_bytes(SAMPLE.read_bytes())
         monkeypatch.setattr(facerecon.perception, "observe", lambda *_, **__: _Photo([0]))
         monkeypatch.setattr(facerecon.perception, "load_eval_identity", torch.nn.Identity)
-        monkeypatch.setattr(facerecon.perception, "load_parser", lambda _: None)
         monkeypatch.setattr(
             facerecon.fit.models, "build_fitter", lambda *_: types.SimpleNamespace(decoder=load_decoder("linear"))
         )

@@ -169,7 +169,7 @@ def test_filled_sockets_bulge_behind_the_lids(model: MorphableModel) -> None:
 
 @pytest.fixture
 def models(asset) -> None:
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "selfie"):
+    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
         asset(name)
 
 

@@ -17,7 +17,7 @@ from facerecon.types import Observation
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
 NETWORKS = (
     "face_detector", "landmarks68", "facemesh478", "expression52", "identity128", "faceres1024", "expression7",
-    "age_gender", "selfie",
+    "age_gender", "bisenet",
 )  # fmt: skip
 
 

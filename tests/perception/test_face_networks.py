@@ -17,7 +17,6 @@ from facerecon.perception import (
     load_facemesh,
     load_identity,
     load_landmarks68,
-    load_segmenter,
 )
 from facerecon.perception.networks import (
     AgeGenderNet,
@@ -107,14 +106,6 @@ def test_attribute_networks_agree_with_the_observation(seen) -> None:
     age, male = load_age_gender()(seen.fit.image, seen.landmarks68)
     torch.testing.assert_close(age, seen.age, atol=1e-2, rtol=0)
     torch.testing.assert_close(male, seen.male, atol=1e-4, rtol=0)
-
-
-def test_the_person_is_segmented(networks, photo) -> None:
-    mask = load_segmenter()(torch.stack([photo, photo.flip(-1)]))
-    assert mask.shape == (2, 1, 512, 512) and mask.min() >= 0 and mask.max() <= 1 + 1e-5
-    assert mask[0, 0, 60:160, 190:260].mean() > 0.95  # the face
-    assert mask[0, 0, :100, 400:].mean() < 0.2  # background on the right
-    assert (mask[1].flip(-1) - mask[0]).abs().mean() < 0.05
 
 
 def test_the_judge_gives_unit_vectors_and_does_not_mix_a_batch(seen) -> None:

@@ -55,7 +55,6 @@ RUNS = {
     "expression52": lambda: perception.load_expression_scores().net(points()),
     "sface": lambda: [perception.load_identity("sface").net(pattern(112))[1]],
     "faceres1024": lambda: graph(perception.load_eval_identity, 224, 255),
-    "selfie": lambda: graph(perception.load_segmenter, 256),
 }
 
 
