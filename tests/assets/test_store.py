@@ -689,10 +689,10 @@ def test_command_line_as_a_program(tmp_path):
     cwd = Path(__file__).resolve().parents[2]
     shown = subprocess.run([*command, "--help"], env=environment, cwd=cwd, capture_output=True, text=True)
     assert shown.returncode == 0 and all(word in shown.stdout for word in ("list", "fetch", "verify", "convert"))
-    failed = subprocess.run([*command, "verify", "selfie"], env=environment, cwd=cwd, capture_output=True, text=True)
+    failed = subprocess.run([*command, "verify", "sface"], env=environment, cwd=cwd, capture_output=True, text=True)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert failed.stderr.splitlines() == [
-        f"error: selfie is not in the cache ({tmp_path}/empty/assets). Run: python -m facerecon.assets fetch open"
+        f"error: sface is not in the cache ({tmp_path}/empty/assets). Run: python -m facerecon.assets fetch open"
     ]
     assert not (tmp_path / "empty").exists(), "looking must not write"
 
