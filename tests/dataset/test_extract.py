@@ -16,8 +16,7 @@ SIZE = 256
 
 @pytest.fixture(scope="module")
 def model(asset):
-    landmarks = fused_landmarks(landmarks, mesh)
-    found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
+    for name in ("makehuman", "facemesh478", "landmarks68", "bisenet"):
         asset(name)
     return load_face_model("makehuman")
 
