@@ -44,7 +44,18 @@ def _module(path: Path):
 
 @pytest.fixture
 def models(asset) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
+    for name in (
+        "makehuman",
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "faceres1024",
+        "bisenet",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
 
 

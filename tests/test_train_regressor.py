@@ -147,7 +147,17 @@ def test_photos_without_truth(tmp_path, cache, capsys, asset, monkeypatch) -> No
         return kept[content]
 
     monkeypatch.setattr(crops, "observe", once)
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "bisenet", "faceres1024"):
+    for name in (
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "bisenet",
+        "faceres1024",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -150,7 +150,18 @@ def test_the_wheel_holds_what_is_listed(wheel, listed) -> None:
 
 @pytest.mark.slow
 def test_an_installed_wheel_reconstructs_from_an_empty_folder(wheel, asset, tmp_path) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
+    for name in (
+        "makehuman",
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "faceres1024",
+        "bisenet",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
     commands = installed(wheel, sys.executable, tmp_path / "venv")
     site = run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)

@@ -319,7 +319,17 @@ def test_landmarks_that_do_not_belong_are_one_line(other, tmp_path) -> None:
 
 def test_landmarks_are_found_on_a_bare_shape(reference, asset) -> None:
     """On the shared HiFi3D++ head, whose landmarks are known, found as if its topology were not."""
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
+    for name in (
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "faceres1024",
+        "bisenet",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
     mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")
     found, known = obj.detect_landmarks(mesh), known_landmarks(mesh)

@@ -189,7 +189,16 @@ def test_a_linear_decoder_averages_for_coarse_steps() -> None:
 
 @pytest.fixture(scope="module")
 def photo(asset):
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "bisenet"):
+    for name in (
+        "makehuman",
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "bisenet",
+        "sface",
+        "lpips_alexnet",
+    ):
         asset(name)
     from facerecon.perception import observe
 

@@ -169,7 +169,17 @@ def test_filled_sockets_bulge_behind_the_lids(model: MorphableModel) -> None:
 
 @pytest.fixture
 def models(asset) -> None:
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet"):
+    for name in (
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "faceres1024",
+        "bisenet",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
 
 

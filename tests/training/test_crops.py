@@ -100,7 +100,17 @@ def test_observed_faces(reference, asset, tmp_path) -> None:
 
     from PIL import Image
 
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "bisenet", "faceres1024"):
+    for name in (
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "identity128",
+        "bisenet",
+        "faceres1024",
+        "sface",
+        "lpips_alexnet",
+        "lpips_vgg16",
+    ):
         asset(name)
     photo = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
     bad, empty = tmp_path / "bad.jpg", tmp_path / "empty.png"
