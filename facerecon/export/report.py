@@ -215,16 +215,17 @@ _STAND_INS = {
     ("decoder", "linear"): "linear UV basis, the paper's ablation 'PCA tex basis', instead of the StyleGAN2 decoder",
     ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
     ("perceptual", "face_features"): "distance of face-network features instead of LPIPS; not comparable with it",
-    ("pack.identity", "sface"): "SFace, 128-d, of ArcFace's kind instead of ArcFace r50",
-    ("pack.identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
+    ("perceptual", "lpips_alex"): "LPIPS on AlexNet instead of VGG-16, for its speed",
+    ("identity", "sface"): "SFace, 128-d, of ArcFace's kind instead of ArcFace r50",
+    ("identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
     ("pack.eval_identity", "faceres1024"): "1024-d descriptor measures CSIM and is never optimized; the paper has none",
     ("stage1", "landmarks"): "fitted to landmarks instead of the regressor N_enc",
 }
 _PART_NAMES = {
-    "pack.identity": "identity loss",
+    "identity": "identity loss",
     "pack.eval_identity": "eval_identity",
     "stage1": "stage 1",
-    "perceptual": "perceptual: face_features",
+    "perceptual": "perceptual loss",
 }
 
 

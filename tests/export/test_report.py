@@ -194,8 +194,8 @@ def test_batches_get_a_subject_each(sphere_pair, tmp_path):
 
 
 def test_stand_ins_follow_the_configuration():
-    default = {"perceptual": "face_features", "decoder": "linear", "pack": {"identity": "identity128"}}
-    assert set(stand_ins(default)) == {"perceptual: face_features", "decoder", "identity loss"}
+    default = {"perceptual": "face_features", "decoder": "linear", "identity": "identity128"}
+    assert set(stand_ins(default)) == {"perceptual loss", "decoder", "identity loss"}
     assert stand_ins({"perceptual": "lpips_vgg", "face_model": "hifi3dpp"}) == {}
 
 
