@@ -174,7 +174,8 @@ def stage1_heads(
         {"landmarks", and with a regressor "regressor" and "refined" (on landmarks)}, and why the regressor was not used
         for this face, if so: all are the landmarks' then.
     """
-    heads = {"landmarks": fit_landmarks(fitter.model, photo.landmarks68, photo.camera, photo.mesh468, fitter.start)}
+    points = (photo.landmarks68, photo.camera, photo.mesh468)
+    heads = {"landmarks": fit_landmarks(fitter.model, *points, fitter.start, scores=photo.expression_scores)}
     reasons: dict[int, str] = {}
     if fitter.regressor is not None:
         for name, start in (("regressor", replace(fitter.start, refine=0)), ("refined", fitter.start)):

@@ -204,7 +204,7 @@ class Fitter:
         if self.regressor is None:
             params = fit_landmarks(
                 self.model, photo.landmarks68, camera, photo.mesh468, self.start, shared_identity=one_person,
-                averaged=True,
+                averaged=True, scores=photo.expression_scores,
             )  # fmt: skip
         else:
             params, prediction, fallbacks = start_from_regressor(

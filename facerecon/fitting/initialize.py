@@ -22,6 +22,7 @@ from torch import Tensor
 
 from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params
+from facerecon.fitting.expression_scores import read_scores
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
@@ -69,6 +70,8 @@ class LandmarkStart:
             coefficient on unseen faces, which its weights hold, else 0.5.
         refine_expression: standard deviation of expression around the prediction of N_enc; None: its error of each
             coefficient on unseen faces, which its weights hold, else 0.2.
+        score_noise: how many times the measured noise the face landmarker's expression scores are given, where they
+            add to the prior of the expression; None leaves them out.
     """
 
     iterations: int = 12
@@ -80,12 +83,14 @@ class LandmarkStart:
     refine_noise: float = 2.0
     refine_identity: float | None = None
     refine_expression: float | None = None
+    score_noise: float | None = 1.0
 
     def __post_init__(self) -> None:
         for name in ("iterations", "refine"):
             check_number(f"start.{name}", getattr(self, name), 0, 1000, whole=True)
-        for name in ("sigma", "sigma_jaw", "sigma_expression", "refine_noise", "refine_identity", "refine_expression"):
-            if getattr(self, name) is not None or not name.startswith("refine_"):
+        for name in ("sigma", "sigma_jaw", "sigma_expression", "refine_noise", "refine_identity", "refine_expression",
+                     "score_noise"):  # fmt: skip
+            if getattr(self, name) is not None or name not in ("refine_identity", "refine_expression", "score_noise"):
                 check_number(f"start.{name}", getattr(self, name), 1e-3)
         check_number("start.sigma_mesh", self.sigma_mesh, 0)
 
@@ -163,6 +168,7 @@ def fit_landmarks(
     averaged: bool = False,
     start: FaceParams | None = None,
     start_residual: Mapping[str, Tensor | None] | None = None,
+    scores: Tensor | None = None,
 ) -> FaceParams:
     """Pose, identity and expression from 68 landmarks (and dense mesh points) in one photo each.
 
@@ -187,6 +193,7 @@ def fit_landmarks(
             photos). Light and albedo are passed on.
         start_residual: {"identity": (I,), "expression": (E,)}, how wide those priors are where ``refine_identity`` and
             ``refine_expression`` are None.
+        scores: (B, 52) expression scores of the face landmarker, which join the prior of the expression.
     """
     check_shape("landmarks", landmarks, "B 68 2")
     settings, residual = settings or LandmarkStart(), start_residual or {}
@@ -197,11 +204,13 @@ def fit_landmarks(
             coefficients = landmarks.new_zeros(len(landmarks), model.num_identity + model.num_expression)
             inner = points.candidates[0, 17:, 0].expand(len(landmarks), -1, -1)
             rotation, translation = _weak_perspective(inner, landmarks[:, 17:], camera)
-            prior = _coefficient_prior(model, coefficients, settings, shared_identity, shared_expression)
+            prior = _coefficient_prior(model, coefficients, settings, shared_identity, shared_expression, None, scores)
         else:
             points = replace(points, sigma=points.sigma * settings.refine_noise)
             coefficients = torch.cat([start.identity, start.expression], 1)
-            prior = _coefficient_prior(model, coefficients, settings, shared_identity, shared_expression, residual)
+            prior = _coefficient_prior(
+                model, coefficients, settings, shared_identity, shared_expression, residual, scores
+            )
             coefficients, rotation, translation = prior.center, euler_to_matrix(start.rotation), start.translation
         if averaged:
             prior.precision[prior.shared] *= len(landmarks)
@@ -268,8 +277,10 @@ def _coefficient_prior(
     shared_identity: bool,
     shared_expression: bool,
     residual: Mapping[str, Tensor | None] | None = None,
+    scores: Tensor | None = None,
 ) -> _Prior:
-    """The prior around ``center`` (B, K); around N_enc's prediction where the ``residual`` of its weights is given."""
+    """The prior around ``center`` (B, K), around N_enc's prediction where the ``residual`` of its weights is given; and
+    what the scores (B, 52) say, by the precisions of both."""
     n_id, n_exp = model.num_identity, model.num_expression
     low = center.new_full((n_id + n_exp,), -torch.inf)
     high = -low
@@ -282,6 +293,12 @@ def _coefficient_prior(
         for part, name in ((slice(n_id), "identity"), (slice(n_id, None), "expression")):
             deviation = settings.refine_deviation(len(precision[part]), residual.get(name), name)
             precision[part] = deviation.to(precision) ** -2
+    scored = None if scores is None or settings.score_noise is None else read_scores(model.expression_names, scores)
+    if scored is not None:
+        at, more = n_id + scored.index, (settings.score_noise * scored.noise) ** -2
+        center[:, at] = (precision[at] * center[:, at] + more * scored.value) / (precision[at] + more)
+        precision[at] += more
+    if residual is not None or scored is not None:
         center = center.clamp(low, high)
         center[:, shared] = center[:, shared].mean(0, keepdim=True)
     return _Prior(center, precision, low, high, shared)
@@ -410,7 +427,8 @@ def start_from_regressor(
         for the crop as it is, and {index: why} of the faces that start from their landmarks.
     """
     landmarks, settings = landmarks or LandmarkStart(), settings or RegressorStart()
-    points, shared = (photo.landmarks68, camera, photo.mesh468), {"shared_identity": True, "averaged": True}
+    points, scores = (photo.landmarks68, camera, photo.mesh468), photo.expression_scores
+    shared = {"shared_identity": True, "averaged": True, "scores": scores}
     with torch.no_grad():
         image = regressor.sized(photo.image)
         prediction = regressor(image)
@@ -422,10 +440,11 @@ def start_from_regressor(
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
         if not shared_identity:
-            params = fit_landmarks(model, *points, landmarks, start=first, start_residual=known)
+            params = fit_landmarks(model, *points, landmarks, start=first, start_residual=known, scores=scores)
             if reasons:
                 rows = torch.tensor(sorted(reasons), device=photo.image.device)
-                instead = fit_landmarks(model, *(part[rows] for part in points), landmarks)
+                given = None if scores is None else scores[rows]
+                instead = fit_landmarks(model, *(part[rows] for part in points), landmarks, scores=given)
                 order = torch.arange(photo.batch, device=rows.device)
                 order[rows] = photo.batch + torch.arange(len(rows), device=rows.device)
                 params = FaceParams.cat([params, instead])[order]

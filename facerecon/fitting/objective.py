@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from facerecon import losses
+from facerecon.fitting.expression_scores import ScoredExpressions, read_scores
 from facerecon.fitting.stage import Stage
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
@@ -83,6 +84,8 @@ class Objective:
             targets["lm"] = targets["lm"] * losses.facing_weights(points, start.rotation)
         if self.shape_prior == "start":
             targets |= {"reg_id": start.identity, "reg_exp": start.expression}
+        if "exp_scores" in stage.weights and photo.expression_scores is not None:
+            targets["exp_scores"] = read_scores(self.model.expression_names, photo.expression_scores)
         if "lpips" in stage.weights:
             targets["lpips"] = self.perceptual.prepare(photo.image, photo.landmarks68)
         if "id" in stage.weights:
@@ -138,6 +141,7 @@ class Objective:
             "silhouette": lambda: losses.silhouette_loss(mask, photo.face_mask, targets["below"]),
             "reg_id": lambda: losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0)),
             "reg_exp": lambda: losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0)),
+            "exp_scores": lambda: _scores_loss(params.expression, targets.get("exp_scores")),
             "light": lambda: losses.light_color_loss(params.light.coefficients),
         }
         return terms | {name: loss() for name, loss in losses_of.items() if name in weights}, image
@@ -165,3 +169,10 @@ class Objective:
         if "id" in wanted:
             terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
         return terms
+
+
+def _scores_loss(expression: Tensor, scored: ScoredExpressions | None) -> Tensor:
+    """Squared errors of the expression (B, E) against the scores, over their noise; (B,), 0 without scores."""
+    if scored is None:
+        return expression.new_zeros(len(expression))
+    return losses.coefficient_loss((expression[:, scored.index] - scored.value) / scored.noise)

@@ -37,6 +37,7 @@ TERMS = {
     "silhouette": "the face's antialiased outline against the photo's face mask (ours)",
     "reg_id": "|p_id|^2 (Eq. 5), or of what it is away from the start; see `shape_prior`",
     "reg_exp": "|p_exp|^2 (Eq. 5), likewise",
+    "exp_scores": "expression against what the face landmarker's scores ask for, in their noise (ours)",
     "light": "variance of the light between color channels (release)",
 }
 """Loss terms by their config names."""
@@ -222,6 +223,7 @@ STAGES = {
         "weights": {
             "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
             "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
+            "exp_scores": 2e-4,
         },
     },
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from facerecon.fitting import Fitter, Stage, run_stage
+from facerecon.fitting.expression_scores import CALIBRATION
 from facerecon.fitting.stage import TERMS, VARIABLES
 from facerecon.fitting.variables import Variables
+from facerecon.perception.face_landmarker import EXPRESSION_SCORES
 from facerecon.render import Renderer
 from facerecon.stylegan.decoder import LinearDecoder
 from facerecon.types import FaceParams, Latent, Observation, SHLight
@@ -99,8 +102,26 @@ def test_each_term_of_stage_3() -> None:
         "reg_id": 0.75**2,
         "reg_exp": 0.1**2,
         "light": 2 * 0.2**2 / (math.pi / 4) / 27,
+        "exp_scores": 0,  # none were measured
     }
     assert found == pytest.approx(expected, abs=1e-5) and set(found) == set(TERMS)
+
+
+def test_the_expression_is_held_to_the_scores_of_its_names() -> None:
+    """0.4 is asked for by a score of (0.4 - offset) / slope; no score asks for more than 1."""
+    slope, offset, noise = CALIBRATION["mouthSmileLeft"]
+    model = flat.flat_head()
+    model.expression_names = ("mouthSmileLeft",)
+    fit = dataclasses.replace(fitter().objective, model=model)
+    photo = flat.flat_photo(2)
+    scores = torch.zeros(2, 52)
+    scores[:, EXPRESSION_SCORES.index("mouthSmileLeft")] = torch.tensor([(0.4 - offset) / slope, 9.0])
+    photo = photo.replace(expression_scores=scores)
+    params = model.neutral(2)
+    params = params.replace(expression=params.expression + 0.3)
+    targets = fit.targets(photo, JOINT, params)
+    found, _ = fit.terms(JOINT, photo, params, Latent(torch.zeros(2, 1, 1), "linear"), targets)
+    assert found["exp_scores"].tolist() == pytest.approx([(0.1 / noise) ** 2, (0.7 / noise) ** 2], rel=1e-4)
 
 
 def test_each_term_as_the_paper_has_it() -> None:
