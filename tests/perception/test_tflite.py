@@ -223,6 +223,10 @@ def test_what_is_not_known_is_named() -> None:
     refused(m, [x], [m.op(ADD, [x, short], [1, 2])], "cannot reshape")
 
     m = Model()
+    x = m.tensor([1, 2])
+    refused(m, [x] * 5000, [x], "a vector of 5000 entries")
+
+    m = Model()
     x, wild = m.tensor([1, 2]), m.tensor([2], np.array([1, np.nan]))
     refused(m, [x], [m.op(ADD, [x, wild], [1, 2])], "not finite")
 
