@@ -17,7 +17,6 @@ _BOTH_SIDES = {
     "browDown": (0.57, -0.01, 0.11),
     "browOuterUp": (0.8, 0.02, 0.135),
     "mouthSmile": (0.585, 0.025, 0.16),
-    "mouthStretch": (0.81, 0.04, 0.13),
     "mouthUpperUp": (1.0, 0.08, 0.13),
 }
 CALIBRATION = {name + side: figures for name, figures in _BOTH_SIDES.items() for side in ("Left", "Right")}
