@@ -42,7 +42,6 @@ __all__ = [
     "ffhq_uv_regressor",
     "identity128",
     "landmarks68",
-    "selfie",
     "sface",
     "vgg16",
 ]
@@ -90,20 +89,9 @@ expression7 = partial(_face_api, model="face_expression")
 age_gender = partial(_face_api, model="age_gender")
 
 
-def _signature(source: Path, model: str) -> dict[str, str]:
-    description = json.loads((Path(source) / "models" / f"{model}.json").read_text(encoding="utf-8"))
-    signature = description.get("signature") or description.get("userDefinedMetadata", {}).get("signature", {})
-    return {key: value["name"].split(":")[0] for key, value in signature["outputs"].items()}
-
-
 def faceres1024(source: Path, target: Path) -> None:
     """1024-d descriptor: the pooled features before the heads."""
     _graph(source, target, "faceres", ["global_pooling/Mean"])
-
-
-def selfie(source: Path, target: Path) -> None:
-    """Person segmentation."""
-    _graph(source, target, "selfie", list(_signature(source, "selfie").values()))
 
 
 def sface(source: Path, target: Path) -> None:

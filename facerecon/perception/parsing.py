@@ -94,10 +94,10 @@ class FaceParser(nn.Module):
             small = F.interpolate(face, size, mode="area")
         brow, *others = (class_share(found, *names) for names in (_BROWS, _EYES, _MOUTH, _LIPS))
         skin = (small - brow - sum(others)).clamp(min=0)
-        soft = torch.cat([small, skin, *(torch.minimum(share, small) for share in others)], 1)
-        soft = F.interpolate(soft, image.shape[-2:], mode="bilinear", align_corners=False).split(1, 1)
+        soft = F.interpolate(torch.cat([small, skin, *others], 1), image.shape[-2:], mode="bilinear", align_corners=False)
+        whole = soft[:, :1] if face is None else face
         classes = F.interpolate(found.argmax(1, keepdim=True).byte(), image.shape[-2:], mode="nearest-exact")
-        return FaceMasks(soft[0] if face is None else face, *soft[1:], classes)
+        return FaceMasks(whole, *torch.minimum(soft[:, 1:], whole).split(1, 1), classes)
 
 
 def class_share(probabilities: Tensor, *names: str) -> Tensor:

@@ -72,5 +72,4 @@ async function graph(name, model, size, scale, outputs) {
   record(name, [net.execute(tf.expandDims(pattern(size, scale)), nodes)].flat())
 }
 await graph('faceres1024', 'faceres', 224, 255, ['global_pooling/Mean'])
-await graph('selfie', 'selfie', 256, 1, ['activation_10'])
 fs.writeSync(1, JSON.stringify(results, null, 1).replace(/\n {3,}|\n {2}(?=[\]}])/g, ' ') + '\n')

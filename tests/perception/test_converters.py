@@ -49,20 +49,19 @@ def package(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
         {"name": "conv", "op": "Conv2D", "input": ["x", "kernel"],
          "attr": {"strides": {"list": {"i": ["1", "1", "1", "1"]}}, "padding": text("SAME")}},
         {"name": "sum", "op": "AddV2", "input": ["conv", "shift"]},
-        {"name": "out", "op": "Sigmoid", "input": ["sum"]},
+        {"name": "global_pooling/Mean", "op": "Sigmoid", "input": ["sum"]},
     ]  # fmt: skip
     weights = [{"name": n, "shape": list(values[n].shape), "dtype": "float32"} for n in ("kernel", "shift")]
     description = {
         "modelTopology": {"node": nodes},
-        "weightsManifest": [{"paths": ["selfie.bin"], "weights": weights}],
-        "signature": {"outputs": {"segmentation": {"name": "out:0"}}},
+        "weightsManifest": [{"paths": ["faceres.bin"], "weights": weights}],
     }
-    (tmp_path / "models" / "selfie.json").write_text(json.dumps(description))
-    (tmp_path / "models" / "selfie.bin").write_bytes(kernel.tobytes() + shift.tobytes())
+    (tmp_path / "models" / "faceres.json").write_text(json.dumps(description))
+    (tmp_path / "models" / "faceres.bin").write_bytes(kernel.tobytes() + shift.tobytes())
     return tmp_path, values
 
 
-@pytest.mark.parametrize("converter", ["face_detector", "selfie"])
+@pytest.mark.parametrize("converter", ["face_detector", "faceres1024"])
 def test_converting_twice_gives_the_same_tensors_and_header(package, tmp_path, converter: str) -> None:
     found = []
     for name in ("a", "b"):
@@ -85,7 +84,7 @@ def test_quantized_weights_arrive_in_torchs_layout(package, tmp_path) -> None:
 
 def test_a_converted_graph_runs(package, tmp_path) -> None:
     source, values = package
-    convert.selfie(source, tmp_path / "graph")
+    convert.faceres1024(source, tmp_path / "graph")
     x = torch.rand(2, 4, 5, 3)
     found = GraphNet.from_file(tmp_path / "graph")(x)[0]
     linear = np.einsum("bhwi,io->bhwo", x.numpy(), values["kernel"][0, 0]) + values["shift"]
