@@ -26,6 +26,7 @@ from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
 _BLACK = 0.01  # added to intensities before logarithms
 _TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
+_RIM = 0.006  # of the full crop's side: hair and background bleed over the border of a face, and the head misses it
 _CHOICE = 8  # power of a photo's share in a texel: half as many pixels leave 0.4 %
 _MOST = 16.0  # px of a photo in a texel; over a seam of the atlas neighbors lie far apart
 _GAZE = 24  # power of looking into the camera, for eyes: 25 degrees off leave a tenth
@@ -162,7 +163,8 @@ def _shown(
 ) -> _Shown:
     """Unwrap the photos and divide them by the fitted shading; where detail is off, only the visibility counts."""
     size, crop = settings.size, photo.full
-    channels = [crop.image, crop.face_mask, crop.eye_mask, crop.mouth_mask, crop.valid]
+    face = erode(crop.face_mask, _RIM * crop.image.shape[-1])
+    channels = [crop.image, face, crop.eye_mask, crop.mouth_mask, crop.valid]
     if sharpness:
         side = crop.image.shape[-1]
         at = (torch.arange(side, device=base.device) + 0.5).expand(side, side)

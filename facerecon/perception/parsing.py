@@ -94,7 +94,8 @@ class FaceParser(nn.Module):
             small = F.interpolate(face, size, mode="area")
         brow, *others = (class_share(found, *names) for names in (_BROWS, _EYES, _MOUTH, _LIPS))
         skin = (small - brow - sum(others)).clamp(min=0)
-        soft = F.interpolate(torch.cat([small, skin, *others], 1), image.shape[-2:], mode="bilinear", align_corners=False)
+        soft = torch.cat([small, skin, *others], 1)
+        soft = F.interpolate(soft, image.shape[-2:], mode="bilinear", align_corners=False)
         whole = soft[:, :1] if face is None else face
         classes = F.interpolate(found.argmax(1, keepdim=True).byte(), image.shape[-2:], mode="nearest-exact")
         return FaceMasks(whole, *torch.minimum(soft[:, 1:], whole).split(1, 1), classes)
