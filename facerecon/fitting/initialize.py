@@ -71,7 +71,8 @@ class LandmarkStart:
         refine_expression: standard deviation of expression around the prediction of N_enc; None: its error of each
             coefficient on unseen faces, which its weights hold, else 0.2.
         score_noise: how many times the measured noise the face landmarker's expression scores are given, where they
-            add to the prior of the expression; None leaves them out.
+            add to the prior of the expression; None leaves them out (on 30 rendered heads a start with them, at 1, had
+            an error of 0.158 instead of 0.159 in expression and of 1.64 instead of 1.63 mm in the neutral shape).
     """
 
     iterations: int = 12
@@ -83,7 +84,7 @@ class LandmarkStart:
     refine_noise: float = 2.0
     refine_identity: float | None = None
     refine_expression: float | None = None
-    score_noise: float | None = 1.0
+    score_noise: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("iterations", "refine"):

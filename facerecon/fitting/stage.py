@@ -224,7 +224,6 @@ STAGES = {
         "weights": {
             "lpips": 0.5, "pix": 4, "id": 0.3, "reg_z": 0.02,
             "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
-            "exp_scores": 2e-4,
         },
     },
 }  # fmt: skip

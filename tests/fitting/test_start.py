@@ -165,9 +165,12 @@ def test_right_scores_make_the_fit_to_landmarks_better(model, shared: bool) -> N
     true = true.replace(identity=true.identity[:1].expand(2, -1) if shared else true.identity)
     points, scores = landmarks_of(model, true), scores_of(model, true.expression)
     without, given = (
-        fit_landmarks(model, points, shared_identity=shared, shared_expression=shared, scores=s).expression
-        for s in (None, scores)
-    )
+        fit_landmarks(
+            model, points, settings=LandmarkStart(score_noise=n), shared_identity=shared, shared_expression=shared,
+            scores=scores,
+        ).expression
+        for n in (None, 1.0)
+    )  # fmt: skip
     errors = [(found - true.expression)[:, at].abs().mean() for found in (without, given)]
     assert errors[1] < 0.7 * errors[0]
 
