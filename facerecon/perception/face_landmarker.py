@@ -11,7 +11,7 @@ from facerecon.modes import kept
 from facerecon.perception.facemesh import mesh_roll
 from facerecon.perception.graph import GraphNet
 
-__all__ = ["EXPRESSION_SCORES", "ExpressionScoreNet", "find_irises", "gaze_angles", "load_expression_scores"]
+__all__ = ["EXPRESSION_SCORES", "ExpressionScoreNet", "find_irises", "gaze_angles", "iris_mask", "load_expression_scores"]
 
 # The names of the scores and the points they are read from: facts of the published model, in its order.
 EXPRESSION_SCORES = (
@@ -76,6 +76,24 @@ def find_irises(mesh: Tensor) -> Tensor:
     points = mesh[:, 468:, :2].view(-1, 2, 5, 2)
     radius = (points[:, :, 1:] - points[:, :, :1]).norm(dim=-1).amax(-1, keepdim=True)  # a turned disk is narrow
     return torch.cat([points[:, :, 0], radius], -1)
+
+
+def iris_mask(irises: Tensor, eyes: Tensor) -> Tensor:
+    """Where irises show between the lids.
+
+    Args:
+        irises: (B, 2, 3) px, of :func:`find_irises`.
+        eyes: (B, 1, H, W) in [0, 1], mask of the eyes in that image.
+
+    Returns:
+        (B, 1, H, W) in [0, 1]: both disks, with an edge of a pixel.
+    """
+    check_shape("eyes", eyes, "B 1 H W")
+    check_shape("irises", irises, f"{len(eyes)} 2 3")
+    y, x = (torch.arange(side, device=eyes.device) + 0.5 for side in eyes.shape[-2:])
+    dx, dy = x - irises[..., 0, None], y - irises[..., 1, None]
+    distance = (dx[..., None, :] ** 2 + dy[..., :, None] ** 2).sqrt()
+    return (irises[..., 2, None, None] + 0.5 - distance).clamp(0, 1).amax(1, keepdim=True) * eyes
 
 
 def gaze_angles(mesh: Tensor) -> Tensor:

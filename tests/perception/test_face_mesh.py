@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from facerecon.imaging.warp import crop_affine
 from facerecon.perception import load_detector, load_expression_scores, load_facemesh
-from facerecon.perception.face_landmarker import EXPRESSION_SCORES, find_irises, gaze_angles
+from facerecon.perception.face_landmarker import EXPRESSION_SCORES, find_irises, gaze_angles, iris_mask
 from facerecon.perception.facemesh import (
     EYES_AND_MOUTH,
     FACE_OVAL,
@@ -87,6 +87,16 @@ def test_irises_and_gaze_of_a_drawn_mesh() -> None:
     torch.testing.assert_close(gaze[0], torch.zeros(2, 2), atol=1e-4, rtol=0)
     expected = torch.tensor([math.asin(0.5 * 0.48), math.asin(-0.25 * 0.48)]).expand(2, 2)
     torch.testing.assert_close(gaze[1], expected, atol=1e-4, rtol=0)
+
+
+def test_the_iris_mask_is_both_disks_between_the_lids() -> None:
+    irises = torch.tensor([[[20.0, 30.0, 6.0], [50.5, 28.0, 4.0]]])
+    eyes = torch.ones(1, 1, 64, 80)
+    mask = iris_mask(irises, eyes)
+    assert mask.sum().item() == pytest.approx(math.pi * (6**2 + 4**2), rel=0.02)
+    assert mask[0, 0, 29, 19] == mask[0, 0, 27, 50] == 1 and mask[0, 0, 29, 35] == 0
+    eyes[:, :, :30] = 0  # a lid over the upper half of the first iris, and over most of the second
+    assert iris_mask(irises, eyes)[..., :40].sum().item() == pytest.approx(math.pi * 18, rel=0.02)
 
 
 def test_scores_are_the_same_however_the_photo_is_turned(asset, mesh) -> None:
