@@ -11,7 +11,14 @@ from facerecon.modes import kept
 from facerecon.perception.facemesh import mesh_roll
 from facerecon.perception.graph import GraphNet
 
-__all__ = ["EXPRESSION_SCORES", "ExpressionScoreNet", "find_irises", "gaze_angles", "iris_mask", "load_expression_scores"]
+__all__ = [
+    "EXPRESSION_SCORES",
+    "ExpressionScoreNet",
+    "find_irises",
+    "gaze_angles",
+    "iris_mask",
+    "load_expression_scores",
+]
 
 # The names of the scores and the points they are read from: facts of the published model, in its order.
 EXPRESSION_SCORES = (
