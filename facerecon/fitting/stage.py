@@ -228,8 +228,8 @@ STAGES = {
     },
 }  # fmt: skip
 """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs. The weights follow the
-release's reading of Eq. 5 (photometric 1.6, identity 0.2); those of LPIPS (AlexNet) and SFace were chosen by what is not
-optimized, LPIPS (VGG) and the eval identity, on generated faces."""
+release's reading of Eq. 5 (photometric 1.6, identity 0.2); those of LPIPS (AlexNet) and SFace were chosen by what no
+fit optimizes, LPIPS (VGG) and the eval identity, on generated faces."""
 
 
 def default_stages() -> dict[str, Stage]:
