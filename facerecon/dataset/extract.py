@@ -30,16 +30,20 @@ from facerecon.imaging.pyramid import laplacian_blend, push_pull
 from facerecon.imaging.warp import crop_affine
 from facerecon.morphable import MorphableModel
 from facerecon.perception import Regressor, load_facemesh, load_landmarks68, load_parser
+from facerecon.perception.bisenet import CLASSES
 from facerecon.perception.facemesh import aligned_look, fused_landmarks
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
+from facerecon.perception.parsing import face_outline
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, uv_raster
 from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
 
-__all__ = ["AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
+__all__ = ["COVERS", "AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
 
+COVERS = ("glasses", "hat", "hair")
+"""Classes of the parsing that may hide a face."""
 _FIT = 224  # px of the crop whose camera the head is fitted under
 _NOSTRIL = 0.72  # of the skin's brightness
 _LIGHT_GRID = 128  # texels a side on which light is solved
@@ -95,6 +99,7 @@ class AlignedViews(TensorStruct):
         landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
         face, eye, mouth: (B, 1, s, s) soft masks, s at most 512.
         score: (B,), of the face mesh.
+        covered: (B, 3), shares of the face's outline that ``COVERS`` (glasses, a hat, hair) hide.
     """
 
     image: Tensor
@@ -104,6 +109,7 @@ class AlignedViews(TensorStruct):
     eye: Tensor
     mouth: Tensor
     score: Tensor
+    covered: Tensor
 
 
 @_struct
@@ -119,6 +125,7 @@ class Extraction(TensorStruct):
         iris_seen: (1,), texels it was read from.
         params: of batch B, identity and expression shared, with the light of each view.
         shading: (B, 2), least and largest shading divided out of a view's skin.
+        covered: (1, 3), of the front view, as of :class:`AlignedViews`.
     """
 
     texture: Tensor
@@ -129,8 +136,9 @@ class Extraction(TensorStruct):
     iris_seen: Tensor
     params: FaceParams
     shading: Tensor
+    covered: Tensor
 
-    SHARED = ("texture", "observed", "iris", "iris_seen")
+    SHARED = ("texture", "observed", "iris", "iris_seen", "covered")
 
 
 @torch.no_grad()
@@ -160,6 +168,8 @@ def measure_views(images: Tensor) -> AlignedViews:
     landmarks, mesh = fused_landmarks(landmarks, mesh), mesh[:, :468]
     found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     up = side / small.shape[-1]
+    outline = face_outline(mesh, tuple(small.shape[-2:]))
+    hidden = torch.cat([torch.cat([m.classes == CLASSES.index(name) for name in COVERS], 1) for m in found])
     return AlignedViews(
         image=images,
         landmarks68=landmarks * up,
@@ -168,6 +178,7 @@ def measure_views(images: Tensor) -> AlignedViews:
         eye=torch.cat([m.eye for m in found]),
         mouth=torch.cat([m.mouth for m in found]),
         score=score,
+        covered=(hidden * outline).sum((2, 3)) / outline.sum((2, 3)).clamp(min=1),
     )
 
 
@@ -217,7 +228,7 @@ def extract(
     inside = (weight * layout.plain).flatten(1) > 0.5
     bright = shading.mean(1).flatten(1)
     limits = [torch.stack(b[i].aminmax()) if i.any() else b.new_ones(2) for b, i in zip(bright, inside, strict=True)]
-    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, torch.stack(limits))
+    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, torch.stack(limits), views.covered[:1])
 
 
 def _fit(

@@ -33,6 +33,8 @@ class FilterSettings:
         identity: largest distance of identity embeddings between source and front view (others: 0.57 to 1.14).
         side_identity: the same between the front view and each side view; profiles of one person are further apart.
         inversion: least CSIM of a photo and its inversion.
+        covered_glasses, covered_hat, covered_hair: largest share of the face's outline in the front view that it
+            covers, by parsing; hair covers up to 0.11 of a bare face.
         bs_error: highest BS Error over observed texels, of 255.
         observed: least share of the face's texels that some view shows.
         residual: highest disagreement of the views where they overlap, mean absolute, of 255.
@@ -51,6 +53,9 @@ class FilterSettings:
     identity: float | None = 0.75
     side_identity: float | None = 0.85
     inversion: float | None = 0.6
+    covered_glasses: float | None = 0.02
+    covered_hat: float | None = 0.02
+    covered_hair: float | None = 0.2
     bs_error: float | None = 9.0
     observed: float | None = 0.6
     residual: float | None = None
@@ -76,6 +81,9 @@ _TEXT = {
     "identity": ("identity", "the edited face is {:.2f} from its source, at most {:.2f}"),
     "side_identity": ("identity", "a side view is {:.2f} from the front view, at most {:.2f}"),
     "inversion": ("inversion", "the inversion has a CSIM of {:.2f}, at least {:.2f}"),
+    "covered_glasses": ("glasses", "glasses cover {:.2f} of the face, at most {:.2f}"),
+    "covered_hat": ("occlusion", "a hat covers {:.2f} of the face, at most {:.2f}"),
+    "covered_hair": ("occlusion", "hair covers {:.2f} of the face, at most {:.2f}"),
     "bs_error": ("brightness", "BS Error over observed texels is {:.1f}, at most {:.1f}"),
     "observed": ("observed", "{:.2f} of the face's texels are observed, at least {:.2f}"),
     "residual": ("agreement", "the views differ by {:.1f} of 255 where they overlap, at most {:.1f}"),
@@ -84,7 +92,7 @@ _LEAST = {"side_yaw", "score", "inversion", "observed"}  # these must be reached
 STEPS = {
     "search": ("inversion", "glasses", "fringe", "occluder", "happy", "opening", "front_yaw", "front_pitch", "side_yaw",
                "score", "evenness", "identity", "side_identity"),
-    "map": ("bs_error", "observed", "residual"),
+    "map": ("covered_glasses", "covered_hat", "covered_hair", "bs_error", "observed", "residual"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from facerecon.errors import AssetError, ConfigError
 from facerecon.fitting import fit_landmarks, params_to_coefficients
 from facerecon.imaging.files import read_image
 from facerecon.morphable import load_face_model
+from facerecon.perception.bisenet import CLASSES
 from facerecon.perception.parsing import FaceMasks
 from facerecon.perception.regressor import RegressorConfig
 from facerecon.storage import safetensors_bytes
@@ -90,13 +91,15 @@ def test_a_parser_makes_the_masks(model, released, monkeypatch) -> None:
         def __call__(self, image, mesh):
             face = image.new_zeros(1, 1, 512, 512)
             face[..., :256] = 1
-            return FaceMasks(face, face, face * 0.25, face * 0.5, face, face.byte())
+            hair = CLASSES.index("hair") * (1 - face)
+            return FaceMasks(face, face, face * 0.25, face * 0.5, face, hair.byte())
 
     whole = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
     monkeypatch.setitem(extract.__wrapped__.__globals__, "load_parser", Left)
     views = measure_views(released[:1])
     assert views.face[..., :256].min() == 1 and views.face[..., 256:].max() == 0
     assert views.eye.max() == 0.25 and views.mouth.max() == 0.5
+    assert views.covered[0, :2].max() == 0 and 0.4 < views.covered[0, 2] < 0.6  # half of the outline is under hair
     seen = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
     left, right = (whole > 0.9).float().tensor_split(2, 3)
     assert (seen[..., : SIZE // 2] * left).sum() > 0.3 * left.sum() and (seen[..., SIZE // 2 :] * right).sum() < 100
