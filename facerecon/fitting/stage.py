@@ -215,14 +215,14 @@ STAGES = {
     "texture": {
         "steps": 60, "learning_rate": 0.1, "rampdown": 0.25, "epsilon": 1e-4,
         "optimize": ["latent"], "every": {"lpips": 2, "id": 2},
-        "weights": {"lpips": 25, "pix": 10, "id": 1.5, "reg_z": 0.05},
+        "weights": {"lpips": 25, "pix": 10, "id": 1.5, "reg_z": 0.025},
     },
     "joint": {
         "steps": 120, "learning_rate": 0.01, "rampdown": 0.4, "epsilon": 1e-4,
         "optimize": ["latent", "identity", "expression", "pose", "light"], "rate_scale": {"latent": 8},
         "every": {"lpips": 2, "id": 2},
         "weights": {
-            "lpips": 1.25, "pix": 4, "id": 0.5, "reg_z": 0.02,
+            "lpips": 1.25, "pix": 4, "id": 0.5, "reg_z": 0.01,
             "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
         },
     },
