@@ -34,7 +34,7 @@ class FilterSettings:
         side_identity: the same between the front view and each side view; profiles of one person are further apart.
         inversion: least CSIM of a photo and its inversion.
         covered_glasses, covered_hat, covered_hair: largest share of the face's outline in the front view that it
-            covers, by parsing; hair covers up to 0.11 of a bare face.
+            covers, by parsing; hair covers up to 0.16 of a bare face.
         bs_error: highest BS Error over observed texels, of 255.
         observed: least share of the face's texels that some view shows.
         residual: highest disagreement of the views where they overlap, mean absolute, of 255.
