@@ -175,7 +175,8 @@ def _shown(
     eyes, inside, skin = _parts(topology, size)
     # the lids and lips leave a slit: what is inside counts as soon as it shows at all
     inner = (eyes * eye + inside * mouth) * (visibility > 0.05)
-    visibility = (visibility * skin * face * (1 - eye) * (1 - mouth) + inner) * valid
+    bare = skin * (1 - region_texels(topology, "neck", size))  # a beard stands out before the neck
+    visibility = (visibility * bare * face * (1 - eye) * (1 - mouth) + inner) * valid
     if not settings.enabled:
         return _Shown(rgb, visibility, inner, visibility)
     shading = shading_map(vertices, light, topology, size).clamp(min=0.1)

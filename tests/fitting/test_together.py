@@ -203,7 +203,7 @@ def test_each_texel_comes_from_the_photo_that_shows_it_best(fitter, photos, toge
     """A sharp photo of which half the face is hidden, and a soft one of the whole face."""
     settings = DetailSettings(size=256, mirror=0.0)
     sharp = photos[0]
-    soft = blurred(sharp, 6.0)
+    soft = blurred(sharp, 4.0)
     half = torch.ones_like(sharp.full.face_mask)
     half[..., : round(float(sharp.full.image.shape[-1]) / 2)] = 0
     masks = {name: getattr(sharp.full, name) * half for name in ("face_mask", "eye_mask", "mouth_mask")}
