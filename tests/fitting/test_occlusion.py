@@ -70,7 +70,7 @@ def observation(model, params, texture, paint=lambda image: image) -> Observatio
     full = Crop(blank.expand(-1, 3, -1, -1), to_photo, blank + 1, *[blank] * 5)
     shell = Observation(
         full.replace(image=torch.zeros(1, 3, 224, 224), to_photo=fit_to_photo), full, points, torch.zeros(1, 468, 3),
-        *torch.zeros(7, 1, 1), path=("head",), photo_size=((FULL, FULL),), mask_given=(False,),
+        *torch.zeros(4, 1, 1), path=("head",), photo_size=((FULL, FULL),), mask_given=(False,),
     )  # fmt: skip
     view = Renderer(FULL).prepare(
         vertices, model.topology, full_crop_camera(camera, shell), params.light, face_region="face"
