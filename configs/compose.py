@@ -71,7 +71,7 @@ TEXTS = {"decoder_space", "set"}
 SEVERAL = {"init"}
 """Keys that take ``[a, b]``, too."""
 ALIASES: dict[str, dict[str, str | None]] = {
-    "*": {"pack.judge": "pack.eval_identity", "pack.perceptual": "perceptual", "pack.parsing": None, "parsing": None},
+    "*": {"pack.judge": "pack.eval_identity", "pack.perceptual": None, "pack.parsing": None, "parsing": None},
     "texture_gan": {
         "warm.rate": "pretrain.lr",
         "warm.code_rate": "pretrain.code_lr",

@@ -155,6 +155,8 @@ def comments(script: str) -> dict[str, str]:
         result |= {f"fitting.stages.{stage}.weights.{term}": _plain(text) for term, text in terms.items()}
         for variable in variables:
             result[f"fitting.stages.{stage}.rate_scale.{variable}"] = "factor on the learning rate"
+        for term in _value(constants["STAGES"], "fitting.stage")[stage]["every"]:
+            result[f"fitting.stages.{stage}.every.{term}"] = "its steps; 1: every one"
     return result
 
 
