@@ -1,9 +1,9 @@
 """Whether what stage 1 found is a face (ours, not the paper's).
 
 A detector and landmark networks have an output for any picture. Their outputs for a face agree: two networks put eyes
-and mouth in the same places, the head of stage 1 has its landmarks there, skin covers it, that skin is shaded smoothly,
-and as the head is. The limits are far from what good faces have (`benchmarks/trust.py`); a suspect face is fitted all
-the same.
+and mouth in the same places, the head of stage 1 has its landmarks there, skin covers it, a mouth is seen, that skin is
+shaded smoothly, and as the head is. The limits are far from what good faces have (`benchmarks/trust.py`); a suspect
+face is fitted all the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from facerecon.geometry.camera import project
 from facerecon.imaging.color import rgb_to_yuv
 from facerecon.morphable import MorphableModel
+from facerecon.perception.bisenet import CLASSES
 from facerecon.perception.facemesh import MOST_APART, disagreement
 from facerecon.types import Camera, FaceParams, Observation
 
@@ -21,6 +22,8 @@ __all__ = ["find_suspects", "flatness", "unlike"]
 
 _MISSED = 5.0  # px of a 224 px crop by which the head of stage 1 may miss the inner landmarks
 _LEAST_SKIN = 0.3  # share of the head's face that must be skin
+_MOUTH = tuple(CLASSES.index(name) for name in ("mouth", "upper_lip", "lower_lip"))
+_LEAST_MOUTH = 0.002  # share of the head's face that must be lips or mouth; faces have 0.03 to 0.1, masked ones none
 _MOST_FLAT = 0.4  # of :func:`flatness`
 _MOST_UNLIKE = 0.9  # of :func:`unlike`
 
@@ -81,10 +84,14 @@ def find_suspects(
         luma, head = rgb_to_yuv(photo.image)[:, 0], covered[:, 0] > 0.9
         skin = (photo.skin_mask[:, 0] > 0.9) & head & (luma > 0.015) & (luma < 0.985)  # not clipped
         share = skin.sum((1, 2)) / head.sum((1, 2)).clamp(min=1)
+        mouth = torch.ones_like(share)
+        if photo.fit.classes is not None:  # of an observation of before
+            lips = torch.isin(photo.fit.classes[:, 0], torch.tensor(_MOUTH, device=luma.device))
+            mouth = (lips & head).sum((1, 2)) / head.sum((1, 2)).clamp(min=1)
         flat, other = flatness(photo.image, skin), unlike(photo.image, render, skin)
     found: dict[int, str] = {}
-    figures = torch.stack([apart, missed, share, flat, other], 1).tolist()
-    for i, (a, m, s, f, u) in enumerate(figures):
+    figures = torch.stack([apart, missed, share, mouth, flat, other], 1).tolist()
+    for i, (a, m, s, seen, f, u) in enumerate(figures):
         given = i < len(photo.mask_given) and photo.mask_given[i]  # by a user, who may want a part of the face alone
         if a > MOST_APART:
             found[i] = f"two networks put eyes and mouth {100 * a:.1f} % of the face apart, over {100 * MOST_APART:g}"
@@ -92,6 +99,8 @@ def find_suspects(
             found[i] = f"the head of stage 1 misses its landmarks by {m:.1f} px, over {_MISSED:g}"
         elif s < _LEAST_SKIN and not given:
             found[i] = f"only {100 * s:.0f} % of the face is seen as skin, under {100 * _LEAST_SKIN:g}"
+        elif seen < _LEAST_MOUTH:
+            found[i] = "no mouth is seen: something covers it, or this is no face"
         elif f > _MOST_FLAT:
             found[i] = f"{100 * f:.0f} % of its skin is flat, as if drawn, over {100 * _MOST_FLAT:g}"
         elif u > _MOST_UNLIKE:

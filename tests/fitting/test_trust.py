@@ -85,6 +85,8 @@ def test_each_reason_is_found_on_its_own(fitter, faces) -> None:
     part = good.replace(fit=good.fit.replace(skin_mask=good.skin_mask * (torch.arange(224) < 90)))
     assert "seen as skin" in why(part) and why(part.replace(mask_given=(True,))) == ""
     assert "seen as skin" in why(good.replace(fit=good.fit.replace(image=(100 * good.image).clamp(max=1))))
+    no_lips = good.replace(fit=good.fit.replace(classes=good.fit.classes.clamp(max=1)))
+    assert "no mouth" in why(no_lips) and why(good.replace(fit=good.fit.replace(classes=None))) == ""
     assert "as if drawn" in why(good.replace(fit=good.fit.replace(image=two_levels(good.image))))
     assert "not a head's" in why(good, render.flip(-2))
 
