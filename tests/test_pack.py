@@ -44,7 +44,7 @@ def models(asset) -> None:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("reconstruct", {"face_model", "decoder", "identity", "perceptual"}),
+        ("reconstruct", {"face_model", "decoder", "identity"}),
         ("uv_dataset", {"face_model", "generator", "encoder", "editor", "pose", "template"}),
         ("regressor", {"face_model", "num_identity", "decoder", "texture", "backbone", "weak"}),
         ("texture_gan", {"atlas"}),
@@ -64,8 +64,8 @@ def test_a_pack_changes_the_parts_of_a_script(name, parts) -> None:
     ("name", "overrides", "parts"),
     [
         ("train/uv_dataset.py", ["n=1"], ("stylegan2-ffhq-config-f.pkl", "modellarge10k.pt", "trained_model_03.t7",
-                                          "79999_iter.pth", "epoch_latest.pth", "template_base_uv.png")),
-        ("train/regressor.py", ["weak.share=0.5"], ("hifi3dpp_model_info.mat", "arcface", "79999_iter.pth")),
+                                          "epoch_latest.pth", "template_base_uv.png")),
+        ("train/regressor.py", ["weak.share=0.5"], ("hifi3dpp_model_info.mat", "arcface")),
         ("train/edit_directions.py", [], ("stylegan2-ffhq-config-f.pkl",)),
     ],
 )  # fmt: skip

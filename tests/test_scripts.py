@@ -162,9 +162,9 @@ def test_an_altered_asset_is_named(script, tmp_path, asset, models) -> None:
 def test_the_pack_of_the_release_says_all_that_is_missing(script, tmp_path) -> None:
     run = script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={tmp_path}", FACERECON_HOME=str(tmp_path))
     line = one_line(run)
-    for name in ("hifi3dpp_model_info.mat", "texgan_ffhq_uv.pth", "arcface_r50_fp16_backbone.pth", "79999_iter.pth"):
+    for name in ("hifi3dpp_model_info.mat", "texgan_ffhq_uv.pth", "arcface_r50_fp16_backbone.pth"):
         assert name in line
-    assert "without it: identity=identity128" in line and "facerecon.assets convert ffhq_uv DIR" in line
+    assert "without it: identity=sface" in line and "facerecon.assets convert ffhq_uv DIR" in line
     parts = ("identity=identity128", "face_model=makehuman", "decoder=ffhq_uv_cropface")
     line = one_line(script("fit/reconstruct.py", "pack=ffhq_uv", f"img={SAMPLE}", f"out={tmp_path}", *parts,
                            FACERECON_HOME=str(tmp_path)))  # fmt: skip
