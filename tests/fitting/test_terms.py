@@ -48,7 +48,7 @@ class Identity(torch.nn.Module):
 def fitter(**options) -> Fitter:
     """A decoder of even gray: 0.5 and 0.1 a unit of its only number."""
     decoder = LinearDecoder(torch.full((3, 4, 4), 0.5), torch.full((1, 3, 4, 4), 0.1))
-    options = {"landmark_weighting": "release", **options}
+    options = {"landmark_weighting": "release", "perceptual": "face_features", **options}
     return Fitter(flat.flat_head(), decoder, Renderer(8), identity=Identity(), **options)
 
 
