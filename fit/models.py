@@ -37,17 +37,9 @@ from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import SavedFace
 
 GROUPS = (
-    "preset",
-    "perceptual",
-    "latent_space",
-    "start",
-    "regressor",
-    "stages",
-    "detail",
-    "occlusion",
-    "smoothness",
+    "preset", "perceptual", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "smoothness",
     "renderer",
-)
+)  # fmt: skip
 FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
 
 

@@ -62,6 +62,28 @@ def asset() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def observe_models(asset: Callable[[str], Path]) -> None:
+    """Skips the test where something that ``observe`` needs is not in the cache."""
+    for name in (
+        "face_detector",
+        "landmarks68",
+        "facemesh478",
+        "expression52",
+        "identity128",
+        "faceres1024",
+        "bisenet",
+    ):
+        asset(name)
+
+
+@pytest.fixture(scope="session")
+def fit_models(asset: Callable[[str], Path], observe_models: None) -> None:
+    """Skips the test where something that a fit of a photo needs, its figures included, is not in the cache."""
+    for name in ("makehuman", "sface", "lpips_alexnet", "lpips_vgg16"):
+        asset(name)
+
+
 def _module(name: str) -> types.ModuleType:
     """A module of this folder, which is no package."""
     path = Path(__file__).parent / name

@@ -252,20 +252,7 @@ def test_commands_are_parsed_for_real(capsys) -> None:
     capsys.readouterr()
 
 
-def test_the_three_commands_of_the_readme_run(run_script, asset, tmp_path, monkeypatch) -> None:
-    for name in (
-        "makehuman",
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
+def test_the_three_commands_of_the_readme_run(run_script, fit_models, tmp_path, monkeypatch) -> None:
     section = README.split("## Three commands", 1)[1].split("\n## ", 1)[0]
     three = [[SCRIPTS[words[0]], *words[1:]] for words in commands(section)]
     assert len(three) == 3

@@ -279,19 +279,8 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
 
 
 @pytest.fixture
-def models(asset) -> None:
-    for name in (
-        "makehuman",
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "age_gender",
-        "lpips_vgg16",
-        "lpips_alexnet",
-    ):
-        asset(name)
+def models(asset, fit_models) -> None:
+    asset("age_gender")
 
 
 @pytest.mark.slow

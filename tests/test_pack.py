@@ -31,11 +31,9 @@ def script(name: str, home: Path, *overrides: str) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def models(asset) -> None:
-    for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024", "bisenet",
-                 "sface", "lpips_alexnet", "lpips_vgg16",
-                 "age_gender", "expression7"):  # fmt: skip
-        asset(name)
+def models(asset, fit_models) -> None:
+    asset("age_gender")
+    asset("expression7")
 
 
 # -- quick: what the pack says, and what is missing ----------------------------------------------------------

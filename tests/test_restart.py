@@ -21,16 +21,8 @@ PER_RUN = {"config.json", "metrics.jsonl", "completed.jsonl", "failures.jsonl", 
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
+def photos(tmp_path_factory, fit_models) -> Path:
     """Three faces in two batches, and a file between them that is no photo."""
-    from facerecon import assets
-    from facerecon.errors import AssetError
-
-    try:
-        for name in ("makehuman", "face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024"):
-            assets.locate(name)
-    except AssetError as error:
-        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("photos")
     with Image.open(SAMPLE) as image:
         image.save(folder / "a.png")

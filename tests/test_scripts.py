@@ -42,23 +42,6 @@ def _module(path: Path):
     return module
 
 
-@pytest.fixture
-def models(asset) -> None:
-    for name in (
-        "makehuman",
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
-
-
 def test_help_lists_keys_and_groups(script) -> None:
     for name in ("fit/reconstruct.py", "fit/render.py"):
         run = script(name, "--help")
@@ -77,7 +60,7 @@ def test_help_lists_keys_and_groups(script) -> None:
         (["img=x.jpg", "+fitting.stages.joint.weights.landmark=1", "device=cpu"], "loss term"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(script, overrides, expected, tmp_path, models) -> None:
+def test_what_a_user_can_mend_is_one_line(script, overrides, expected, tmp_path, fit_models) -> None:
     if expected == "loss term":
         overrides = [f"img={SAMPLE}", *overrides[1:]]
     assert expected in one_line(script("fit/reconstruct.py", *overrides, f"out={tmp_path / 'o'}"))
@@ -92,12 +75,12 @@ def test_what_a_user_can_mend_is_one_line(script, overrides, expected, tmp_path,
         (["fitting.regressor.max_yaws=3"], "did you mean 'fitting.regressor.max_yaw'"),
     ],
 )
-def test_wrong_words_about_stage_1_are_one_line(script, overrides, expected, tmp_path, models) -> None:
+def test_wrong_words_about_stage_1_are_one_line(script, overrides, expected, tmp_path, fit_models) -> None:
     line = one_line(script("fit/reconstruct.py", f"img={SAMPLE}", *overrides, f"out={tmp_path / 'o'}"))
     assert expected in line
 
 
-def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(script, tmp_path, models) -> None:
+def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(script, tmp_path, fit_models) -> None:
     import torch
 
     from facerecon.perception import Regressor, RegressorConfig, save_regressor
@@ -121,7 +104,7 @@ def test_stage_1_by_ones_own_weights_is_said_in_log_and_report(script, tmp_path,
     assert "instead of the regressor N_enc" not in stages[0][2]
 
 
-def test_bad_photos_are_one_line_each(script, tmp_path, models) -> None:
+def test_bad_photos_are_one_line_each(script, tmp_path, fit_models) -> None:
     blank, tiny, text, cut = (tmp_path / name for name in ("blank.jpg", "tiny.png", "text.jpg", "cut.jpg"))
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tiny)
@@ -137,14 +120,14 @@ def test_bad_photos_are_one_line_each(script, tmp_path, models) -> None:
     assert one_line(run).startswith("error: none of the 4 photos")
 
 
-def test_one_bad_photo_alone_fails(script, tmp_path, models) -> None:
+def test_one_bad_photo_alone_fails(script, tmp_path, fit_models) -> None:
     blank = tmp_path / "blank.jpg"
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(blank)
     run = script("fit/reconstruct.py", f"img={blank}", f"out={tmp_path / 'o'}", "fitting=smoke")
     assert "face" in one_line(run)
 
 
-def test_an_altered_asset_is_named(script, tmp_path, asset, models) -> None:
+def test_an_altered_asset_is_named(script, tmp_path, asset, fit_models) -> None:
 
     home = tmp_path / "home"
     shutil.copytree(assets.home(), home, copy_function=os.link)
@@ -171,7 +154,7 @@ def test_the_pack_of_the_release_says_all_that_is_missing(script, tmp_path) -> N
     assert "arcface" not in line and "cropface630" in line and "template_base_uv.png" in line
 
 
-def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, models) -> None:
+def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, fit_models) -> None:
     photos, out = tmp_path / "My [2023] photos", tmp_path / "out"
     photos.mkdir()
     odd, name = os.fsdecode(b"caf\xe9 [1], ${x}='#'.jpg"), "caf_ [1], ${x}='#'"
@@ -372,7 +355,7 @@ def test_every_face_of_every_photo_has_its_folder(tmp_path, heads) -> None:
     assert {path.name for path in (tmp_path / "dots").iterdir()} == {"o"}
 
 
-def test_a_photo_without_a_face_is_fitted_to_given_landmarks(script, tmp_path, models) -> None:
+def test_a_photo_without_a_face_is_fitted_to_given_landmarks(script, tmp_path, fit_models) -> None:
     from facerecon.perception import observe
     from facerecon.perception.landmarks import map_points
 
@@ -420,7 +403,7 @@ def fit_and_render(script, model: str, path: Path, out: Path, *overrides: str) -
 
 
 @pytest.mark.slow
-def test_the_ict_head_from_its_own_file(script, tmp_path, reference, models) -> None:
+def test_the_ict_head_from_its_own_file(script, tmp_path, reference, fit_models) -> None:
     out = fit_and_render(script, "ict", reference / "ict" / "ict_facekit_light.npz", tmp_path / "out")
     assert "note: ict takes" in out
     assert "texture: the decoder of makehuman" in out
@@ -428,7 +411,7 @@ def test_the_ict_head_from_its_own_file(script, tmp_path, reference, models) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["linear", "albedo"])
-def test_the_hifi3dpp_head_from_its_own_file(script, tmp_path, hifi3dpp_mat, models, decoder) -> None:
+def test_the_hifi3dpp_head_from_its_own_file(script, tmp_path, hifi3dpp_mat, fit_models, decoder) -> None:
     out = fit_and_render(script, "hifi3dpp", hifi3dpp_mat, tmp_path / "out", f"decoder={decoder}")
     assert "note: hifi3dpp takes" in out
     assert ("its own linear albedo" in out) == (decoder == "albedo")
@@ -447,7 +430,7 @@ def test_a_head_model_that_is_not_there(script, overrides, expected, tmp_path) -
 
 
 @pytest.mark.slow
-def test_directions_are_built_again_from_what_is_measured(script, tmp_path, models, asset) -> None:
+def test_directions_are_built_again_from_what_is_measured(script, tmp_path, fit_models, asset) -> None:
     asset("mobile_stylegan")
     keys = ["n=40", "folds=2", "block=20", "mistakes=4", "threads=1", f"out={tmp_path}"]
     first = script("train/edit_directions.py", *keys)
@@ -463,7 +446,7 @@ def test_directions_are_built_again_from_what_is_measured(script, tmp_path, mode
     assert "each side needs" in few or "samples" in few
 
 
-def test_one_person_from_a_folder(script, tmp_path, models) -> None:
+def test_one_person_from_a_folder(script, tmp_path, fit_models) -> None:
     from facerecon.types import SavedFace
 
     folder = tmp_path / "ada"
@@ -556,7 +539,7 @@ def test_wrong_words_about_a_person_are_refused(overrides, expected, tmp_path) -
 
 
 @pytest.mark.slow
-def test_a_video_of_frames(script, tmp_path, models) -> None:
+def test_a_video_of_frames(script, tmp_path, fit_models) -> None:
     import torch
 
     from facerecon.types import SavedTrack

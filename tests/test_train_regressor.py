@@ -134,7 +134,7 @@ def test_persons_in_several_pictures(tmp_path, capsys) -> None:
     assert "in groups of 2" in refused(capsys, *keys, "batch=7")
 
 
-def test_photos_without_truth(tmp_path, cache, capsys, asset, monkeypatch) -> None:
+def test_photos_without_truth(tmp_path, cache, capsys, observe_models, monkeypatch) -> None:
     from facerecon.training import crops
 
     kept, observe = {}, crops.observe
@@ -147,18 +147,6 @@ def test_photos_without_truth(tmp_path, cache, capsys, asset, monkeypatch) -> No
         return kept[content]
 
     monkeypatch.setattr(crops, "observe", once)
-    for name in (
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "bisenet",
-        "faceres1024",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(10):  # the tenth is held out

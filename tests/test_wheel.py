@@ -150,20 +150,7 @@ def test_the_wheel_holds_what_is_listed(wheel, listed) -> None:
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_reconstructs_from_an_empty_folder(wheel, asset, tmp_path) -> None:
-    for name in (
-        "makehuman",
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
+def test_an_installed_wheel_reconstructs_from_an_empty_folder(wheel, fit_models, tmp_path) -> None:
     commands = installed(wheel, sys.executable, tmp_path / "venv")
     site = run(commands / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
     outer = [path for path in sys.path if path.endswith("site-packages")]

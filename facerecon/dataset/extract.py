@@ -40,10 +40,10 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, uv_raster
 from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
 
-__all__ = ["COVERS", "AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
+__all__ = ["FILTERED_COVERS", "AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
 
-COVERS = ("glasses", "hat", "hair")
-"""Classes of the parsing that may hide a face."""
+FILTERED_COVERS = ("glasses", "hat", "hair")
+"""Classes of :data:`~facerecon.perception.parsing.COVERS` whose share of a face a set's filters know."""
 _FIT = 224  # px of the crop whose camera the head is fitted under
 _NOSTRIL = 0.72  # of the skin's brightness
 _LIGHT_GRID = 128  # texels a side on which light is solved
@@ -99,7 +99,7 @@ class AlignedViews(TensorStruct):
         landmarks68: (B, 68, 2), mesh468: (B, 468, 3), pixels of the image.
         face, eye, mouth: (B, 1, s, s) soft masks, s at most 512.
         score: (B,), of the face mesh.
-        covered: (B, 3), shares of the face's outline that ``COVERS`` (glasses, a hat, hair) hide.
+        covered: (B, 3), shares of the face's outline that ``FILTERED_COVERS`` (glasses, a hat, hair) hide.
     """
 
     image: Tensor
@@ -169,7 +169,7 @@ def measure_views(images: Tensor) -> AlignedViews:
     found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     up = side / small.shape[-1]
     outline = face_outline(mesh, tuple(small.shape[-2:]))
-    hidden = torch.cat([torch.cat([m.classes == CLASSES.index(name) for name in COVERS], 1) for m in found])
+    hidden = torch.cat([torch.cat([m.classes == CLASSES.index(name) for name in FILTERED_COVERS], 1) for m in found])
     return AlignedViews(
         image=images,
         landmarks68=landmarks * up,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from facerecon.dataset.complete import CompleteSettings, complete
 from facerecon.dataset.engines import Item, Outcome, Refused
-from facerecon.dataset.extract import COVERS, ExtractSettings, extract
+from facerecon.dataset.extract import FILTERED_COVERS, ExtractSettings, extract
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.editing.attributes import AttributeMeter, Attributes
@@ -328,7 +328,9 @@ class UVPipeline:
             made = complete(extraction, self.template, settings.completing)
         with _timed(seconds, "measure"):
             layout = self.template.layout
-            figures = {f"covered_{name}": share for name, share in zip(COVERS, extraction.covered[0], strict=True)}
+            figures = {
+                f"covered_{name}": share for name, share in zip(FILTERED_COVERS, extraction.covered[0], strict=True)
+            }
             figures |= {
                 "bs_error_map": brightness_symmetry_error(made.texture)[0],
                 "bs_error": brightness_symmetry_error(made.texture, made.observed)[0],

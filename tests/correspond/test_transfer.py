@@ -317,20 +317,8 @@ def test_landmarks_that_do_not_belong_are_one_line(other, tmp_path) -> None:
             obj.read_head(tmp_path / "head.obj", source)
 
 
-def test_landmarks_are_found_on_a_bare_shape(reference, asset) -> None:
+def test_landmarks_are_found_on_a_bare_shape(reference, observe_models) -> None:
     """On the shared HiFi3D++ head, whose landmarks are known, found as if its topology were not."""
-    for name in (
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
     mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")
     found, known = obj.detect_landmarks(mesh), known_landmarks(mesh)
     error = np.linalg.norm(found - known, axis=1)

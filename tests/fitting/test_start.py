@@ -352,19 +352,7 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model) -> None:
 
 
 @pytest.fixture(scope="module")
-def photo(asset) -> Observation:
-    for name in (
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
+def photo(observe_models) -> Observation:
     from facerecon.perception import observe
 
     return observe(SAMPLE)

@@ -118,9 +118,7 @@ def test_settings_out_of_range(wrong) -> None:
         TextureInversionSettings(**wrong)
 
 
-def test_feature_distances(asset) -> None:
-    for name in ("makehuman", "identity128"):
-        asset(name)
+def test_feature_distances(fit_models) -> None:
     assert load_map_features("none") is None
     with pytest.raises(ConfigError, match="face_features"):
         load_map_features("face_feature")
@@ -188,18 +186,7 @@ def test_a_linear_decoder_averages_for_coarse_steps() -> None:
 
 
 @pytest.fixture(scope="module")
-def photo(asset):
-    for name in (
-        "makehuman",
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-    ):
-        asset(name)
+def photo(fit_models):
     from facerecon.perception import observe
 
     return observe(SAMPLE)

@@ -29,11 +29,9 @@ SHORT = {"texture": {"steps": 2}, "joint": {"steps": 2}}
 
 
 @pytest.fixture(scope="module")
-def fitter(asset) -> Fitter:
+def fitter(fit_models) -> Fitter:
     from facerecon.stylegan.load import load_decoder
 
-    for name in ("makehuman", "identity128"):
-        asset(name)
     model = load_face_model("makehuman", num_identity=40)
     renderer = Renderer(224, antialias=True)
     settings = {"detail": DetailSettings(size=128), "occlusion": OcclusionSettings(enabled=False)}

@@ -23,9 +23,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
 
 
 @pytest.fixture(scope="module")
-def fitter(asset) -> Fitter:
-    for name in ("makehuman", "identity128"):
-        asset(name)
+def fitter(fit_models) -> Fitter:
     return Fitter(load_face_model("makehuman", num_identity=20), load_decoder("linear"), Renderer(224))
 
 

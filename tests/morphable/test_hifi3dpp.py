@@ -116,7 +116,7 @@ def test_mirror_and_regions_of_the_release(model: MorphableModel, source: HiFi3D
     assert center[topology.regions["eyes"], 1].min() > center[topology.regions["mouth"], 1].max()
 
 
-def test_the_head_stands_upright_in_its_own_map(model: MorphableModel, reference: Path, models) -> None:
+def test_the_head_stands_upright_in_its_own_map(model: MorphableModel, reference: Path, observe_models) -> None:
     """A face is found on the render, its landmarks are the model's; a flipped or transposed map loses them."""
     texture = read_image(reference / "ffhq_uv" / "teaser1_texture.png")[None]
     vertices = model.mean[None]
@@ -165,22 +165,6 @@ def test_filled_sockets_bulge_behind_the_lids(model: MorphableModel) -> None:
     inside = torch.zeros_like(seen)
     inside[low[1] : high[1], low[0] : high[0]] = True
     assert seen.sum() > 400 and not (seen & ~inside).any()
-
-
-@pytest.fixture
-def models(asset) -> None:
-    for name in (
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "faceres1024",
-        "bisenet",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
 
 
 # -- wrong files -------------------------------------------------------------------------------------------

@@ -35,9 +35,7 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def panorama(tmp_path_factory, asset) -> Path:
-    for name in ("face_detector", "landmarks68", "facemesh478", "identity128", "faceres1024"):
-        asset(name)
+def panorama(tmp_path_factory, observe_models) -> Path:
     path = tmp_path_factory.mktemp("panorama") / "beach.jpg"
     with Image.open(SAMPLE) as person:
         backdrop = person.resize((60, 30)).filter(ImageFilter.GaussianBlur(6)).resize((12000, 6000))

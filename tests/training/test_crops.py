@@ -94,24 +94,12 @@ def test_augmentation_that_cannot_be(changes) -> None:
         PhotometricSettings(**changes)
 
 
-def test_observed_faces(reference, asset, tmp_path) -> None:
+def test_observed_faces(reference, observe_models, tmp_path) -> None:
     """A photo's crop, landmarks and embedding; a file that is no picture, and one without a face, are left out."""
     from pathlib import Path
 
     from PIL import Image
 
-    for name in (
-        "face_detector",
-        "landmarks68",
-        "facemesh478",
-        "identity128",
-        "bisenet",
-        "faceres1024",
-        "sface",
-        "lpips_alexnet",
-        "lpips_vgg16",
-    ):
-        asset(name)
     photo = Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg"
     bad, empty = tmp_path / "bad.jpg", tmp_path / "empty.png"
     bad.write_bytes(b"no picture")
