@@ -230,11 +230,15 @@ class SHLight(TensorStruct):
     """Second-order spherical-harmonic light.
 
     Args:
-        coefficients: (B, 9, 3), bands 0-2 by RGB, INCLUDING the ambient 0.8 of the release on band 0.
+        coefficients: (B, 9, 3), bands 0-2 by RGB; of "encoded" light INCLUDING the ambient 0.8 of the release on band 0.
+        space: what the light multiplies, see :func:`facerecon.geometry.lighting.encoded_shading`: "encoded" sRGB values
+            (the release), or "linear" intensities (physical light).
     """
 
     coefficients: Tensor
+    space: str = "encoded"
 
+    SHARED = ("space",)
     AMBIENT = 0.8
 
     @classmethod
@@ -247,7 +251,7 @@ class SHLight(TensorStruct):
     def mirrored(self) -> SHLight:
         """The light with left and right exchanged: the basis functions x, xy and xz change their sign."""
         signs = self.coefficients.new_tensor([1, 1, 1, -1, -1, 1, 1, -1, 1])
-        return SHLight(self.coefficients * signs[:, None])
+        return self.replace(coefficients=self.coefficients * signs[:, None])
 
 
 @_struct

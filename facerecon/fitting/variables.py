@@ -10,7 +10,7 @@ from torch import Tensor
 from facerecon.errors import ConfigError
 from facerecon.fitting.stage import Stage
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
-from facerecon.types import FaceParams, Latent, SHLight
+from facerecon.types import FaceParams, Latent
 
 __all__ = ["SHARED", "Variables", "chosen_rows"]
 
@@ -113,7 +113,7 @@ class Variables:
             expression=t["expression"],
             rotation=t["rotation"],
             translation=t["translation"],
-            light=SHLight(t["light"]),
+            light=self.params.light.replace(coefficients=t["light"]),
         )
 
     @property

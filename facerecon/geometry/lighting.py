@@ -10,7 +10,17 @@ from torch import Tensor
 from facerecon.errors import check_shape
 from facerecon.types import SHLight
 
-__all__ = ["SH_CONSTANTS", "gamma_to_light", "light_to_gamma", "rotate", "sh_basis", "shade"]
+__all__ = [
+    "GAMMA",
+    "SH_CONSTANTS",
+    "encoded_shading",
+    "gamma_to_light",
+    "light_to_gamma",
+    "linear_intensity",
+    "rotate",
+    "sh_basis",
+    "shade",
+]
 
 # a_l * c_l of the release, a = (pi, 2 pi / sqrt 3, 2 pi / sqrt 8), c = (1, sqrt 3, sqrt 15) / sqrt(4 pi).
 SH_CONSTANTS = (
@@ -18,6 +28,27 @@ SH_CONSTANTS = (
     (2 * math.pi / math.sqrt(3)) * math.sqrt(3) / math.sqrt(4 * math.pi),
     (2 * math.pi / math.sqrt(8)) * 3 * math.sqrt(5) / math.sqrt(12 * math.pi),
 )
+
+
+GAMMA = 2.2
+"""Exponent between encoded sRGB values and linear intensities; a power makes light a factor in both."""
+
+_DARKEST = 1e-3  # irradiance below which gradients end
+
+
+def encoded_shading(irradiance: Tensor, light: SHLight) -> Tensor:
+    """What multiplies encoded albedo where a light gives ``irradiance``, its ``Y(n) . coefficients``; any shape.
+
+    Here alone is decided where light multiplies albedo. In the release it multiplies encoded sRGB values, so that the
+    irradiance itself is the factor. Linear light multiplies intensities, as lamps, exposures, white balances and glTF
+    viewers do; with intensity = value ** 2.2 its factor on encoded values is irradiance ** (1 / 2.2).
+    """
+    return irradiance if light.space == "encoded" else irradiance.clamp(min=_DARKEST) ** (1 / GAMMA)
+
+
+def linear_intensity(encoded: Tensor) -> Tensor:
+    """Encoded values -> intensities, by the power :data:`GAMMA` that linear light is defined with; any shape."""
+    return encoded.clamp(min=0) ** GAMMA
 
 
 def sh_basis(normals: Tensor) -> Tensor:
@@ -46,7 +77,9 @@ def sh_basis(normals: Tensor) -> Tensor:
 
 
 def shade(normals: Tensor, light: SHLight) -> Tensor:
-    """Shading ``Y(n) . coefficients`` (B, ..., 3), which multiplies the albedo; may be negative under strong light.
+    """Shading (B, ..., 3), which multiplies the encoded albedo (:func:`encoded_shading` of ``Y(n) . coefficients``).
+
+    Encoded light may make it negative.
 
     Args:
         normals: (B, ..., 3) unit vectors in world axes.
@@ -54,7 +87,7 @@ def shade(normals: Tensor, light: SHLight) -> Tensor:
     """
     basis = sh_basis(normals)
     flat = basis.reshape(basis.shape[0], -1, 9) @ light.coefficients
-    return flat.view(flat.shape[0], *basis.shape[1:-1], 3)
+    return encoded_shading(flat.view(flat.shape[0], *basis.shape[1:-1], 3), light)
 
 
 def _fit_directions() -> Tensor:

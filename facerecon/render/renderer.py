@@ -351,6 +351,7 @@ class Renderer(nn.Module):
                 basis = lighting.sh_basis(F.normalize(found.interpolate(normals, faces), dim=-1))
                 lights = light.coefficients.expand(len(vertices), -1, -1)
                 shading = torch.cat([y @ lights[b] for b, y in enumerate(found.split(basis))])
+                shading = lighting.encoded_shading(shading, light)
         footprint = None
         if self.texture_level == "auto":
             index_of = found.image * len(faces) + found.face
@@ -370,6 +371,7 @@ class Renderer(nn.Module):
         normals = numba_shading.vertex_normals(vertices, faces)
         lights = light.coefficients.expand(len(vertices), -1, -1)
         weights, depth, grid, shading = numba_shading.pixel_attributes(clip, normals, lights, faces, corner_uv, index)
+        shading = lighting.encoded_shading(shading, light)
         footprint = None
         if self.texture_level == "auto":
             by_face = _footprints(clip, faces, corner_uv, index.shape[1:])
