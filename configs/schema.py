@@ -30,7 +30,10 @@ SETTINGS: dict[str, dict[str, Source]] = {
     "reconstruct": {
         "fitting": Source(
             "fitting.fitter", "Fitter",
-            ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment"),
+            (
+                "photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment", "tone",
+                "light_space",
+            ),
         ),
         "fitting.renderer": Source(
             "render.renderer", "Renderer", ("filter", "shading", "antialias", "texture_level")

@@ -41,6 +41,7 @@ __all__ = [
     "SavedFace",
     "SavedTrack",
     "TensorStruct",
+    "ToneBelief",
 ]
 
 Self = TypeVar("Self", bound="TensorStruct")
@@ -240,13 +241,14 @@ class SHLight(TensorStruct):
 
     SHARED = ("space",)
     AMBIENT = 0.8
+    AMBIENT_LINEAR = 0.53  # with 0.886 of band 0, (0.8 * 0.886) ** 2.2 / 0.886
 
     @classmethod
-    def ambient(cls, batch: int = 1, device: str | torch.device = "cpu") -> SHLight:
-        """The release's initial light: 0.8 on band 0, nothing else."""
+    def ambient(cls, batch: int = 1, device: str | torch.device = "cpu", space: str = "encoded") -> SHLight:
+        """The release's initial light, 0.8 on band 0 and nothing else; or the linear one of the same shading, 0.53."""
         coefficients = torch.zeros(batch, 9, 3, device=device)
-        coefficients[:, 0] = cls.AMBIENT
-        return cls(coefficients)
+        coefficients[:, 0] = cls.AMBIENT if space == "encoded" else cls.AMBIENT_LINEAR
+        return cls(coefficients, space)
 
     def mirrored(self) -> SHLight:
         """The light with left and right exchanged: the basis functions x, xy and xz change their sign."""
@@ -265,6 +267,8 @@ class FaceParams(TensorStruct):
         rotation: (B, 3) x, y, z Euler angles in radians, R = Rz Ry Rx.
         translation: (B, 3), world units (0.1 m).
         light: spherical-harmonic light.
+        tone: (B, 3), mean log color (natural logarithms of encoded RGB) that the skin of a decoder's texture is brought
+            to, see :mod:`facerecon.fitting.tone`; None: the texture is as the decoder makes it.
     """
 
     identity: Tensor
@@ -273,6 +277,20 @@ class FaceParams(TensorStruct):
     rotation: Tensor
     translation: Tensor
     light: SHLight
+    tone: Tensor | None = None
+
+
+@_struct
+class ToneBelief(TensorStruct):
+    """A Gaussian belief over the mean log color of a face's plain skin, natural logarithms of encoded RGB.
+
+    Args:
+        mean: (B, 3).
+        covariance: (B, 3, 3).
+    """
+
+    mean: Tensor
+    covariance: Tensor
 
 
 @_struct
@@ -454,6 +472,7 @@ class Observation(TensorStruct):
         score: (B,), detector confidence in [0, 1].
         identity: (B, 128), embedding of the differentiable identity network.
         eval_identity: (B, 1024), unit vectors of the identity network that measures results and is never optimized.
+        tone: belief over the color of the skin; None where nothing tells (observations of before).
         irises: (B, 2, 3), center x, y and radius in pixels of the fit crop, the person's right eye first.
         expression_scores: (B, 52) in [0, 1], of
             :data:`~facerecon.perception.face_landmarker.EXPRESSION_SCORES`.
@@ -476,6 +495,7 @@ class Observation(TensorStruct):
     score: Tensor
     identity: Tensor
     eval_identity: Tensor
+    tone: ToneBelief | None = None
     irises: Tensor | None = None
     expression_scores: Tensor | None = None
     expression: Tensor | None = None

@@ -480,7 +480,7 @@ def _in_photo(model: Any, photo: Any, texture: torch.Tensor, eval_identity: Any)
     vertices = model(params)
     view = renderer.prepare(vertices, model.topology, Camera.deep3d(), SHLight.ambient(1), face_region="face")
     fixed = LinearDecoder(texture[0], torch.zeros(1, *texture.shape[1:]))
-    light, _ = fit_light_and_texture(photo, fixed, view, vertices, model.topology.faces)
+    light, _ = fit_light_and_texture(photo, fixed, view, vertices, model.topology)
     metrics, _ = reconstruction_metrics(photo, params.replace(light=light), texture, model, renderer, eval_identity)
     return {key: value.item() for key, value in metrics.items()}
 

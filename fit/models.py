@@ -40,7 +40,9 @@ GROUPS = (
     "preset", "perceptual", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "smoothness",
     "renderer",
 )  # fmt: skip
-FITTER_KEYS = ("photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment")
+FITTER_KEYS = (
+    "photometric", "landmark_weighting", "latent_prior", "shape_prior", "identity_alignment", "tone", "light_space",
+)  # fmt: skip
 
 
 def load_tools(

@@ -30,6 +30,7 @@ def main(config: Any) -> int:
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.settings import check_keys
+    from facerecon.fitting.tone import toned
     from facerecon.types import SavedFace, SHLight
 
     if OmegaConf.is_missing(config, "params"):
@@ -50,7 +51,8 @@ def main(config: Any) -> int:
     elif config.texture:
         raise InputError(f"{texture_path} does not exist; leave texture= out to decode the saved latent.")
     else:
-        texture = decoder_of(model, saved).to(device)(saved.latent.to(device)).clamp(0, 1)
+        texture = decoder_of(model, saved).to(device)(saved.latent.to(device))
+        texture = toned(texture, params.tone, model.topology).clamp(0, 1)
 
     params = params.replace(expression=_expression(str(config.expression), params.expression, model.expression_names))
     lights = {

@@ -24,8 +24,8 @@ from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
 from facerecon.imaging.pyramid import fill_holes, laplacian_blend
-from facerecon.perception.skin_tone import neutral_gain, skin_color
 from facerecon.render.uv import mirrored, pad_islands
+from facerecon.settings import check_keys
 from facerecon.types import FaceParams, TensorStruct, _struct
 
 __all__ = ["CompleteSettings", "Template", "UVMap", "complete", "load_template", "paint_eyes"]
@@ -45,8 +45,8 @@ class CompleteSettings:
         levels: of the Laplacian pyramid.
         mirror: share of a hidden texel that the other side of the face gives, 0 to 1.
         eyes: paint clean eyeballs with the person's iris color; False leaves the template's.
-        tint: share of an unusual hue of the skin that is believed; the rest is taken for the light's and divided out.
-            Unlike FFHQ-UV, which keeps all of it: 1.
+        tone: "belief" brings the skin to the tone that the views speak for (:mod:`facerecon.perception.tone`), as a fit
+            does; "off" leaves it as photographed, as FFHQ-UV does.
     """
 
     blending: str = "poisson"
@@ -54,10 +54,10 @@ class CompleteSettings:
     levels: int = 5
     mirror: float = 1.0
     eyes: bool = True
-    tint: float = 0.5
+    tone: str = "belief"
 
     def __post_init__(self) -> None:
-        check_number("complete.tint", self.tint, 0, 1)
+        check_keys([self.tone], ("belief", "off"), "complete.tone")
         check_number("complete.levels", self.levels, 1, 16, whole=True)
         if self.blending not in ("poisson", "naive"):
             raise ConfigError(f"blending must be 'poisson' or 'naive'; got {self.blending!r}.")
@@ -96,9 +96,11 @@ def complete(extraction: Extraction, template: Template, settings: CompleteSetti
     check_shape("template.texture", template.texture, f"1 3 {size} {size}", "Use load_template(model, size).")
     layout, base = template.layout, template.texture
     texture, weight, iris = extraction.texture, extraction.observed, extraction.iris
-    if settings.tint < 1:
-        gain = neutral_gain(skin_color(texture, weight * layout.plain), settings.tint)
-        texture, iris = texture * gain, iris * gain[..., 0, 0]
+    plain = (weight > 0.5) * layout.plain
+    if settings.tone == "belief" and bool(plain.any()):
+        logs = (texture.clamp(min=0.01).log() * plain).sum((2, 3)) / plain.sum()
+        gain = (extraction.tone.mean - logs).exp()
+        texture, iris = texture * gain[:, :, None, None], iris * gain
     known = (weight > 0.5).to(weight) * layout.face
     matched = match_color(base, texture, known, w=settings.contrast)
     if settings.blending == "naive":

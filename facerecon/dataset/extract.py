@@ -20,6 +20,7 @@ from facerecon.dataset.layout import SHIPPED, FaceLayout, face_layout, load_temp
 from facerecon.errors import ConfigError, InputError, NoFaceError, check_shape
 from facerecon.fitting.coefficients import coefficients_to_params
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
+from facerecon.fitting.tone import shared_tone
 from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.geometry.lighting import sh_basis
@@ -27,7 +28,7 @@ from facerecon.geometry.mesh import vertex_normals
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color, rgb_to_yuv
 from facerecon.imaging.pyramid import laplacian_blend, push_pull
-from facerecon.imaging.warp import crop_affine
+from facerecon.imaging.warp import crop_affine, crop_valid
 from facerecon.morphable import MorphableModel
 from facerecon.perception import Regressor, load_facemesh, load_landmarks68, load_parser
 from facerecon.perception.bisenet import CLASSES
@@ -35,16 +36,18 @@ from facerecon.perception.facemesh import aligned_look, fused_landmarks
 from facerecon.perception.identity import landmark_box
 from facerecon.perception.landmarks import map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
-from facerecon.perception.parsing import face_outline
+from facerecon.perception.parsing import FaceMasks, face_outline
+from facerecon.perception.tone import estimate_tone
 from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, uv_raster
-from facerecon.types import Camera, FaceParams, SHLight, TensorStruct, _struct
+from facerecon.types import Camera, Crop, FaceParams, SHLight, TensorStruct, ToneBelief, _struct
 
 __all__ = ["FILTERED_COVERS", "AlignedViews", "ExtractSettings", "Extraction", "extract", "join_views", "measure_views"]
 
 FILTERED_COVERS = ("glasses", "hat", "hair")
 """Classes of :data:`~facerecon.perception.parsing.COVERS` whose share of a face a set's filters know."""
 _FIT = 224  # px of the crop whose camera the head is fitted under
+_WIDER = 1.4  # of the full crop over it
 _NOSTRIL = 0.72  # of the skin's brightness
 _LIGHT_GRID = 128  # texels a side on which light is solved
 _STRAND_GRID = 512  # texels a side on which strands of hair are looked for
@@ -100,6 +103,7 @@ class AlignedViews(TensorStruct):
         face, eye, mouth: (B, 1, s, s) soft masks, s at most 512.
         score: (B,), of the face mesh.
         covered: (B, 3), shares of the face's outline that ``FILTERED_COVERS`` (glasses, a hat, hair) hide.
+        tone: belief over the color of each face's skin.
     """
 
     image: Tensor
@@ -110,6 +114,7 @@ class AlignedViews(TensorStruct):
     mouth: Tensor
     score: Tensor
     covered: Tensor
+    tone: ToneBelief
 
 
 @_struct
@@ -126,6 +131,7 @@ class Extraction(TensorStruct):
         params: of batch B, identity and expression shared, with the light of each view.
         shading: (B, 2), least and largest shading divided out of a view's skin.
         covered: (1, 3), of the front view, as of :class:`AlignedViews`.
+        tone: of batch 1, the belief over the color of the skin that all views speak for together.
     """
 
     texture: Tensor
@@ -137,8 +143,9 @@ class Extraction(TensorStruct):
     params: FaceParams
     shading: Tensor
     covered: Tensor
+    tone: ToneBelief
 
-    SHARED = ("texture", "observed", "iris", "iris_seen", "covered")
+    SHARED = ("texture", "observed", "iris", "iris_seen", "covered", "tone")
 
 
 @torch.no_grad()
@@ -179,7 +186,23 @@ def measure_views(images: Tensor) -> AlignedViews:
         mouth=torch.cat([m.mouth for m in found]),
         score=score,
         covered=(hidden * outline).sum((2, 3)) / outline.sum((2, 3)).clamp(min=1),
+        tone=ToneBelief.cat([_tone(*part) for part in zip(small.split(1), landmarks.split(1), found, strict=True)]),
     )
+
+
+def _tone(image: Tensor, landmarks: Tensor, masks_: FaceMasks) -> ToneBelief:
+    """The belief of one view (1, 3, s, s), from crops such as :func:`facerecon.observe` cuts."""
+    to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, _FIT)
+    wide = to_image @ torch.tensor([[_WIDER, 0, (1 - _WIDER) * _FIT / 2], [0, _WIDER, (1 - _WIDER) * _FIT / 2], [0, 0, 1]])
+    layers = crop_affine(torch.cat([image, masks_.skin], 1), wide, _FIT)
+    at = (F.affine_grid(torch.eye(2, 3)[None], (1, 1, _FIT, _FIT), align_corners=False) + 1) * (_FIT / 2)
+    at = at @ wide[0, :, :2].mT + wide[0, :, 2]
+    classes = F.grid_sample(masks_.classes.float(), at / image.shape[-1] * 2 - 1, "nearest", align_corners=False)
+    blank = torch.zeros(1, 1, _FIT, _FIT)
+    valid = crop_valid(tuple(image.shape[-2:]), wide, _FIT)
+    full = Crop(layers[:, :3], wide, valid, blank, layers[:, 3:], blank, blank, blank, classes.byte())
+    fit = Crop(crop_affine(image, to_image, _FIT), to_image, *[blank] * 6)
+    return estimate_tone(full, fit, map_points(invert_affine(to_image), landmarks))
 
 
 @torch.no_grad()
@@ -228,7 +251,10 @@ def extract(
     inside = (weight * layout.plain).flatten(1) > 0.5
     bright = shading.mean(1).flatten(1)
     limits = [torch.stack(b[i].aminmax()) if i.any() else b.new_ones(2) for b, i in zip(bright, inside, strict=True)]
-    return Extraction(texture, observed, rgb, weight, iris, iris_seen, params, torch.stack(limits), views.covered[:1])
+    return Extraction(
+        texture, observed, rgb, weight, iris, iris_seen, params, torch.stack(limits), views.covered[:1],
+        shared_tone(views.tone)[:1],
+    )  # fmt: skip
 
 
 def _fit(

@@ -29,6 +29,7 @@ from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_
 from facerecon.fitting.optimize import StageRun, StepReport, Track, moving_rows, run_stage
 from facerecon.fitting.result import FitResult, Start, emptied, finite_rows
 from facerecon.fitting.stage import DetailSettings, SmoothnessSettings, Stage, stages_from_config
+from facerecon.fitting.tone import has_skin, shared_tone
 from facerecon.fitting.trust import find_suspects
 from facerecon.fitting.variables import Variables
 from facerecon.geometry.camera import camera_in_photo
@@ -36,6 +37,7 @@ from facerecon.modes import in_own_modes, ordinary
 from facerecon.morphable import MorphableModel
 from facerecon.perception import Regressor, load_identity, observe
 from facerecon.render import Renderer
+from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace
 
@@ -65,6 +67,10 @@ class Fitter:
             (ours), or ``mean``, the model's mean face (paper).
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
+        tone: ``belief`` brings the skin to the tone that the photo's face and scene speak for
+            (:mod:`facerecon.fitting.tone`, ours); ``off`` leaves exposure and tone to decoder and light, as the paper.
+        light_space: what light multiplies (:func:`~facerecon.geometry.lighting.encoded_shading`): ``linear``
+            intensities (ours), or ``encoded`` values (release).
         stages: {stage: {field: value}}, what differs from :func:`~facerecon.fitting.stage.default_stages`.
         start: noise and priors of stage 1.
         regressor: N_enc, of this head model; None starts from landmarks alone.
@@ -90,6 +96,8 @@ class Fitter:
         latent_prior: str = "gaussian",
         shape_prior: str = "start",
         identity_alignment: str = "photo",
+        tone: str = "belief",
+        light_space: str = "linear",
         stages: Mapping[str, Any] | None = None,
         start: LandmarkStart | None = None,
         detail: DetailSettings | None = None,
@@ -108,9 +116,12 @@ class Fitter:
         self.identity = identity if identity is not None else load_identity("sface").to(model.mean.device)
         self.stages = stages_from_config(stages)
         self.start, self.regressor_start = start or LandmarkStart(), regressor_start or RegressorStart()
+        check_keys([tone], ("belief", "off"), "tone")
+        check_keys([light_space], ("linear", "encoded"), "light space")
+        self.tone, self.light_space = tone, light_space
         self.regressor = regressor
         if regressor is not None:
-            check_regressor(regressor, self.regressor_start, model, decoder)
+            check_regressor(regressor, self.regressor_start, model, decoder, light_space)
         self.detail, self.occlusion = detail or DetailSettings(), occlusion or OcclusionSettings()
         self.perceptual = None
         if any("lpips" in stage.weights for stage in self.stages.values()):
@@ -210,18 +221,26 @@ class Fitter:
             params, prediction, fallbacks = start_from_regressor(
                 self.model, self.regressor, photo, camera, self.start, self.regressor_start, one_person
             )
+        params = params.replace(tone=self._tone(photo, one_person))
         view, vertices = self.objective.prepare(params, camera)
         light, latent = fit_light_and_texture(
-            photo, self.decoder, view, vertices, self.model.topology.faces, shared_texture=one_person
-        )
+            photo, self.decoder, view, vertices, self.model.topology, shared_texture=one_person, tone=params.tone,
+            space=self.light_space,
+        )  # fmt: skip
         if prediction is not None and self.regressor_start.appearance == "regressor":
             light, latent = predicted_appearance(prediction, self.decoder, params, light, latent, fallbacks, one_person)
         params = params.replace(light=light)
         view, _ = self.objective.prepare(params, camera)
         with torch.no_grad():
-            render = view.shade(self.decoder(latent).nan_to_num()).surface
+            render = view.shade(self.objective.albedo(params, latent).nan_to_num()).surface
         suspect = find_suspects(self.model, photo, params, camera, render, view.rendering.mask)
         return Start(params, latent, fallbacks, suspect)
+
+    def _tone(self, photo: Observation, one_person: bool) -> Tensor | None:
+        """(B, 3): the tone that the textures have; None where it is theirs."""
+        if self.tone == "off" or photo.tone is None or not has_skin(self.model.topology):
+            return None
+        return (shared_tone(photo.tone) if one_person else photo.tone).mean
 
     def _fit(
         self,
@@ -274,7 +293,7 @@ class Fitter:
             return photo
         with torch.no_grad():
             params, latent = variables.current, variables.code
-            vertices, texture = self.model(params), self.decoder(latent).nan_to_num()
+            vertices, texture = self.model(params), self.objective.albedo(params, latent).nan_to_num()
             hidden = find_occlusion(
                 photo, vertices, texture, params.light, photo.camera, self.model.topology, self.occlusion
             )
@@ -287,7 +306,7 @@ class Fitter:
     ) -> ReconstructedFace:
         """The heads of fitted variables, with the detail step."""
         with torch.no_grad():
-            decoded = self.decoder(latent).clamp(0, 1)
+            decoded = self.objective.albedo(params[: len(latent.codes)], latent).clamp(0, 1)
             who = params[:1] if one_person else params
             neutral = self.model.shape(who.replace(expression=torch.zeros_like(who.expression)))
             add = add_shared_detail if one_person and photo.batch > 1 else add_detail

@@ -23,9 +23,10 @@ from torch import Tensor
 from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.fitting.coefficients import coefficients_to_latent, coefficients_to_params
 from facerecon.fitting.expression_scores import read_scores
+from facerecon.fitting.tone import tone_derivative
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
-from facerecon.geometry.lighting import sh_basis
+from facerecon.geometry.lighting import GAMMA, encoded_shading, linear_intensity, sh_basis
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix, matrix_to_euler
 from facerecon.imaging.warp import crop_affine
@@ -35,7 +36,7 @@ from facerecon.perception.regressor import Coefficients, Regressor
 from facerecon.render import FusedView, PreparedView
 from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.types import Camera, FaceParams, Latent, Observation, SHLight
+from facerecon.types import Camera, FaceParams, Latent, MeshTopology, Observation, SHLight
 
 __all__ = [
     "LandmarkStart",
@@ -48,6 +49,7 @@ __all__ = [
 
 
 _DEVIATION = {"identity": 0.5, "expression": 0.2}  # of N_enc's errors, where its weights do not hold them
+_USUAL_SHADING = 0.709  # of the ambient light
 
 
 @dataclass(frozen=True)
@@ -386,7 +388,11 @@ def _skew(vector: Tensor) -> Tensor:
 
 
 def check_regressor(
-    regressor: Regressor, settings: RegressorStart, model: MorphableModel, decoder: TextureDecoder
+    regressor: Regressor,
+    settings: RegressorStart,
+    model: MorphableModel,
+    decoder: TextureDecoder,
+    light_space: str = "encoded",
 ) -> None:
     """Refuse a regressor of another head, or of another kind of texture; the message tells what would fit."""
     config = regressor.config
@@ -400,6 +406,8 @@ def check_regressor(
             f"light and texture of the regressor need the linear decoder it was trained with ('{config.decoder}'); the "
             f"fit's is of space '{decoder.space}'. Use appearance=closed."
         )
+    if settings.appearance == "regressor" and light_space != "encoded":
+        raise ConfigError("light of the regressor multiplies encoded values; use light_space=encoded, tone=off.")
 
 
 def start_from_regressor(
@@ -480,7 +488,7 @@ def predicted_appearance(
     if one_person:
         valid = [i for i in range(len(codes)) if i not in fallbacks] or slice(None)
         codes = codes[valid].mean(0, keepdim=True).expand_as(codes)
-    return SHLight(gamma), Latent(codes, latent.space)
+    return light.replace(coefficients=gamma), Latent(codes, latent.space)
 
 
 def _predicted(
@@ -553,32 +561,46 @@ def outside_valid_range(
 
 
 def fit_light(
-    image: Tensor, albedo: Tensor, normals: Tensor, prior: float = 0.02, color_prior: float = 0.2, rounds: int = 3
+    image: Tensor,
+    albedo: Tensor,
+    normals: Tensor,
+    prior: float = 0.02,
+    color_prior: float = 0.2,
+    rounds: int = 3,
+    space: str = "encoded",
 ) -> Tensor:
-    """SH light (9, 3) of one face in closed form: ridge least squares of ``image = albedo * (Y(n) gamma)``.
+    """SH light (9, 3) of one face in closed form: ridge least squares of ``image = albedo * shading(Y(n) gamma)``.
 
     Args:
         image, albedo, normals: (P, 3) at P skin pixels; normals are unit vectors in the world.
         prior: weight that pulls gamma to the ambient light.
         color_prior: that pulls it to a white one.
         rounds: of reweighting, which discounts shadows, highlights and hair.
+        space: of the light, as of :class:`~facerecon.types.SHLight`. Linear light is solved for on intensities, whose
+            errors count as they would on encoded values.
     """
     basis = sh_basis(normals)  # (P, 9)
     kind = {"dtype": image.dtype, "device": image.device}
-    start, strength, channels = torch.zeros(9, 3, **kind), torch.full((9,), prior, **kind), torch.eye(3, **kind)
-    start[0], strength[0] = SHLight.AMBIENT, prior * 0.1
+    ambient = SHLight.ambient(1, image.device, space)
+    start, strength, channels = ambient.coefficients[0].to(**kind), torch.full((9,), prior, **kind), torch.eye(3, **kind)
+    strength[0] = prior * 0.1
     # unknowns: 9 bands x 3 channels, coupled by the prior on white light
     to_start = torch.kron(channels, torch.diag(strength))
     to_white = color_prior * 0.05 * torch.kron(channels - 1 / 3, torch.eye(9, **kind))
-    weight, gamma = torch.ones_like(image[:, :1]), start
+    weight, gamma, seen, base, slope = torch.ones_like(image[:, :1]), start, image, albedo, torch.ones_like(image)
+    if space == "linear":
+        seen, base = linear_intensity(image), linear_intensity(albedo)
+        slope = (image.clamp(min=0.1) ** (1 - GAMMA) / GAMMA).square()
     for _ in range(rounds):
         scale = weight.sum().clamp(min=1e-6)
-        designs = [basis * albedo[:, c : c + 1] for c in range(3)]
-        system = torch.block_diag(*[(design * weight).mT @ design / scale for design in designs])
-        right = torch.stack([(design * weight).mT @ image[:, c] / scale for c, design in enumerate(designs)])
+        designs = [basis * base[:, c : c + 1] for c in range(3)]
+        weighted = [(design * weight * slope[:, c : c + 1]).mT / scale for c, design in enumerate(designs)]
+        system = torch.block_diag(*[left @ design for left, design in zip(weighted, designs, strict=True)])
+        right = torch.stack([left @ seen[:, c] for c, left in enumerate(weighted)])
         right = right + (start * strength[:, None]).mT
         gamma = torch.linalg.solve_ex(system + to_start + to_white, right.flatten())[0].view(3, 9).mT
-        error = (image - albedo * (basis @ gamma)).abs().mean(1, keepdim=True)
+        shading = encoded_shading(basis @ gamma, ambient)
+        error = (image - albedo * shading).abs().mean(1, keepdim=True)
         weight = 1 / (1 + (error / 0.08).square())
     return gamma
 
@@ -588,11 +610,13 @@ def fit_light_and_texture(
     decoder: TextureDecoder,
     view: PreparedView | FusedView,
     vertices: Tensor,
-    faces: Tensor,
+    topology: MeshTopology,
     rounds: int = 3,
     prior: float = 2e-4,
     stride: int = 3,
     shared_texture: bool = False,
+    tone: Tensor | None = None,
+    space: str = "encoded",
 ) -> tuple[SHLight, Latent]:
     """Light and texture code of each photo in closed form.
 
@@ -601,15 +625,18 @@ def fit_light_and_texture(
         decoder: the texture model; its :meth:`~facerecon.stylegan.decoder.TextureDecoder.start_basis` is solved for.
         view: ``Renderer.prepare`` of the fitted heads at the size of the fit crop.
         vertices: (B, V, 3), posed.
-        faces: (F, 3), of the topology.
+        topology: the mesh.
         rounds: of alternation between light and texture.
         prior: weight of |z|^2 against the mean squared error of the pixels.
         stride: use every ``stride``-th skin pixel.
         shared_texture: the B photos show one person: one code for all, in every row of the result, which minimizes the
             mean of their errors; the prior counts once.
+        tone: (B, 3), which the texture has whatever its code is (:func:`~facerecon.fitting.tone.toned`, to first order
+            in the code); then light may be of any color and strength.
+        space: of the light.
     """
-    batch, device = photo.batch, photo.image.device
-    lights = list(SHLight.ambient(batch, device).coefficients)
+    batch, device, faces = photo.batch, photo.image.device, topology.faces
+    lights = list(SHLight.ambient(batch, device, space).coefficients)
     with torch.no_grad():
         mean, components = decoder.start_basis()
         stack = torch.cat([mean[None], components]).flatten(0, 1)[None]  # (1, 3 (1 + K), s, s)
@@ -618,6 +645,8 @@ def fit_light_and_texture(
         area = photo.image.shape[-2] * photo.image.shape[-1]
         codes = torch.zeros(batch, len(components), device=device)
         shown = {}
+        if tone is not None:
+            usual, follows = tone_derivative(mean, components, topology)
         for b in range(batch):
             at = pixels[b] - b * area
             skin = (photo.skin_mask[b].flatten()[at] > 0.5).nonzero()[::stride, 0]
@@ -627,14 +656,22 @@ def fit_light_and_texture(
             normals, grid = all_normals[b][skin], grids[b][skin][None, None]
             at_pixels = F.grid_sample(stack, grid, align_corners=False, padding_mode="border")
             at_pixels = at_pixels[0, :, 0].view(1 + len(components), 3, -1).permute(2, 1, 0)  # (P, 3, 1 + K)
+            if tone is not None:
+                kept = at_pixels[..., 1:] - at_pixels[..., :1] * follows.T
+                at_pixels = torch.cat([at_pixels[..., :1], kept], -1) * (tone[b] - usual).exp()[:, None]
             shown[b] = image, normals, sh_basis(normals), at_pixels
 
         def equations(b: int) -> tuple[Tensor, Tensor]:
             """The light of a photo under its code, and the normal equations of the code in that light."""
             image, normals, basis, at_pixels = shown[b]
-            albedo = at_pixels[..., 0] + at_pixels[..., 1:] @ codes[b]
-            lights[b] = fit_light(image, albedo.clamp(0.02, 1), normals)
-            shading = (basis @ lights[b])[..., None]  # (P, 3, 1)
+            albedo = (at_pixels[..., 0] + at_pixels[..., 1:] @ codes[b]).clamp(0.02, 1)
+            cast = albedo.new_ones(3)
+            if tone is not None:  # the light is free in color and strength: its priors are those of a usual one
+                cast = (image / albedo).median(0).values.clamp(0.05, 5) / _USUAL_SHADING
+            lights[b] = fit_light(image, albedo * cast, normals, space=space)
+            lights[b] = lights[b] * (cast if space == "encoded" else linear_intensity(cast))
+            light = SHLight(lights[b], space)
+            shading = encoded_shading(basis @ lights[b], light)[..., None]  # (P, 3, 1)
             design = (at_pixels[..., 1:] * shading).flatten(0, 1)
             rest = (image - at_pixels[..., 0] * shading[..., 0]).flatten()
             weight = 1 / (1 + ((rest - design @ codes[b]) / 0.1).square())
@@ -647,4 +684,4 @@ def fit_light_and_texture(
                 code = torch.linalg.solve_ex(normal + ridge, right)[0]
                 codes[slice(None) if shared_texture else group] = code
         start = decoder.from_start(codes)
-    return SHLight(torch.stack(lights)), Latent(start, decoder.space)
+    return SHLight(torch.stack(lights), space), Latent(start, decoder.space)

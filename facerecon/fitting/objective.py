@@ -12,6 +12,7 @@ from torch import Tensor
 from facerecon import losses
 from facerecon.fitting.expression_scores import ScoredExpressions, read_scores
 from facerecon.fitting.stage import Stage
+from facerecon.fitting.tone import toned
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.render import FusedView, PreparedView, Renderer
@@ -70,6 +71,10 @@ class Objective:
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
         return view.detach(), vertices
 
+    def albedo(self, params: FaceParams, latent: Latent, size: int | None = None) -> Tensor:
+        """(B, 3, S, S): the decoder's texture in the tone of ``params``; ``size``: of a coarser one."""
+        return toned(self.decoder(latent, size), params.tone, self.model.topology)
+
     def targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
         """What every step of a stage compares with: {term: target}, and "below", (B, 1, H, W), for silhouettes.
 
@@ -120,7 +125,7 @@ class Objective:
             size: texels of a side of a coarser texture.
             skipped: of "lpips" and "id", what is not computed.
         """
-        texture = self.decoder(latent, size)
+        texture = self.albedo(params, latent, size)
         if view is None:
             camera, vertices = photo.camera, self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
@@ -142,7 +147,7 @@ class Objective:
             "reg_id": lambda: losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0)),
             "reg_exp": lambda: losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0)),
             "exp_scores": lambda: _scores_loss(params.expression, targets.get("exp_scores")),
-            "light": lambda: losses.light_color_loss(params.light.coefficients),
+            "light": lambda: losses.light_color_loss(_without_cast(params)),
         }
         return terms | {name: loss() for name, loss in losses_of.items() if name in weights}, image
 
@@ -169,6 +174,15 @@ class Objective:
         if "id" in wanted:
             terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
         return terms
+
+
+def _without_cast(params: FaceParams) -> Tensor:
+    """Coefficients of the light (B, 9, 3); where the tone is known, without the color of its mean, which is free."""
+    light = params.light.coefficients
+    if params.tone is None:
+        return light
+    mean = light[:, :1].detach().clamp(min=0.01)
+    return light / mean * mean.mean(2, keepdim=True)
 
 
 def _scores_loss(expression: Tensor, scored: ScoredExpressions | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facerecon.fitting.tone import toned
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import FaceParams, Latent, Observation, ReconstructedFace, TensorStruct
 
@@ -73,7 +74,7 @@ class FitResult:
         chosen = slice(None) if rows is None else list(rows)
         with torch.no_grad():
             heads = {
-                name: (params[chosen], decoder(latent[chosen]).clamp(0, 1))
+                name: (params[chosen], toned(decoder(latent[chosen]), params[chosen].tone, self.face.topology).clamp(0, 1))
                 for name, (params, latent) in self.stages.items()
             }
         if "detail" in self.seconds:

@@ -28,6 +28,7 @@ from facerecon.perception.facemesh import MOST_APART, disagreement, fused_landma
 from facerecon.perception.identity import landmark_box, load_eval_identity, load_identity
 from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
 from facerecon.perception.parsing import load_parser
+from facerecon.perception.tone import estimate_tone
 from facerecon.types import Crop, Observation
 
 __all__ = ["MEAN_FIVE_POINTS", "observe"]
@@ -378,6 +379,7 @@ def _measure(
         score=torch.tensor([detection.score]),
         identity=load_identity()(fit_image, fit_landmarks),
         eval_identity=load_eval_identity()(fit_image, fit_landmarks),
+        tone=estimate_tone(full, fit, fit_landmarks),
         irises=find_irises(fit_mesh),
         expression_scores=load_expression_scores()(fit_mesh),
         path=(name,),
