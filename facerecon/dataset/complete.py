@@ -24,6 +24,7 @@ from facerecon.errors import ConfigError, check_number, check_shape
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
 from facerecon.imaging.pyramid import fill_holes, laplacian_blend
+from facerecon.perception.skin_tone import mean_log_color
 from facerecon.render.uv import mirrored, pad_islands
 from facerecon.settings import check_keys
 from facerecon.types import FaceParams, TensorStruct, _struct
@@ -98,8 +99,7 @@ def complete(extraction: Extraction, template: Template, settings: CompleteSetti
     texture, weight, iris = extraction.texture, extraction.observed, extraction.iris
     plain = (weight > 0.5) * layout.plain
     if settings.tone == "belief" and bool(plain.any()):
-        logs = (texture.clamp(min=0.01).log() * plain).sum((2, 3)) / plain.sum()
-        gain = (extraction.tone.mean - logs).exp()
+        gain = (extraction.tone.mean - mean_log_color(texture, plain)).exp()
         texture, iris = texture * gain[:, :, None, None], iris * gain
     known = (weight > 0.5).to(weight) * layout.face
     matched = match_color(base, texture, known, w=settings.contrast)

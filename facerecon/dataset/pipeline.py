@@ -253,8 +253,8 @@ class UVPipeline:
             return replace(self._unedited(saved.source, {}, seconds), made=False)
         if saved is not None and (not self.settings.editing or len(saved.views) > 1):
             with _timed(seconds, "generate"):
-                saved.images = self._images(saved.views)
-                saved.source_image = self._images(saved.source[None])[0]
+                saved.images = self.generate(saved.views)
+                saved.source_image = self.generate(saved.source[None])[0]
             with _timed(seconds, "search"):  # seen anew: the meter may know more than it did
                 saved.figures |= _view_figures(self.meter(saved.images))
             return saved
@@ -281,7 +281,7 @@ class UVPipeline:
         search = Search(code, _half(found.codes), figures, list(found.trace), found.images)
         if not torch.equal(search.views, found.codes):
             with _timed(seconds, "generate"):
-                search.images = self._images(search.views)
+                search.images = self.generate(search.views)
         search.source_image = found.source_image if crop is None else crop[0]
         search.descriptors = {"source": found.source.identity[0], "front": found.attributes.identity[0]}
         figures |= _search_figures(found.source, found.attributes)
@@ -300,15 +300,15 @@ class UVPipeline:
 
     def _unedited(self, code: Tensor, figures: dict[str, Any], seconds: dict[str, float]) -> Search:
         with _timed(seconds, "generate"):
-            images = self._images(code[None])
+            images = self.generate(code[None])
         with _timed(seconds, "search"):
             source = self.meter(images)
         figures |= _search_figures(source, source)
         descriptors = {"source": source.identity[0], "front": source.identity[0]}
         return Search(code, code[None], figures, [], images, images[0], descriptors)
 
-    def _images(self, codes: Tensor) -> Tensor:
-        """(V, 3, 1024, 1024), one at a time: a code gives the same picture in any batch."""
+    def generate(self, codes: Tensor) -> Tensor:
+        """Pictures (V, 3, 1024, 1024) of codes, one at a time: a code gives the same picture in any batch."""
         return torch.cat([self._picture(code[None]) for code in codes])
 
     def _picture(self, codes: Tensor) -> Tensor:

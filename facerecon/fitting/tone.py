@@ -13,6 +13,7 @@ from torch import Tensor
 from facerecon.errors import ConfigError, check_shape
 from facerecon.geometry.mesh import cached
 from facerecon.imaging.masks import dilate
+from facerecon.perception.skin_tone import mean_log_color
 from facerecon.render.uv import region_texels
 from facerecon.types import MeshTopology, ToneBelief
 
@@ -45,8 +46,7 @@ def plain_texels(topology: MeshTopology, size: int) -> Tensor:
 
 def tone_of(texture: Tensor, topology: MeshTopology) -> Tensor:
     """Mean log color (B, 3) of the plain skin of textures (B, 3, S, S) in [0, 1]."""
-    plain = plain_texels(topology, texture.shape[-1]).to(texture)
-    return (texture.clamp(min=_BLACK).log() * plain).sum((2, 3)) / plain.sum()
+    return mean_log_color(texture, plain_texels(topology, texture.shape[-1]))
 
 
 def toned(texture: Tensor, tone: Tensor | None, topology: MeshTopology) -> Tensor:

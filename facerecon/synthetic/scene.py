@@ -15,7 +15,7 @@ from facerecon.run import item_generator
 from facerecon.synthetic.settings import SyntheticSettings
 from facerecon.types import SHLight
 
-__all__ = ["CROP", "Draws", "lamp_coefficients", "random_lights", "surround"]
+__all__ = ["CROP", "FACE_NORMALS", "Draws", "lamp_coefficients", "random_lights", "surround"]
 
 CROP = 224
 """px of the crop in whose pixels landmarks are given."""
@@ -25,9 +25,10 @@ _LIGHT_SPREAD = (0.17, 0.06, 0.06, 0.09, 0.035, 0.05, 0.06, 0.08, 0.05)
 _LIGHT_COLOR = (0.045, 0.013, 0.019, 0.010, 0.007, 0.010, 0.013, 0.011, 0.010)
 """Of 35 fitted photos and generated faces, white light and its color, wider than found where fits shrink it."""
 
-_FACE_NORMALS = F.normalize(
+FACE_NORMALS = F.normalize(
     torch.tensor([[0, 0, 1], [1, 0, 1], [-1, 0, 1], [0, 1, 1], [0, -1, 1], [1, 1, 1], [-1, 1, 1.0]]), dim=1
 )
+"""(7, 3): where the skin of a face before the camera looks."""
 
 _HAIR = (
     (0.05, 0.04, 0.04),
@@ -111,12 +112,12 @@ def random_lights(settings: SyntheticSettings, draws: Draws, more: Draws) -> SHL
     ambient = draws.uniform(1, low=0.25, high=1.0)[:, None] * (1 + 0.06 * draws.normal(1, 3))
     lamps = lamp_coefficients(direction, power[..., None] * tint.clamp(min=0.3))
     lamps[:, 0] += ambient[:, 0] / float(sh_basis(torch.zeros(3))[0])
-    shading = (sh_basis(_FACE_NORMALS) @ lamps).mean(2)  # (B, 7)
+    shading = (sh_basis(FACE_NORMALS) @ lamps).mean(2)  # (B, 7)
     lamps = lamps * torch.minimum(0.85 / shading.mean(1), torch.tensor(_BRIGHTEST) / shading.amax(1))[:, None, None]
     chosen = draws.chance(s.p_directional)[:, None, None]
     exposure = (draws.normal(1, 1) * s.exposure).exp()
     light = torch.where(chosen, lamps, like_photos) * exposure
-    bright = (sh_basis(_FACE_NORMALS) @ light).mean((1, 2))
+    bright = (sh_basis(FACE_NORMALS) @ light).mean((1, 2))
     return SHLight(light * (1.15 / bright.clamp(min=1.15))[:, None, None])
 
 
@@ -128,6 +129,8 @@ def surround(
     settings: SyntheticSettings,
     draws: Draws,
     backgrounds: Tensor | None = None,
+    behind: Tensor | None = None,
+    frame: float = 1.0,
 ) -> Tensor:
     """A head before a background, with hair and what hides it.
 
@@ -139,15 +142,17 @@ def surround(
         settings: shares of faces with hair, shoulders, glasses, and something before them.
         draws: random numbers of each face.
         backgrounds: (M, 3, s, s) uint8, pictures to put behind the heads.
+        behind: (B, 3, S, S), what is behind each head in their place.
+        frame: side of the picture in sides of the crop, which is its middle.
 
     Returns:
         (B, 3, S, S).
     """
     s, size = settings, image.shape[-1]
-    axis = (torch.arange(size) + 0.5) * (CROP / size)
+    axis = (torch.arange(size) + 0.5) * (CROP * frame / size) - CROP * (frame - 1) / 2
     y, x = axis[:, None].expand(size, size), axis.expand(size, size)
     grid = torch.stack([x, y])[None]  # (1, 2, S, S), px of the crop
-    behind = _background(draws, size, backgrounds)
+    behind = _background(draws, size, backgrounds) if behind is None else behind
     center = landmarks.mean(1)
 
     # shoulders, then long hair, both behind the head
@@ -168,7 +173,7 @@ def surround(
     image = image + behind * (1 - mask)
 
     # short hair grows from the scalp, over the forehead where there is a fringe
-    wider = max(3, round(17 * size / CROP) | 1)
+    wider = max(3, round(17 * size / (CROP * frame)) | 1)
     soft = scalp
     for _ in range(2):
         soft = F.avg_pool2d(soft, wider, 1, wider // 2)
