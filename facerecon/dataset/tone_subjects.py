@@ -6,6 +6,7 @@ them out. Those of the shipped set are made from its manifest; seeds from ``FIRS
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +30,7 @@ from facerecon.errors import InputError
 from facerecon.imaging.files import read_image, write_bytes
 from facerecon.morphable import load_face_model
 from facerecon.perception.skin_tone import TONE_GROUPS, mean_log_color, skin_color, skin_tone
+from facerecon.storage import read_array
 
 __all__ = ["ToneSubjects", "held_out_tones", "load_tone_subjects"]
 
@@ -41,6 +45,7 @@ class ToneSubjects:
         seeds: of the open generator, one a person.
         groups: of :data:`~facerecon.perception.skin_tone.TONE_GROUPS`, as chosen.
         maps: (N, 3, S, S) uint8, albedo.
+        identity: (N, 80), shapes of their heads, in standard deviations of makehuman's basis.
         ita: (N,) degrees, of the median color of plain skin.
         log_color: (N, 3), mean of the natural log of encoded RGB over plain skin.
     """
@@ -48,6 +53,7 @@ class ToneSubjects:
     seeds: tuple[int, ...]
     groups: tuple[str, ...]
     maps: Tensor
+    identity: Tensor
     ita: Tensor
     log_color: Tensor
 
@@ -64,7 +70,8 @@ def load_tone_subjects(
     """Their maps and tones; maps that are not there yet are made, 5 seconds each (a minute where it is searched).
 
     Args:
-        folder: of the maps, ``NNNNNN.png`` at 512 texels; None: ``tone_subjects`` in the cache of models.
+        folder: of the maps, ``NNNNNN.png`` at 512 texels, and shapes, ``NNNNNN.npy``; None: ``tone_subjects`` in the
+            cache of models.
         size: S, texels a side of what is returned, at most 512.
         seeds: only these; None: all.
 
@@ -76,19 +83,17 @@ def load_tone_subjects(
     if unknown := [seed for seed in chosen if seed not in of]:
         raise InputError(f"seed {unknown[0]} is no person of tone_subjects.json.")
     where = assets.home() / "tone_subjects" if folder is None else Path(folder)
-    missing = [seed for seed in chosen if not _file(where, seed).is_file()]
+    missing = [seed for seed in chosen if not (where / f"{seed:06d}.png").is_file()]
     for seed in tqdm(missing, unit="map", desc="people of known tone", disable=None if missing else True):
-        write_bytes(_file(where, seed), _made(seed))
-    maps = torch.stack([read_image(_file(where, seed)) for seed in chosen])
+        _make(where, seed)
+    maps = torch.stack([read_image(where / f"{seed:06d}.png") for seed in chosen])
+    identity = torch.stack([torch.from_numpy(read_array(where / f"{seed:06d}.npy")).float() for seed in chosen])
     plain = face_layout(load_face_model("makehuman"), maps.shape[-1]).plain
     ita, logs = skin_tone(skin_color(maps, plain)), mean_log_color(maps, plain)
     if size != maps.shape[-1]:
         maps = F.interpolate(maps, (size, size), mode="area")
-    return ToneSubjects(tuple(chosen), tuple(of[s] for s in chosen), (maps * 255).round().to(torch.uint8), ita, logs)
-
-
-def _file(folder: Path, seed: int) -> Path:
-    return folder / f"{seed:06d}.png"
+    maps = (maps * 255).round().to(torch.uint8)
+    return ToneSubjects(tuple(chosen), tuple(of[seed] for seed in chosen), maps, identity, ita, logs)
 
 
 @cache
@@ -103,8 +108,8 @@ def _views() -> dict[int, tuple[Tensor, Tensor]]:
     return {seed: (tensors["source"], tensors["views"]) for _, seed, tensors, _ in Manifest.load(path).items()}
 
 
-def _made(seed: int) -> bytes:
-    """The PNG of a map."""
+def _make(folder: Path, seed: int) -> None:
+    """Write a map and a shape; the map, written last, says that both are whole."""
     item, pipeline = Item(seed, seed=seed), _pipeline()
     if seed in _views():
         search, outcome = Search(*_views()[seed], made=False), Outcome(item.name, item.origin)
@@ -115,4 +120,7 @@ def _made(seed: int) -> bytes:
         outcome = pipeline(item)
     if outcome.error:
         raise InputError(f"the map of seed {seed} cannot be made: {outcome.error}")
-    return outcome.files[f"uv-maps/{item.name}.png"]
+    shape, buffer = load(outcome.files[f"fit/{item.name}.safetensors"])["identity"], io.BytesIO()
+    np.save(buffer, shape.numpy())
+    write_bytes(folder / f"{item.name}.npy", buffer.getvalue())
+    write_bytes(folder / f"{item.name}.png", outcome.files[f"uv-maps/{item.name}.png"])

@@ -1,6 +1,16 @@
 """Measurements of results; nothing here is ever optimized (Sec. 4.3)."""
 
 from facerecon.correspond.regions import head_region_forms, head_regions, region_forms
+from facerecon.evaluation.albedo import (
+    SeamContrast,
+    ToneErrors,
+    fine_detail,
+    ita_errors,
+    person_spread,
+    rank_correlation,
+    seam_contrast,
+    texture_errors,
+)
 from facerecon.evaluation.realy import RealyFolder, head_errors, realy_errors, scan_of_head
 from facerecon.evaluation.reconstruction import (
     fit_metrics,
@@ -19,23 +29,31 @@ __all__ = [
     "Metric",
     "RealyFolder",
     "Row",
+    "SeamContrast",
     "Summary",
     "Table",
+    "ToneErrors",
     "bootstrap_interval",
     "bootstrap_summary",
     "brightness_symmetry_error",
+    "fine_detail",
     "fit_metrics",
     "head_errors",
     "head_region_forms",
     "head_regions",
     "identity_std_ratio",
     "identity_vectors",
-    "realy_errors",
+    "ita_errors",
     "lpips_metrics",
+    "person_spread",
+    "rank_correlation",
+    "realy_errors",
     "reconstruction_metrics",
     "region_errors",
     "region_forms",
     "scan_of_head",
+    "seam_contrast",
     "stage1_heads",
     "stage_metrics",
+    "texture_errors",
 ]

@@ -60,7 +60,7 @@ class TonedPortraits(TensorStruct):
 
     @property
     def undone(self) -> Tensor:
-        """(B, 3, S, S): the images at exposure 1 in neutral light, but for what was clipped: a fit of it is told both."""
+        """(B, 3, S, S): the images at exposure 1 in neutral light, but for what was clipped."""
         return exposed(self.image, 1 / self.exposure, 1 / self.white_balance)
 
 

@@ -1,4 +1,4 @@
-"""Portraits of known albedo: the picture is that albedo, lit, exposed and encoded; the camera's changes can be undone."""
+"""Portraits of known albedo: the picture is that albedo, lit, exposed and encoded; what the camera does is known."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_truth_names_the_albedo_of_each_person(portraits) -> None:
 
 
 def test_all_of_the_picture_is_exposed_alike(heads, portraits) -> None:
-    """Eyes, hair, clothes and room: of what is not clipped each intensity is its own at exposure 1, times one factor."""
+    """Eyes, hair, clothes and room: each intensity that is not clipped is that of exposure 1, times one factor."""
     plain = heads(range(6), as_exposed=False)
     bright = (portraits.image < 0.999) & (plain.image < 0.999) & (plain.image > 0.05)
     ratio = linear_intensity(portraits.image) / linear_intensity(plain.image).clamp(min=1e-6)
