@@ -6,7 +6,9 @@
     python fit/evaluate.py parts=[maps] subjects=60
     python fit/evaluate.py parts=[reconstruction] faces=20 +decoders.w=open:w +decoders.z=open:z
     python fit/evaluate.py parts=[sheet] photos=null seeds=[40002,40018,40082]
+    python fit/evaluate.py parts=[tone] tones=24 pictures=2 presets=[fast]
     python fit/evaluate.py parts=[] realy_dir=REALY realy_keypoints=data/HIFI3D.txt
+    python fit/evaluate.py parts=[] fair_dir=FAIR
 
 * shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), and on REALY itself (realy_dir=), for
   the mean face, the starts, and full fits with every decoder of decoders= (Table 5).
@@ -16,6 +18,9 @@
 * maps: BS Error and identity of held-out subjects' maps, and without editing, without multi-view, blended naively
   (Tables 2 and 4).
 * expressiveness: those maps, expressed by each decoder (Table 6), by LPIPS, L1 and CSIM.
+* tone: skin tones (ITA) of fits of rendered heads of known albedo and of generated portraits, each under several
+  exposures and white balances, by groups of skin tone, and on FAIR (fair_dir=). Light left in textures, and seams, are
+  measured on every fit with our decoder.
 * released maps (released_dir=): of subjects of the authors' set beside ours.
 * sheet: panels of the photos and held-out faces with the first preset, to look at.
 
@@ -38,9 +43,10 @@ from typing import Any
 from facerecon.configs.compose import compose, run
 from facerecon.run.signals import check_stop, names_kept
 
-PARTS = ("shape", "reconstruction", "maps", "expressiveness", "sheet")
+PARTS = ("shape", "reconstruction", "maps", "expressiveness", "tone", "sheet")
 FULL = 100
-VERSION = 2
+FULL_TONES, FULL_PICTURES = 60, 8
+VERSION = 3
 """Of the measurements: items of another version are measured again."""
 
 
@@ -51,7 +57,7 @@ def main(config: Any) -> int:
     from facerecon.settings import check_keys
 
     check_keys(config.parts, PARTS, "part")
-    for key in ("heads", "faces", "subjects", "inversion_steps"):
+    for key in ("heads", "faces", "subjects", "tones", "pictures", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
     for seed in config.seeds:
         check_number("seeds", seed, 0, whole=True)
@@ -84,6 +90,8 @@ class Sweep:
         count = {key: max(config[key], FULL) if config.full else config[key] for key in ("heads", "faces", "subjects")}
         self.heads, self.people = count["heads"], count["subjects"]
         self.faces = len(config.seeds) if config.seeds else count["faces"]
+        self.tones = FULL_TONES if config.full else min(config.tones, FULL_TONES)
+        self.pictures = FULL_PICTURES if config.full else config.pictures
         self.preset, self.seed = str(config.presets[0]), config.seed
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
@@ -120,7 +128,7 @@ class Sweep:
         self.folder.forget_failures(self.folder.failures())  # they are tried again
         self.bar = tqdm(total=self._expected(), unit="item", disable=None)
         wanted = [part for part in PARTS if part in self.config.parts]
-        wanted += [part for part in ("realy", "released") if self.config[f"{part}_dir"]]
+        wanted += [part for part in ("realy", "released", "fair") if self.config[f"{part}_dir"]]
         for measure in dict.fromkeys(MEASURES[part] for part in wanted):
             try:
                 measure(self)
@@ -133,7 +141,8 @@ class Sweep:
         heads = self.heads * 2 * (1 + len(self.decoders))
         fits = len(self.config.presets) + len(self.decoders) - 1
         counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": self.people * 6,
-                  "expressiveness": self.people * len(self.decoders)}  # fmt: skip
+                  "expressiveness": self.people * len(self.decoders),
+                  "tone": self.tones * (self.pictures + 1) + self.faces * (self.pictures + 1)}  # fmt: skip
         return sum(counts.get(part, 0) for part in self.config.parts)
 
     def item(self, name: str, settings: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

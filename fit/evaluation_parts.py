@@ -41,6 +41,7 @@ from facerecon.evaluation import (
 )
 from facerecon.evaluation.realy import KEYPOINTS, read_keypoint_places, write_mesh, write_realy_errors
 from facerecon.export.views import panel
+from facerecon.fit.evaluation_tones import albedo_metrics, measure_fair, measure_tones
 from facerecon.fit.models import decoder_content
 from facerecon.fitting import (
     MapFeatures,
@@ -106,8 +107,9 @@ def measure_fit(sweep: Any, photo: Any, preset: str, decoder: str) -> tuple[dict
     fitter = sweep.fitter(preset, decoder)
     result = fitter(photo, callback=lambda _: check_stop())
     face = result.face
+    metrics = fit_metrics(fitter, photo, result, sweep.eval_identity, sweep.distances)
     facts = {
-        "metrics": _rounded(fit_metrics(fitter, photo, result, sweep.eval_identity, sweep.distances)),
+        "metrics": _rounded(metrics | albedo_metrics(fitter.model, face)),
         "about": _rounded(_person(sweep.model, photo, face)),
         "vectors": _listed(identity_vectors(fitter.model, photo, face)),
     }
@@ -491,6 +493,8 @@ MEASURES: dict[str, Callable[[Any], None]] = {
     "maps": measure_maps,
     "expressiveness": measure_expressiveness,
     "sheet": measure_reconstruction,
+    "tone": measure_tones,
+    "fair": measure_fair,
     "realy": measure_realy,
     "released": measure_released,
 }

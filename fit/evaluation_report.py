@@ -14,12 +14,24 @@ from typing import Any
 import torch
 
 from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary, identity_std_ratio
+from facerecon.evaluation import (
+    Metric,
+    Row,
+    Summary,
+    Table,
+    bootstrap_interval,
+    bootstrap_summary,
+    identity_std_ratio,
+    ita_errors,
+    person_spread,
+    rank_correlation,
+)
 from facerecon.evaluation.tables import LEAST, PUBLISHED, write_csv
 from facerecon.export.chart import Bar, bar_chart
 from facerecon.export.report import library_version
 from facerecon.fit.evaluation_parts import INVERTED_BY, RELEASED, split_space
 from facerecon.imaging.files import read_image, write_bytes, write_png
+from facerecon.perception.skin_tone import TONE_GROUPS
 from facerecon.storage import csv_bytes
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
@@ -87,6 +99,24 @@ GROUPED = [*RECONSTRUCTION[:3], Metric("mean", "shape, mm", 1, 2)]
 
 TONES = ((55, "very light (ITA above 55)"), (41, "light (41 to 55)"), (28, "intermediate (28 to 41)"),
          (10, "tan (10 to 28)"), (-30, "brown (-30 to 10)"), (-1e9, "dark (below -30)"))  # fmt: skip
+TONE = [
+    Metric("mean", "ITA error, degrees", 1, 1),
+    Metric("worst", "worst group", 1, 1),
+    Metric("bias_score", "bias score", 1, 1),
+    Metric("offset", "too light by", 1, 1, signed=True),
+    Metric("spread", "spread of a person", 1, 1),
+    Metric("rank", "rank correlation", 1, 2),
+    *[Metric(name, name, 1, 1, interval=False) for name in TONE_GROUPS],
+]
+ALBEDO = [
+    Metric("bs_visible", "BS Error, visible texels", 1, 2),
+    Metric("seam", "seam contrast", 1, 2),
+    Metric("texture", "texture error x 1000", 1000, 1),
+    Metric("texture_scaled", "after scale", 1000, 1),
+    Metric("fine_detail", "fine detail x 1000", 1000, 2),
+]
+SIDE_LIGHT = 1.3
+"""Ratio of encoded shading of both sides of the face from which a light counts as side light."""
 AGES = ((50, "50 and older"), (30, "30 to 49"), (-1e9, "younger than 30"))
 
 
@@ -326,13 +356,87 @@ def group_tables(sweep: Any) -> list[Table]:
     return [table]
 
 
+def tone_tables(sweep: Any) -> list[Table]:
+    """Skin tones of the fitted albedos, of heads, pictures and FAIR."""
+    table = Table("tone", f"Skin tone of the fitted albedo (preset {sweep.preset}, {_label(sweep, 'ours')})", TONE,
+                  first="pictures")  # fmt: skip
+    kinds = {"tone/head": "rendered heads of known albedo", "fair": "FAIR",
+             "tone/told": "the same heads, first picture of each, exposure and light color told"}  # fmt: skip
+    for kind, label in kinds.items():
+        found = [facts for _, facts in _named(sweep, f"{kind}/.+") if "ita" in facts["metrics"]]
+        if found:
+            table.rows.append(Row(label, _tone_cells(found)))
+    portraits = [(match, facts) for match, facts in _named(sweep, r"tone/portrait/(\d+)/(\d+)")]
+    first = {match[1]: facts["metrics"]["ita"] for match, facts in portraits if match[2] == "0"}
+    rest = [(match[1], facts["metrics"]["ita"]) for match, facts in portraits if match[2] != "0" and match[1] in first]
+    if len(rest) > 1:
+        persons, tones = zip(*rest, strict=True)
+        own = [first[person] for person in persons]
+        cells = {"rank": Summary(rank_correlation(tones, own), len(rest))} | _spread(tones, persons)
+        table.rows.append(Row("generated portraits as other cameras would take them", cells))
+    if any(name.startswith("fair/") for name in sweep.done):
+        table.rows += PUBLISHED["tone"]
+    table.notes = [
+        "ITA: individual typology angle of the median color of plain skin of the final texture; by groups of the true "
+        "albedo. Bias score: standard deviation of the groups' mean errors (TRUST). Exposures 0.5 to 1.8 and white "
+        "balances of 25 % in linear light. Spread: mean over persons of the standard deviation over their pictures. "
+        "Rank correlation (Spearman): with the truth, or with the fit of the uncorrupted picture. It is the appearance "
+        "of a texture, and no statement on a person."
+    ]
+    return [table] if table.rows else []
+
+
+def _tone_cells(found: Sequence[Mapping[str, Any]]) -> dict[str, Summary]:
+    fitted, truth = ([facts[part][key] for facts in found] for part, key in (("metrics", "ita"), ("about", "tone")))
+    errors = ita_errors(fitted, truth)
+    apart = torch.tensor(fitted) - torch.tensor(truth)
+    cells = {"mean": bootstrap_summary(apart.abs()), "offset": bootstrap_summary(apart)}
+    cells |= {"worst": Summary(errors.worst, len(found)), "bias_score": Summary(errors.bias, len(found))}
+    cells |= {name: Summary(value) for name, value in errors.groups.items()}
+    if len(found) > 1:
+        cells["rank"] = Summary(rank_correlation(fitted, truth), len(found))
+    return cells | _spread(fitted, [facts["about"].get("person") for facts in found])
+
+
+def _spread(tones: Sequence[float], persons: Sequence[Any]) -> dict[str, Summary]:
+    """A cell, where somebody has two pictures."""
+    pairs = [(tone, person) for tone, person in zip(tones, persons, strict=True) if person is not None]
+    names = [person for _, person in pairs]
+    if len(names) == len(set(names)):
+        return {}
+    return {"spread": Summary(person_spread([tone for tone, _ in pairs], names), len(pairs))}
+
+
+def albedo_tables(sweep: Any) -> list[Table]:
+    """Light left in the final textures, and seams, of every fit with the first preset and our decoder."""
+    table = Table("albedo", "Light and seams in the final textures", ALBEDO, first="pictures")
+    kinds = {
+        "photos and generated faces": f"reconstruction/.+/{re.escape(sweep.preset)}/ours",
+        "rendered heads": r"tone/head/.+",
+        "portraits as other cameras would take them": r"tone/portrait/.+",
+    }
+    for label, pattern in kinds.items():
+        found = [facts["metrics"] for _, facts in _named(sweep, pattern) if "bs_visible" in facts["metrics"]]
+        table.rows += filter(None, [_row(label, found, ALBEDO)])
+        aside = [metrics for metrics in found if metrics["side"] >= SIDE_LIGHT]
+        table.rows += filter(None, [_row(f"{label}: in side light", aside, ALBEDO)])
+    table.notes = [
+        f"Side light: the fitted light shades one side of the face {SIDE_LIGHT} times as bright as the other. Seam "
+        "contrast: change of log brightness across the border of the visible texels over that of the skin beside it, "
+        "95th percentiles; 1 where no line shows. Texture error: mean difference of RGB over visible texels, and after "
+        "the best factor of each channel. Fine detail: energy of the two finest octaves of log brightness."
+    ]
+    return [table] if table.rows else []
+
+
 # -- pages -----------------------------------------------------------------------------------------------------
 
 
 def write_evaluation(sweep: Any) -> int:
     """Everything that is written at the end; the exit status."""
     folder = sweep.folder.path
-    makers = (shape_tables, reconstruction_tables, map_tables, released_tables, expressiveness_tables, group_tables)
+    makers = (shape_tables, reconstruction_tables, map_tables, released_tables, expressiveness_tables, tone_tables,
+              albedo_tables, group_tables)  # fmt: skip
     tables = [table for make in makers for table in make(sweep)]
     sweep.folder.tidy(sweep.done)
     if not tables:
@@ -359,7 +463,8 @@ def _introduction(sweep: Any) -> str:
     command = shlex.join(["python", "fit/evaluate.py", *_arguments(sys.argv[1:])])
     minutes = sum(facts.get("seconds", 0) for facts in sweep.done.values()) / 60
     counts = {"shape": f"{sweep.heads} heads of each kind", "reconstruction": f"{sweep.faces} generated faces",
-              "maps": f"{sweep.people} held-out subjects"}  # fmt: skip
+              "maps": f"{sweep.people} held-out subjects",
+              "tone": f"{sweep.tones} people of known albedo"}  # fmt: skip
     sizes = [text for part, text in counts.items() if part in config.parts] or ["what the folder holds"]
     fits = sweep.fit_config(*sweep.main)[0]
     return (

@@ -239,6 +239,7 @@ PUBLISHED: dict[str, tuple[Row, ...]] = {
             ("FFHQ-UV-Interpolate", 4.490, 0.8012, 100000),
         )
     ),
+    "tone": (Row("HUST", {"mean": Summary(11.20), "bias_score": Summary(1.58)}, source="FAIR; ICCV 2025, abstract"),),
 }
 """{table: rows}, in the units of the table's columns.
 

@@ -7,7 +7,6 @@ of it. A portrait is a function of the seed, its number and its person.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
