@@ -360,8 +360,11 @@ def tone_tables(sweep: Any) -> list[Table]:
     """Skin tones of the fitted albedos, of heads, pictures and FAIR."""
     table = Table("tone", f"Skin tone of the fitted albedo (preset {sweep.preset}, {_label(sweep, 'ours')})", TONE,
                   first="pictures")  # fmt: skip
-    kinds = {"tone/head": "rendered heads of known albedo", "fair": "FAIR",
-             "tone/told": "the same heads, first picture of each, exposure and light color told"}  # fmt: skip
+    kinds = {
+        "tone/head": "rendered heads of known albedo",
+        "tone/told": "the same heads, first picture of each, exposure and light color told",
+        "fair": "FAIR",
+    }
     for kind, label in kinds.items():
         found = [facts for _, facts in _named(sweep, f"{kind}/.+") if "ita" in facts["metrics"]]
         if found:

@@ -26,6 +26,9 @@ COLORS = {"dark": (0.3, 0.2, 0.16), "brown": (0.5, 0.36, 0.28), "tan": (0.62, 0.
           "intermediate": (0.7, 0.54, 0.44), "light": (0.76, 0.6, 0.5), "very light": (0.85, 0.7, 0.6)}  # fmt: skip
 
 
+SMALL = ("parts=[tone]", "tones=6", "pictures=2", "faces=2", "presets=[smoke]")
+
+
 def sweep(folder: Path, *overrides: str) -> Sweep:
     made = Sweep(compose("evaluate", [f"out={folder}", *overrides]), RunDirectory(folder, {"script": "evaluate"}))
     made.bar = SimpleNamespace(update=lambda count: None, set_postfix_str=lambda text: None, write=lambda *a, **k: None)
@@ -48,30 +51,37 @@ def face_of(texture: torch.Tensor) -> SimpleNamespace:
     return SimpleNamespace(texture=texture, visibility=visible, params=SimpleNamespace(light=light))
 
 
-@pytest.fixture
-def one(tmp_path, asset, monkeypatch) -> Sweep:
-    """A sweep whose fits say that everybody has the color of the middle of the photo; observing is left out."""
+def fit(image: torch.Tensor, callback: object) -> SimpleNamespace:
+    """Everybody has the color of the middle of the photo."""
+    color = image[:, 28:36, 28:36].flatten(1).median(1).values
+    return SimpleNamespace(face=face_of(color[None, :, None, None].expand(1, 3, 64, 64)))
+
+
+@pytest.fixture(scope="module")
+def faked(asset):
+    """Small heads of one color each, two gray portraits, and fits that observe nothing."""
     asset("makehuman")
-    model = load_face_model()
-    made = sweep(tmp_path, "parts=[tone]", "tones=6", "pictures=2", "faces=2", "presets=[smoke]")
-    monkeypatch.setattr(tones, "load_tone_subjects", subjects)
-    monkeypatch.setattr(tones, "TonedHeads", partial(TonedHeads, size=64))
-    faces = ((seed, torch.full((3, 64, 64), level)) for seed, level in ((7, 0.5), (8, 0.7)))
-    monkeypatch.setattr(tones, "held_out_faces", lambda count: faces)
-    monkeypatch.setattr(Sweep, "model", model)
-    monkeypatch.setattr(Sweep, "observed", lambda self, image: image)
-
-    def fit(image: torch.Tensor, callback: object) -> SimpleNamespace:
-        color = image[:, 28:36, 28:36].flatten(1).median(1).values
-        return SimpleNamespace(face=face_of(color[None, :, None, None].expand(1, 3, 64, 64)))
-
-    monkeypatch.setattr(Sweep, "fitter", lambda self, *key: fit)
-    return made
+    faces = [(seed, torch.full((3, 64, 64), level)) for seed, level in ((7, 0.5), (8, 0.7))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tones, "load_tone_subjects", subjects)
+        patch.setattr(tones, "TonedHeads", partial(TonedHeads, size=64))
+        patch.setattr(tones, "held_out_faces", lambda count: iter(faces[:count]))
+        patch.setattr(Sweep, "model", load_face_model())
+        patch.setattr(Sweep, "observed", lambda self, image: image)
+        patch.setattr(Sweep, "fitter", lambda self, *key: fit)
+        yield
 
 
-def test_heads_of_every_group_and_portraits_are_fitted(one) -> None:
+@pytest.fixture(scope="module")
+def ran(faked, tmp_path_factory) -> Sweep:
+    one = sweep(tmp_path_factory.mktemp("tones"), *SMALL)
     one.run()
     assert not one.failed
+    return one
+
+
+def test_heads_of_every_group_and_portraits_are_fitted(ran) -> None:
+    one = ran
     people = [members[0] for members in held_out_tones().values()]
     names = {f"tone/head/{seed}/{k}" for seed in people for k in (0, 1)} | {f"tone/told/{seed}/0" for seed in people}
     names |= {f"tone/portrait/{seed}/{k}" for seed in (7, 8) for k in (0, 1, 2)}
@@ -83,39 +93,38 @@ def test_heads_of_every_group_and_portraits_are_fitted(one) -> None:
     assert len(exposures) == 2
 
 
-def test_who_is_told_the_exposure_errs_by_the_lamps_alone(one) -> None:
+def test_who_is_told_the_exposure_errs_by_the_lamps_alone(ran) -> None:
     """These fits take the color of the picture for the albedo: exposure and light color are in their error."""
-    one.run()
     errors = {}
     for kind in ("head", "told"):
-        found = [facts for name, facts in one.done.items() if name.startswith(f"tone/{kind}/") and name.endswith("/0")]
+        found = [facts for name, facts in ran.done.items() if name.startswith(f"tone/{kind}/") and name.endswith("/0")]
         errors[kind] = [(f["metrics"]["texture"], f["metrics"]["ita"] - f["about"]["tone"]) for f in found]
     told, head = (torch.tensor(errors[kind]).abs().mean(0) for kind in ("told", "head"))
-    assert bool((told < 0.8 * head).all())
+    assert told[0] < 0.8 * head[0] and told[1] < head[1]
 
 
-def test_an_uncorrupted_portrait_is_fitted_as_it_is(one) -> None:
-    one.run()
+def test_an_uncorrupted_portrait_is_fitted_as_it_is(ran) -> None:
     gray = skin_tone(torch.full((1, 3), 0.7)).item()
-    assert one.done["tone/portrait/8/0"]["metrics"]["ita"] == pytest.approx(gray, abs=0.1)
-    assert abs(one.done["tone/portrait/8/1"]["metrics"]["ita"] - gray) > 1
+    assert ran.done["tone/portrait/8/0"]["metrics"]["ita"] == pytest.approx(gray, abs=0.1)
+    assert abs(ran.done["tone/portrait/8/1"]["metrics"]["ita"] - gray) > 1
 
 
-def test_a_person_is_the_same_however_many_are_asked_for(one, tmp_path) -> None:
-    one.run()
+def test_a_person_is_the_same_however_many_are_asked_for(ran, tmp_path) -> None:
     fewer = sweep(tmp_path / "fewer", "parts=[tone]", "tones=2", "pictures=1", "faces=0", "presets=[smoke]")
     fewer.run()
     name = f"tone/head/{held_out_tones()['brown'][0]}/0"
-    assert fewer.done[name]["metrics"] == pytest.approx(one.done[name]["metrics"], abs=1e-3)
+    assert fewer.done[name]["metrics"] == pytest.approx(ran.done[name]["metrics"], abs=1e-3)
 
 
-def test_a_head_without_a_face_is_a_line_of_the_report(one, monkeypatch) -> None:
+def test_a_head_without_a_face_is_a_line_of_the_report(faked, tmp_path, monkeypatch) -> None:
+    one = sweep(tmp_path, "parts=[tone]", "tones=1", "pictures=1", "faces=1", "presets=[smoke]")
+
     def refuse(self: Sweep, image: torch.Tensor) -> torch.Tensor:
         raise NoFaceError("no face")
 
     monkeypatch.setattr(Sweep, "observed", refuse)
     one.run()
-    assert len(one.failed) == 6 * 3 + 2 * 3 and not one.done
+    assert set(one.failed.values()) == {"no face"} and len(one.failed) == 4 and not one.done
 
 
 def test_light_and_seams_of_a_texture(asset) -> None:
@@ -140,7 +149,8 @@ def test_light_and_seams_of_a_texture(asset) -> None:
     assert tones.albedo_metrics(model, step)["side"] > 1.3
 
 
-def test_the_report_has_tones_by_group(one) -> None:
+def test_the_report_has_tones_by_group(tmp_path) -> None:
+    one = sweep(tmp_path, *SMALL)
     for seed, (fitted, truth) in {1: (-30.0, -40.0), 2: (24.0, 20.0), 3: (60.0, 60.0)}.items():
         for k, off in ((0, 1.0), (1, -1.0)):
             metrics = {"ita": fitted + off, "bs_visible": 4.0, "seam": 1.5, "side": 1.0 + 0.4 * k, "texture": 0.05}
@@ -153,9 +163,9 @@ def test_the_report_has_tones_by_group(one) -> None:
     text = (Path(one.folder.path) / "evaluate.md").read_text()
     for line in (
         "| rendered heads of known albedo | 5.0 (2.0 to 8.0) | 10.0 | 3.7 | +4.7 (",
-        " | 1.4 | 1.00 | 10.0 | 4.0 | 1.0 | 6 |",
+        " | 1.4 | 0.96 | 10.0 | 4.0 | 1.0 | 6 |",
         "first picture of each, exposure and light color told | 2.0 (2.0 to 2.0) | 2.0 | 0.0 | +2.0",
-        "| generated portraits as other cameras would take them |  |  |  |  | 4.2 | 1.00 |",
+        "| generated portraits as other cameras would take them |  |  |  |  | 4.2 | 0.96 |",
         "| FAIR | 5.0 | 5.0 |",
         "*published: HUST* | *11.2* |",
         "| rendered heads | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 50.0",

@@ -9,6 +9,7 @@ from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import PipelineSettings, UVPipeline, make_worker
 from facerecon.dataset.report import write_overview
 from facerecon.dataset.sampling import dark_skin_score, draw_seeds
+from facerecon.dataset.tone_subjects import ToneSubjects, held_out_tones, load_tone_subjects
 from facerecon.training.uv_maps import UVMaps
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Item",
     "Manifest",
     "PipelineSettings",
+    "ToneSubjects",
     "UVMaps",
     "UVPipeline",
     "complete",
@@ -26,6 +28,8 @@ __all__ = [
     "draw_seeds",
     "extract",
     "face_layout",
+    "held_out_tones",
+    "load_tone_subjects",
     "make_worker",
     "refusals",
     "run_items",
