@@ -71,6 +71,7 @@ def observe_models(asset: Callable[[str], Path]) -> None:
         "facemesh478",
         "expression52",
         "identity128",
+        "sface",
         "faceres1024",
         "bisenet",
     ):

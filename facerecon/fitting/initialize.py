@@ -590,8 +590,10 @@ def fit_light(
     weight, gamma, seen, base, slope = torch.ones_like(image[:, :1]), start, image, albedo, torch.ones_like(image)
     if space == "linear":
         seen, base = linear_intensity(image), linear_intensity(albedo)
-        slope = (image.clamp(min=0.1) ** (1 - GAMMA) / GAMMA).square()
     for _ in range(rounds):
+        if space == "linear":
+            render = albedo * encoded_shading(basis @ gamma, ambient)
+            slope = (render.clamp(min=0.1) ** (1 - GAMMA) / GAMMA).square()
         scale = weight.sum().clamp(min=1e-6)
         designs = [basis * base[:, c : c + 1] for c in range(3)]
         weighted = [(design * weight * slope[:, c : c + 1]).mT / scale for c, design in enumerate(designs)]
