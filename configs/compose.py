@@ -38,6 +38,7 @@ PATHS = {
     "decoders.scratch",
     "dir",
     "face_model_path",
+    "fair_dir",
     "ict",
     "img",
     "init",
@@ -72,6 +73,7 @@ SEVERAL = {"init"}
 """Keys that take ``[a, b]``, too."""
 ALIASES: dict[str, dict[str, str | None]] = {
     "*": {"pack.judge": "pack.eval_identity", "pack.perceptual": None, "pack.parsing": None, "parsing": None},
+    "uv_dataset": {"complete.tint": None},
     "texture_gan": {
         "warm.rate": "pretrain.lr",
         "warm.code_rate": "pretrain.code_lr",

@@ -174,6 +174,8 @@ def used_parts(config: Any) -> dict[str, str]:
         "stage1": "landmarks" if weights is None else _version(weights),
         "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh478')}",
         "parsing": _asset_version("bisenet"),
+        "tone": _version(shipped("tone.safetensors")) if config.fitting.tone == "belief" else "off",
+        "light": f"spherical harmonics of order 2 on {config.fitting.light_space} values",
         "perceptual": _perceptual_version(config.perceptual, identity),
         "identity": identity,
         "eval_identity": _asset_version("faceres1024"),

@@ -4,9 +4,9 @@
 
 Portraits of the open generator, evenly over tones from very dark to very light, none of a held-out person; each as it
 is and as other cameras, lamps and rooms would have shown it: random exposure, white balance and gamma, uneven light on
-the head, another brightness of what is around it. Ridge regression of the tone that the unchanged picture shows on what
-`facerecon.perception.tone` measures; its errors on people left out are the covariance. About 3 s a portrait of a core;
-resumable. Then: python -m facerecon.assets seal.
+the head, another brightness of what is around it. Beside them rendered heads in the textures of some of the portraits,
+whose tone is known exactly. Ridge regression of the tone on what `facerecon.perception.tone` measures; its errors on
+people left out are the covariance. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ from tqdm import tqdm
 
 from facerecon import assets
 from facerecon.dataset import Manifest
+from facerecon.dataset.complete import CompleteSettings, complete
+from facerecon.dataset.extract import ExtractSettings, extract
+from facerecon.dataset.layout import load_template
 from facerecon.dataset.tone_subjects import held_out_tones
 from facerecon.errors import FaceReconError
 from facerecon.evaluation import ita_errors, person_spread, rank_correlation
+from facerecon.morphable import load_face_model
 from facerecon.perception import observe
-from facerecon.perception.skin_tone import TONE_GROUPS, skin_tone
+from facerecon.perception.skin_tone import TONE_GROUPS, mean_log_color, skin_tone, tone_group
 from facerecon.perception.tone import COLORS, ToneNet, tone_features
 from facerecon.run.seeds import item_generator
 from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.face_generator import load_generator
+from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.exposure import exposed
+from facerecon.synthetic.faces import SyntheticFaces
+from facerecon.synthetic.settings import SyntheticSettings
 from facerecon.types import Crop
 
 OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "tone.safetensors"
@@ -43,6 +50,8 @@ SIDE, FIT = 320, 224
 MIDDLE = slice(46, 274)  # of the full crop: the fit crop
 ELSEWHERE, HAIR = (0, 16, 18), 17  # classes background, cloth and hat
 VARIANTS = 5
+RENDERED, RENDERS, RENDER_WEIGHT = 20, 5, 1.0  # people a group of tones, pictures of each, and what they count
+TEXELS, RENDER_SIDE = 256, 448
 RIDGE, RIDGE_IDENTITY, SQUARES = 3.0, 5.0, 0.3
 
 
@@ -127,6 +136,36 @@ def variants(data: dict[str, Tensor], seed: int) -> tuple[Crop, Crop, Tensor]:
     return full, fit, data["landmarks"].expand(count, -1, -1)
 
 
+@torch.no_grad()
+def rendered(generator: torch.nn.Module, seed: int, backgrounds: Tensor) -> dict[str, Tensor]:
+    """What is measured on rendered heads with the texture of one portrait, and that texture's tone."""
+    model = load_face_model("makehuman")
+    template = load_template(model, TEXELS)
+    image = generator(generator.sample(seed, TRUNCATION)).clamp(0, 1)
+    try:
+        views = extract(image, model, ExtractSettings(size=TEXELS), template.texture, layout=template.layout)
+    except FaceReconError:
+        return {}
+    texture = complete(views, template, CompleteSettings(tone="off")).texture
+    tone = mean_log_color(texture, template.layout.plain)
+    settings = SyntheticSettings(
+        texture=0, pictures=1, glasses=0, occluded=0, yaw=12, yaw_limit=30, wide=0, exposure=0
+    )  # fmt: skip
+    maps = (texture * 255).round().byte()
+    faces = SyntheticFaces(model, load_decoder("linear"), settings, seed, RENDER_SIDE, maps=maps, backgrounds=backgrounds)
+    draw, rows = item_generator(seed, "tone renders"), []
+    for number in range(RENDERS):
+        exposure = 2.0 ** (torch.rand(1, generator=draw) * 2 - 1)
+        balance = ((torch.rand(1, 3, generator=draw) * 2 - 1) * math.log(1.28)).exp()
+        gamma = 1.15 ** (torch.rand(1, generator=draw) * 2 - 1)
+        try:
+            photo = observe(exposed(faces([number]).image, exposure, balance, gamma)[0])
+        except FaceReconError:
+            continue
+        rows.append(tone_features(photo.full, photo.fit, photo.landmarks68)[0])
+    return {"features": torch.cat(rows), "color": tone.expand(len(rows), 3).contiguous()} if rows else {}
+
+
 def learned(features: Tensor, tones: Tensor, weight: Tensor) -> ToneNet:
     """Weighted ridge regression, in float64; squares and descriptors are held more tightly."""
     net, known = ToneNet(features.shape[1], COLORS), ~features.isnan()
@@ -144,6 +183,47 @@ def learned(features: Tensor, tones: Tensor, weight: Tensor) -> ToneNet:
     return net
 
 
+def collected(work: Path, count: int) -> dict[str, list[Tensor]]:
+    """Features, tones, numbers of people, and weights of their kind, in the order in which they are made."""
+    generator, found = load_generator(), {"features": [], "tone": [], "person": [], "kind": []}
+
+    def add(data: dict[str, Tensor], tone: Tensor, person: int, kind: float) -> None:
+        found["features"].append(data["features"])
+        found["tone"].append(tone.expand(len(data["features"]), 3))
+        found["person"].append(torch.full((len(data["features"]),), person))
+        found["kind"].append(torch.full((len(data["features"]),), kind))
+
+    tones: dict[int, float] = {}
+    for seed in tqdm(chosen_seeds(generator, count), desc="portraits"):
+        crops, path = work / f"{seed}.safetensors", work / f"{seed}.features.safetensors"
+        if not crops.exists():
+            measure(generator, seed, crops)
+        if crops.stat().st_size == 0:
+            continue
+        if not path.exists():
+            with torch.no_grad():
+                features, color = tone_features(*variants(load_file(crops), seed))
+            save_file({"features": features, "color": color}, path)
+        data = load_file(path)
+        add(data, data["color"][:1], seed, 1.0)
+        tones[seed] = skin_tone(data["color"][:1].exp()).item()
+    backgrounds = torch.stack([_small(load_file(work / f"{seed}.safetensors")) for seed in sorted(tones)[::6]])
+    groups = {name: sorted(s for s in tones if tone_group(tones[s]) == name)[:RENDERED] for name in TONE_GROUPS}
+    for seed in tqdm([seed for members in groups.values() for seed in members], desc="rendered heads"):
+        path = work / f"{seed}.rendered.safetensors"
+        if not path.exists():
+            write_whole(path, safetensors_bytes(rendered(generator, seed, backgrounds)))
+        data = load_file(path)
+        if data:
+            add(data, data["color"][:1], seed, RENDER_WEIGHT)
+    return found
+
+
+def _small(data: dict[str, Tensor]) -> Tensor:
+    """The middle of a full crop, (3, 256, 256) uint8: what an FFHQ portrait shows."""
+    return F.interpolate(data["full"][:, :, 38:282, 38:282].float(), (256, 256), mode="area")[0].round().byte()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of what is measured, for resuming")
@@ -151,42 +231,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    generator, rows, tones, person = load_generator(), [], [], []
-    for number, seed in enumerate(tqdm(chosen_seeds(generator, options.count), desc="portraits")):
-        crops, numbers = options.work / f"{seed}.safetensors", options.work / f"{seed}.features.safetensors"
-        if not crops.exists():
-            measure(generator, seed, crops)
-        if crops.stat().st_size == 0:
-            continue
-        if not numbers.exists():
-            with torch.no_grad():
-                features, color = tone_features(*variants(load_file(crops), seed))
-            save_file({"features": features, "color": color}, numbers)
-        data = load_file(numbers)
-        rows.append(data["features"])
-        tones.append(data["color"][:1].expand(len(data["color"]), 3))
-        person.append(torch.full((len(data["color"]),), number))
-    features, truth, person = torch.cat(rows), torch.cat(tones), torch.cat(person)
+    found = {name: torch.cat(parts) for name, parts in collected(options.work, options.count).items()}
+    features, truth, person, kind = found.values()
     ita = skin_tone(truth.exp())
     group = torch.bucketize(ita, ita.new_tensor(list(TONE_GROUPS.values())[1:]), right=True)
-    count = torch.bincount(group, minlength=len(TONE_GROUPS))
-    weight = (1 / count.clamp(min=1))[group]
+    weight = (1 / torch.bincount(group, minlength=len(TONE_GROUPS)).clamp(min=1))[group] * kind
 
-    fold = torch.randint(0, 5, (int(person.max()) + 1,), generator=torch.Generator().manual_seed(0))[person]
+    people, number = person.unique(return_inverse=True)
+    fold = torch.randint(0, 5, (len(people),), generator=torch.Generator().manual_seed(0))[number]
     guess = torch.zeros_like(truth)
     for k in range(5):
-        net = learned(features[fold != k], truth[fold != k], weight[fold != k])
-        guess[fold == k] = net(features[fold == k]).mean
-    error = guess - truth
-    found = skin_tone(guess.exp().clamp(0, 1))
-    errors, names = ita_errors(found, ita), person.tolist()
-    figures = {"mean": errors.mean, "bias": errors.bias, **errors.groups, "spread": person_spread(found, names)}
+        guess[fold == k] = learned(features[fold != k], truth[fold != k], weight[fold != k])(features[fold == k]).mean
+    error, photos = guess - truth, kind == 1.0
+    found_ita = skin_tone(guess.exp().clamp(0, 1))[photos]
+    errors, names = ita_errors(found_ita, ita[photos]), person[photos].tolist()
+    figures = {"mean": errors.mean, "bias": errors.bias, **errors.groups, "spread": person_spread(found_ita, names)}
     figures = {key: round(value, 2) for key, value in figures.items()}
-    figures["rank"] = round(rank_correlation(found, ita), 3)
-    print(f"{len(rows)} people ({count.tolist()} pictures a group); on those left out: {figures}")
+    figures["rank"] = round(rank_correlation(found_ita, ita[photos]), 3)
+    print(f"{len(people)} people, {len(truth)} pictures; portraits of people left out: {figures}")
     net = learned(features, truth, weight)
     net.covariance = torch.einsum("nc,nd,n->cd", error, error, weight / weight.sum())
-    meta = {"figures": json.dumps(figures), "people": str(len(rows)), "tool": "tools/build_tone.py"}
+    meta = {"figures": json.dumps(figures), "people": str(len(people)), "tool": "tools/build_tone.py"}
     write_whole(OUTPUT, safetensors_bytes(dict(net.state_dict()), meta))
 
 

@@ -219,12 +219,16 @@ _STAND_INS = {
     ("identity", "sface"): "SFace, 128-d, of ArcFace's kind instead of ArcFace r50",
     ("identity", "identity128"): "128-d face descriptor (Euclidean metric) instead of ArcFace",
     ("pack.eval_identity", "faceres1024"): "1024-d descriptor measures CSIM and is never optimized; the paper has none",
+    ("fitting.tone", "belief"): "skin tone by a belief from face and scene instead of what decoder and light leave",
+    ("fitting.light_space", "linear"): "light multiplies linear intensities instead of encoded values",
     ("stage1", "landmarks"): "fitted to landmarks instead of the regressor N_enc",
 }
 _PART_NAMES = {
     "identity": "identity loss",
     "pack.eval_identity": "eval_identity",
     "stage1": "stage 1",
+    "fitting.tone": "skin tone",
+    "fitting.light_space": "light",
     "perceptual": "perceptual loss",
 }
 
