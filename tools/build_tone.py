@@ -3,15 +3,16 @@
     python tools/build_tone.py --work tone [--count 1034]
 
 Portraits of the open generator, evenly over tones from very dark to very light, none of a held-out person; each as it
-is and as other cameras, lamps and rooms would have shown it: random exposure, white balance and gamma, uneven light on
-the head, another brightness of what is around it. Beside them rendered heads in the textures of some of the portraits,
-whose tone is known exactly. Ridge regression of the tone on what `facerecon.perception.tone` measures; its errors on
-people left out are the covariance. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
+is and as other cameras would have taken it: random exposure, white balance and gamma. Beside them rendered heads in the
+textures of some of the portraits, in all lights, before pictures. Ridge regression of the tone on what
+`facerecon.perception.tone` measures, which also holds what it says of one person together; its errors on people left
+out are the covariance. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -34,7 +35,6 @@ from facerecon.morphable import load_face_model
 from facerecon.perception import observe
 from facerecon.perception.skin_tone import TONE_GROUPS, mean_log_color, skin_tone, tone_group
 from facerecon.perception.tone import COLORS, ToneNet, tone_features
-from facerecon.run.seeds import item_generator
 from facerecon.storage import safetensors_bytes, write_whole
 from facerecon.stylegan.face_generator import load_generator
 from facerecon.stylegan.load import load_decoder
@@ -46,13 +46,12 @@ from facerecon.types import Crop
 OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "tone.safetensors"
 SEEDS = range(20_000, 60_000)
 TRUNCATION = 0.7
-SIDE, FIT = 320, 224
-MIDDLE = slice(46, 274)  # of the full crop: the fit crop
-ELSEWHERE, HAIR = (0, 16, 18), 17  # classes background, cloth and hat
+SIDE = 320
 VARIANTS = 5
-RENDERED, RENDERS, RENDER_WEIGHT = 20, 5, 1.0  # people a group of tones, pictures of each, and what they count
+RENDERED, RENDERS, RENDER_WEIGHT = 20, 5, 1.5  # people a group of tones, pictures of each, and what they count
 TEXELS, RENDER_SIDE = 256, 448
-RIDGE, RIDGE_IDENTITY, SQUARES = 3.0, 5.0, 0.3
+RIDGE, RIDGE_IDENTITY, SQUARES = 10.0, 5.0, 0.3
+WITHIN = 0.5  # weight of how far pictures of one person come apart, beside the error
 
 
 def chosen_seeds(generator: torch.nn.Module, count: int) -> list[int]:
@@ -65,7 +64,7 @@ def chosen_seeds(generator: torch.nn.Module, count: int) -> list[int]:
     guess = ((generator.sample(list(SEEDS), TRUNCATION).double() - center) / scale) @ weight + tone.mean()
     edges = torch.cat([torch.tensor([-math.inf]), torch.linspace(-40, 70, 20), torch.tensor([math.inf])])
     draw = torch.Generator().manual_seed(0)
-    bins = [((guess >= a) & (guess < b)).nonzero()[:, 0] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    bins = [((guess >= a) & (guess < b)).nonzero()[:, 0] for a, b in itertools.pairwise(edges)]
     bins = [b[torch.randperm(len(b), generator=draw)].tolist() for b in bins]
     held = {seed for members in held_out_tones().values() for seed in members}
     order = [SEEDS[b[i]] for i in range(max(map(len, bins))) for b in bins if i < len(b)]
@@ -92,47 +91,29 @@ def measure(generator: torch.nn.Module, seed: int, path: Path) -> None:
 
 
 def variants(data: dict[str, Tensor], seed: int) -> tuple[Crop, Crop, Tensor]:
-    """Full crops, fit crops and landmarks of a portrait, as it is (first) and changed."""
-    draw, count = item_generator(seed, "tone variants"), VARIANTS + 1
+    """Full crops, fit crops and landmarks of a portrait, as it is (first) and as other cameras would have taken it."""
+    draw, gains, gammas = torch.Generator().manual_seed(seed), [torch.ones(3)], [1.0]
+    for _ in range(VARIANTS):
+        exposure = 2.0 ** (torch.rand((), generator=draw) * 2 - 1)
+        balance = ((torch.rand(3, generator=draw) * 2 - 1) * math.log(1.28)).exp()
+        gains.append(exposure * balance / balance[1])
+        gammas.append(1.2 ** (torch.rand((), generator=draw).item() * 2 - 1))
+    count, gain, gamma = VARIANTS + 1, torch.stack(gains), torch.tensor(gammas)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=draw) * 2 - 1
+    def taken(image: Tensor) -> Tensor:
+        image = image.float().expand(count, -1, -1, -1) / 255
+        return (exposed(image, 1.0, gain, gamma) * 255).round() / 255
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
-
-    changed = (torch.arange(count) > 0).float()[:, None]
-    exposure = 2.0 ** (uniform(count, 1) * changed)
-    balance = (uniform(count, 3) * math.log(1.28) * changed).exp()
-    gamma = 1.2 ** (uniform(count) * changed[:, 0])
-    around = ((normal(count, 1) * 0.45 + normal(count, 3) * 0.08) * changed).exp()
-    dyed = (normal(count, 1) * 0.5 * (uniform(count, 1) < -0.2) * changed).exp()
-    slopes = normal(count, 4) * torch.tensor([0.35, 0.2, 0.2, 0.15]) * changed
-
-    axis = ((torch.arange(SIDE) + 0.5) / SIDE - 0.5) * 4.4
-    y, x = axis[:, None].expand(SIDE, SIDE), axis.expand(SIDE, SIDE)
-    lamps = torch.einsum("bk,khw->bhw", slopes, torch.stack([x, y, x * x, x * y]))[:, None].exp()
-    skin = data["skin"].float() / 255
-    lamps = lamps / (lamps * skin).sum((2, 3), keepdim=True) * skin.sum().clamp(min=1)
-    classes = data["classes"]
-    elsewhere = torch.isin(classes, classes.new_tensor(ELSEWHERE)).float()
-    hair = (classes == HAIR).float()
-    field = elsewhere * around[:, :, None, None]
-    field = field + (1 - elsewhere) * lamps * (1 + hair * (dyed[:, :, None, None] - 1))
-    field = F.avg_pool2d(F.pad(field, (2, 2, 2, 2), mode="replicate"), 5, 1)  # no hard edge between the classes
-    middle = F.interpolate(field[:, :, MIDDLE, MIDDLE], (FIT, FIT), mode="bilinear")
-
-    def taken(image: Tensor, light: Tensor) -> Tensor:
-        lit = image.float() / 255 * light ** (1 / 2.2)
-        return (exposed(lit, exposure, balance, gamma) * 255).round() / 255
+    def whole(image: Tensor) -> Tensor:
+        return image.expand(count, -1, -1, -1)
 
     blank = torch.zeros(count, 1, 1, 1)
-    whole = {"to_photo": torch.zeros(count, 2, 3), "eye_mask": blank, "mouth_mask": blank, "lip_mask": blank}
+    other = {"to_photo": torch.zeros(count, 2, 3), "face_mask": blank, "eye_mask": blank, "mouth_mask": blank}
     full = Crop(
-        image=taken(data["full"], field), valid=data["valid"].float().expand(count, -1, -1, -1), face_mask=blank,
-        skin_mask=skin.expand(count, -1, -1, -1), classes=classes.expand(count, -1, -1, -1), **whole,
+        image=taken(data["full"]), valid=whole(data["valid"].float()), skin_mask=whole(data["skin"].float() / 255),
+        classes=whole(data["classes"]), lip_mask=blank, **other,
     )  # fmt: skip
-    fit = Crop(image=taken(data["fit"], middle), valid=blank, face_mask=blank, skin_mask=blank, **whole)
+    fit = Crop(image=taken(data["fit"]), valid=blank, skin_mask=blank, lip_mask=blank, **other)
     return full, fit, data["landmarks"].expand(count, -1, -1)
 
 
@@ -152,8 +133,10 @@ def rendered(generator: torch.nn.Module, seed: int, backgrounds: Tensor) -> dict
         texture=0, pictures=1, glasses=0, occluded=0, yaw=12, yaw_limit=30, wide=0, exposure=0
     )  # fmt: skip
     maps = (texture * 255).round().byte()
-    faces = SyntheticFaces(model, load_decoder("linear"), settings, seed, RENDER_SIDE, maps=maps, backgrounds=backgrounds)
-    draw, rows = item_generator(seed, "tone renders"), []
+    faces = SyntheticFaces(
+        model, load_decoder("linear"), settings, seed, RENDER_SIDE, maps=maps, backgrounds=backgrounds
+    )  # fmt: skip
+    draw, rows = torch.Generator().manual_seed(seed), []
     for number in range(RENDERS):
         exposure = 2.0 ** (torch.rand(1, generator=draw) * 2 - 1)
         balance = ((torch.rand(1, 3, generator=draw) * 2 - 1) * math.log(1.28)).exp()
@@ -166,7 +149,7 @@ def rendered(generator: torch.nn.Module, seed: int, backgrounds: Tensor) -> dict
     return {"features": torch.cat(rows), "color": tone.expand(len(rows), 3).contiguous()} if rows else {}
 
 
-def learned(features: Tensor, tones: Tensor, weight: Tensor) -> ToneNet:
+def learned(features: Tensor, tones: Tensor, weight: Tensor, person: Tensor) -> ToneNet:
     """Weighted ridge regression, in float64; squares and descriptors are held more tightly."""
     net, known = ToneNet(features.shape[1], COLORS), ~features.isnan()
     net.center = torch.where(known, features, 0).sum(0) / known.sum(0).clamp(min=1)
@@ -176,22 +159,26 @@ def learned(features: Tensor, tones: Tensor, weight: Tensor) -> ToneNet:
     penalty[COLORS : features.shape[1]], penalty[features.shape[1] :] = RIDGE_IDENTITY, 1 / SQUARES**2
     share = (weight / weight.sum()).double()[:, None]
     center, mean = (terms * share).sum(0), (tones.double() * share).sum(0)
-    left = (terms - center) * share * len(terms)
-    system = left.T @ (terms - center) + RIDGE * len(terms) / 100 * torch.diag(penalty)
-    solution = torch.linalg.solve(system, left.T @ (tones.double() - mean))
+    terms = terms - center
+    row = person.unique(return_inverse=True)[1]
+    count = torch.bincount(row)[:, None]
+    apart = terms - (torch.zeros(len(count), terms.shape[1]).double().index_add(0, row, terms) / count)[row]
+    left = (terms * share).T
+    system = left @ terms + WITHIN * (apart * share).T @ apart + RIDGE / 100 * torch.diag(penalty)
+    solution = torch.linalg.solve(system, left @ (tones.double() - mean))
     net.weight, net.bias = solution.float(), (mean - center @ solution).float()
     return net
 
 
 def collected(work: Path, count: int) -> dict[str, list[Tensor]]:
-    """Features, tones, numbers of people, and weights of their kind, in the order in which they are made."""
-    generator, found = load_generator(), {"features": [], "tone": [], "person": [], "kind": []}
+    """Features, tones, seeds of people, and whether a picture is rendered."""
+    generator, found = load_generator(), {"features": [], "tone": [], "person": [], "rendered": []}
 
-    def add(data: dict[str, Tensor], tone: Tensor, person: int, kind: float) -> None:
+    def add(data: dict[str, Tensor], person: int, rendered: bool) -> None:
         found["features"].append(data["features"])
-        found["tone"].append(tone.expand(len(data["features"]), 3))
+        found["tone"].append(data["color"][:1].expand(len(data["features"]), 3))
         found["person"].append(torch.full((len(data["features"]),), person))
-        found["kind"].append(torch.full((len(data["features"]),), kind))
+        found["rendered"].append(torch.full((len(data["features"]),), rendered))
 
     tones: dict[int, float] = {}
     for seed in tqdm(chosen_seeds(generator, count), desc="portraits"):
@@ -205,7 +192,7 @@ def collected(work: Path, count: int) -> dict[str, list[Tensor]]:
                 features, color = tone_features(*variants(load_file(crops), seed))
             save_file({"features": features, "color": color}, path)
         data = load_file(path)
-        add(data, data["color"][:1], seed, 1.0)
+        add(data, seed, False)
         tones[seed] = skin_tone(data["color"][:1].exp()).item()
     backgrounds = torch.stack([_small(load_file(work / f"{seed}.safetensors")) for seed in sorted(tones)[::6]])
     groups = {name: sorted(s for s in tones if tone_group(tones[s]) == name)[:RENDERED] for name in TONE_GROUPS}
@@ -215,7 +202,7 @@ def collected(work: Path, count: int) -> dict[str, list[Tensor]]:
             write_whole(path, safetensors_bytes(rendered(generator, seed, backgrounds)))
         data = load_file(path)
         if data:
-            add(data, data["color"][:1], seed, RENDER_WEIGHT)
+            add(data, seed, True)
     return found
 
 
@@ -232,25 +219,31 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     found = {name: torch.cat(parts) for name, parts in collected(options.work, options.count).items()}
-    features, truth, person, kind = found.values()
-    ita = skin_tone(truth.exp())
+    features, truth, person, rendered_ = found.values()
+    ita, photos = skin_tone(truth.exp()), ~rendered_
     group = torch.bucketize(ita, ita.new_tensor(list(TONE_GROUPS.values())[1:]), right=True)
-    weight = (1 / torch.bincount(group, minlength=len(TONE_GROUPS)).clamp(min=1))[group] * kind
+    weight = torch.zeros(len(group))
+    for kind, counts in ((photos, 1.0), (rendered_, RENDER_WEIGHT)):  # each group alike
+        share = 1 / torch.bincount(group[kind], minlength=len(TONE_GROUPS)).clamp(min=1)
+        weight[kind] = share[group[kind]] * counts / share[group[kind]].mean()
+    of = 2 * person + rendered_  # a portrait and its renders need not be told alike
 
     people, number = person.unique(return_inverse=True)
     fold = torch.randint(0, 5, (len(people),), generator=torch.Generator().manual_seed(0))[number]
     guess = torch.zeros_like(truth)
     for k in range(5):
-        guess[fold == k] = learned(features[fold != k], truth[fold != k], weight[fold != k])(features[fold == k]).mean
-    error, photos = guess - truth, kind == 1.0
+        rest = fold != k
+        guess[~rest] = learned(features[rest], truth[rest], weight[rest], of[rest])(features[~rest]).mean
+    error = guess - truth
     found_ita = skin_tone(guess.exp().clamp(0, 1))[photos]
     errors, names = ita_errors(found_ita, ita[photos]), person[photos].tolist()
     figures = {"mean": errors.mean, "bias": errors.bias, **errors.groups, "spread": person_spread(found_ita, names)}
     figures = {key: round(value, 2) for key, value in figures.items()}
     figures["rank"] = round(rank_correlation(found_ita, ita[photos]), 3)
     print(f"{len(people)} people, {len(truth)} pictures; portraits of people left out: {figures}")
-    net = learned(features, truth, weight)
-    net.covariance = torch.einsum("nc,nd,n->cd", error, error, weight / weight.sum())
+    net = learned(features, truth, weight, of)
+    share = weight[photos] / weight[photos].sum()
+    net.covariance = torch.einsum("nc,nd,n->cd", error[photos], error[photos], share)
     meta = {"figures": json.dumps(figures), "people": str(len(people)), "tool": "tools/build_tone.py"}
     write_whole(OUTPUT, safetensors_bytes(dict(net.state_dict()), meta))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from facerecon import assets
+from facerecon.dataset.complete import CompleteSettings
 from facerecon.dataset.engines import Item, Outcome
 from facerecon.dataset.layout import face_layout
 from facerecon.dataset.manifest import Manifest
@@ -98,7 +99,7 @@ def load_tone_subjects(
 
 @cache
 def _pipeline() -> UVPipeline:
-    return UVPipeline(PipelineSettings(size=_SIZE, check=False))
+    return UVPipeline(PipelineSettings(size=_SIZE, check=False, complete=CompleteSettings(tone="off")))  # as photographed
 
 
 @cache

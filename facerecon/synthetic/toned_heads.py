@@ -28,8 +28,9 @@ __all__ = ["TonedHeads", "TonedPortraits"]
 
 FRAME = 1.4
 """Side of a portrait in sides of the fits' crop, about as FFHQ frames a head."""
-_BRIGHTNESS = 1.1
-"""Mean shading of the face's front at exposure 1: skin of a middle tone is then about as bright as in photos."""
+_BRIGHTNESS = 1.0
+"""Mean shading of the face's front at exposure 1: skin is then as bright in a picture as it is in its map, which is how
+bright it is in the portraits that maps are made of."""
 _SCENE = SyntheticSettings(hair=0.9, shoulders=1.0, glasses=0.0, occluded=0.0)
 
 
