@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon.fitting.residual_light import cells_of, enlarged, even_light, light_apart, plain_skin, pooled
 from facerecon.fitting.stage import DetailSettings
 from facerecon.geometry.camera import camera_in_photo
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.mesh import vertex_normals
-from facerecon.imaging.color import luma
 from facerecon.imaging.masks import erode, gaussian_blur
-from facerecon.imaging.pyramid import laplacian_blend, multiband_blend
+from facerecon.imaging.pyramid import laplacian_blend, multiband_blend, push_pull
 from facerecon.render.interpolate import interpolate
-from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, uv_raster
+from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, sample_texture, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
-_BLACK = 0.01  # added to intensities before logarithms
-_TRUST = 0.8  # nats by which the broad color of the photo may leave the decoder's in usual light
+_BLACK = 0.01  # added to values before logarithms
+_INNER = ("eyes", "mouth", "teeth", "tongue")
+_NEAR = 0.1  # world units (1 cm) within which skin tells the light of eyes and teeth
 _RIM = 0.006  # of the full crop's side: hair and background bleed over the border of a face, and the head misses it
 _CHOICE = 8  # power of a photo's share in a texel: half as many pixels leave 0.4 %
 _MOST = 16.0  # px of a photo in a texel; over a seam of the atlas neighbors lie far apart
@@ -54,39 +55,37 @@ def shading_map(vertices: Tensor, light: SHLight, topology: MeshTopology, size: 
     return shade(F.normalize(normals, dim=-1), light).permute(0, 3, 1, 2)
 
 
-def _trusted(rgb: Tensor, base: Tensor, shading: Tensor, weight: Tensor, size: int) -> Tensor:
-    """(B, 3, S, S) albedo of the photo, whose broad color may leave the decoder's only as far as the light is known.
-
-    Dividing by a shading that is small and colored, or that misses a shadow, would paint patches. So what the photo and
-    the decoder's render differ by, over half a hundredth of the map, is limited in logarithms: loosely where the light
-    is as on most of the face, tightly where it is far from that; darker than the decoder may also be what is as dark on
-    the other side (a beard). Fine structure passes. ``rgb`` is the photo in UV, ``weight`` (B, 1, S, S) visible skin.
-    """
-    side = max(32, size // 4)
-
-    def broad(x: Tensor) -> Tensor:
-        x = F.interpolate(torch.cat([x * weight, weight], 1), size=(side, side), mode="area")
-        x = gaussian_blur(x, 7)
-        return x[:, :-1] / x[:, -1:].clamp(min=1e-4)
-
-    visible = F.interpolate(weight, size=(side, side), mode="area") > 0.5
-    photo, render = broad(rgb), broad(base * shading)
-    ratio = ((photo + _BLACK) / (render + _BLACK)).log() * visible
-    bright, level = luma(ratio), luma(broad(shading)).clamp(min=1e-3).log()
-    usual = torch.stack([v[s].median() if s.any() else v.new_zeros(()) for v, s in zip(level, visible, strict=True)])
-    unlike = ((level - usual[:, None, None, None]).abs() - 0.25).clamp(min=0)
-    limit = _TRUST * (-2 * unlike).exp()
-    darker = torch.maximum(limit, -bright.flip(-1))
-    kept = torch.where(bright < 0, -darker * (bright / darker).abs().tanh(), limit * (bright / limit).tanh())
-    tint = 0.5 * limit * ((ratio - bright) / (0.5 * limit)).tanh()
-    change = F.interpolate(kept + tint - ratio, size=(size, size), mode="bicubic", align_corners=False)
-    return (rgb / shading * change.exp()).clamp(0, 1)
+def _log_ratio(first: Tensor, second: Tensor) -> Tensor:
+    return ((first + _BLACK) / (second + _BLACK)).log()
 
 
-def _gain(albedo: Tensor, base: Tensor, weight: Tensor) -> Tensor:
-    """(B, 3, 1, 1) factor that brings the decoder's skin to the tone of the photo's, so that no border shows."""
-    photo, decoder = ((image * weight).sum((2, 3)) for image in (albedo, base))
-    return ((photo + 1) / (decoder + 1)).clamp(0.7, 1.4)[..., None, None]
+def _beside(residual: Tensor, vertices: Tensor, topology: MeshTopology) -> Tensor:
+    """A map of light (B, 3, R, R), where eyes and the inside of the mouth take the light of the skin around them."""
+    size = residual.shape[-1]
+    inner = region_texels(topology, _INNER, size)
+    rows = torch.zeros(len(topology.faces), dtype=torch.bool, device=vertices.device)
+    for name in _INNER:
+        rows |= topology.regions.get(name, torch.zeros_like(rows))
+    around = torch.zeros_like(rows)
+    for name in ("lids", "lips"):
+        around |= topology.regions.get(name, torch.zeros_like(rows))
+    if not (bool(rows.any()) and bool(around.any())):
+        return residual
+    own, (skin, corner) = topology.faces[rows].unique(), _with_uvs(topology, around)
+    light = sample_texture(residual, topology.uvs[corner].expand(len(residual), -1, -1))
+    share = (-(torch.cdist(vertices[:, own], vertices[:, skin]) / _NEAR).square()).softmax(-1)
+    of_vertex = vertices.new_zeros(len(vertices), vertices.shape[1], 3).index_copy(1, own, share @ light)
+    fragments = uv_raster(topology, size).map(lambda t: t.expand(len(vertices), *t.shape[1:]))
+    inside = interpolate(fragments, of_vertex, topology.faces).permute(0, 3, 1, 2)
+    return torch.where(inner > 0.5, inside, residual)
+
+
+def _with_uvs(topology: MeshTopology, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices of some faces, and for each one of its UVs."""
+    vertex, uv = topology.faces[rows].flatten(), topology.uv_faces[rows].flatten()
+    chosen = torch.full((int(vertex.max()) + 1,), -1, device=vertex.device).index_copy(0, vertex, uv)
+    found = (chosen >= 0).nonzero()[:, 0]
+    return found, chosen[found]
 
 
 def _tinted_inside(base: Tensor, albedo: Tensor, weight: Tensor, inside: Tensor) -> Tensor:
@@ -122,11 +121,11 @@ def add_detail(
         texture (B, 3, S, S) in [0, 1]; and visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in
         each texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
     """
-    base = _sized(decoded, settings.size)
+    base = _base(decoded, topology, settings)
     shown = _shown(photo, vertices, base, light, camera, topology, settings)
-    if not settings.enabled:
-        return pad_islands(base, topology), shown.visibility
-    return _joined_to(base, shown, topology, settings), shown.visibility
+    if shown.residual is None:
+        return pad_islands(base, topology), shown.visibility, None
+    return _joined_to(base, shown, topology, settings), shown.visibility, shown.residual
 
 
 @dataclass(frozen=True)
@@ -137,17 +136,21 @@ class _Shown:
     weight: Tensor  # (B, 1, S, S), the weight of its skin in the final texture
     inner: Tensor  # (B, 1, S, S), the same of eyeballs and the inside of the mouth
     visibility: Tensor  # (B, 1, S, S)
+    residual: Tensor | None = None  # (B, 3, R, R), what multiplies the fitted shading; None: the step is off
     sharpness: Tensor | None = None  # (B, 1, S, S), photo pixels per texel along a side; None: not asked for
 
 
-def _sized(decoded: Tensor, size: int) -> Tensor:
-    return F.interpolate(decoded, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+def _base(decoded: Tensor, topology: MeshTopology, settings: DetailSettings) -> Tensor:
+    """The decoder's texture at full size; what is joined to a photo's has no light of one side."""
+    size = (settings.size, settings.size)
+    base = F.interpolate(decoded, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    return even_light(base, topology) if settings.enabled else base
 
 
 def _parts(topology: MeshTopology, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """(1, 1, S, S) texels of eyeballs, of the inside of the mouth, and of the rest."""
     eyes = region_texels(topology, ("eyes",), size)
-    inside = region_texels(topology, ("mouth", "teeth", "tongue"), size)
+    inside = region_texels(topology, _INNER[1:], size)
     return eyes, inside, 1 - torch.maximum(eyes, inside)
 
 
@@ -180,24 +183,39 @@ def _shown(
     if not settings.enabled:
         return _Shown(rgb, visibility, inner, visibility)
     shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
-    albedo = _trusted(rgb, base, shading, visibility * skin, size)
-    k = max(1, round(size / 256))
     outer = visibility * skin
+    residual, person = light_apart(rgb, base * shading, outer, topology)
+    residual = _beside(residual, vertices, topology)
+    albedo = rgb / shading * torch.exp(-enlarged(residual, size))
+    # exactly the decoder's mean log color over plain skin, as it is what tells the tone
+    counted = outer * plain_skin(topology, size)
+    change = ((_log_ratio(albedo, base) * counted).sum((2, 3)) / counted.sum((2, 3)).clamp(min=1e-6))[..., None, None]
+    albedo, residual = (albedo * torch.exp(-change)).clamp(0, 1), residual + change
+    k = max(1, round(size / 256))
     weight = erode((outer > 0.5).to(visibility), k) * outer
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer)
     inner = inner * valid
-    return _Shown(albedo, weight, inner, weight + inner, _sharpness(places, photo) if sharpness else None)
+    sharp = _sharpness(places, photo) if sharpness else None
+    return _Shown(albedo, weight, inner, weight + inner, residual.exp(), sharp)
+
+
+def _continued(base: Tensor, source: Tensor, weight: Tensor, topology: MeshTopology) -> Tensor:
+    """The decoder's texture with what ``source`` differs from it by where there is weight, continued beyond."""
+    size = base.shape[-1]
+    both, known = pooled(torch.cat([source, base], 1), weight * plain_skin(topology, size), cells_of(size))
+    change = push_pull(_log_ratio(both[:, :3], both[:, 3:]), known, cells_of(size) // 4)
+    return base * enlarged(change, size).exp()
 
 
 def _joined_to(base: Tensor, shown: _Shown, topology: MeshTopology, settings: DetailSettings) -> Tensor:
     """(B, 3, S, S): the decoder's texture joined to the visible one, with less weight to the mirrored one."""
     _, inside, skin = _parts(topology, settings.size)
     albedo, weight = shown.albedo, shown.weight * settings.strength
-    base = base * (_gain(albedo, base, weight) * skin + 1 - skin)
     other, _ = mirrored(torch.cat([albedo, weight], 1), topology)  # of the other side of the face
     borrowed = other[:, 3:] * (1 - weight) * settings.mirror * skin
     source = (albedo * weight + other[:, :3] * borrowed) / (weight + borrowed).clamp(min=1e-6)
     weight = weight + borrowed
+    base = torch.lerp(base, _continued(base, source, weight, topology), skin * settings.strength)
     source = torch.where(weight > 1e-3, source, base)
     texture = laplacian_blend(source, base, weight, settings.levels)
     # islands are blended each on its own: what lies beyond their borders must not bleed in
