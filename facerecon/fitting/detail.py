@@ -184,18 +184,17 @@ def _shown(
         return _Shown(rgb, visibility, inner, visibility)
     shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
     outer = visibility * skin
-    residual, person = light_apart(rgb, base * shading, outer, topology)
-    residual = _beside(residual, vertices, topology)
+    residual = _beside(light_apart(rgb, base, shading, outer, topology), vertices, topology)
     albedo = rgb / shading * torch.exp(-enlarged(residual, size))
     # exactly the decoder's mean log color over plain skin, as it is what tells the tone
     counted = outer * plain_skin(topology, size)
     change = ((_log_ratio(albedo, base) * counted).sum((2, 3)) / counted.sum((2, 3)).clamp(min=1e-6))[..., None, None]
     albedo, residual = (albedo * torch.exp(-change)).clamp(0, 1), residual + change
+    inner = inner * valid
+    sharp = _sharpness(places, photo) if sharpness else None
     k = max(1, round(size / 256))
     weight = erode((outer > 0.5).to(visibility), k) * outer
     weight = torch.minimum(gaussian_blur(weight, 8 * k + 1), outer)
-    inner = inner * valid
-    sharp = _sharpness(places, photo) if sharpness else None
     return _Shown(albedo, weight, inner, weight + inner, residual.exp(), sharp)
 
 

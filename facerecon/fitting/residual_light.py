@@ -7,14 +7,17 @@ UV and in logarithms, where light is a term and not a factor.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
 from facerecon.errors import check_shape
+from facerecon.geometry.lighting import GAMMA, linear_intensity
 from facerecon.geometry.mesh import cached
 from facerecon.imaging.color import luma
-from facerecon.imaging.masks import dilate, gaussian_blur, mirror_pad
+from facerecon.imaging.masks import dilate, erode, gaussian_blur, mirror_pad
 from facerecon.imaging.pyramid import push_pull
 from facerecon.render.uv import mirrored, region_texels, uv_raster
 from facerecon.types import MeshTopology
@@ -23,6 +26,8 @@ CELLS = 256  # side of maps of light; a cell is 1.6 mm of an adult's face
 _BLACK = 0.01  # added to values before logarithms
 _WINDOW = 13  # cells of the median that knows light: what is narrower than half of it is the person's
 _DARKER, _BRIGHTER, _TINT = 0.8, 0.2, 0.15  # nats by which both sides of a face may leave the decoder's color
+_BORDER = 5  # cells from the border of visible skin where hair and background bleed in
+_GLOSS = 0.05  # of the skin's intensity: less of a reflection is none
 _ALONE = 0.2  # the same, of texels whose mirror image is not seen
 
 __all__ = ["CELLS", "even_light", "light_apart", "plain_skin"]
@@ -109,39 +114,69 @@ def _limited(x: Tensor, below: Tensor | float, above: Tensor | float) -> Tensor:
     return torch.where(x < 0, -below * (-x / below).tanh(), above * (x / above).tanh())
 
 
-def light_apart(photo: Tensor, render: Tensor, weight: Tensor, topology: MeshTopology) -> tuple[Tensor, Tensor]:
-    """What of the difference between a photo and its render in fitted light is light's, and what is the person's.
+def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, topology: MeshTopology) -> Tensor:
+    """What of the difference between a photo and its render in fitted light is light's, and not the person's.
 
     Args:
         photo: (B, 3, S, S), unwrapped.
-        render: (B, 3, S, S), the decoder's texture, evenly lit, times the fitted shading.
+        base: (B, 3, S, S), the decoder's texture, evenly lit.
+        shading: (B, 3, S, S), fitted, above 0.
         weight: (B, 1, S, S) in [0, 1], visible skin.
         topology: of the head.
 
     Returns:
-        Logarithms (B, 3, R, R) of what multiplies the fitted shading; and (B, 3, R, R) of the person's broad color over
-        the decoder's, of mean 0 over plain skin. Both are continued beyond the visible skin.
+        (B, 3, R, R), logarithms of what multiplies the shading, continued beyond the visible skin. The photo over both
+        is albedo whose broad color is the decoder's, but for what both sides of the face agree about.
     """
     size, cells = photo.shape[-1], cells_of(photo.shape[-1])
-    both, known = pooled(torch.cat([photo, render], 1), weight * plain_skin(topology, size), cells)
-    photo, render = both[:, :3], both[:, 3:]
-    broad = _broad(((photo + _BLACK) / (render + _BLACK)).log(), known)
-    level = torch.stack([
-        _middle(image, where) for image, where in zip(broad, known > 0.5, strict=True)
-    ])[:, :, None, None]  # fmt: skip
-    own = broad - level
-    other, witness = mirrored(own, topology)[0], _witnessed(known, topology)
-    bright, bright_other = luma(own), luma(other)
-    tint, tint_other = own - bright, other - bright_other
-    agreed = _limited(_agreed(bright, bright_other), _DARKER, _BRIGHTER) + _limited(
-        _agreed(tint, tint_other), _TINT, _TINT
-    )
+    both, known = pooled(torch.cat([photo, base * shading, base], 1), weight * plain_skin(topology, size), cells)
+    photo, render, base = both.split(3, 1)
+    change = ((photo + _BLACK) / (render + _BLACK)).log()
+    broad = _broad(change, known)
+    middle = [_middle(image, where) for image, where in zip(broad, known > 0.5, strict=True)]
+    person = _of_the_person(broad - torch.stack(middle)[:, :, None, None], known, topology)
+    light = broad - person
+    light = light + _gloss(change - light, base, person, known)
+    # at the border hair and background bleed in: there only what is fine is the person's
+    all_of_it = gaussian_blur(push_pull(change, known, cells), 5) - person
+    return torch.lerp(all_of_it, light, _away_from_border(known))
+
+
+def _away_from_border(known: Tensor) -> Tensor:
+    """(B, 1, R, R) in [0, 1]: 0 at the outline of visible skin, 1 inside; holes in it do not count."""
+    filled = [binary_fill_holes(where) for where in (known[:, 0] > 0.5).cpu().numpy()]
+    outline = torch.from_numpy(np.stack(filled)).to(known)[:, None]
+    reach = max(1, round(_BORDER * known.shape[-1] / CELLS))
+    return gaussian_blur(erode(outline, reach), 2 * reach + 1)
+
+
+def _of_the_person(change: Tensor, known: Tensor, topology: MeshTopology) -> Tensor:
+    """What of a broad change (B, 3, R, R) over the decoder both sides of the face have, in (B, 1, R, R) known skin; the
+    hair that bleeds over its border is not heard."""
+    other, witness = mirrored(change, topology)[0], _witnessed(known, topology)
+    bright, bright_other = luma(change), luma(other)
+    tint, tint_other = change - bright, other - bright_other
+    agreed = _limited(_agreed(bright, bright_other), _DARKER, _BRIGHTER)
+    agreed = agreed + _limited(_agreed(tint, tint_other), _TINT, _TINT)
     alone = _limited(bright, _ALONE, _ALONE) + _limited(tint, _TINT / 2, _TINT / 2)
     person = torch.lerp(alone, agreed, gaussian_blur((witness > 0.5).to(witness), 9))
-    person = push_pull(gaussian_blur(person, 7), known, cells)
-    total = known.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    person = person - (person * known).sum((2, 3), keepdim=True) / total
-    return broad - person, person
+    inner = erode(known, _BORDER * known.shape[-1] / CELLS)
+    return push_pull(gaussian_blur(person, 9), inner, known.shape[-1])
+
+
+def _gloss(change: Tensor, base: Tensor, person: Tensor, known: Tensor) -> Tensor:
+    """Highlights (B, 3, R, R), logarithms >= 0: where skin is brighter and less saturated than around it, which is what
+    a reflection, of the light's own color, adds to it (the dichromatic model of Shafer, 1985)."""
+    change = gaussian_blur(push_pull(change, known, known.shape[-1]), 9)
+    skin, found = (linear_intensity(base * x.exp()) for x in (person.clamp(max=0), change))
+    # least squares of found = a skin + b (1, 1, 1), over the three channels
+    skin_mean, found_mean = skin.mean(1, keepdim=True), found.mean(1, keepdim=True)
+    spread = skin - skin_mean
+    a = (spread * found).sum(1, keepdim=True) / spread.square().sum(1, keepdim=True).clamp(min=1e-6)
+    added = torch.minimum(found_mean - a * skin_mean, found_mean - skin_mean) - _GLOSS * skin_mean
+    added = added.clamp(min=0) * known
+    share = (added / found.clamp(min=1e-6)).clamp(max=0.7)  # 0 where nothing is known
+    return gaussian_blur(-(1 - share).log() / GAMMA, 5)
 
 
 def _middle(image: Tensor, where: Tensor) -> Tensor:
