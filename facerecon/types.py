@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon.errors import InputError, ShapeError, check_shape
@@ -548,6 +549,8 @@ class ReconstructedFace(TensorStruct):
         expression_names: E names.
         path, photo_size: one string and one (H, W) a face.
         history: {"stage.term": (B, steps)}, every loss term of every step.
+        residual_shading: (B, 3, R, R) > 0 in UV: cast shadows, lamps and highlights, which multiply the shading of
+            ``params.light`` in this photo and belong to no texture. None: ones.
     """
 
     params: FaceParams
@@ -564,6 +567,7 @@ class ReconstructedFace(TensorStruct):
     path: tuple = ()
     photo_size: tuple = ()
     history: dict = field(default_factory=dict)
+    residual_shading: Tensor | None = None
 
     SHARED = ("topology", "expression_basis", "expression_names")
     FORMER = {"visibility": "seen"}
@@ -574,6 +578,13 @@ class ReconstructedFace(TensorStruct):
         if len(face.photo_size) == 1:
             return face.replace(camera=face.camera.replace(size=tuple(face.photo_size[0])))
         return face
+
+    def texture_in_photo(self) -> Tensor:
+        """(B, 3, S, S) >= 0, texture times residual shading: what under ``params.light`` looks as in the photo."""
+        if self.residual_shading is None:
+            return self.texture
+        size = self.texture.shape[-2:]
+        return self.texture * F.interpolate(self.residual_shading, size=size, mode="bilinear", align_corners=False)
 
 
 @_struct

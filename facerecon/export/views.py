@@ -476,9 +476,10 @@ def _relit(shot: Shot) -> dict[str, Tensor]:
 
 
 def _photo_and_shot(face: ReconstructedFace, observation: Observation, size: int, backend: str) -> tuple[Tensor, Shot]:
-    """(1, 3, size, size), the full crop of one photo, on the backdrop, and the fitted head where it is in it."""
+    """(1, 3, size, size), the full crop of one photo, on the backdrop, and the fitted head where it is in it, with all
+    of the photo's light but that of its spherical harmonics."""
     camera, full = _crop_camera(face, observation), observation.full
-    shot = shoot(posed_vertices(face), face.texture, face.topology, camera, size, backend)
+    shot = shoot(posed_vertices(face), face.texture_in_photo(), face.topology, camera, size, backend)
     return resized(full.image * full.valid + _backdrop(full.image) * (1 - full.valid), size), shot
 
 

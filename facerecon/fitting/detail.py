@@ -1,8 +1,8 @@
 """The last, optional step ``detail`` (ours, not the paper's): what the photo shows beyond the decoder.
 
-The photo is unwrapped onto the fitted head, divided by the fitted shading, and carried into the texels that it
-shows, joined to the decoder's texture by a Laplacian pyramid: the head is that person, not a smooth cousin.
-Hidden texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
+The photo is unwrapped onto the fitted head, divided by the fitted shading and by what light that one lacks
+(:mod:`~facerecon.fitting.residual_light`), and carried into the texels that it shows, joined to the decoder's texture by
+a Laplacian pyramid: the head is that person, not a smooth cousin. The decoder keeps its say about the tone. Hidden texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def add_detail(
     camera: Camera,
     topology: MeshTopology,
     settings: DetailSettings,
-) -> tuple[Tensor, Tensor]:
-    """The final texture and its visibility in the photo.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The final texture, its visibility in the photo, and the light that the fitted one lacks.
 
     Args:
         photo: B observed faces.
@@ -118,8 +118,10 @@ def add_detail(
         settings: of the step.
 
     Returns:
-        texture (B, 3, S, S) in [0, 1]; and visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in
-        each texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face.
+        texture (B, 3, S, S) in [0, 1]; visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
+        texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face; and
+        residual shading (B, 3, R, R) > 0, None where the step is off. Where the photo shows a texel, texture times
+        fitted shading times residual shading is the photo. The mean log color of the visible plain skin is the decoder's.
     """
     base = _base(decoded, topology, settings)
     shown = _shown(photo, vertices, base, light, camera, topology, settings)
@@ -198,6 +200,12 @@ def _shown(
     return _Shown(albedo, weight, inner, weight + inner, residual.exp(), sharp)
 
 
+def _gain(wanted: Tensor, albedo: Tensor, weight: Tensor) -> Tensor:
+    """(B, 3, 1, 1) factor that brings skin to the mean color of other skin."""
+    to, own = ((image * weight).sum((2, 3)) for image in (wanted, albedo))
+    return ((to + 1) / (own + 1)).clamp(0.7, 1.4)[..., None, None]
+
+
 def _continued(base: Tensor, source: Tensor, weight: Tensor, topology: MeshTopology) -> Tensor:
     """The decoder's texture with what ``source`` differs from it by where there is weight, continued beyond."""
     size = base.shape[-1]
@@ -235,7 +243,7 @@ def add_shared_detail(
     camera: Camera,
     topology: MeshTopology,
     settings: DetailSettings,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The final texture of one person, each texel from the photos that show it best.
 
     Photos are brought to one tone where they overlap. Skin is taken from the photo with the most pixels on a texel,
@@ -250,18 +258,28 @@ def add_shared_detail(
         vertices, light, camera, topology, settings: as of :func:`add_detail`.
 
     Returns:
-        texture (1, 3, S, S) in [0, 1]; and visibility (1, 1, S, S) in [0, 1], as of :func:`add_detail`.
+        texture (1, 3, S, S) in [0, 1]; visibility (1, 1, S, S) in [0, 1]; and residual shading (B, 3, R, R) > 0 of each
+        photo, as of :func:`add_detail`.
     """
-    base = _sized(decoded, settings.size)
+    base = _base(decoded, topology, settings)
     each = [
         _shown(photo[b], vertices[b : b + 1], base, light[b], camera[b], topology, settings, settings.enabled)
         for b in range(photo.batch)
     ]
     visibility = torch.stack([shown.visibility for shown in each]).amax(0)
     if not settings.enabled:
-        return pad_islands(base, topology), visibility
+        return pad_islands(base, topology), visibility, None
     shown = _best_of(each, _frontal(vertices, topology, camera), base, topology, settings)
-    return _joined_to(base, shown, topology, settings), shown.visibility
+    texture = _joined_to(base, shown, topology, settings)
+    residual = torch.cat([one.residual * _broad_ratio(one, texture) for one in each])
+    return texture, shown.visibility, residual
+
+
+def _broad_ratio(shown: _Shown, texture: Tensor) -> Tensor:
+    """(1, 3, R, R), broadly what a photo's own albedo is over the texture that several photos gave."""
+    cells = cells_of(texture.shape[-1])
+    both, known = pooled(torch.cat([shown.albedo, texture], 1), shown.weight + shown.inner, cells)
+    return push_pull(gaussian_blur(_log_ratio(both[:, :3], both[:, 3:]) * (known > 0), 5), known, cells).exp()
 
 
 def _frontal(vertices: Tensor, topology: MeshTopology, camera: Camera) -> list[float]:
@@ -287,7 +305,7 @@ def _best_of(
     shares = [(q / best.clamp(min=1e-6)) ** _CHOICE for q in quality]
     whole = sum(shares).clamp(min=1e-6)
     weight = torch.stack([shown.weight for shown in each]).amax(0)
-    base = base * (_gain(mean, base, weight) * skin + 1 - skin)
+    base = torch.lerp(base, _continued(base, mean, weight, topology), skin)
     layers = []
     for shown in each:
         even = shown.albedo * _gain(mean, shown.albedo, shown.weight)  # of the tone that the photos have together

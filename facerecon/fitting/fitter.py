@@ -310,7 +310,7 @@ class Fitter:
             who = params[:1] if one_person else params
             neutral = self.model.shape(who.replace(expression=torch.zeros_like(who.expression)))
             add = add_shared_detail if one_person and photo.batch > 1 else add_detail
-            texture, visibility = add(
+            texture, visibility, residual = add(
                 photo, self.model(params), decoded, params.light, photo.camera, self.model.topology, self.detail
             )
             if one_person:
@@ -337,6 +337,7 @@ class Fitter:
                 path=tuple(photo.path),
                 photo_size=tuple(map(tuple, photo.photo_size)),
                 history={name: values.cpu() for name, values in history.items()},
+                residual_shading=residual,
             )
 
     def _taken(self, photo: Any) -> Observation:

@@ -68,7 +68,8 @@ class FitResult:
         """{stage: (params, texture (B, 3, S, S))}, what each stage made of the faces.
 
         Args:
-            decoder: of the fit; its texture goes with every stage but "detail", which has the final one.
+            decoder: of the fit; its texture goes with every stage but "detail", which has the final one as
+                it is in the photo (:meth:`~facerecon.types.ReconstructedFace.texture_in_photo`).
             rows: numbers of the faces; all if left out.
         """
         chosen = slice(None) if rows is None else list(rows)
@@ -78,7 +79,7 @@ class FitResult:
                 for name, (params, latent) in self.stages.items()
             }
         if "detail" in self.seconds:
-            heads["detail"] = self.face.params[chosen], self.face.texture[chosen]
+            heads["detail"] = self.face.params[chosen], self.face.texture_in_photo()[chosen]
         return heads
 
 

@@ -209,14 +209,15 @@ def test_each_texel_comes_from_the_photo_that_shows_it_best(fitter, photos, toge
     model, params = fitter.model, together.params[0]
     posed, light = model(params), params.light
     common = (light, Camera.deep3d(), model.topology, settings)
-    of_sharp, seen_sharp = add_detail(hidden, posed, together.decoded[:1], *common)
-    of_soft, seen_soft = add_detail(soft, posed, together.decoded[:1], *common)
+    of_sharp, seen_sharp, _ = add_detail(hidden, posed, together.decoded[:1], *common)
+    of_soft, seen_soft, _ = add_detail(soft, posed, together.decoded[:1], *common)
     both = Observation.cat([soft, hidden])
     twice = params.light.replace(coefficients=light.coefficients.expand(2, -1, -1))
-    texture, seen = add_shared_detail(
+    texture, seen, residual = add_shared_detail(
         both, posed.expand(2, -1, -1), together.decoded[:1], twice, Camera.deep3d(batch=2), *common[2:]
     )
     assert texture.shape == (1, 3, 256, 256)
+    assert residual.shape == (2, 3, 256, 256)
     skin = region_texels(model.topology, ("eyes", "mouth", "teeth", "tongue"), 256) < 0.5
     assert ((seen - torch.maximum(seen_sharp, seen_soft)) * skin).abs().mean() < 1e-4
     eyes = region_texels(model.topology, "eyes", 256) > 0.5  # both from the one photo that shows both
@@ -233,11 +234,12 @@ def test_each_texel_comes_from_the_photo_that_shows_it_best(fitter, photos, toge
         near, far = ((fine(texture) - fine(of)) * where for of in (right, wrong))
         assert near.square().sum() < 0.1 * far.square().sum()
     without = dataclasses.replace(settings, enabled=False)
-    plain, _ = add_shared_detail(
+    plain, _, none = add_shared_detail(
         both, posed.expand(2, -1, -1), together.decoded[:1], twice, Camera.deep3d(batch=2), model.topology, without
     )
-    alone, _ = add_detail(hidden, posed, together.decoded[:1], *common[:-1], without)
+    alone, *_ = add_detail(hidden, posed, together.decoded[:1], *common[:-1], without)
     assert (plain - alone).abs().mean() < 1e-4
+    assert none is None
 
 
 def test_eyes_look_ahead_where_the_head_does(fitter) -> None:
