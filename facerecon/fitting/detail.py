@@ -24,7 +24,8 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import bake, mirrored, pad_islands, region_texels, sample_texture, uv_raster
 from facerecon.types import Camera, MeshTopology, Observation, SHLight
 
-_BLACK = 0.01  # added to values before logarithms
+_BLACK = 0.004  # added to values before logarithms
+_DARK = 0.1  # least shading that a photo is divided by
 _INNER = ("eyes", "mouth", "teeth", "tongue")
 _NEAR = 0.1  # world units (1 cm) within which skin tells the light of eyes and teeth
 _RIM = 0.006  # of the full crop's side: hair and background bleed over the border of a face, and the head misses it
@@ -184,14 +185,14 @@ def _shown(
     visibility = (visibility * bare * face * (1 - eye) * (1 - mouth) + inner) * valid
     if not settings.enabled:
         return _Shown(rgb, visibility, inner, visibility)
-    shading = shading_map(vertices, light, topology, size).clamp(min=0.1)
+    fitted = shading_map(vertices, light, topology, size)
+    shading = fitted.clamp(min=_DARK)
     outer = visibility * skin
     residual = _beside(light_apart(rgb, base, shading, outer, topology), vertices, topology)
-    albedo = rgb / shading * torch.exp(-enlarged(residual, size))
-    # exactly the decoder's mean log color over plain skin, as it is what tells the tone
-    counted = outer * plain_skin(topology, size)
-    change = ((_log_ratio(albedo, base) * counted).sum((2, 3)) / counted.sum((2, 3)).clamp(min=1e-6))[..., None, None]
-    albedo, residual = (albedo * torch.exp(-change)).clamp(0, 1), residual + change
+    albedo = (rgb / shading * torch.exp(-enlarged(residual, size))).clamp(0, 1)
+    # the photo was divided by more than the fitted shading where that is dark
+    used, given = (F.interpolate(x, residual.shape[-2:], mode="area") for x in (shading, fitted.clamp(min=0)))
+    residual = residual + _log_ratio(used, given)
     inner = inner * valid
     sharp = _sharpness(places, photo) if sharpness else None
     k = max(1, round(size / 256))

@@ -23,7 +23,7 @@ from facerecon.render.uv import mirrored, region_texels, uv_raster
 from facerecon.types import MeshTopology
 
 CELLS = 256  # side of maps of light; a cell is 1.6 mm of an adult's face
-_BLACK = 0.01  # added to values before logarithms
+_BLACK = 0.004  # added to values before logarithms
 _WINDOW = 13  # cells of the median that knows light: what is narrower than half of it is the person's
 _DARKER, _BRIGHTER, _TINT = 0.8, 0.2, 0.15  # nats by which both sides of a face may leave the decoder's color
 _BORDER = 5  # cells from the border of visible skin where hair and background bleed in
@@ -126,7 +126,8 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
 
     Returns:
         (B, 3, R, R), logarithms of what multiplies the shading, continued beyond the visible skin. The photo over both
-        is albedo whose broad color is the decoder's, but for what both sides of the face agree about.
+        is albedo whose mean log color over plain skin is the decoder's, and whose broad color is, but for what both sides
+        of the face agree about.
     """
     size, cells = photo.shape[-1], cells_of(photo.shape[-1])
     both, known = pooled(torch.cat([photo, base * shading, base], 1), weight * plain_skin(topology, size), cells)
@@ -139,7 +140,8 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
     light = light + _gloss(change - light, base, person, known)
     # at the border hair and background bleed in: there only what is fine is the person's
     all_of_it = gaussian_blur(push_pull(change, known, cells), 5) - person
-    return torch.lerp(all_of_it, light, _away_from_border(known))
+    light = torch.lerp(all_of_it, light, _away_from_border(known))
+    return light + _mean(change - light, known)  # the decoder knows the tone
 
 
 def _away_from_border(known: Tensor) -> Tensor:
@@ -177,6 +179,10 @@ def _gloss(change: Tensor, base: Tensor, person: Tensor, known: Tensor) -> Tenso
     added = added.clamp(min=0) * known
     share = (added / found.clamp(min=1e-6)).clamp(max=0.7)  # 0 where nothing is known
     return gaussian_blur(-(1 - share).log() / GAMMA, 5)
+
+
+def _mean(image: Tensor, known: Tensor) -> Tensor:
+    return (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-6)
 
 
 def _middle(image: Tensor, where: Tensor) -> Tensor:
