@@ -65,10 +65,10 @@ def _median(image: Tensor, window: int, axis: int) -> Tensor:
     return mirror_pad(image, window // 2, axis).unfold(axis, window, 1).median(-1).values
 
 
-def _broad(image: Tensor, known: Tensor) -> Tensor:
+def _broad(image: Tensor, known: Tensor, window: int = _WINDOW) -> Tensor:
     """The image without what is narrower than half the window, edges of what is wider kept; continued where it is not
     known."""
-    window = max(3, 2 * round(_WINDOW * image.shape[-1] / CELLS / 2 - 0.5) + 1)
+    window = max(3, 2 * round(window * image.shape[-1] / CELLS / 2 - 0.5) + 1)
     filled = push_pull(image, known, image.shape[-1])
     return gaussian_blur(_median(_median(filled, window, 3), window, 2), 5)
 
@@ -138,9 +138,9 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
     person = _of_the_person(broad - torch.stack(middle)[:, :, None, None], known, topology)
     light = broad - person
     light = light + _gloss(change - light, base, person, known)
-    # at the border hair and background bleed in: there only what is fine is the person's
-    all_of_it = gaussian_blur(push_pull(change, known, cells), 5) - person
-    light = torch.lerp(all_of_it, light, _away_from_border(known))
+    # at the border hair and background bleed in: there only what is finer is the person's
+    finer = _broad(change, known, _WINDOW // 2) - person
+    light = torch.lerp(finer, light, _away_from_border(known))
     return light + _mean(change - light, known)  # the decoder knows the tone
 
 

@@ -148,19 +148,19 @@ def test_a_head_in_a_cast_shadow(lit) -> None:
     arguments = (model(params), texture, params.light, Camera.deep3d(), model.topology, DetailSettings(size=SIZE))
     found, seen, residual = add_detail(photo, *arguments)
     plain = plain_skin(model.topology, SIZE) * (seen > 0.9)
-    assert torch.allclose(mean_log(found, plain), mean_log(texture, plain), atol=0.01)
+    assert torch.allclose(mean_log(found, plain), mean_log(texture, plain), atol=0.02)
     error = [((image - texture).abs() * plain).sum() / plain.sum() / 3 for image in (found, texture * shadows[0])]
-    assert error[0] < 0.15 * error[1]
+    assert error[0] < 0.06 * error[1]
     unlike = (residual.log() - residual.log().mean() - shadows[0].log() + shadows[0].log().mean()).abs()
-    assert (unlike * plain).sum() / plain.sum() / 3 < 0.15
+    assert (unlike * plain).sum() / plain.sum() / 3 < 0.05
     image = rendered(model, params, found * F.interpolate(residual, (SIZE, SIZE), mode="bilinear"), photo)
     target = photo.full.image * photo.full.face_mask
-    assert (image - target).abs().sum() / 3 / photo.full.face_mask.sum() < 0.02
+    assert (image - target).abs().sum() / 3 / photo.full.face_mask.sum() < 0.008
     # the border of what is seen, by the change from the true texture, which has none
     change = gaussian_blur((found / texture.clamp(min=0.01)).clamp(0.01, 10).log().mean(1, keepdim=True), 5)
     steep = F.pad(change.diff(dim=3).abs(), (0, 1)) + F.pad(change.diff(dim=2).abs(), (0, 0, 0, 1))
     border = (seen > 0.05) & (seen < 0.95) & (plain_skin(model.topology, SIZE) > 0.5)
-    assert steep[border].quantile(0.95) < 0.04
+    assert steep[border].quantile(0.95) < 0.03
 
 
 def test_photos_of_one_person_each_have_their_own_light(lit) -> None:
