@@ -369,7 +369,8 @@ def tone_tables(sweep: Any) -> list[Table]:
         found = [facts for _, facts in _named(sweep, f"{kind}/.+") if "ita" in facts["metrics"]]
         if found:
             table.rows.append(Row(label, _tone_cells(found)))
-    portraits = [(match, facts) for match, facts in _named(sweep, r"tone/portrait/(\d+)/(\d+)")]
+    portraits = _named(sweep, r"tone/portrait/(\d+)/(\d+)")
+    portraits = [(match, facts) for match, facts in portraits if "ita" in facts["metrics"]]
     first = {match[1]: facts["metrics"]["ita"] for match, facts in portraits if match[2] == "0"}
     rest = [(match[1], facts["metrics"]["ita"]) for match, facts in portraits if match[2] != "0" and match[1] in first]
     if len(rest) > 1:

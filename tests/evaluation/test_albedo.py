@@ -132,3 +132,13 @@ def test_fine_detail_counts_pores_not_tone() -> None:
     assert fine_detail(ramp, where) < 1e-3 * full
     outside = torch.where(where > 0, texture, torch.rand(1, 3, SIZE, SIZE))
     assert fine_detail(outside, where).item() == pytest.approx(full.item(), rel=1e-5)
+
+
+def test_what_changes_along_the_border_is_no_seam() -> None:
+    visible = torch.zeros(1, 1, SIZE, SIZE)
+    visible[..., : SIZE // 2] = 1
+    rows = 0.5 + 0.1 * torch.sin(torch.arange(SIZE) / 3)
+    stripes = rows[:, None].expand(1, 3, SIZE, SIZE)
+    skin = torch.ones_like(visible)
+    assert seam_contrast(stripes, visible, skin).border < 1e-4
+    assert seam_contrast(stripes.mT, visible, skin).border > 0.05
