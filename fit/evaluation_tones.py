@@ -17,6 +17,7 @@ from facerecon.evaluation import brightness_symmetry_error, fine_detail, seam_co
 from facerecon.evaluation.fair import FairFolder
 from facerecon.geometry.lighting import shade
 from facerecon.imaging.masks import dilate
+from facerecon.morphable import load_face_model
 from facerecon.perception.skin_tone import skin_color, skin_tone
 from facerecon.run.directory import file_digest
 from facerecon.run.signals import check_stop
@@ -43,12 +44,14 @@ def albedo_metrics(model: Any, face: Any) -> dict[str, float]:
         layout = face_layout(model, texture.shape[-1])
     except ConfigError:
         return metrics
-    edges = torch.maximum(torch.maximum(layout.around_eyes, dilate(layout.lips, layout.unit)), layout.ears)
-    visible_skin = (visible > 0.5).float() * layout.face
+    names = ("skin", "face", "plain", "around_eyes", "lips", "ears")
+    skin, of_face, plain, around_eyes, lips, ears = (getattr(layout, name).cpu() for name in names)
+    edges = torch.maximum(torch.maximum(around_eyes, dilate(lips, layout.unit)), ears)
+    visible_skin = (visible > 0.5).float() * of_face
     return metrics | {
-        "ita": skin_tone(skin_color(texture, layout.plain)).item(),
+        "ita": skin_tone(skin_color(texture, plain)).item(),
         "bs_visible": brightness_symmetry_error(texture, visible_skin).item(),
-        "seam": seam_contrast(texture, visible, layout.skin * (1 - edges)).ratio.item(),
+        "seam": seam_contrast(texture, visible, skin * (1 - edges)).ratio.item(),
         "fine_detail": fine_detail(texture, visible_skin).item(),
     }
 
@@ -76,10 +79,9 @@ def _measure_heads(sweep: Any) -> None:
 
     @cache
     def heads() -> TonedHeads:
-        subjects, model = load_tone_subjects(seeds=chosen), sweep.model.to("cpu")
+        subjects, model = load_tone_subjects(seeds=chosen), load_face_model("makehuman")
         plain = face_layout(model, subjects.maps.shape[-1]).plain
-        identity = subjects.identity[:, : model.num_identity]
-        return TonedHeads(model, subjects.maps, plain, identity, sweep.seed)
+        return TonedHeads(model, subjects.maps, plain, subjects.identity, sweep.seed)
 
     for picture in range(sweep.pictures):
         for row, seed in enumerate(chosen):
@@ -117,7 +119,7 @@ def _fitted(
     metrics = albedo_metrics(sweep.model, face)
     if truth is not None:
         size = face.texture.shape[-1]
-        where = (face.visibility.cpu() > 0.5).float() * face_layout(sweep.model, size).face
+        where = (face.visibility.cpu() > 0.5).float() * face_layout(sweep.model, size).face.cpu()
         truth = torch.nn.functional.interpolate(truth, (size, size), mode="bilinear")
         metrics |= {key: value.item() for key, value in texture_errors(face.texture.cpu(), truth, where).items()}
     rounded = {key: round(float(value), 5) for key, value in metrics.items() if math.isfinite(value)}
