@@ -33,6 +33,7 @@ __all__ = [
     "Crop",
     "FaceParams",
     "Fragments",
+    "Irises",
     "Latent",
     "MeshTopology",
     "Observation",
@@ -531,6 +532,28 @@ class Observation(TensorStruct):
 
 
 @_struct
+class Irises(TensorStruct):
+    """The irises of B faces, measured on the photo. The person's right eye comes first.
+
+    An eye that does not show has a ``share`` of 0 and looks as the other one; where neither shows they look ahead, and
+    radius and colors are usual ones, not measured.
+
+    Args:
+        gaze: (B, 2, 3) unit vectors from the middle of the eyeball through that of the iris, in the head's axes.
+        angle: (B,) radians between there and the rim of the iris, from the middle of the eyeball; of both eyes.
+        color: (B, 3) mean albedo between pupil and rim, in [0, 1]; of both eyes.
+        sclera: (B, 3) albedo of the white where it is light; of both eyes.
+        share: (B, 2) of each iris that shows, in [0, 1]; 0 where none was found.
+    """
+
+    gaze: Tensor
+    angle: Tensor
+    color: Tensor
+    sclera: Tensor
+    share: Tensor
+
+
+@_struct
 class ReconstructedFace(TensorStruct):
     """The result of a fit.
 
@@ -551,6 +574,7 @@ class ReconstructedFace(TensorStruct):
         history: {"stage.term": (B, steps)}, every loss term of every step.
         residual_shading: (B, 3, R, R) > 0 in UV: cast shadows, lamps and highlights, which multiply the shading of
             ``params.light`` in this photo and belong to no texture. None: ones.
+        irises: measured on the photo; None where they were not.
     """
 
     params: FaceParams
@@ -568,6 +592,7 @@ class ReconstructedFace(TensorStruct):
     photo_size: tuple = ()
     history: dict = field(default_factory=dict)
     residual_shading: Tensor | None = None
+    irises: Irises | None = None
 
     SHARED = ("topology", "expression_basis", "expression_names")
     FORMER = {"visibility": "seen"}

@@ -134,7 +134,11 @@ def _eyeballs(face: ReconstructedFace) -> _Eyes | None:
         uvs.append(eye_uvs(places, shown.center))
         angles.append(shown.iris_angle)
         count += len(places)
-    drawn = eye_map(float(np.mean(angles)), iris_color(face.texture[:1], neutral, topology, found))
+    if face.irises is None:
+        drawn = eye_map(float(np.mean(angles)), iris_color(face.texture[:1], neutral, topology, found))
+    else:
+        looks = face.irises.color[0].tolist(), face.irises.sclera[0].tolist()
+        drawn = eye_map(float(face.irises.angle[0]), *(tuple(color) for color in looks))
     return _Eyes(
         rows=np.isin(np.arange(len(faces)), np.concatenate([eye.rows for eye in found])),
         vertices=np.concatenate(vertices),

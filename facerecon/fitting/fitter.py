@@ -24,6 +24,7 @@ from facerecon.fitting.initialize import (
     predicted_appearance,
     start_from_regressor,
 )
+from facerecon.fitting.irises import draw_eyeballs, fit_eyes
 from facerecon.fitting.objective import Objective
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders
 from facerecon.fitting.optimize import StageRun, StepReport, Track, moving_rows, run_stage
@@ -38,8 +39,9 @@ from facerecon.morphable import MorphableModel
 from facerecon.perception import Regressor, load_identity, observe
 from facerecon.render import Renderer
 from facerecon.settings import check_keys
+from facerecon.render.uv import region_texels
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.types import Camera, FaceParams, Latent, Observation, ReconstructedFace
+from facerecon.types import Camera, FaceParams, Irises, Latent, Observation, ReconstructedFace
 
 __all__ = ["Fitter"]
 
@@ -277,7 +279,10 @@ class Fitter:
             running.lap(stage.name)
         running.fill_in(variables)
         observed = self._unoccluded(photo, variables)
-        face = self._face(observed, variables.current.detach(), variables.code.detach(), history, one_person)
+        params, irises = variables.current.detach(), None
+        if self.detail.enabled and self.detail.eyes:
+            params, irises = fit_eyes(observed, params, self.model, one_person, turn=track is None)
+        face = self._face(observed, params, variables.code.detach(), history, one_person, irises)
         running.lap("detail" if self.detail.enabled else "texture map")
         running.fail(~finite_rows(face), "its texture or shape is not finite")
         for i, reason in running.failed.items():
@@ -302,7 +307,13 @@ class Fitter:
             return mask_occluders(photo, hidden)
 
     def _face(
-        self, photo: Observation, params: FaceParams, latent: Latent, history: dict[str, Tensor], one_person: bool
+        self,
+        photo: Observation,
+        params: FaceParams,
+        latent: Latent,
+        history: dict[str, Tensor],
+        one_person: bool,
+        irises: Irises | None,
     ) -> ReconstructedFace:
         """The heads of fitted variables, with the detail step."""
         with torch.no_grad():
@@ -313,6 +324,10 @@ class Fitter:
             texture, visibility, residual = add(
                 photo, self.model(params), decoded, params.light, photo.camera, self.model.topology, self.detail
             )
+            if irises is not None:
+                heads = neutral if len(texture) < photo.batch else self.model.shape(params)
+                texture = draw_eyeballs(texture, heads, irises, self.model.topology, ahead=len(texture) < photo.batch)
+                visibility = visibility * (1 - region_texels(self.model.topology, "eyes", texture.shape[-1]))
             if one_person:
                 texture, visibility, decoded, codes = (
                     t.expand(photo.batch, *t.shape[1:]) for t in (texture, visibility, decoded, latent.codes)
@@ -338,6 +353,7 @@ class Fitter:
                 photo_size=tuple(map(tuple, photo.photo_size)),
                 history={name: values.cpu() for name, values in history.items()},
                 residual_shading=residual,
+                irises=irises,
             )
 
     def _taken(self, photo: Any) -> Observation:

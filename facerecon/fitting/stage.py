@@ -147,6 +147,8 @@ class DetailSettings:
         strength: 1 takes the photo fully where it is seen, 0 not at all.
         levels: of the Laplacian pyramid that joins photo and decoder.
         mirror: how much unseen texels may take from their seen mirror image, in [0, 1].
+        eyes: turn the eyeballs and part the lids as the photo shows them, and draw the eyeballs clean in the photo's
+            colors; False leaves them to the fit and unwraps the photo onto them, with lashes and glints.
 
     Raises:
         ConfigError: a value out of range.
@@ -157,6 +159,7 @@ class DetailSettings:
     strength: float = 1.0
     levels: int = 6
     mirror: float = 0.7
+    eyes: bool = True
 
     def __post_init__(self) -> None:
         check_number("detail.size", self.size, 8, 8192, whole=True, unit="texels")

@@ -226,7 +226,12 @@ def smooth_step(value: NDArray, low: float, high: float) -> NDArray:
     return t * t * (3 - 2 * t)
 
 
-def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, float]) -> NDArray:
+def eye_color(
+    offset: NDArray,
+    iris_angle: float,
+    iris: tuple[float, float, float],
+    sclera: tuple[float, float, float] = SCLERA,
+) -> NDArray:
     """(N, 3) sRGB color of an eyeball in [0, 1].
 
     Pupil, iris with fibers and a dark rim, and a sclera that reddens to the corners and lies in the shade of the lids;
@@ -236,6 +241,7 @@ def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, floa
         offset: (N, 2) angle from the axis times (cos, sin) of the direction around it, radians; y up.
         iris_angle: of the rim of the iris.
         iris: its mean color.
+        sclera: that of the white.
     """
     angle = np.linalg.norm(offset, axis=1)
     around = np.arctan2(offset[:, 1], offset[:, 0])
@@ -260,19 +266,24 @@ def eye_color(offset: NDArray, iris_angle: float, iris: tuple[float, float, floa
         line = np.abs(np.sin(waves * 0.5 * around + phase + 1.3 * np.sin(9 * angle + phase)))
         veins += np.exp(-((line / 0.10) ** 2))
     red = 0.10 * smooth_step(side, 0.45, 1.2) + 0.025 * veins * smooth_step(side, iris_angle * 1.2, 1.1)
-    white = np.array(SCLERA) * (1 - red[:, None] * np.array([0.35, 1.0, 0.9]))
+    white = np.array(sclera) * (1 - red[:, None] * np.array([0.35, 1.0, 0.9]))
     lids = smooth_step(offset[:, 1], -0.1, 0.55) * 0.5 + smooth_step(-offset[:, 1], 0.25, 0.75) * 0.22
     white *= np.maximum(1 - lids - 0.32 * smooth_step(side, 0.35, 1.15), 0.2)[:, None]
     share = smooth_step(r, 0.93, 1.09)[:, None]
     return np.clip(colors * (1 - share) + white * share, 0, 1)
 
 
-def eye_map(iris_angle: float, iris: tuple[float, float, float] = IRISES["brown"], size: int = 512) -> Tensor:
+def eye_map(
+    iris_angle: float,
+    iris: tuple[float, float, float] = IRISES["brown"],
+    sclera: tuple[float, float, float] = SCLERA,
+    size: int = 512,
+) -> Tensor:
     """The azimuthal map of an eye: (1, 3, S, S) in [0, 1], for the UVs of :func:`eye_uvs`."""
     places = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(places, -places)
     offset = np.stack([x.ravel(), y.ravel()], 1) * MAP_ANGLE
-    colors = eye_color(offset, iris_angle, iris).reshape(size, size, 3)
+    colors = eye_color(offset, iris_angle, iris, sclera).reshape(size, size, 3)
     return torch.from_numpy(colors).float().permute(2, 0, 1)[None]
 
 
