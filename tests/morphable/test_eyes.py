@@ -93,7 +93,7 @@ def test_places_on_the_map_are_angles() -> None:
 
 def test_a_drawn_eye_has_pupil_iris_and_white() -> None:
     iris_angle, size = 0.4, 256
-    drawn = eye_map(iris_angle, IRISES["blue"], size)[0].permute(1, 2, 0).numpy()
+    drawn = eye_map(iris_angle, IRISES["blue"], size=size)[0].permute(1, 2, 0).numpy()
     axis = ((np.arange(size) + 0.5) / size * 2 - 1) * MAP_ANGLE
     r = np.hypot(*np.meshgrid(axis, axis)) / iris_angle
     assert drawn[r < 0.25].max() < 0.06
