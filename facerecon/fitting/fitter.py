@@ -25,6 +25,7 @@ from facerecon.fitting.initialize import (
     start_from_regressor,
 )
 from facerecon.fitting.irises import draw_eyeballs, fit_eyes
+from facerecon.fitting.mouth import draw_mouth
 from facerecon.fitting.objective import Objective
 from facerecon.fitting.occlusion import OcclusionSettings, find_occlusion, mask_occluders
 from facerecon.fitting.optimize import StageRun, StepReport, Track, moving_rows, run_stage
@@ -38,8 +39,8 @@ from facerecon.modes import in_own_modes, ordinary
 from facerecon.morphable import MorphableModel
 from facerecon.perception import Regressor, load_identity, observe
 from facerecon.render import Renderer
+from facerecon.render.uv import pad_islands, region_texels
 from facerecon.settings import check_keys
-from facerecon.render.uv import region_texels
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Irises, Latent, Observation, ReconstructedFace
 
@@ -324,10 +325,18 @@ class Fitter:
             texture, visibility, residual = add(
                 photo, self.model(params), decoded, params.light, photo.camera, self.model.topology, self.detail
             )
+            topology, drawn = self.model.topology, []
             if irises is not None:
-                heads = neutral if len(texture) < photo.batch else self.model.shape(params)
-                texture = draw_eyeballs(texture, heads, irises, self.model.topology, ahead=len(texture) < photo.batch)
-                visibility = visibility * (1 - region_texels(self.model.topology, "eyes", texture.shape[-1]))
+                several = len(texture) < photo.batch
+                heads = neutral if several else self.model.shape(params)
+                texture = draw_eyeballs(texture, heads, irises, topology, ahead=several)
+                drawn = ["eyes"]
+            if self.detail.enabled and self.detail.mouth:
+                texture = draw_mouth(texture, neutral[0], topology)
+                drawn += ["mouth", "teeth", "tongue"]
+            if drawn:
+                texture = pad_islands(texture, topology)
+                visibility = visibility * (1 - region_texels(topology, tuple(drawn), texture.shape[-1]))
             if one_person:
                 texture, visibility, decoded, codes = (
                     t.expand(photo.batch, *t.shape[1:]) for t in (texture, visibility, decoded, latent.codes)

@@ -149,6 +149,7 @@ class DetailSettings:
         mirror: how much unseen texels may take from their seen mirror image, in [0, 1].
         eyes: turn the eyeballs and part the lids as the photo shows them, and draw the eyeballs clean in the photo's
             colors; False leaves them to the fit and unwraps the photo onto them, with lashes and glints.
+        mouth: draw its inside, with teeth; False unwraps the photo onto it.
 
     Raises:
         ConfigError: a value out of range.
@@ -160,6 +161,7 @@ class DetailSettings:
     levels: int = 6
     mirror: float = 0.7
     eyes: bool = True
+    mouth: bool = True
 
     def __post_init__(self) -> None:
         check_number("detail.size", self.size, 8, 8192, whole=True, unit="texels")

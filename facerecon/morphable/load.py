@@ -16,7 +16,7 @@ __all__ = ["FACE_MODELS", "load_face_model"]
 
 FACE_MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "makehuman": "facerecon.morphable.model:read_face_model",
+        "makehuman": "facerecon.morphable.teeth:read_makehuman",
         "ict": "facerecon.morphable.ict:load_ict",
         "hifi3dpp": "facerecon.morphable.hifi3dpp:load_hifi3dpp",
     }
