@@ -25,7 +25,7 @@ from facerecon.export.gltf import GlbBuilder, smallest_index_type
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
-from facerecon.morphable.eyes import Eyeball, eye_map, eye_uvs, eyeball, find_eyes, iris_color
+from facerecon.morphable.eyes import SCLERA, Eyeball, eye_map, eye_uvs, eyeball, find_eyes, iris_color
 from facerecon.settings import check_keys
 from facerecon.types import FaceParams, MeshTopology, ReconstructedFace
 
@@ -40,6 +40,7 @@ SKIN_ROUGHNESS, SKIN_F0 = 0.5, 0.028
 EYE_ROUGHNESS, EYE_F0 = 0.08, 0.025
 """The wet cornea (index of refraction 1.376)."""
 
+_DEEPEST_SHADE = 0.4  # mean value of a sclera below which darkness is not all shade
 _GENERATOR = "facerecon"
 
 
@@ -137,8 +138,10 @@ def _eyeballs(face: ReconstructedFace) -> _Eyes | None:
     if face.irises is None:
         drawn = eye_map(float(np.mean(angles)), iris_color(face.texture[:1], neutral, topology, found))
     else:
-        looks = face.irises.color[0].tolist(), face.irises.sclera[0].tolist()
-        drawn = eye_map(float(face.irises.angle[0]), *(tuple(color) for color in looks))
+        # eyes lie in the shade of brows and lids, which is no part of their colors: the white tells how dark it is
+        light = float(np.mean(SCLERA)) / face.irises.sclera[0].mean().clamp(min=_DEEPEST_SHADE)
+        looks = [tuple((light * color[0]).clamp(0, 1).tolist()) for color in (face.irises.color, face.irises.sclera)]
+        drawn = eye_map(float(face.irises.angle[0]), *looks)
     return _Eyes(
         rows=np.isin(np.arange(len(faces)), np.concatenate([eye.rows for eye in found])),
         vertices=np.concatenate(vertices),

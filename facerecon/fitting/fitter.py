@@ -329,7 +329,7 @@ class Fitter:
             if irises is not None:
                 several = len(texture) < photo.batch
                 heads = neutral if several else self.model.shape(params)
-                texture = draw_eyeballs(texture, heads, irises, topology, ahead=several)
+                texture = draw_eyeballs(texture, heads, irises, topology, several, None if several else visibility)
                 drawn = ["eyes"]
             if self.detail.enabled and self.detail.mouth:
                 texture = draw_mouth(texture, neutral[0], topology)

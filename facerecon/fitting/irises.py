@@ -21,7 +21,8 @@ from facerecon.fitting.detail import full_crop_camera
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.rotation import euler_to_matrix
-from facerecon.imaging.color import LUMA
+from facerecon.imaging.color import LUMA, luma
+from facerecon.imaging.masks import gaussian_blur
 from facerecon.morphable import MorphableModel
 from facerecon.morphable.eyes import IRISES, PUPIL, SCLERA, Eye, eye_color, find_eyes
 from facerecon.perception.facemesh import LEFT_EYE, RIGHT_EYE
@@ -40,6 +41,7 @@ _PLACE_SIGMA = 0.35  # of the face mesh's center, in radii
 _FINE = 4  # samples along the side of a texel
 _POLE, _LIDS, _STILL = 10.0, 3.0, 0.3  # weights of gaze, distance of the lids, and what keeps all else
 _ROUNDS = 2
+_BROAD = 0.08  # of an eyeball's islands, half the width over which shades are taken
 _UNITS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeBlink", "eyeSquint", "eyeWide")
 
 
@@ -262,8 +264,8 @@ def _measured(views: list[_View], starts: Tensor, radii: Tensor, light: SHLight,
 def _natural(measured: Tensor) -> Tensor:
     """(3,) a sclera of natural color in the brightness of a measured one (3,)."""
     usual = measured.new_tensor(SCLERA)
-    level = (measured.mean() / usual.mean()).clamp(0.6, 1.15)
-    tint = (measured / measured.mean().clamp(min=1e-3) / (usual / usual.mean())).clamp(0.88, 1.12)
+    level = (measured.mean() / usual.mean()).clamp(0.3, 1.15)
+    tint = (measured / measured.mean().clamp(min=1e-3) / (usual / usual.mean())).clamp(0.95, 1.05)
     return (usual * level * tint).clamp(0, 1)
 
 
@@ -283,7 +285,12 @@ def _drawn(directions: NDArray, axis: NDArray, angle: float, color: list[float],
 
 @torch.no_grad()
 def draw_eyeballs(
-    texture: Tensor, vertices: Tensor, irises: Irises, topology: MeshTopology, ahead: bool = False
+    texture: Tensor,
+    vertices: Tensor,
+    irises: Irises,
+    topology: MeshTopology,
+    ahead: bool = False,
+    visibility: Tensor | None = None,
 ) -> Tensor:
     """Textures whose eyeballs are drawn clean: (B, 3, S, S).
 
@@ -293,6 +300,7 @@ def draw_eyeballs(
         irises: of them.
         topology: of the head model; a head without eyeballs keeps its texture.
         ahead: irises look along z, where ``vertices`` are neutral or one texture serves several photos.
+        visibility: (B, 1, S, S) in [0, 1], where the texture shows the photo: the broad shade there is kept.
     """
     size, result = texture.shape[-1], texture.clone()
     raster = uv_raster(topology, size)
@@ -310,8 +318,19 @@ def draw_eyeballs(
             offset = (places - torch.from_numpy(eye.center).to(places)).where(inside[box][..., None], places.new_zeros(()))
             axis = irises.gaze.new_tensor([0.0, 0.0, 1.0]) if ahead else irises.gaze[b, k]
             drawn = _texels(offset, axis, irises[b])
-            result[b, :, *box] = torch.where(inside[box], drawn.to(texture), texture[b, :, *box])
+            drawn, before = drawn.to(texture), texture[b, :, *box]
+            if visibility is not None:
+                drawn = drawn * _shade_kept(before, drawn, visibility[b, :, *box] * inside[box])
+            result[b, :, *box] = torch.where(inside[box], drawn, before)
     return result
+
+
+def _shade_kept(photo: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
+    """(1, H, W) what the ``photo`` (3, H, W) is darker or lighter by than what was ``drawn``, as broad as half an iris,
+    where there is ``weight`` (1, H, W): the shade of lids and lashes."""
+    width = 2 * round(_BROAD * weight.shape[-1]) + 1
+    light = [gaussian_blur((weight * luma(x[None])[0])[None], width)[0] for x in (photo, drawn)]
+    return ((light[0] + 0.02) / (light[1] + 0.02)).clamp(0.5, 1.25)
 
 
 def _texels(offset: Tensor, axis: Tensor, irises: Irises) -> Tensor:
