@@ -233,7 +233,7 @@ class SHLight(TensorStruct):
     """Second-order spherical-harmonic light.
 
     Args:
-        coefficients: (B, 9, 3), bands 0-2 by RGB; of "encoded" light INCLUDING the ambient 0.8 of the release on band 0.
+        coefficients: (B, 9, 3), bands 0-2 by RGB; of "encoded" light INCLUDING the release's ambient 0.8 on band 0.
         space: what the light multiplies, see :func:`facerecon.geometry.lighting.encoded_shading`: "encoded" sRGB values
             (the release), or "linear" intensities (physical light).
     """

@@ -25,12 +25,12 @@ def main(config: Any) -> int:
     from facerecon.errors import ConfigError, InputError, check_number
     from facerecon.export import views
     from facerecon.fit.models import decoder_of, prepare
+    from facerecon.fitting.tone import toned
     from facerecon.geometry.rotation import euler_to_matrix
     from facerecon.imaging.files import read_image, write_png
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.settings import check_keys
-    from facerecon.fitting.tone import toned
     from facerecon.types import SavedFace, SHLight
 
     if OmegaConf.is_missing(config, "params"):

@@ -193,7 +193,9 @@ def measure_views(images: Tensor) -> AlignedViews:
 def _tone(image: Tensor, landmarks: Tensor, masks_: FaceMasks) -> ToneBelief:
     """The belief of one view (1, 3, s, s), from crops such as :func:`facerecon.observe` cuts."""
     to_image = deep3d_crop_transform(landmarks, MEAN_FIVE_POINTS, _FIT)
-    wide = to_image @ torch.tensor([[_WIDER, 0, (1 - _WIDER) * _FIT / 2], [0, _WIDER, (1 - _WIDER) * _FIT / 2], [0, 0, 1]])
+    wide = to_image @ torch.tensor(
+        [[_WIDER, 0, (1 - _WIDER) * _FIT / 2], [0, _WIDER, (1 - _WIDER) * _FIT / 2], [0, 0, 1]]
+    )
     layers = crop_affine(torch.cat([image, masks_.skin], 1), wide, _FIT)
     at = (F.affine_grid(torch.eye(2, 3)[None], (1, 1, _FIT, _FIT), align_corners=False) + 1) * (_FIT / 2)
     at = at @ wide[0, :, :2].mT + wide[0, :, 2]

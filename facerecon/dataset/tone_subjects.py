@@ -99,7 +99,9 @@ def load_tone_subjects(
 
 @cache
 def _pipeline() -> UVPipeline:
-    return UVPipeline(PipelineSettings(size=_SIZE, check=False, complete=CompleteSettings(tone="off")))  # as photographed
+    return UVPipeline(
+        PipelineSettings(size=_SIZE, check=False, complete=CompleteSettings(tone="off"))
+    )  # as photographed
 
 
 @cache

@@ -1,8 +1,9 @@
 """The last, optional step ``detail`` (ours, not the paper's): what the photo shows beyond the decoder.
 
 The photo is unwrapped onto the fitted head, divided by the fitted shading and by what light that one lacks
-(:mod:`~facerecon.fitting.residual_light`), and carried into the texels that it shows, joined to the decoder's texture by
-a Laplacian pyramid: the head is that person, not a smooth cousin. The decoder keeps its say about the tone. Hidden texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
+(:mod:`~facerecon.fitting.residual_light`), and carried into the texels that it shows, joined to the decoder's texture
+by a Laplacian pyramid: the head is that person, not a smooth cousin. The decoder keeps its say about the tone. Hidden
+texels may borrow from their mirror image. Of several photos of one person each texel takes the best.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def add_detail(
         texture (B, 3, S, S) in [0, 1]; visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
         texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face; and
         residual shading (B, 3, R, R) > 0, None where the step is off. Where the photo shows a texel, texture times
-        fitted shading times residual shading is the photo. The mean log color of the visible plain skin is the decoder's.
+        fitted shading times residual shading is the photo. The mean log color of visible plain skin is the decoder's.
     """
     base = _base(decoded, topology, settings)
     shown = _shown(photo, vertices, base, light, camera, topology, settings)

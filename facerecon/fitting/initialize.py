@@ -582,7 +582,11 @@ def fit_light(
     basis = sh_basis(normals)  # (P, 9)
     kind = {"dtype": image.dtype, "device": image.device}
     ambient = SHLight.ambient(1, image.device, space)
-    start, strength, channels = ambient.coefficients[0].to(**kind), torch.full((9,), prior, **kind), torch.eye(3, **kind)
+    start, strength, channels = (
+        ambient.coefficients[0].to(**kind),
+        torch.full((9,), prior, **kind),
+        torch.eye(3, **kind),
+    )
     strength[0] = prior * 0.1
     # unknowns: 9 bands x 3 channels, coupled by the prior on white light
     to_start = torch.kron(channels, torch.diag(strength))

@@ -187,8 +187,8 @@ def measure_irises(
     """The irises of photos, on the eyeballs of fitted heads; None where the head has no eyeballs or the photos no
     irises.
 
-    Center and radius start from the face mesh and settle where the luma along the rim steps most, between the lids, with
-    one radius for both eyes. The color is the median between pupil and rim, of the lower part and without reflections,
+    Center and radius start from the face mesh and settle where the luma along the rim steps most, between the lids,
+    with one radius for both eyes. The color is the median between pupil and rim, of the lower part and without reflections,
     divided by the fitted shading; that of the sclera the upper quartile's.
 
     Args:
@@ -200,7 +200,10 @@ def measure_irises(
     """
     if photo.irises is None:
         return None
-    to_full = torch.linalg.inv(photo.full.to_photo[:, :, :2]), photo.fit.to_photo[:, :, 2] - photo.full.to_photo[:, :, 2]
+    to_full = (
+        torch.linalg.inv(photo.full.to_photo[:, :, :2]),
+        photo.fit.to_photo[:, :, 2] - photo.full.to_photo[:, :, 2],
+    )
     found = []
     for b in range(photo.batch):
         eyes = find_eyes(vertices[b].double().cpu().numpy(), topology)
@@ -315,7 +318,9 @@ def draw_eyeballs(
             (top, left), (bottom, right) = (where.amin(0)).tolist(), (where.amax(0) + 1).tolist()
             box = slice(top, bottom), slice(left, right)
             places = interpolate(raster, vertices[b : b + 1], topology.faces)[0][box]
-            offset = (places - torch.from_numpy(eye.center).to(places)).where(inside[box][..., None], places.new_zeros(()))
+            offset = (places - torch.from_numpy(eye.center).to(places)).where(
+                inside[box][..., None], places.new_zeros(())
+            )
             axis = irises.gaze.new_tensor([0.0, 0.0, 1.0]) if ahead else irises.gaze[b, k]
             drawn = _texels(offset, axis, irises[b])
             drawn, before = drawn.to(texture), texture[b, :, *box]
@@ -406,7 +411,11 @@ def _turned(
     points = basis[:, topology.faces[topology.landmark_faces[first : first + 6, 0]]]
     points = (points * topology.landmark_barycentric[first : first + 6, 0, :, None].to(basis)).sum(2)[..., 1]  # (E, 6)
     opens = torch.stack([points[:, 1] - points[:, 5], points[:, 2] - points[:, 4]], 1)
-    systems = [_LIDS * opens.T, _STILL * basis[:, lids].flatten(1).T / math.sqrt(len(lids)), _STILL / 50 * torch.eye(len(now))]
+    systems = [
+        _LIDS * opens.T,
+        _STILL * basis[:, lids].flatten(1).T / math.sqrt(len(lids)),
+        _STILL / 50 * torch.eye(len(now)),
+    ]
     goals = [_LIDS * apart, apart.new_zeros(3 * len(lids)), -_STILL / 50 * now]
     if gaze is not None:
         ball = topology.faces[torch.from_numpy(eye.rows).to(lids)].unique()

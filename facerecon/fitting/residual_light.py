@@ -1,8 +1,8 @@
 """Light that two bands of spherical harmonics do not hold: cast shadows, rims, lamps, highlights.
 
-A face is the same on both sides, but for what is small: moles, scars, single hairs. So what the two sides disagree about
-over more than that is light's, and so is what no person differs by from the decoder. Here it is told apart, on maps in
-UV and in logarithms, where light is a term and not a factor.
+A face is the same on both sides, but for what is small: moles, scars, single hairs. So what the two sides disagree
+about over more than that is light's, and so is what no person differs by from the decoder. Here it is told apart, on
+maps in UV and in logarithms, where light is a term and not a factor.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
 
     Returns:
         (B, 3, R, R), logarithms of what multiplies the shading, continued beyond the visible skin. The photo over both
-        is albedo whose mean log color over plain skin is the decoder's, and whose broad color is, but for what both sides
-        of the face agree about.
+        is albedo whose mean log color over plain skin is the decoder's, and whose broad color is, but for what both
+        sides of the face agree about.
     """
     size, cells = photo.shape[-1], cells_of(photo.shape[-1])
     both, known = pooled(torch.cat([photo, base * shading, base], 1), weight * plain_skin(topology, size), cells)

@@ -75,7 +75,10 @@ class FitResult:
         chosen = slice(None) if rows is None else list(rows)
         with torch.no_grad():
             heads = {
-                name: (params[chosen], toned(decoder(latent[chosen]), params[chosen].tone, self.face.topology).clamp(0, 1))
+                name: (
+                    params[chosen],
+                    toned(decoder(latent[chosen]), params[chosen].tone, self.face.topology).clamp(0, 1),
+                )
                 for name, (params, latent) in self.stages.items()
             }
         if "detail" in self.seconds:

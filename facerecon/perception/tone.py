@@ -132,7 +132,8 @@ class ToneNet(nn.Module):
     def __init__(self, inputs: int, squared: int) -> None:
         super().__init__()
         shapes = {
-            "center": (inputs,), "scale": (inputs,), "weight": (inputs + squared, 3), "bias": (3,), "covariance": (3, 3),
+            "center": (inputs,), "scale": (inputs,), "weight": (inputs + squared, 3), "bias": (3,),
+            "covariance": (3, 3),
         }  # fmt: skip
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape))
@@ -153,7 +154,9 @@ class ToneNet(nn.Module):
 @kept()
 def load_tone_net() -> ToneNet:
     """The shipped regression, frozen."""
-    tensors, _ = read_safetensors(assets.shipped("tone.safetensors"), "a regression of skin tones", "install facerecon again")
+    tensors, _ = read_safetensors(
+        assets.shipped("tone.safetensors"), "a regression of skin tones", "install facerecon again"
+    )
     inputs, terms = len(tensors["center"]), len(tensors["weight"])
     net = ToneNet(inputs, terms - inputs)
     net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
