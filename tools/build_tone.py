@@ -214,7 +214,7 @@ def _small(data: dict[str, Tensor]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of what is measured, for resuming")
-    parser.add_argument("--count", type=int, default=1034, help="portraits")
+    parser.add_argument("--count", type=int, default=1039, help="portraits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)

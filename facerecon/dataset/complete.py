@@ -21,6 +21,7 @@ from torch import Tensor
 from facerecon.dataset.extract import Extraction
 from facerecon.dataset.layout import FaceLayout, Template, load_template
 from facerecon.errors import ConfigError, check_number, check_shape
+from facerecon.fitting.residual_light import even_light
 from facerecon.imaging import masks
 from facerecon.imaging.color import match_color
 from facerecon.imaging.pyramid import fill_holes, laplacian_blend
@@ -48,6 +49,8 @@ class CompleteSettings:
         eyes: paint clean eyeballs with the person's iris color; False leaves the template's.
         tone: "belief" brings the skin to the tone that the views speak for (:mod:`facerecon.perception.tone`), as a fit
             does; "off" leaves it as photographed, as FFHQ-UV does.
+        even_light: take off what the two sides of the face disagree about in broad structure, as the detail step of a
+            fit does (:func:`~facerecon.fitting.residual_light.even_light`).
     """
 
     blending: str = "poisson"
@@ -56,6 +59,7 @@ class CompleteSettings:
     mirror: float = 1.0
     eyes: bool = True
     tone: str = "belief"
+    even_light: bool = True
 
     def __post_init__(self) -> None:
         check_keys([self.tone], ("belief", "off"), "complete.tone")
@@ -111,6 +115,8 @@ def complete(extraction: Extraction, template: Template, settings: CompleteSetti
         result = layout.solver(result, base)
         observed = observed * (1 - layout.corrected)
     result = torch.where(layout.skin > 0, result, base)
+    if settings.even_light:
+        result = even_light(result, template.topology)
     if settings.eyes:
         result = paint_eyes(result, iris, extraction.iris_seen, layout)
     result = pad_islands(result.clamp(0, 1), template.topology, None)
