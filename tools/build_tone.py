@@ -6,7 +6,8 @@ Portraits of the open generator, evenly over tones from very dark to very light,
 is and as other cameras would have taken it: random exposure, white balance and gamma. Beside them rendered heads in the
 textures of some of the portraits, in all lights, before pictures. Ridge regression of the tone on what
 `facerecon.perception.tone` measures, which also holds what it says of one person together; its errors on people left
-out are the covariance. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
+out are the covariance. A portrait's own tone is what its skin shows, but for half of an unusual hue, which is taken for
+the white balance, and for a brightness beyond that of people, which is the exposure's. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ SIDE = 320
 VARIANTS = 5
 RENDERED, RENDERS, RENDER_WEIGHT = 20, 5, 1.5  # people a group of tones, pictures of each, and what they count
 TEXELS, RENDER_SIDE = 256, 448
+HUE = 0.5  # share of an unusual hue that is the person's
+USED, PEOPLE = (-60.0, 72.0), (-55.0, 62.0)  # ITA of portraits that are learned from; and of people
 RIDGE, RIDGE_IDENTITY, SQUARES = 10.0, 5.0, 0.3
 WITHIN = 0.5  # weight of how far pictures of one person come apart, beside the error
 
@@ -149,6 +152,23 @@ def rendered(generator: torch.nn.Module, seed: int, backgrounds: Tensor) -> dict
     return {"features": torch.cat(rows), "color": tone.expand(len(rows), 3).contiguous()} if rows else {}
 
 
+def tones_of(skin: Tensor) -> Tensor:
+    """Log colors of skin in pictures (N, 3) -> tones of the people."""
+    bright, hue = skin.mean(1, keepdim=True), skin[:, [0, 2]] - skin[:, [1]]
+    line = torch.cat([torch.ones_like(bright), bright], 1)
+    usual = line @ torch.linalg.lstsq(line, hue).solution
+    hue = usual + HUE * (hue - usual)
+    green = bright - hue.sum(1, keepdim=True) / 3
+    tone = torch.cat([green + hue[:, :1], green, green + hue[:, 1:]], 1)
+    goal = skin_tone(tone.exp().clamp(0, 1)).clamp(*PEOPLE)
+    low, high = torch.full_like(bright, -1.0), torch.full_like(bright, 1.0)
+    for _ in range(25):
+        middle = (low + high) / 2
+        darker = (skin_tone((tone + middle).exp().clamp(0, 1)) < goal)[:, None]
+        low, high = torch.where(darker, middle, low), torch.where(darker, high, middle)
+    return tone + (low + high) / 2
+
+
 def learned(features: Tensor, tones: Tensor, weight: Tensor, person: Tensor) -> ToneNet:
     """Weighted ridge regression, in float64; squares and descriptors are held more tightly."""
     net, known = ToneNet(features.shape[1], COLORS), ~features.isnan()
@@ -219,8 +239,12 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     found = {name: torch.cat(parts) for name, parts in collected(options.work, options.count).items()}
-    features, truth, person, rendered_ = found.values()
-    ita, photos = skin_tone(truth.exp()), ~rendered_
+    seen = skin_tone(found["tone"].exp())
+    used = (seen >= USED[0]) & (seen <= USED[1])
+    features, truth, person, rendered_ = (part[used] for part in found.values())
+    photos = ~rendered_
+    truth[photos] = tones_of(truth[photos])
+    ita = skin_tone(truth.exp().clamp(0, 1))
     group = torch.bucketize(ita, ita.new_tensor(list(TONE_GROUPS.values())[1:]), right=True)
     weight = torch.zeros(len(group))
     for kind, counts in ((photos, 1.0), (rendered_, RENDER_WEIGHT)):  # each group alike
