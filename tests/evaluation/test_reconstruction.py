@@ -123,8 +123,9 @@ def test_each_stage_has_its_own_head_and_texture(detailed) -> None:
         "joint": (heads(1.0, right=(1.0,)), torch.tensor([0.1])),
     }
     face = SimpleNamespace(
-        params=heads(1.0, right=(-1.0,)), texture=torch.full((1, 3, 4, 4), 0.55), decoded=torch.zeros(1, 3, 4, 4)
-    )
+        params=heads(1.0, right=(-1.0,)), texture=torch.full((1, 3, 4, 4), 0.5), decoded=torch.zeros(1, 3, 4, 4),
+        texture_in_photo=lambda: torch.full((1, 3, 4, 4), 0.55),
+    )  # fmt: skip
     photo = flat.flat_photo()
     eval_identity = EvalIdentity()
     result = FitResult(face, stages, photo, seconds={"detail" if detailed else "texture map": 1.0})

@@ -121,6 +121,23 @@ def test_the_overlay_of_the_true_head_changes_nothing(sphere_face, observation):
     torch.testing.assert_close(blended[outside], observation.full.image[outside])
 
 
+def test_only_views_of_the_photo_have_its_residual_shading(sphere_face, observation, tmp_path):
+    """Half as much light in UV's left half is half as much in the overlay; turned views and older files have none."""
+    residual = torch.ones(1, 3, 8, 8)
+    residual[..., :4] = 0.5
+    shaded = sphere_face.replace(residual_shading=residual)
+    ratio = shaded.texture_in_photo() / sphere_face.texture
+    assert ratio[..., :12].allclose(torch.tensor(0.5)) and ratio[..., 20:].allclose(torch.tensor(1.0))
+    assert sphere_face.texture_in_photo() is sphere_face.texture
+    plain, dim = (views._photo_and_shot(face, observation, 64, "auto")[1].albedo for face in (sphere_face, shaded))
+    assert dim.sum() < 0.9 * plain.sum()
+    assert torch.equal(views.turned_view(shaded, 0.0, 64).albedo, views.turned_view(sphere_face, 0.0, 64).albedo)
+    for face in (sphere_face, shaded):
+        again = type(face).load(face.save(tmp_path / "face.safetensors"))
+        assert torch.equal(again.texture_in_photo(), face.texture_in_photo())
+    assert shaded[0].residual_shading.shape == (1, 3, 8, 8)
+
+
 def test_landmarks_land_in_the_full_crop(sphere_face, observation):
     camera = views._crop_camera(sphere_face, observation)
     expected = views._predicted_landmarks(sphere_face, camera, None)
