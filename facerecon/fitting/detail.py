@@ -1,6 +1,6 @@
 """The last, optional step ``detail`` (ours, not the paper's): what the photo shows beyond the decoder.
 
-The photo is unwrapped onto the fitted head, divided by the fitted shading and by what light that one lacks
+The photo is unwrapped onto the fitted head, divided by the fitted shading and by the light that one lacks
 (:mod:`~facerecon.fitting.residual_light`), and carried into the texels that it shows, joined to the decoder's texture
 by a Laplacian pyramid: the head is that person, not a smooth cousin. The decoder keeps its say about the tone. Hidden
 texels may borrow from their mirror image. Of several photos of one person each texel takes the best.

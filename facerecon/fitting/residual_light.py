@@ -126,7 +126,7 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
 
     Returns:
         (B, 3, R, R), logarithms of what multiplies the shading, continued beyond the visible skin. The photo over both
-        is albedo whose mean log color over plain skin is the decoder's, and whose broad color is, but for what both
+        is albedo whose mean log color over plain skin is the decoder's, and so is its broad color, but for what both
         sides of the face agree about.
     """
     size, cells = photo.shape[-1], cells_of(photo.shape[-1])
