@@ -563,7 +563,8 @@ class ReconstructedFace(TensorStruct):
         texture: (B, 3, S, S) in [0, 1], albedo in UV (with the detail step: of that person).
         decoded: (B, 3, S', S'), what the decoder alone made of ``latent``.
         visibility: (B, 1, S, S) in [0, 1]: 1 where the photo shows the texel and colors it, 0 where it is invented
-            (hidden, turned away, occluded, or copied from the other side of the face); between the two at the borders.
+            (hidden, turned away, occluded, or copied from the other side of the face) or drawn (eyeballs, inside of the
+            mouth); between the two at the borders.
         vertices: (B, V, 3), unposed, with expression.
         neutral_vertices: (B, V, 3), unposed, without.
         camera: in pixels of the photo.

@@ -7,7 +7,8 @@ is and as other cameras would have taken it: random exposure, white balance and 
 textures of some of the portraits, in all lights, before pictures. Ridge regression of the tone on what
 `facerecon.perception.tone` measures, which also holds what it says of one person together; its errors on people left
 out are the covariance. A portrait's own tone is what its skin shows, but for half of an unusual hue, which is taken for
-the white balance, and for a brightness beyond that of people, which is the exposure's. About 3 s a portrait of a core; resumable. Then: python -m facerecon.assets seal.
+the white balance, and for a brightness beyond that of people, which is the exposure's. About 3 s a portrait of a core;
+resumable. Then: python -m facerecon.assets seal.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 from torch import Tensor
 
-from facerecon.fitting.detail import full_crop_camera
+from facerecon.fitting.detail import fit_to_full, full_crop_camera
+from facerecon.fitting.lids import lid_gaps, open_lids
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import shade
 from facerecon.geometry.rotation import euler_to_matrix
@@ -30,7 +31,7 @@ from facerecon.render.interpolate import interpolate
 from facerecon.render.uv import uv_raster
 from facerecon.types import Camera, FaceParams, Irises, MeshTopology, Observation, SHLight
 
-__all__ = ["draw_eyeballs", "fit_eyes", "lid_gaps", "measure_irises", "turn_eyes"]
+__all__ = ["draw_eyeballs", "fit_eyes", "measure_irises", "turn_eyes"]
 
 _ROUND = 48  # points around a circle
 _EDGE = 0.12  # the rim of an iris is as soft, in its radii
@@ -39,7 +40,7 @@ _LEAST_CONTRAST = 0.04  # luma across the rim
 _RADIUS_SIGMA = 0.12  # of the face mesh's radius, relative
 _PLACE_SIGMA = 0.35  # of the face mesh's center, in radii
 _FINE = 4  # samples along the side of a texel
-_POLE, _LIDS, _STILL = 10.0, 3.0, 0.3  # weights of gaze, distance of the lids, and what keeps all else
+_POLE, _LIDS, _STILL, _SMALL = 10.0, 3.0, 0.3, 0.006  # weights of gaze, distance of the lids, stillness, no unit used
 _ROUNDS = 2
 _BROAD = 0.08  # of an eyeball's islands, half the width over which shades are taken
 _UNITS = ("eyeLookUp", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeBlink", "eyeSquint", "eyeWide")
@@ -187,8 +188,8 @@ def measure_irises(
     """The irises of photos, on the eyeballs of fitted heads; None where the head has no eyeballs or the photos no
     irises.
 
-    Center and radius start from the face mesh and settle where the luma along the rim steps most, between the lids,
-    with one radius for both eyes. The color is the median between pupil and rim, of the lower part and without reflections,
+    Center and radius start from the face mesh and settle where the luma along the rim steps most, between the lids;
+    both eyes have one radius. The color is the median between pupil and rim, of the lower part and without reflections,
     divided by the fitted shading; that of the sclera the upper quartile's.
 
     Args:
@@ -200,23 +201,22 @@ def measure_irises(
     """
     if photo.irises is None:
         return None
-    to_full = (
-        torch.linalg.inv(photo.full.to_photo[:, :, :2]),
-        photo.fit.to_photo[:, :, 2] - photo.full.to_photo[:, :, 2],
-    )
+    device = vertices.device
+    photo, vertices, params, camera = photo.to("cpu"), vertices.cpu(), params.to("cpu"), camera.to("cpu")
+    to_full = fit_to_full(photo)
     found = []
     for b in range(photo.batch):
         eyes = find_eyes(vertices[b].double().cpu().numpy(), topology)
         if len(eyes) != 2 or not all(eye.bulges for eye in eyes):
             return None
-        linear, offset = to_full[0][b] @ photo.fit.to_photo[b, :, :2], to_full[0][b] @ to_full[1][b]
+        linear, offset = to_full[b, :, :2], to_full[b, :, 2]
         views = [_view(photo, b, eye, params, camera, linear, offset) for eye in eyes]
         irises = photo.irises[b]
         starts = irises[:, :2] @ linear.mT + offset
         radii = irises[:, 2] * torch.linalg.det(linear).abs().sqrt()
         usual = sum(eye.iris_angle for eye in eyes) / 2
         found.append(_measured(views, starts, radii, params[b].light, usual))
-    return Irises.cat(found)
+    return Irises.cat(found).to(device)
 
 
 def _view(
@@ -318,9 +318,7 @@ def draw_eyeballs(
             (top, left), (bottom, right) = (where.amin(0)).tolist(), (where.amax(0) + 1).tolist()
             box = slice(top, bottom), slice(left, right)
             places = interpolate(raster, vertices[b : b + 1], topology.faces)[0][box]
-            offset = (places - torch.from_numpy(eye.center).to(places)).where(
-                inside[box][..., None], places.new_zeros(())
-            )
+            offset = (places - torch.from_numpy(eye.center).to(places)) * inside[box][..., None]
             axis = irises.gaze.new_tensor([0.0, 0.0, 1.0]) if ahead else irises.gaze[b, k]
             drawn = _texels(offset, axis, irises[b])
             drawn, before = drawn.to(texture), texture[b, :, *box]
@@ -386,13 +384,6 @@ def turn_eyes(
     return params.replace(expression=expression)
 
 
-def lid_gaps(landmarks: Tensor, left: bool) -> Tensor:
-    """(..., 2) distances between upper and lower lid at two places, of 68 landmarks (..., 68, 2 or 3)."""
-    first = 42 if left else 36
-    return torch.stack([(landmarks[..., first + u, :] - landmarks[..., first + v, :]).norm(dim=-1)
-                        for u, v in ((1, 5), (2, 4))], -1)  # fmt: skip
-
-
 def _middle(model: MorphableModel, left: bool) -> Tensor:
     """(3,) the middle of an eyeball of the mean head."""
     eyes = find_eyes(model.mean.double().cpu().numpy(), model.topology)
@@ -411,12 +402,9 @@ def _turned(
     points = basis[:, topology.faces[topology.landmark_faces[first : first + 6, 0]]]
     points = (points * topology.landmark_barycentric[first : first + 6, 0, :, None].to(basis)).sum(2)[..., 1]  # (E, 6)
     opens = torch.stack([points[:, 1] - points[:, 5], points[:, 2] - points[:, 4]], 1)
-    systems = [
-        _LIDS * opens.T,
-        _STILL * basis[:, lids].flatten(1).T / math.sqrt(len(lids)),
-        _STILL / 50 * torch.eye(len(now)),
-    ]
-    goals = [_LIDS * apart, apart.new_zeros(3 * len(lids)), -_STILL / 50 * now]
+    still = basis[:, lids].flatten(1).T / math.sqrt(len(lids))
+    systems = [_LIDS * opens.T, _STILL * still, _SMALL * torch.eye(len(now)).to(basis)]
+    goals = [_LIDS * apart, apart.new_zeros(3 * len(lids)), -_SMALL * now]
     if gaze is not None:
         ball = topology.faces[torch.from_numpy(eye.rows).to(lids)].unique()
         center = torch.from_numpy(eye.center).to(vertices)
@@ -436,7 +424,7 @@ def _turned(
 def fit_eyes(
     photo: Observation, params: FaceParams, model: MorphableModel, one_person: bool, turn: bool = True
 ) -> tuple[FaceParams, Irises | None]:
-    """Parameters with the eyes of the photos, and the irises found on those heads; None where there are none.
+    """Parameters with the eyes of the photos, open at rest, and the irises found on those heads; None without any.
 
     Args:
         photo: B observed faces.
@@ -445,7 +433,7 @@ def fit_eyes(
         one_person: one radius and one pair of colors for all photos, of those that show them best.
         turn: False measures only, and leaves the expression as it is.
     """
-    camera = full_crop_camera(photo.camera, photo)
+    camera, params = full_crop_camera(photo.camera, photo), open_lids(params, model)
 
     def measured() -> Irises | None:
         return measure_irises(photo, model.shape(params), params, camera, model.topology)
@@ -454,7 +442,7 @@ def fit_eyes(
     for _ in range(_ROUNDS if turn and irises is not None else 0):  # units of the lids shift the eyeball a little
         params = turn_eyes(params, irises, photo, photo.camera, model)
         irises = measured()
-    if irises is not None and one_person:
+    if irises is not None and one_person and photo.batch > 1:
         irises = _of_one(irises)
     return params, irises
 

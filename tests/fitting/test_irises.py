@@ -9,10 +9,13 @@ import torch
 
 from facerecon.evaluation.irises import iris_errors, render_irises
 from facerecon.fitting.detail import full_crop_camera
-from facerecon.fitting.irises import draw_eyeballs, fit_eyes, lid_gaps, measure_irises, turn_eyes
+from facerecon.fitting.irises import draw_eyeballs, fit_eyes, measure_irises, turn_eyes
+from facerecon.fitting.lids import OPEN, lid_gaps, neutral_gaps, open_lids
+from facerecon.fitting.mouth import TEETH, THROAT, draw_mouth
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.eyes import SCLERA, find_eyes
+from facerecon.morphable.model import read_face_model
 from facerecon.render.uv import region_texels
 from facerecon.types import Irises
 
@@ -164,3 +167,47 @@ def test_without_irises_only_the_lids_move(model, rendered) -> None:
     turned = turn_eyes(params, blind, photo, photo.camera, model)
     assert (turned.expression - params.expression).abs().max() < 0.05  # the lids are right as they are
     assert measure_irises(photo.replace(irises=None), model.shape(params), params, photo.camera, model.topology) is None
+
+
+def test_a_neutral_head_has_its_eyes_open(model) -> None:
+    """Identities that close the lids are opened; as fitted the lids stay where they were, and so do other heads."""
+    generator = torch.Generator().manual_seed(2)
+    params = model.neutral(40).replace(identity=1.6 * torch.randn(40, model.num_identity, generator=generator))
+    mean = neutral_gaps(model.mean[None], model)
+    before = neutral_gaps(model.shape(params), model) / mean
+    narrow = before.amin(1) < OPEN
+    assert 3 < int(narrow.sum()) < 37
+    opened = open_lids(params, model)
+    after = neutral_gaps(model.neutral_shape(opened), model) / mean
+    assert after.min() > OPEN - 1e-3
+    assert torch.equal(opened.identity[~narrow], params.identity[~narrow])
+    assert (opened.identity - params.identity).norm(dim=1).max() < 3
+    fitted = neutral_gaps(model.shape(opened), model) / mean
+    assert (fitted - before).abs().max() < 0.05
+
+
+def test_the_mouth_has_teeth_and_is_dark_red(model, skin) -> None:
+    drawn = draw_mouth(skin, model.mean, model.topology)
+    inside = region_texels(model.topology, ("mouth", "teeth", "tongue"), 512)
+    torch.testing.assert_close(drawn * (1 - inside), skin * (1 - inside))
+    teeth = region_texels(model.topology, "teeth", 512)[0, 0] > 0
+    front = drawn[0][:, teeth].T
+    front = front[front.mean(1) > front.mean(1).quantile(0.7)].mean(0)
+    torch.testing.assert_close(front, torch.tensor(TEETH), atol=0.12, rtol=0)
+    other = drawn[0][:, (inside[0, 0] > 0) & ~teeth].T
+    assert (other[:, 0] > 1.5 * other[:, 1:].amax(1)).float().mean() > 0.6 and other[:, 0].min() > 0.4 * THROAT[0]
+    bare = model.topology.replace(regions={})
+    assert torch.equal(draw_mouth(skin, model.mean, bare), skin)
+
+
+def test_the_upper_teeth_reach_below_the_lip(model, asset) -> None:
+    """By 2 mm, in front of the lower ones; nothing else of the head has moved."""
+    plain = read_face_model(asset("makehuman"), num_identity=20)
+    moved = (model.mean - plain.mean).norm(dim=1) > 0
+    teeth = torch.zeros_like(moved)
+    teeth[model.topology.faces[model.topology.regions["teeth"]].unique()] = True
+    assert torch.equal(moved, teeth)
+    lip = float(model.landmarks3d(model.mean[None])[0, 62, 1])
+    upper = teeth & (model.mean[:, 1] < plain.mean[:, 1] - 1e-6)
+    assert float(model.mean[upper, 1].min()) == pytest.approx(lip - 0.02, abs=0.01)
+    assert model.mean[teeth, 2].max() < model.landmarks3d(model.mean[None])[0, 62, 2] - 0.05  # behind the lips
