@@ -315,6 +315,8 @@ def draw_eyeballs(
             rows[torch.from_numpy(eye.rows)] = True
             inside = rows.to(texture.device)[raster.face_index[0]]
             where = inside.nonzero()
+            if not len(where):  # a map too coarse to show it
+                continue
             (top, left), (bottom, right) = (where.amin(0)).tolist(), (where.amax(0) + 1).tolist()
             box = slice(top, bottom), slice(left, right)
             places = interpolate(raster, vertices[b : b + 1], topology.faces)[0][box]
@@ -366,7 +368,8 @@ def turn_eyes(
         camera: of ``photo.fit``.
         model: the head model; one without those units or eyeballs gives back ``params``.
     """
-    if "eyeLookUpLeft" not in model.expression_names or "eyes" not in model.topology.regions:
+    needed = {f"{unit}{side}" for unit in _UNITS for side in ("Left", "Right")}
+    if not needed <= set(model.expression_names) or not {"eyes", "lids"} <= set(model.topology.regions):
         return params
     expression, vertices = params.expression.clone(), model(params)
     fitted = model.landmarks3d(vertices, camera)
@@ -433,6 +436,8 @@ def fit_eyes(
         one_person: one radius and one pair of colors for all photos, of those that show them best.
         turn: False measures only, and leaves the expression as it is.
     """
+    if "eyes" not in model.topology.regions:
+        return params, None
     camera, params = full_crop_camera(photo.camera, photo), open_lids(params, model)
 
     def measured() -> Irises | None:

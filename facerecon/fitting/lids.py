@@ -44,13 +44,14 @@ def open_lids(params: FaceParams, model: MorphableModel, least: float = OPEN) ->
     params = params.replace(identity=params.identity.clone(), expression=params.expression.clone())
     for b in range(params.batch):
         for _ in range(3):  # a distance is nearly linear in the coefficients
-            identity = params.identity[b].requires_grad_()
+            identity = params.identity[b].clone().requires_grad_()
             with torch.enable_grad():
                 now = neutral_gaps(model.neutral_shape(params[b].replace(identity=identity[None])), model)[0]
-                slopes = torch.stack([torch.autograd.grad(gap, identity, retain_graph=True)[0] for gap in now])
             short = (wanted - now.detach()).clamp(min=0)
             if not bool((short > 1e-4 * wanted).any()):
                 break
+            ones = torch.eye(2).to(now)
+            slopes = torch.stack([torch.autograd.grad(now, identity, one, retain_graph=True)[0] for one in ones])
             rows = short > 0
             step = torch.linalg.pinv(slopes[rows]) @ (1.002 * short[rows])
             params.identity[b] = identity.detach() + step

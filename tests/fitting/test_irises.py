@@ -169,19 +169,21 @@ def test_without_irises_only_the_lids_move(model, rendered) -> None:
     assert measure_irises(photo.replace(irises=None), model.shape(params), params, photo.camera, model.topology) is None
 
 
-def test_a_neutral_head_has_its_eyes_open(model) -> None:
+def test_a_neutral_head_has_its_eyes_open(asset) -> None:
     """Identities that close the lids are opened; as fitted the lids stay where they were, and so do other heads."""
+    asset("makehuman")
+    model = load_face_model("makehuman")
     generator = torch.Generator().manual_seed(2)
-    params = model.neutral(40).replace(identity=1.6 * torch.randn(40, model.num_identity, generator=generator))
+    params = model.neutral(40).replace(identity=1.5 * torch.randn(40, model.num_identity, generator=generator))
     mean = neutral_gaps(model.mean[None], model)
     before = neutral_gaps(model.shape(params), model) / mean
     narrow = before.amin(1) < OPEN
-    assert 3 < int(narrow.sum()) < 37
+    assert 2 < int(narrow.sum()) < 38
     opened = open_lids(params, model)
     after = neutral_gaps(model.neutral_shape(opened), model) / mean
     assert after.min() > OPEN - 1e-3
     assert torch.equal(opened.identity[~narrow], params.identity[~narrow])
-    assert (opened.identity - params.identity).norm(dim=1).max() < 3
+    assert (opened.identity - params.identity).norm(dim=1).max() < 4  # of 13 that they have
     fitted = neutral_gaps(model.shape(opened), model) / mean
     assert (fitted - before).abs().max() < 0.05
 
