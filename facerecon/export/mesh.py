@@ -138,8 +138,8 @@ def _eyeballs(face: ReconstructedFace) -> _Eyes | None:
     if face.irises is None:
         drawn = eye_map(float(np.mean(angles)), iris_color(face.texture[:1], neutral, topology, found))
     else:
-        # eyes lie in the shade of brows and lids, which is no part of their colors: the white tells how dark it is
-        light = float(np.mean(SCLERA)) / face.irises.sclera[0].mean().clamp(min=_DEEPEST_SHADE)
+        # eyes lie in the shade of brows and lids, which viewers draw in part: the white tells how dark it was
+        light = (float(np.mean(SCLERA)) / face.irises.sclera[0].mean().clamp(min=_DEEPEST_SHADE)).sqrt()
         looks = [tuple((light * color[0]).clamp(0, 1).tolist()) for color in (face.irises.color, face.irises.sclera)]
         drawn = eye_map(float(face.irises.angle[0]), *looks)
     return _Eyes(
