@@ -35,10 +35,11 @@ __all__ = ["draw_eyeballs", "fit_eyes", "measure_irises", "turn_eyes"]
 
 _ROUND = 48  # points around a circle
 _EDGE = 0.12  # the rim of an iris is as soft, in its radii
-_LEAST_SHARE = 0.3  # of a disk that must show
+_OUTSIDE = 1.045  # the steepest step over the rim's radius, as measured on rendered heads
+_LEAST_SHARE = 0.35  # of a disk that must show
 _LEAST_CONTRAST = 0.04  # luma across the rim
-_RADIUS_SIGMA = 0.12  # of the face mesh's radius, relative
-_PLACE_SIGMA = 0.35  # of the face mesh's center, in radii
+_RADIUS_SIGMA = 0.1  # of the face mesh's radius, relative
+_PLACE_SIGMA = 0.25  # of the face mesh's center, in radii
 _FINE = 4  # samples along the side of a texel
 _POLE, _LIDS, _STILL, _SMALL = 10.0, 3.0, 0.3, 0.006  # weights of gaze, distance of the lids, stillness, no unit used
 _ROUNDS = 2
@@ -150,7 +151,7 @@ def _find(views: list[_View], starts: Tensor, radii: Tensor) -> tuple[Tensor, Te
         best = torch.stack([table[i, k] for table, i in zip(tables, chosen, strict=True)])
         angle = angle * scales[k]
     axes = torch.cat([view.directions(c[None]) for view, c in zip(views, centers, strict=True)])
-    return axes, angle, best
+    return axes, angle / _OUTSIDE, best
 
 
 def _unit_per_pixel(view: _View) -> Tensor:
