@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import PipelineSettings, Search, UVPipeline
 from facerecon.errors import InputError
 from facerecon.imaging.files import read_image, write_bytes
+from facerecon.modes import in_own_modes, kept
 from facerecon.morphable import load_face_model
 from facerecon.perception.skin_tone import TONE_GROUPS, mean_log_color, skin_color, skin_tone
 from facerecon.storage import read_array
@@ -65,6 +65,7 @@ def held_out_tones() -> dict[str, list[int]]:
     return {name: [int(seed) for seed in chosen[name]] for name in TONE_GROUPS}
 
 
+@in_own_modes
 def load_tone_subjects(
     folder: str | os.PathLike | None = None, size: int = _SIZE, seeds: Sequence[int] | None = None
 ) -> ToneSubjects:
@@ -97,14 +98,14 @@ def load_tone_subjects(
     return ToneSubjects(tuple(chosen), tuple(of[seed] for seed in chosen), maps, identity, ita, logs)
 
 
-@cache
+@kept()
 def _pipeline() -> UVPipeline:
     return UVPipeline(
         PipelineSettings(size=_SIZE, check=False, complete=CompleteSettings(tone="off"))
     )  # as photographed
 
 
-@cache
+@kept()
 def _views() -> dict[int, tuple[Tensor, Tensor]]:
     """{seed: codes of the source and of its views} of the shipped set."""
     path = assets.shipped("open_uv_manifest.safetensors")
