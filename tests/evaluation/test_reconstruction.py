@@ -124,6 +124,7 @@ def test_each_stage_has_its_own_head_and_texture(detailed) -> None:
     }
     face = SimpleNamespace(
         params=heads(1.0, right=(-1.0,)), texture=torch.full((1, 3, 4, 4), 0.5), decoded=torch.zeros(1, 3, 4, 4),
+        topology=None,
         texture_in_photo=lambda: torch.full((1, 3, 4, 4), 0.55),
     )  # fmt: skip
     photo = flat.flat_photo()

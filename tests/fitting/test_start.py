@@ -400,14 +400,15 @@ def test_light_and_texture_may_be_the_networks(model, photo) -> None:
     with torch.no_grad():
         network.heads["light"].bias += torch.arange(27) / 100
         network.heads["texture"].bias += torch.arange(64) / 10
-    fitter = build(model, regressor=network, regressor_start=RegressorStart(appearance="regressor"))
+    options = {"tone": "off", "light_space": "encoded"}
+    fitter = build(model, regressor=network, regressor_start=RegressorStart(appearance="regressor"), **options)
     start = fitter.initialize(photo)
     latent, light = start.latent, start.params.light.coefficients[0]
     assert torch.allclose(light[:, 1], torch.arange(9, 18) / 100 + 0.8 * (torch.arange(9) == 0), atol=1e-6)
     assert torch.allclose(latent.codes[0, 0], torch.arange(64) / 10) and latent.space == "linear"
     with torch.no_grad():
         network.heads["shift"].bias += 0.5
-    again, closed = fitter.initialize(photo), build(model).initialize(photo)
+    again, closed = fitter.initialize(photo), build(model, **options).initialize(photo)
     assert torch.allclose(again.params.light.coefficients, closed.params.light.coefficients, atol=1e-4)
     assert torch.allclose(again.latent.codes, closed.latent.codes, atol=1e-3)
 

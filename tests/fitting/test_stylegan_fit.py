@@ -204,6 +204,7 @@ def test_a_fit_in_each_space(path, photo, space, preset) -> None:
     fitter = Fitter(
         load_face_model("makehuman", num_identity=20), decoder, Renderer(224, antialias=True), stages=stages,
         latent_prior="geocross" if preset == "release" else "radius", detail=DetailSettings(enabled=False),
+        tone="off", light_space="linear" if preset == "radius" else "encoded",
     )  # fmt: skip
     result = fitter(photo)
     face = result.face

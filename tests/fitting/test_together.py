@@ -34,7 +34,7 @@ def fitter(fit_models) -> Fitter:
 
     model = load_face_model("makehuman", num_identity=40)
     renderer = Renderer(224, antialias=True)
-    settings = {"detail": DetailSettings(size=128), "occlusion": OcclusionSettings(enabled=False)}
+    settings = {"detail": DetailSettings(size=128, eyes=False), "occlusion": OcclusionSettings(enabled=False)}
     return Fitter(model, load_decoder("linear"), renderer, stages=SHORT, **settings)
 
 

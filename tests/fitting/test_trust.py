@@ -71,7 +71,7 @@ def test_each_reason_is_found_on_its_own(fitter, faces) -> None:
     start = fitter.initialize(good)
     params = start.params
     view, _ = fitter.objective.prepare(params, camera)
-    render = view.shade(fitter.decoder(start.latent)).surface
+    render = view.shade(fitter.objective.albedo(params, start.latent)).surface
 
     def why(photo: Observation, drawn: torch.Tensor = render) -> str:
         return find_suspects(fitter.model, photo, params, camera, drawn, view.rendering.mask).get(0, "")
