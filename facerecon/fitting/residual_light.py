@@ -97,7 +97,7 @@ def even_light(texture: Tensor, topology: MeshTopology, weight: Tensor | None = 
     cells = cells_of(size)
     weight = plain_skin(topology, size) * (1 if weight is None else weight)
     color, known = pooled(texture, weight.expand(len(texture), -1, -1, -1), cells)
-    broad = _broad((color + _BLACK).log(), known)
+    broad = _broad((color.clamp(min=0) + _BLACK).log(), known)
     known = _witnessed(known, topology)
     uneven = push_pull((broad - mirrored(broad, topology)[0]) / 2, known, cells)
     inner = region_texels(topology, ("eyes", "mouth", "teeth", "tongue"), size)

@@ -178,3 +178,12 @@ def test_photos_of_one_person_each_have_their_own_light(lit) -> None:
         assert dark.median() < 0.6 * bright.median()
     plain = plain_skin(model.topology, SIZE) * (seen > 0.9)
     assert ((found - texture).abs() * plain).sum() / plain.sum() / 3 < 0.02
+
+
+def test_a_map_that_overshoots_black_is_evened_all_the_same(asset) -> None:
+    asset("makehuman")
+    topology = load_face_model("makehuman", num_identity=4).topology
+    texture = torch.full((1, 3, 64, 64), 0.4)
+    texture[..., 20:40, 20:40] = -0.1  # as gradients that are joined may
+    made = even_light(texture, topology)
+    assert made.isfinite().all() and made.min() >= 0
