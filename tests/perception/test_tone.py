@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,13 @@ def test_a_picture_without_skin_has_a_belief_all_the_same(photo):
 def test_the_regression_by_hand():
     net = ToneNet(2, 1)
     net.center, net.scale = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
-    net.weight, net.bias = torch.tensor([[1.0], [10.0], [100.0]]).expand(3, 3), torch.tensor([0.5, 0.0, -0.5])
+    net.weight, net.bias = torch.tensor([[1.0], [10.0], [100.0]]).expand(3, 3), torch.tensor([-899.5, -900.0, -900.5])
     mean = net(torch.tensor([[3.0, 0.2], [1.0, float("nan")], [99.0, 0.0]])).mean
     # x = (1, 0.2): 1 + 2 + 100 (1 - 1); x = (0, unknown): 100 (0 - 1); x = (3 at most, 0): 3 + 100 (9 - 1)
     torch.testing.assert_close(mean, torch.tensor([[3.0], [-100.0], [803.0]]) + net.bias)
+    net.bias = torch.tensor([0.5, 0.0, -0.5])  # no skin is that light: its red stays below the most that skin reflects
+    lightest = net(torch.tensor([[3.0, 0.2]])).mean[0]
+    torch.testing.assert_close(lightest, math.log(0.82) + torch.tensor([0.0, -0.5, -1.0]))
 
 
 def test_the_shipped_file_says_how_it_fares():
