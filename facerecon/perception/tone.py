@@ -31,9 +31,7 @@ _SCENE = 0.76  # of the full crop's side: the frame of an FFHQ portrait
 _FEWEST = 60  # px of a class for its color to be known
 _MOST = 8000  # px of a class that are looked at
 _BLACK = 0.004  # added to values before logarithms
-_LIGHTEST = math.log(
-    0.82
-)  # of the red of skin: it reflects two thirds at most, and texels above the mean must not clip
+_LIGHTEST = math.log(0.82)  # of the red of skin: two thirds of the light; texels above the mean must not clip
 _USUAL = (0.62, 0.46, 0.38)  # color of the skin that descriptors are computed for
 _SKIN = (1, 10)  # classes skin and nose
 _REGIONS = {
@@ -125,7 +123,7 @@ class ToneNet(nn.Module):
     """(B, N) features -> a belief over the mean log color of plain skin.
 
     Ridge regression on the standardized features and the squares of the color differences; what is not known counts as
-    usual. No skin is lighter than the lightest. The covariance is that of the errors on people that it did not learn from.
+    usual, and no skin is lighter than the lightest. The covariance is that of the errors on people left out.
 
     Args:
         inputs: N.
