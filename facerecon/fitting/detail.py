@@ -123,7 +123,7 @@ def add_detail(
         texture (B, 3, S, S) in [0, 1]; visibility (B, 1, S, S) in [0, 1], the share of the photo's own pixel in each
         texel at strength 1: 1 observed, 0 invented by the decoder, or copied from the other side of the face; and
         residual shading (B, 3, R, R) > 0, None where the step is off. Where the photo shows a texel, texture times
-        fitted shading times residual shading is the photo. The mean log color of visible plain skin is the decoder's.
+        fitted shading times residual shading is the photo. The median of plain skin over the decoder's is 1.
     """
     base = _base(decoded, topology, settings)
     shown = _shown(photo, vertices, base, light, camera, topology, settings)

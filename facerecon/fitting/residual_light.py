@@ -126,22 +126,21 @@ def light_apart(photo: Tensor, base: Tensor, shading: Tensor, weight: Tensor, to
 
     Returns:
         (B, 3, R, R), logarithms of what multiplies the shading, continued beyond the visible skin. The photo over both
-        is albedo whose mean log color over plain skin is the decoder's, and so is its broad color, but for what both
-        sides of the face agree about.
+        is albedo whose texels are the decoder's color in the median of plain skin, and so is its broad color, but for
+        what both sides of the face agree about.
     """
     size, cells = photo.shape[-1], cells_of(photo.shape[-1])
     both, known = pooled(torch.cat([photo, base * shading, base], 1), weight * plain_skin(topology, size), cells)
     photo, render, base = both.split(3, 1)
     change = ((photo + _BLACK) / (render + _BLACK)).log()
     broad = _broad(change, known)
-    middle = [_middle(image, where) for image, where in zip(broad, known > 0.5, strict=True)]
-    person = _of_the_person(broad - torch.stack(middle)[:, :, None, None], known, topology)
+    person = _of_the_person(broad - _typical(broad, known), known, topology)
     light = broad - person
     light = light + _gloss(change - light, base, person, known)
     # at the border hair and background bleed in: there only what is finer is the person's
     finer = _broad(change, known, _WINDOW // 2) - person
     light = torch.lerp(finer, light, _away_from_border(known))
-    return light + _mean(change - light, known)  # the decoder knows the tone
+    return light + _typical(change - light, known)  # the decoder knows the tone
 
 
 def _away_from_border(known: Tensor) -> Tensor:
@@ -181,10 +180,9 @@ def _gloss(change: Tensor, base: Tensor, person: Tensor, known: Tensor) -> Tenso
     return gaussian_blur(-(1 - share).log() / GAMMA, 5)
 
 
-def _mean(image: Tensor, known: Tensor) -> Tensor:
-    return (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-6)
-
-
-def _middle(image: Tensor, where: Tensor) -> Tensor:
-    """(3,) medians of an image (3, R, R) over a mask (1, R, R); 0 where it is empty."""
-    return image[:, where[0]].median(1).values if bool(where.any()) else image.new_zeros(3)
+def _typical(image: Tensor, known: Tensor) -> Tensor:
+    """(B, 3, 1, 1) medians of images (B, 3, R, R) over what is known (B, 1, R, R): stubble, wrinkles and shadows do not
+    move them; 0 where nothing is known."""
+    pairs = zip(image, known[:, 0] > 0.5, strict=True)
+    medians = [one[:, at].median(1).values if bool(at.any()) else one.new_zeros(3) for one, at in pairs]
+    return torch.stack(medians)[:, :, None, None]

@@ -47,7 +47,7 @@ def known():
     mole, scar = soft_box(70, 74, 60, 64, 3), soft_box(160, 190, 90, 92, 3)
     chin = soft_box(60, 196, 150, 220, 15)
     albedo = SKIN * grain * (1 - 0.5 * mole) * (1 + 0.2 * scar) * torch.exp(-0.5 * chin)
-    base = SKIN * torch.exp(-0.5 * chin.mean()) * torch.ones(1, 1, SIZE, SIZE)
+    base = SKIN * torch.ones(1, 1, SIZE, SIZE)
     shading = torch.linspace(1.1, 0.8, SIZE).expand(1, 3, SIZE, SIZE)
     return base, albedo, shading, mole
 
