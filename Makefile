@@ -39,7 +39,7 @@ reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='
 evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
 	@$(PY) fit/evaluate.py $(ARGS)
 
-test: assets ## the tests (about 10 minutes on 2 cores)
+test: assets ## the tests (about 14 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 $(VENV)/.installed-all: $(VENV)/.installed
