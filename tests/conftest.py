@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import types
 import warnings
@@ -22,6 +21,7 @@ import torch
 
 from facerecon import assets
 from facerecon.errors import AssetError
+from facerecon.run import signals
 from facerecon.run.seeds import seed_everything
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -132,7 +132,7 @@ def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]
 
     What a process of its own is for (signals, kills, promises of bytes) starts one itself.
     """
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a script leaves the handlers of the tests as they are
+    monkeypatch.setattr(signals, "_listen", lambda: None)  # a script leaves the handlers of the tests as they are
     before = torch.get_num_threads()
 
     def run(name: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:

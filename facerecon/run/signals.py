@@ -123,14 +123,19 @@ def exit_status(script: Callable[[], int | None]) -> int:
     return quietly(lambda: _run(script))
 
 
-def _run(script: Callable[[], int | None]) -> int:
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    _asked.clear()
+def _listen() -> None:
+    """Handle the signals that ask a run to end, but for those that whoever started it had ignored."""
     if threading.current_thread() is threading.main_thread():
         for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, signal_name, None)
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, _stop)
+
+
+def _run(script: Callable[[], int | None]) -> int:
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    _asked.clear()
+    _listen()
     try:
         return int(script() or 0)
     except FaceReconError as error:
