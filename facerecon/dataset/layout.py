@@ -16,6 +16,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import ConfigError, check_shape
+from facerecon.fitting.tone import plain_texels
 from facerecon.geometry.mesh import cached, vertex_normals
 from facerecon.imaging import files, masks
 from facerecon.imaging.poisson import PoissonSolver
@@ -147,7 +148,6 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
     brows, lids, lips, ears, eyes = (region(n) for n in ("brows", "lids", "lips", "ears", "eyes"))
     skin = region("skin") * (1 - region("eyes", "mouth", "teeth", "tongue", "sockets"))
     face = skin * region("face") * (1 - masks.dilate(ears, 0.6 * unit))
-    plain = face * (1 - masks.dilate(torch.maximum(torch.maximum(brows, lids), lips), 0.8 * unit))
     points = landmark_texels(model, size)
     rows = torch.arange(size) + 0.5
     upper, forehead = (
@@ -161,7 +161,7 @@ def _layout(model: MorphableModel, size: int) -> FaceLayout:
     return FaceLayout(
         skin=skin,
         face=face,
-        plain=plain,
+        plain=plain_texels(topology, size),
         brows=brows,
         lids=lids,
         lips=lips,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import ConfigError, check_shape
+from facerecon.fitting.residual_light import plain_skin
 from facerecon.geometry.mesh import cached
 from facerecon.imaging.masks import dilate
 from facerecon.perception.skin_tone import mean_log_color
@@ -38,10 +39,11 @@ def plain_texels(topology: MeshTopology, size: int) -> Tensor:
     """(1, 1, S, S): 1 on the face's skin of one color, away from brows, lids, lips and ears."""
 
     def build() -> Tensor:
-        other = dilate(region_texels(topology, ("brows", "lids", "lips", "ears"), size), 0.008 * size)
-        return skin_texels(topology, size) * region_texels(topology, ("face",), size) * (1 - other)
+        ears = dilate(region_texels(topology, ("ears",), size), 0.006 * size)
+        face = skin_texels(topology, size) * region_texels(topology, ("face",), size) * (1 - ears)
+        return face * plain_skin(topology, size)
 
-    return cached(f"plain texels {size}", build, topology.uv_faces, topology.uvs)
+    return cached(f"plain texels {size}", build, topology.uv_faces, topology.uvs, *topology.regions.values())
 
 
 def tone_of(texture: Tensor, topology: MeshTopology) -> Tensor:
