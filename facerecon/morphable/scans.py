@@ -1,8 +1,8 @@
 """Scanned faces that come in a package: the mean of many, and one textured scan.
 
-PyPI menpo3d holds a template (53,349 vertices in micrometers, by its layout the mean of a scan-based face model, which the
-package does not say) and one person's face with its photo texture (millimeters). Both have the 68 iBUG landmarks. Here they
-become head meshes in this library's frame: 0.1 m, y up, the face looks at +z.
+PyPI menpo3d holds a template (53,349 vertices in micrometers, by its layout the mean of a scan-based face model, which
+the package does not say) and one person's face with its photo texture (millimeters). Both have the 68 iBUG landmarks.
+Here they become head meshes in this library's frame: 0.1 m, y up, the face looks at +z.
 """
 
 from __future__ import annotations
