@@ -19,6 +19,7 @@ __all__ = [
     "ALIGNMENT_LANDMARKS",
     "MILLIMETERS",
     "REGION_LANDMARKS",
+    "ambient_visibility",
     "face_regions",
     "head_region_forms",
     "head_regions",
@@ -48,6 +49,9 @@ KEYPOINT_WEIGHT = {"cheek": 0.25}
 MILLIMETERS = 100.0
 """One world unit is 0.1 m."""
 
+OPEN = 0.3
+"""Least :func:`ambient_visibility` outside of cavities: the fold beside the ala has more, a nostril less."""
+
 
 def vertex_areas(vertices: NDArray, faces: NDArray) -> NDArray:
     """A third of the area of the faces around each vertex; (V,)."""
@@ -62,8 +66,46 @@ def _between(value: NDArray, places: ArrayLike, widths: ArrayLike) -> NDArray:
     return np.interp(value, np.asarray(places)[order], np.asarray(widths)[order])
 
 
+def ambient_visibility(vertices: ArrayLike, faces: ArrayLike, count: int = 64, size: int = 512) -> NDArray:
+    """(V,) in [0, 1], share of the directions above the surface from which a vertex is seen, weighted by their cosine.
+
+    This is 1 - ambient occlusion: 1 on a convex surface, near 0 deep in a cavity, whatever the size of either.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3), outward.
+        count: directions, evenly over the sphere.
+        size: pixels of each orthographic view of the whole mesh.
+    """
+    points = torch.from_numpy(as_array("vertices", vertices, "V 3")).double()
+    triangles = torch.from_numpy(as_array("faces", faces, "F 3"))
+    normals = torch.nn.functional.normalize(vertex_normals(points[None], triangles)[0], dim=1)
+    points = points - (points.amax(0) + points.amin(0)) / 2
+    points = points / points.norm(dim=1).max()
+    height = 1 - 2 * (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    turn = torch.arange(count) * (np.pi * (3 - 5**0.5))  # a Fibonacci sphere
+    ring = (1 - height**2).sqrt()
+    total, seen = torch.zeros(2, len(points), dtype=torch.float64)
+    for toward in torch.stack([ring * turn.cos(), height, ring * turn.sin()], 1):
+        right = torch.nn.functional.normalize(
+            torch.linalg.cross(torch.eye(3).double()[toward.abs().argmin()], toward), dim=0
+        )
+        view = points @ torch.stack([right, torch.linalg.cross(toward, right), -toward], 1)
+        clip = torch.cat([view, torch.ones_like(view[:, :1])], 1)[None].float()
+        index = rasterize(clip, triangles, (size, size))
+        in_view = torch.zeros(len(points), dtype=torch.bool)
+        in_view[triangles[index[index >= 0].unique()].unique()] = True
+        cosine = (normals @ toward).clamp(min=0)
+        total += cosine
+        seen += cosine * in_view
+    return (seen / total.clamp(min=1e-12)).numpy()
+
+
 def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, ...] = (0.0, 0.6, -0.6)) -> NDArray:
     """(V,) bool, what a scanner would see from in front and from the sides: not nostrils, mouth and back of the head.
+
+    A view from in front looks a little way into nostrils; what is seen from few directions only is left out, too
+    (:data:`OPEN`).
 
     Args:
         vertices: (V, 3), upright and looking at +z, world units.
@@ -77,7 +119,7 @@ def visible_vertices(vertices: ArrayLike, faces: ArrayLike, yaws: tuple[float, .
     index = rasterize(clip_coordinates(camera, points @ turns.mT), triangles, (768, 768))
     seen = np.zeros(len(points), dtype=bool)
     seen[triangles[index[index >= 0].unique()].unique().numpy()] = True
-    return seen
+    return seen & (ambient_visibility(vertices, faces) > OPEN)
 
 
 def face_regions(
