@@ -139,13 +139,17 @@ def skin_surface(model: MorphableModel, vertices: NDArray | None = None) -> tupl
     return Surface(mean_shape(model) if vertices is None else vertices, faces), rows
 
 
-def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
+def nonrigid_icp(
+    source: MorphableModel, target: MorphableModel, landmark_weights: NDArray = _LANDMARK_WEIGHTS
+) -> NDArray:
     """The source's mean head registered with the target's (Amberg et al., CVPR 2007): (V, 3) in the target's frame.
 
     Eyes and mouth follow the similarity and the warp through the landmarks only.
 
     Args:
         source, target: head models with 68 landmarks and a region "skin".
+        landmark_weights: (68,), how far each of the source's landmarks is held at the target's, relative to a vertex on
+            its surface; those of 0 do not guide the warp either.
 
     Raises:
         ShapeError: a model without faces of the skin.
@@ -154,15 +158,14 @@ def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
     goal, target_points, target_faces = mean_shape(target), _landmarks(target), _skin(target)
     if not len(faces) or not len(target_faces):
         raise ShapeError("both head models need faces in their region 'skin'; got none.")
-    weights = torch.from_numpy(_LANDMARK_WEIGHTS)
+    weights = torch.from_numpy(landmark_weights)
     one, other = torch.from_numpy(source_points)[None], torch.from_numpy(target_points)[None]
     transform = similarity_transform(one, other, weights)
     result = apply_similarity(transform, torch.from_numpy(start)[None])[0].numpy()
     ears, target_ears = _ear_points(source), _ear_points(target)
+    guides, goals = source_points[landmark_weights > 0], target_points[landmark_weights > 0]
     if len(ears) == len(target_ears) > 0:
-        guides, goals = np.concatenate([source_points, ears]), np.concatenate([target_points, target_ears])
-    else:
-        guides, goals = source_points, target_points
+        guides, goals = np.concatenate([guides, ears]), np.concatenate([goals, target_ears])
     guides = apply_similarity(transform, torch.from_numpy(guides)[None])[0].numpy()
     warp = RBFInterpolator(guides, goals - guides, kernel="linear", degree=0, smoothing=0.01)
     result = result + warp(result)
@@ -183,7 +186,7 @@ def nonrigid_icp(source: MorphableModel, target: MorphableModel) -> NDArray:
         (shares[keep].ravel(), (np.repeat(np.arange(keep.sum()), 3), corners[keep].ravel())),
         shape=(keep.sum(), len(used)),
     ).tocsc()
-    held = diags_array(_LANDMARK_WEIGHTS[keep])
+    held = diags_array(landmark_weights[keep])
     pull = (attach.T @ held @ attach).tocsc()
 
     surface = Surface(goal, target_faces)

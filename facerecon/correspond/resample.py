@@ -167,7 +167,7 @@ class ResampledDecoder(TextureDecoder):
         super().__init__()
         self.base = base
         self.name, self.space, self.rows, self.dim = base.name, base.space, base.rows, base.dim
-        self.atlas = retargeted.model.name
+        self.atlas = retargeted.model.topology.name
         self.retargeted, self.source = retargeted, source
         self.size = retargeted.uv.shape[0]
         with torch.no_grad():
@@ -237,7 +237,7 @@ def decoder_for(
             raise ConfigError(f"decoder 'albedo' is linear and has no latent space '{space}'; leave it out.")
         return albedo_decoder(model, components or 80)
     base = load_decoder(name, components, space, precision)
-    if base.atlas == model.name:
+    if base.atlas == model.topology.name:
         return base
     if base.atlas != SOURCE:
         raise ConfigError(f"decoder '{name}' makes textures of {base.atlas}, not of {model.name}; use decoder=linear.")
@@ -248,5 +248,5 @@ def decoder_for(
     with torch.no_grad():
         maps = retargeted.texture(torch.cat([base.mean[None], base.basis]), source)
     decoder = LinearDecoder(maps[0], maps[1:])
-    decoder.atlas = model.name
+    decoder.atlas = model.topology.name
     return decoder.eval().requires_grad_(False)

@@ -150,6 +150,7 @@ def write_face_model(model: MorphableModel, target: Path, source: str, license: 
         "expression_low": "" if np.isinf(low) else str(low),
         "expression_high": "" if np.isinf(high) else str(high),
         "identity_variance": json.dumps(model.identity_variance),
+        "version": model.version,
         "source": source,
         "licence": license,
     }

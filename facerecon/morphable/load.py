@@ -16,13 +16,16 @@ __all__ = ["FACE_MODELS", "load_face_model"]
 
 FACE_MODELS: Mapping[str, str] = MappingProxyType(
     {
-        "makehuman": "facerecon.morphable.teeth:read_makehuman",
+        "makehuman": "facerecon.correspond.scanned_head:read_makehuman",
+        "makehuman_artist": "facerecon.morphable.teeth:read_first_edition",
         "ict": "facerecon.morphable.ict:load_ict",
         "hifi3dpp": "facerecon.morphable.hifi3dpp:load_hifi3dpp",
     }
 )
-"""Readers by name, "module:function" (path, num_identity) -> MorphableModel, each imported when it is asked for. The
-name is also the one of the asset in the cache."""
+"""Readers by name, "module:function" (path, num_identity) -> MorphableModel, each imported when it is asked for."""
+
+_FILES = {"makehuman_artist": "makehuman"}
+"""The asset in the cache that a model is read from, where its name is another."""
 
 
 @in_own_modes
@@ -43,7 +46,11 @@ def load_face_model(
     if name not in FACE_MODELS:
         raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
     read = function_at(FACE_MODELS[name])
-    model = read(assets.locate(name) if path is None else Path(path), num_identity).eval().requires_grad_(False)
+    model = (
+        read(assets.locate(_FILES.get(name, name)) if path is None else Path(path), num_identity)
+        .eval()
+        .requires_grad_(False)
+    )
     if model.name != name:
         raise AssetError(f"{path} holds the head model '{model.name}', not '{name}'; set face_model={model.name}.")
     return model

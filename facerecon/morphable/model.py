@@ -43,6 +43,7 @@ class MorphableModel(nn.Module):
         expression_bounds: (low, high) of every coefficient, or None.
         albedo_mean, albedo_basis: (V, 3) and (A, V, 3) in [0, 1], or None: the model has no albedo of its own.
         identity_variance: (I,) share of the source's variance that the first 1, 2, ... components keep; may be empty.
+        version: of the model; coefficients of one version mean nothing to another.
 
     Attributes:
         mean, identity_basis, expression_basis: buffers.
@@ -61,15 +62,18 @@ class MorphableModel(nn.Module):
         albedo_mean: Tensor | None = None,
         albedo_basis: Tensor | None = None,
         identity_variance: tuple[float, ...] = (),
+        version: str = "",
     ) -> None:
         super().__init__()
         num_vertices = check_shape("mean", mean, "V 3")["V"]
         check_shape("identity_basis", identity_basis, f"I {num_vertices} 3")
         check_shape("expression_basis", expression_basis, f"E {num_vertices} 3")
         self.name = name
+        self._topology_name = topology.name or name
         self.expression_names = tuple(expression_names)
         self.expression_bounds = expression_bounds
         self.identity_variance = tuple(identity_variance)
+        self.version = version
         self.register_buffer("mean", mean)
         self.register_buffer("identity_basis", identity_basis)
         self.register_buffer("expression_basis", expression_basis)
@@ -94,7 +98,9 @@ class MorphableModel(nn.Module):
     def topology(self) -> MeshTopology:
         """The mesh, on the model's device."""
         regions = {key: getattr(self, f"_region_{key}") for key in self._region_names}
-        return MeshTopology(**{key: getattr(self, f"_{key}") for key in _TOPOLOGY}, regions=regions, name=self.name)
+        return MeshTopology(
+            **{key: getattr(self, f"_{key}") for key in _TOPOLOGY}, regions=regions, name=self._topology_name
+        )
 
     @property
     def num_vertices(self) -> int:
@@ -143,6 +149,7 @@ class MorphableModel(nn.Module):
             albedo_mean=self.albedo_mean,
             albedo_basis=self.albedo_basis,
             identity_variance=self.identity_variance,
+            version=self.version,
         )
         return model.eval().requires_grad_(False)
 
@@ -406,6 +413,7 @@ def read_face_model(path: Path, num_identity: int | None = None) -> MorphableMod
             albedo_mean=arrays.get("albedo_mean"),
             albedo_basis=arrays["albedo_basis"].float() if "albedo_basis" in arrays else None,
             identity_variance=tuple(parse_json(meta.get("identity_variance", "[]"))[:count]),
+            version=meta.get("version", ""),
         )
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise AssetError(f"{path} is not a head model ({error}); run: python -m facerecon.assets fetch open") from None

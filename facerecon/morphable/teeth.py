@@ -1,4 +1,4 @@
-"""The makehuman head with its upper teeth where people have them."""
+"""MakeHuman's head as its artists made it, and upper teeth where people have them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import torch
 from facerecon.geometry.mesh import face_components
 from facerecon.morphable.model import MorphableModel, read_face_model
 
-__all__ = ["read_makehuman", "seat_teeth"]
+__all__ = ["read_first_edition", "seat_teeth"]
 
 _LOWER, _FORWARD = 0.042, 0.03
 """dm. hm08's upper incisors end 2 mm above the edge of the upper lip, and 5 mm over the lower ones; people's reach 2 mm
 below it and meet them."""
 
 
-def read_makehuman(path: Path, num_identity: int | None = None) -> MorphableModel:
-    """The makehuman head of a file, its teeth seated; as :func:`~facerecon.morphable.model.read_face_model`."""
-    return seat_teeth(read_face_model(path, num_identity))
+def read_first_edition(path: Path, num_identity: int | None = None) -> MorphableModel:
+    """The first edition of the makehuman head, its teeth seated; as
+    :func:`~facerecon.morphable.model.read_face_model`. Its atlas has the name ``makehuman``, as the second edition's."""
+    model = seat_teeth(read_face_model(path, num_identity))
+    if model.name == "makehuman":
+        model.name = "makehuman_artist"
+    return model
 
 
 def seat_teeth(model: MorphableModel) -> MorphableModel:
