@@ -3,8 +3,9 @@
 MakeHuman's heads are what artists thought of. Here the mean head is bent to a mean of scanned people
 (:func:`bent_mean`, non-rigid ICP), and the identity basis joins MakeHuman's components with a Gaussian process over
 the surface, at two scales (Luethi et al. 2018, Gaussian process morphable models), so that it holds what real heads do
-and artists did not (:func:`identity_basis`). The process' lengths and amplitudes, and the share of MakeHuman's components,
-maximize the likelihood of heads drawn from ICT-FaceKit's statistics (20 heads of seed 105); no shape of that model is in it.
+and artists did not (:func:`identity_basis`). The process' lengths and amplitudes, and how much MakeHuman's components
+count, are near those under which heads drawn from ICT-FaceKit (20 of seed 105) are likeliest: so much of that model's
+statistics is in the basis, and no shape.
 
 The head is made on the user's machine from two assets, ``makehuman`` (the first edition) and ``scan_mean``, and kept in
 the cache: about 20 seconds, once.
@@ -26,7 +27,7 @@ from facerecon.correspond.registration import nonrigid_icp, normals_of, solved
 from facerecon.geometry.alignment import apply_similarity, five_points, similarity_transform
 from facerecon.geometry.mesh import edges, face_components
 from facerecon.geometry.surface import Surface
-from facerecon.morphable import MorphableModel, load_face_model, read_face_model
+from facerecon.morphable import MorphableModel, read_face_model
 from facerecon.morphable.convert import EYE_DISTANCE, FIVE_POINT_CENTER, write_face_model
 from facerecon.morphable.model import bare_topology
 from facerecon.morphable.scans import ScannedFace, load_scan
@@ -206,8 +207,8 @@ def identity_basis(model: MorphableModel, count: int) -> tuple[torch.Tensor, tup
     """Principal components of MakeHuman's basis and a Gaussian process together.
 
     Covariance ``SCULPTED^2 B'B + sum over scales of a' k(|x - y| / length) a``, k a Gaussian, split into fields that
-    are their own mirror image and fields that are its opposite. Components are principal in a metric of area that counts
-    the face before skull, neck and inner parts.
+    are their own mirror image and fields that are its opposite. Components are principal in a metric of area that
+    counts the face before skull, neck and inner parts.
 
     Args:
         model: the bent mean with MakeHuman's components.

@@ -17,8 +17,10 @@ below it and meet them."""
 
 
 def read_first_edition(path: Path, num_identity: int | None = None) -> MorphableModel:
-    """The first edition of the makehuman head, its teeth seated; as
-    :func:`~facerecon.morphable.model.read_face_model`. Its atlas has the name ``makehuman``, as the second edition's."""
+    """The makehuman head's first edition, its teeth seated; as :func:`~facerecon.morphable.model.read_face_model`.
+
+    Its atlas has the second edition's name, ``makehuman``.
+    """
     model = seat_teeth(read_face_model(path, num_identity))
     if model.name == "makehuman":
         model.name = "makehuman_artist"
