@@ -613,6 +613,27 @@ class ReconstructedFace(TensorStruct):
         return self.texture * F.interpolate(self.residual_shading, size=size, mode="bilinear", align_corners=False)
 
 
+HEAD_VERSIONS = {"makehuman": "2"}
+"""Editions of head models that have had others under their name: coefficients of one mean nothing to another."""
+
+
+def saved_head(name: str, version: str) -> str:
+    """The head model that a file is of: what was saved as makehuman's without a version is its first edition's.
+
+    Args:
+        name: of the head model in the file.
+        version: of it there, "" where the file names none.
+
+    Raises:
+        InputError: a version that this facerecon does not have.
+    """
+    if version == HEAD_VERSIONS.get(name, ""):
+        return name
+    if name == "makehuman" and not version:
+        return "makehuman_artist"
+    raise InputError(f"it is of version {version!r} of the head model '{name}', which this facerecon lacks; update it.")
+
+
 @_struct
 class SavedFace(TensorStruct):
     """What ``params.safetensors`` holds: enough to make the head again from its models.
@@ -623,6 +644,7 @@ class SavedFace(TensorStruct):
         num_identity: basis size.
         path: the photo's name.
         face_model_path: the head model's own file, "" where it came from the cache.
+        face_model_version: of the head model; "" where a file names none, see :func:`saved_head`.
     """
 
     params: FaceParams
@@ -633,9 +655,10 @@ class SavedFace(TensorStruct):
     num_identity: int = 80
     path: tuple = ()
     face_model_path: str = ""
+    face_model_version: str = ""
 
     FINITE = True
-    SHARED = ("face_model", "decoder", "num_identity", "face_model_path")
+    SHARED = ("face_model", "decoder", "num_identity", "face_model_path", "face_model_version")
 
 
 @_struct

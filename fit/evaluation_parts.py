@@ -198,7 +198,7 @@ def _measure_head(
 
 def _synthetic_heads(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]:
     """Heads of the fit's own model by number: observed photo and scan; and what they depend on."""
-    if sweep.model.name != "makehuman":
+    if sweep.model.topology.name != "makehuman":
         raise ConfigError(f"they are drawn of makehuman with its linear texture; the fits are of {sweep.model.name}.")
     model = sweep.model.to("cpu")
     settings = replace(WITHIN_MODEL, yaw_limit=45.0)

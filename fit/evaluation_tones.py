@@ -70,7 +70,7 @@ def _settings(sweep: Any, *what: Any) -> list:
 
 
 def _measure_heads(sweep: Any) -> None:
-    if sweep.model.name != "makehuman":
+    if sweep.model.topology.name != "makehuman":
         told = f"the maps of known albedo are makehuman's; the fits are of {sweep.model.name}."
         sweep.skipped.append(f"Skin tones of rendered heads were not measured: {told}")
         return

@@ -270,7 +270,7 @@ def build_head(
     ``decoder``, ``space`` and ``precision`` are those of :func:`~facerecon.correspond.resample.decoder_for`.
     """
     model = load_face_model(name, num_identity=num_identity, path=path or None)
-    if name == "makehuman":
+    if model.topology.name == "makehuman":
         return model, decoder_for(model, decoder, space=space, precision=precision)
     retargeted = retarget(model)
     if name == "hifi3dpp":

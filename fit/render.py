@@ -31,7 +31,7 @@ def main(config: Any) -> int:
     from facerecon.morphable import load_face_model
     from facerecon.morphable.hifi3dpp import fill_sockets
     from facerecon.settings import check_keys
-    from facerecon.types import SavedFace, SHLight
+    from facerecon.types import SavedFace, SHLight, saved_head
 
     if OmegaConf.is_missing(config, "params"):
         raise ConfigError("params is not set; for example: params=outputs/reconstruct/astronaut/params.safetensors")
@@ -42,7 +42,8 @@ def main(config: Any) -> int:
     device = prepare(config)
     saved = SavedFace.load(config.params)
     source = config.face_model_path or saved.face_model_path or None
-    model = load_face_model(saved.face_model, num_identity=saved.num_identity, path=source)
+    name = saved_head(saved.face_model, saved.face_model_version)
+    model = load_face_model(name, num_identity=saved.num_identity, path=source)
     model = (fill_sockets(model) if saved.face_model == "hifi3dpp" else model).to(device)
     params = saved.params.to(device)
     texture_path = Path(config.texture) if config.texture else Path(config.params).with_name("texture.png")

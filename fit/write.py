@@ -30,6 +30,7 @@ def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, co
         face_model=config.face_model,
         decoder=decoder,
         num_identity=fitter.model.num_identity,
+        face_model_version=fitter.model.version,
         path=tuple(names),
         face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     )

@@ -29,6 +29,9 @@ STRUCTURE = (
 """Keys that a run keeps for good, beside what its files are; the others change with resume=force, but for
 ``facerecon.run.directory.FREE_TO_CHANGE``."""
 
+MAPS = 400
+"""Textures that ``synthetic.maps=open`` decodes."""
+
 OPEN = {"generator": "mobile_stylegan", "identity": "identity128"}
 """Parts of the open pack; caches of faces without truth name only what differs from them."""
 
@@ -119,17 +122,21 @@ def load_data(c: Any, v: dict, processes: Any, cache: Path) -> tuple[Any, Any, d
     """Crops to learn from, the head's linear texture, and what tells their files; nothing is rendered yet."""
     from facerecon.errors import ConfigError
     from facerecon.imaging.files import list_images
+    from facerecon.morphable import load_face_model
     from facerecon.run import item_seed
     from facerecon.settings import build_settings
     from facerecon.synthetic.faces import SyntheticFaces
+    from facerecon.synthetic.population import population_of
     from facerecon.synthetic.settings import SyntheticSettings
     from facerecon.training.crops import PhotometricAugmentation, PhotometricSettings
     from facerecon.training.regressor import network_sizes
-    from facerecon.training.regressor_data import RegressorData, square_pictures, texture_maps
+    from facerecon.training.regressor_data import RegressorData, decoded_maps, square_pictures, texture_maps
     from facerecon.training.uv_maps import UVMaps, identity_of
 
     augment = build_settings(PhotometricSettings, v["augment"], "augment")
-    chosen = {key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds")}
+    chosen = {
+        key: value for key, value in v["synthetic"].items() if key not in ("cached", "maps", "backgrounds", "scans")
+    }
     settings = build_settings(SyntheticSettings, chosen, "synthetic")
     photos_a_step = round(c.batch * c.weak.share)
     for count, several in ((photos_a_step, 1), (c.batch - photos_a_step, settings.pictures)):
@@ -140,17 +147,26 @@ def load_data(c: Any, v: dict, processes: Any, cache: Path) -> tuple[Any, Any, d
         )
     model, decoder = load_head(c)
     maps, backgrounds, sources = None, None, {}
-    if c.synthetic.maps:
+    if c.synthetic.maps == "open":
+        maps = decoded_maps(model, MAPS, item_seed(c.seed, "maps"))
+        sources["maps"] = ["decoder=open", MAPS]
+    elif c.synthetic.maps:
         maps, sources["maps"] = texture_maps(c.synthetic.maps)
+    population = None
+    if c.synthetic.scans:
+        scans = load_face_model("ict", None, c.synthetic.scans)
+        population, sources["scans"] = population_of(scans, model), [scans.name, scans.num_identity]
     paths = list_images(c.synthetic.backgrounds) if c.synthetic.backgrounds else []
     if paths:
         backgrounds, sources["backgrounds"] = square_pictures(paths, c.size), [len(paths), paths[0].name]
-    files = {"maps": identity_of(UVMaps(c.synthetic.maps).paths if c.synthetic.maps else ())}
+    files = {"maps": identity_of(UVMaps(c.synthetic.maps).paths if c.synthetic.maps not in (None, "open") else ())}
     files["backgrounds"] = identity_of(paths)
-    faces = SyntheticFaces(model, decoder, settings, item_seed(c.seed, "faces"), c.size, c.texture, maps, backgrounds)
+    seed = item_seed(c.seed, "faces")
+    faces = SyntheticFaces(model, decoder, settings, seed, c.size, c.texture, maps, backgrounds, population)
     facts = {key: v[key] for key in ("num_identity", "decoder", "texture", "seed")}
     facts |= {"settings": chosen, "sources": sources}
-    shards, photos = open_shards(c, cache, facts | {"face_model": model.name, "size": c.size}, photos_a_step)
+    facts |= {"face_model": model.name, "version": model.version, "size": c.size}
+    shards, photos = open_shards(c, cache, facts, photos_a_step)
     photo_paths = photos.pop("paths", None)
     if photo_paths is not None:
         files["photos"] = identity_of(photo_paths)
@@ -168,7 +184,7 @@ def load_head(c: Any) -> tuple[Any, Any]:
     from facerecon.morphable import load_face_model
 
     model = load_face_model(c.face_model, c.num_identity, c.face_model_path)
-    resampled = None if model.name == "makehuman" else retarget(model)
+    resampled = None if model.topology.name == "makehuman" else retarget(model)
     model = model if resampled is None else resampled.model
     return model, decoder_for(model, c.decoder, c.texture if c.decoder == "albedo" else None, resampled)
 

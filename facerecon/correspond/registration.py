@@ -304,7 +304,7 @@ def registered(first: MorphableModel, second: MorphableModel) -> NDArray:
         key = pair_digest(one, other, f"registered {_VERSION}")
         return cached_table("registered", key, lambda: {"shape": nonrigid_icp(one, other)}, ("shape",))["shape"].numpy()
 
-    if first.name == SOURCE:
+    if first.topology.name == SOURCE:
         return cached(first, second)
     between = load_face_model(SOURCE, num_identity=0)
     here, there = cached(between, first), cached(between, second)

@@ -33,13 +33,14 @@ from facerecon.morphable.model import bare_topology
 from facerecon.morphable.scans import ScannedFace, load_scan
 from facerecon.morphable.teeth import seat_teeth
 from facerecon.storage import file_sha256
+from facerecon.types import HEAD_VERSIONS
 
 __all__ = ["VERSION", "bent_mean", "identity_basis", "prepare", "read_makehuman", "second_edition"]
 
-VERSION = "2"
+VERSION = HEAD_VERSIONS["makehuman"]
 """Of the head; parameters of another version are of another head."""
 
-NUM_IDENTITY = 200
+NUM_IDENTITY = 160
 
 _LANDMARK_WEIGHTS = np.zeros(68)
 _LANDMARK_WEIGHTS[[27, 28, 29, 30, 33]] = 2.0
@@ -66,7 +67,7 @@ def read_makehuman(path: Path, num_identity: int | None = None) -> MorphableMode
 
     Args:
         path: the first edition's file.
-        num_identity: components to keep; None keeps all 200.
+        num_identity: components to keep; None keeps all 160.
 
     Raises:
         AssetError: a file it is made of is missing, or the cache cannot be written.

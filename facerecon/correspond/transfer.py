@@ -316,7 +316,7 @@ def harmonic(values: NDArray, known: NDArray, faces: NDArray) -> NDArray:
 
 def _rank(model: MorphableModel) -> tuple:
     """Of two heads the one that is registered with the other has the smaller rank."""
-    place = _ORDER.index(model.name) if model.name in _ORDER else len(_ORDER)
+    place = _ORDER.index(model.topology.name) if model.topology.name in _ORDER else len(_ORDER)
     return place, model.name, model.num_vertices
 
 

@@ -237,7 +237,7 @@ def extract(
     if not settings.multi_view:
         views = views[:1]
     layout = face_layout(model, settings.size) if layout is None else layout
-    if albedo is None and model.name in SHIPPED:
+    if albedo is None and model.topology.name in SHIPPED:
         albedo = load_template(model, settings.size).texture
     params, camera = _fit(views, model, settings, regressor)
     vertices = model(params)

@@ -325,11 +325,11 @@ def load_template(
         ConfigError: none is shipped for that head, or the head lacks a region that is needed.
     """
     if texture is None:
-        if model.name not in SHIPPED:
+        if model.topology.name not in SHIPPED:
             raise ConfigError(
                 f"no template texture is shipped for face model '{model.name}'; pass your own map as texture=."
             )
-        texture = files.read_image(assets.shipped(SHIPPED[model.name]))[None]
+        texture = files.read_image(assets.shipped(SHIPPED[model.topology.name]))[None]
     check_shape("texture", texture, "1 3 S S")
     if texture.shape[-1] != size:
         larger = size > texture.shape[-1]

@@ -166,9 +166,8 @@ def load_head(settings: Any) -> tuple[MorphableModel, Retargeted | None]:
     Raises:
         AssetError: its files are missing; says how to get them.
     """
-    count = None if settings.face_model == "hifi3dpp" else 80
-    model = load_face_model(settings.face_model, count, settings.face_model_path or None)
-    if model.name == SOURCE:
+    model = load_face_model(settings.face_model, None, settings.face_model_path or None)
+    if model.topology.name == SOURCE:
         return model, None
     retargeted = retarget(model)
     return (fill_sockets(retargeted.model) if model.name == "hifi3dpp" else retargeted.model), retargeted

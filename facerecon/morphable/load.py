@@ -30,7 +30,7 @@ _FILES = {"makehuman_artist": "makehuman"}
 
 @in_own_modes
 def load_face_model(
-    name: str = "makehuman", num_identity: int | None = 80, path: str | Path | None = None
+    name: str = "makehuman", num_identity: int | None = None, path: str | Path | None = None
 ) -> MorphableModel:
     """A head model from the cache, frozen, in eval mode.
 

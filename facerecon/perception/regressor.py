@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from facerecon import assets
 from facerecon.assets.foreign import float_tensors, read_state, shapes_of
 from facerecon.assets.store import shipped_names
-from facerecon.errors import AssetError, ConfigError, check_number, check_shape, nearest_name
+from facerecon.errors import AssetError, ConfigError, InputError, check_number, check_shape, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.settings import build_settings
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
-from facerecon.types import TensorStruct
+from facerecon.types import HEAD_VERSIONS, TensorStruct, saved_head
 
 __all__ = [
     "BACKBONES",
@@ -179,6 +179,7 @@ class RegressorConfig:
         expression_low, expression_high: bounds of the expression coefficients, None for none; 0 and None is the
             released ReLU, 0 and 1 fits blendshape weights.
         face_model: head model that the coefficients are of.
+        version: of that head model; None: the present one.
         decoder: linear texture decoder whose code the texture is ("linear", "linear_normalized", or "albedo" for the
             head model's own); "" is unknown.
     """
@@ -193,8 +194,11 @@ class RegressorConfig:
     expression_high: float | None = None
     face_model: str = "makehuman"
     decoder: str = "linear"
+    version: str | None = None
 
     def __post_init__(self) -> None:
+        if self.version is None:
+            object.__setattr__(self, "version", HEAD_VERSIONS.get(self.face_model, ""))
         if self.backbone not in BACKBONES:
             raise ConfigError(nearest_name(self.backbone, BACKBONES, "backbone"))
         for name in ("identity", "expression", "texture"):
@@ -412,12 +416,14 @@ def read_regressor(path: str | Path) -> Regressor:
         header = parse_json(metadata.get("facerecon", ""))
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']!r}")
-        config = build_settings(RegressorConfig, header["config"], "regressor")
+        values = {"version": ""} | header["config"]
+        values["face_model"] = saved_head(values["face_model"], values.pop("version"))
+        config = build_settings(RegressorConfig, values, "regressor")
         about = dict(header.get("about", {}))
         for name, values in about.get("residual", {}).items():
             if len(values) != getattr(config, name) or not all(math.isfinite(v) and v > 0 for v in values):
                 raise ValueError(f"residual of '{name}' is not {getattr(config, name)} numbers above 0")
-    except (AttributeError, ValueError, KeyError, TypeError, OverflowError, ConfigError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, OverflowError, ConfigError, InputError) as error:
         raise AssetError(
             f"{path} is not a face regressor of this library ({error or 'no header'}); {_ADVICE}."
         ) from None

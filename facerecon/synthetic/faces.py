@@ -25,6 +25,7 @@ from facerecon.morphable import MorphableModel
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
 from facerecon.stylegan.decoder import TextureDecoder
+from facerecon.synthetic.population import Population
 from facerecon.synthetic.scene import CROP, Draws, random_lights, surround
 from facerecon.synthetic.settings import WITHIN_MODEL, SyntheticSettings
 from facerecon.synthetic.shape_residual import ShapeResidual
@@ -89,6 +90,7 @@ class SyntheticFaces:
         components: T, of the texture code; all of the decoder's if left out.
         maps: (N, 3, s, s) uint8, texture maps of the head's atlas; without them textures come of the linear basis.
         backgrounds: (M, 3, s, s) uint8, pictures to put behind the heads.
+        population: whose people a share of the faces are (``settings.scanned``).
 
     Raises:
         ConfigError: a decoder that is not linear, or more components than it has.
@@ -105,6 +107,7 @@ class SyntheticFaces:
         components: int | None = None,
         maps: Tensor | None = None,
         backgrounds: Tensor | None = None,
+        population: Population | None = None,
     ) -> None:
         if decoder.space != "linear":
             raise ConfigError(f"the texture must be linear to have a code; decoder '{decoder.name}' is not.")
@@ -116,7 +119,7 @@ class SyntheticFaces:
                 raise ShapeError(f"{name} must be (N, 3, S, S) uint8, N >= 1; got {tuple(pictures.shape)}.")
         self.model, self.settings, self.seed, self.size = model, settings or SyntheticSettings(), seed, size
         self.mean, self.basis = mean, basis[:components]
-        self.maps, self.backgrounds = maps, backgrounds
+        self.maps, self.backgrounds, self.population = maps, backgrounds, population
         self.codes = None if maps is None else self._codes_of(maps)
         self.shape_residual = ShapeResidual(model) if self.settings.shape_residual else None
         self.side = 2 * size if size <= CROP // 2 else size
@@ -192,6 +195,10 @@ class SyntheticFaces:
         even = draws.uniform(low=-1.0, high=1.0) * s.yaw_limit
         turn[:, 1] = torch.where(draws.chance(s.wide), even, turn[:, 1])
         identity = draws.normal(model.num_identity) * s.identity
+        if self.population is not None:
+            people = Draws(self.seed, numbers, "scanned people")
+            scanned = self.population(people.normal(len(self.population.factor)))
+            identity = torch.where(people.chance(s.scanned)[:, None], scanned, identity)
         params = model.neutral(len(numbers)).replace(
             expression=self.expressions(draws),
             rotation=torch.deg2rad(turn.clamp(-limits, limits)),

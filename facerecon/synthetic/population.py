@@ -39,8 +39,8 @@ class Population:
 def population_of(other: MorphableModel, model: MorphableModel) -> Population:
     """The people of another head model (ICT-FaceKit's, from scans), each the head of this model that lies nearest.
 
-    240 heads of the other are fitted densely (:class:`~facerecon.correspond.dense_fit.DenseFit`), and their coefficients
-    regressed on those of the other model: computed once (some minutes), then cached.
+    240 heads of the other are fitted densely (:class:`~facerecon.correspond.dense_fit.DenseFit`), and their
+    coefficients regressed on those of the other model: computed once (some minutes), then cached.
 
     Args:
         other: whose identities are standard normal.

@@ -8,7 +8,7 @@ from facerecon.errors import ConfigError, check_number
 
 __all__ = ["WITHIN_MODEL", "SyntheticSettings"]
 
-_SHARES = ("smile", "activity", "wide", "hair", "shoulders", "glasses", "occluded")
+_SHARES = ("scanned", "smile", "activity", "wide", "hair", "shoulders", "glasses", "occluded")
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class SyntheticSettings:
 
     Args:
         identity: standard deviation of the identity coefficients.
+        scanned: share of people that are drawn from scanned people's statistics, where there are any.
         smile: share of smiling faces, where the model has such expressions.
         activity: share of the other expression coefficients that are not 0.
         yaw: standard deviation, degrees.
@@ -53,6 +54,7 @@ class SyntheticSettings:
     """
 
     identity: float = 1.0
+    scanned: float = 0.5
     smile: float = 0.4
     activity: float = 0.25
     yaw: float = 18.0

@@ -594,15 +594,15 @@ def start_network(sizes: RegressorConfig, init: str | Sequence[str] | None, seed
 
     Args:
         sizes: of it.
-        init: files of regressors, of whose weights it is the mean; None: torchvision's ImageNet weights if they lie in
-            torch's hub cache, else at random.
+        init: files of regressors, of whose weights it is the mean (of those of another head what does not depend on
+            the head); None: torchvision's ImageNet weights if they lie in torch's hub cache, else at random.
         seed: of random weights.
 
     Returns:
         The network, and how it starts, in words.
 
     Raises:
-        ConfigError: ``init`` is of another network.
+        ConfigError: ``init`` is of a network of another kind or size.
     """
     torch.manual_seed(seed)
     if not init:
@@ -613,9 +613,24 @@ def start_network(sizes: RegressorConfig, init: str | Sequence[str] | None, seed
     if network.config != sizes:
         found = network.config.plain()
         wrong = [key for key, value in sizes.plain().items() if found[key] != value]
+        if not {"backbone", "width", "size"} & {*wrong}:
+            return _of_other_head(network, sizes), f"from {' and '.join(files)}, of another head ({', '.join(wrong)})"
         remedy = " ".join(f"{key}={found[key]}" for key in wrong)
         raise ConfigError(f"{init} is of another network (differs: {', '.join(wrong)}); set {remedy}.")
     return network, f"from {' and '.join(files)}"
+
+
+def _of_other_head(other: Regressor, sizes: RegressorConfig) -> Regressor:
+    """A network that reads pictures as another does, and what does not depend on the head as that one: pose and light,
+    texture and expression where they are as many of the same kind; its identity is the mean."""
+    network = Regressor(sizes)
+    network.backbone.load_state_dict(other.backbone.state_dict())
+    same = {"angles", "light", "shift", "depth"}
+    same |= {"texture"} if (other.config.texture, other.config.decoder) == (sizes.texture, sizes.decoder) else set()
+    same |= {"expression"} if other.config.face_model.partition("_")[0] == sizes.face_model.partition("_")[0] else set()
+    for name in same & {*network.heads}:
+        network.heads[name].load_state_dict(other.heads[name].state_dict())
+    return network
 
 
 def _load_imagenet(network: Regressor) -> str:

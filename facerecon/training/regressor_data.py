@@ -16,9 +16,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from facerecon.correspond.resample import decoder_for
 from facerecon.errors import InputError
 from facerecon.fitting import params_to_coefficients
+from facerecon.fitting.tone import toned
 from facerecon.imaging.files import read_image
+from facerecon.morphable import MorphableModel
 from facerecon.perception import load_identity
 from facerecon.perception.regressor import Coefficients, RegressorConfig
 from facerecon.run import choose_training_precision, item_generator, item_seed
@@ -30,7 +33,11 @@ from facerecon.training.crops import CropShards, PhotometricAugmentation, observ
 from facerecon.training.uv_maps import MapMemory, UVMaps, epoch_order, held_out
 from facerecon.types import FaceParams, SHLight
 
-__all__ = ["RegressorData", "batch_of", "generated_faces", "rows_of", "square_pictures", "texture_maps"]
+__all__ = ["RegressorData", "batch_of", "decoded_maps", "generated_faces", "rows_of", "square_pictures", "texture_maps"]
+
+
+_TONES = ((0.92, 0.78, 0.70), (0.34, 0.23, 0.17))
+"""Encoded colors of very light and very dark skin."""
 
 
 class RegressorData:
@@ -203,6 +210,25 @@ def texture_maps(folder: str, most: int = 256) -> tuple[Tensor, list[Any]]:
     usable = memory.usable(range(len(memory)))
     maps = torch.stack([(memory.images([i])[0][0] * 127.5 + 127.5).round().to(torch.uint8) for i in usable])
     return maps, [memory.names[0], memory.names[-1], len(usable)]
+
+
+def decoded_maps(model: MorphableModel, count: int, seed: int) -> Tensor:
+    """Textures of ``decoder=open`` on a head's atlas, each in a skin tone of its own: (N, 3, s, s) uint8.
+
+    Tones are even between a very light and a very dark skin, since the decoder's own are not.
+    """
+    decoder = decoder_for(model, "open", space="z")
+    generator = torch.Generator().manual_seed(seed)
+    light, dark = (torch.tensor(color).log() for color in _TONES)
+    maps = []
+    for _ in tqdm(range(0, count, 8), desc="decoding textures", disable=None):
+        check_stop()
+        share = torch.rand(8, 1, generator=generator)
+        tone = light + share * (dark - light) + 0.04 * torch.randn(8, 3, generator=generator)
+        with torch.no_grad():
+            texture = toned(decoder(decoder.sample(8, generator)).float(), tone, model.topology)
+        maps.append((texture.clamp(0, 1) * 255).round().to(torch.uint8))
+    return torch.cat(maps)[:count]
 
 
 def square_pictures(paths: Sequence[Path], size: int) -> Tensor:
