@@ -94,6 +94,10 @@ def _fetch(arguments: argparse.Namespace) -> int:
         progress = store.Progress() if arguments.quiet else bar
         options = {name: getattr(arguments, name) for name in ("force", "archives", "keep_archives")}
         paths = store.fetch(*arguments.names, **options, progress=progress)
+        for place, needed in registry.MADE.items():
+            if needed <= paths.keys():
+                progress.step("making the makehuman head (once, about half a minute)", 0, 0)
+                registry.function_at(place)()
     if not arguments.quiet:
         print(f"{len(paths)} asset{'s' if len(paths) != 1 else ''} ready in {store.home()}")
     return 0

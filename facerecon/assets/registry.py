@@ -14,7 +14,19 @@ from typing import Any
 
 from facerecon.errors import AssetError, nearest_name
 
-__all__ = ["ASSETS", "OWN", "PACKAGES", "PACKS", "Asset", "OwnAsset", "Package", "asset_names", "entry", "function_at"]
+__all__ = [
+    "ASSETS",
+    "MADE",
+    "OWN",
+    "PACKAGES",
+    "PACKS",
+    "Asset",
+    "OwnAsset",
+    "Package",
+    "asset_names",
+    "entry",
+    "function_at",
+]
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -516,6 +528,10 @@ PACKS: dict[str, tuple[str, ...]] = {
     "open": tuple(ASSETS),
     "ffhq_uv": (*(name for name in OWN if name != "ict"), "bisenet"),
 }
+
+
+MADE: dict[str, frozenset[str]] = {"facerecon.correspond.scanned_head:prepare": frozenset({"makehuman", "scan_mean"})}
+"""What is computed from assets at set-up, so that no first use waits for it: "module:function", and the assets."""
 
 
 def entry(name: str) -> Asset | OwnAsset:
