@@ -3,14 +3,14 @@
     python benchmarks/head_model.py --ict ICT-FaceKit --heads 20
     python benchmarks/head_model.py --ict ICT-FaceKit --models makehuman makehuman_artist --components 80 160
 
-Truth: heads drawn from ICT-FaceKit (seed 5; the statistics of the makehuman head were chosen on seed 105). Each model is
-fitted to their true surface in 3D (facerecon.correspond.dense_fit: noise of 0.4 mm, standard normal prior), so that what
-is left is the model's own: no fit of a photo comes nearer. Errors as in fit/evaluate.py parts=[shape], in mm, means of four
-regions: of region_errors, and by REALY's protocol.
+Truth: heads drawn from ICT-FaceKit (seed 5; the statistics of the makehuman head were chosen on seed 105). Each model
+is fitted to their true surface in 3D (facerecon.correspond.dense_fit: noise of 0.4 mm, standard normal prior), so that
+what is left is the model's own: no fit of a photo comes nearer. Errors as in fit/evaluate.py parts=[shape], mm, means
+of four regions: of region_errors, and by REALY's protocol.
 
-* floor: of the fits with the leading components (generalization), of the model's mean face, and of ICT's own mean face.
-* coefficients: root mean square of those of the fits; about 1 where the prior fits people, above it where it is too narrow.
-* specificity: distance of heads drawn from the model to the nearest of the heads fitted, root mean square over the face.
+* floor: of fits with the leading components (generalization), of the model's mean face, and of ICT's own mean face.
+* coefficients: root mean square of those of the fits; about 1 where the prior fits people, above it elsewhere.
+* specificity: distance of drawn heads to the nearest of the heads fitted, root mean square over the face.
 * compactness: components that keep 90, 95 and 98 % of the model's variance over the face.
 
 Prints tables in Markdown, and writes them and head_model.json to --out.
