@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, diags_array
 
 from facerecon import assets
-from facerecon.correspond.registration import nonrigid_icp, normals_of, solved
+from facerecon.correspond.registration import mean_shape, nonrigid_icp, normals_of, solved
 from facerecon.geometry.alignment import apply_similarity, five_points, similarity_transform
 from facerecon.geometry.mesh import edges, face_components
 from facerecon.geometry.surface import Surface
@@ -144,7 +144,7 @@ def bent_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
 
     here = model.topology
     triangles, mirror = here.faces.numpy(), here.mirror.numpy()
-    mean = model.mean.double().numpy()
+    mean = mean_shape(model)
     face, weights, distance, fits = Surface(vertices, faces).locate(moved, normals_of(moved, triangles), 0.5)
     past_rim = ((weights > 1e-6) <= _on_rim(faces, len(vertices))[faces[face]]).all(1)
     skin, ears = (_on(model, name) for name in ("skin", "ears"))

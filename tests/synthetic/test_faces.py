@@ -14,6 +14,7 @@ from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render import Renderer
 from facerecon.stylegan.load import load_decoder
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces, SyntheticSettings
+from facerecon.synthetic.population import Population
 from facerecon.synthetic.scene import lamp_coefficients
 from facerecon.types import Camera
 
@@ -242,3 +243,25 @@ def test_faces_seen_from_near_and_far(head) -> None:
     assert (other.landmarks68 - expected).abs().max() < 0.01
     away = (one.landmarks68 - other.landmarks68).norm(dim=-1).mean(1)
     assert away[truth.further.log().abs() > 0.2].mean() > 0.8  # px: noses and jaws are larger or smaller
+
+
+def test_a_share_of_people_is_scanned(head) -> None:
+    """With ``scanned`` 1 all identities follow the population, and what else is drawn stays as it is without it."""
+    model, decoder = head
+    numbers = range(300)
+    factor = torch.zeros(2, model.num_identity)
+    factor[0, 0], factor[1, 3] = 2.0, 0.5
+    people = Population(torch.arange(12.0), factor)
+    plain = SyntheticFaces(model, decoder, WITHIN_MODEL, seed=3)
+    drawn = {
+        s: SyntheticFaces(model, decoder, replace(WITHIN_MODEL, scanned=s), 3, population=people) for s in (0, 0.5, 1)
+    }
+    without = plain.truth(numbers)
+    found = {s: faces.truth(numbers).params for s, faces in drawn.items()}
+    assert torch.equal(found[0].identity, without.params.identity)
+    deviation = found[1].identity - people.mean
+    assert (deviation.std(0)[[0, 3]] - torch.tensor([2.0, 0.5])).abs().max() < 0.3
+    assert deviation[:, [1, 2, *range(4, 12)]].abs().max() < 1e-5
+    share = (found[0.5].identity == found[1].identity).all(1).float().mean()
+    assert 0.4 < share < 0.6
+    assert torch.equal(found[1].expression, without.params.expression)
