@@ -14,12 +14,12 @@ import regression_process
 import torch
 import torch.nn.functional as F
 
-from facerecon.errors import InputError
+from facerecon.errors import ConfigError, InputError
 from facerecon.fitting import coefficients_to_params, params_to_coefficients
 from facerecon.geometry.camera import project
 from facerecon.geometry.lighting import sh_basis
 from facerecon.morphable import load_face_model
-from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig
+from facerecon.perception.regressor import Coefficients, Regressor, RegressorConfig, save_regressor
 from facerecon.render import Renderer
 from facerecon.run import load_checkpoint
 from facerecon.run.processes import Processes
@@ -35,6 +35,7 @@ from facerecon.training.regressor import (
     WeakLosses,
     WeakWeights,
     landmark_model,
+    start_network,
 )
 from facerecon.types import Camera
 
@@ -263,3 +264,23 @@ def test_normalization_over_processes_keeps_the_names_of_weights() -> None:
     names = list(network.state_dict())
     SyncedBatchNorm.replace_in(network)
     assert list(network.state_dict()) == names and isinstance(network.backbone.bn1, SyncedBatchNorm)
+
+
+def test_a_network_of_another_head_gives_what_does_not_depend_on_it(tmp_path) -> None:
+    """Of another edition of the head: all but the identity; of another model: neither expression nor its texture."""
+    kind = {"width": 0.125, "size": 32, "expression_high": 1.0}
+    for face_model, kept in (("makehuman_artist", True), ("ict", False)):
+        source = Regressor(RegressorConfig("resnet10", 9, 52, 5, face_model=face_model, **kind))
+        for number, parameter in enumerate(source.parameters()):
+            torch.nn.init.constant_(parameter, 0.01 * (number + 1))
+        path = save_regressor(tmp_path / f"{face_model}.safetensors", source, dtype=torch.float32)
+        network, told = start_network(CONFIG, str(path), 0)
+        assert "of another head" in told and network.config == CONFIG
+        assert torch.equal(network.backbone.conv1.weight, source.backbone.conv1.weight)
+        assert torch.equal(network.heads["angles"].weight, source.heads["angles"].weight)
+        assert network.heads["identity"].weight.abs().max() == 0
+        assert torch.equal(network.heads["expression"].weight, source.heads["expression"].weight) == kept
+    other = Regressor(RegressorConfig("resnet18", 6, 52, 5, **kind))
+    path = save_regressor(tmp_path / "other.safetensors", other, dtype=torch.float32)
+    with pytest.raises(ConfigError, match="backbone=resnet18"):
+        start_network(CONFIG, str(path), 0)
