@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 IMG    ?= samples/astronaut.jpg
+HEAD   ?=
 OUT    ?= outputs/reconstruct
 ARGS   ?=
 # a process a core, each with one thread; each may take 2 GB
@@ -33,8 +34,9 @@ setup: $(VENV)/.installed ## make .venv with everything the library, the scripts
 assets: $(VENV)/.installed ## fetch, verify and convert the open models (once; cached for the user)
 	@$(PY) -m facerecon.assets fetch open
 
-reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg OUT=folder ARGS='fitting=release'
-	@$(PY) fit/reconstruct.py img="$(IMG)" out="$(OUT)" $(ARGS)
+reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg HEAD=ict (or gnm) OUT=folder ARGS='fitting=release'
+	@$(if $(HEAD),$(PY) -m facerecon.assets fetch "$(HEAD)")
+	@$(PY) fit/reconstruct.py img="$(IMG)" out="$(OUT)" $(if $(HEAD),face_model="$(HEAD)") $(ARGS)
 
 evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
 	@$(PY) fit/evaluate.py $(ARGS)

@@ -421,13 +421,34 @@ def test_the_hifi3dpp_head_from_its_own_file(script, tmp_path, hifi3dpp_mat, fit
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        (["face_model=ict"], "git clone https://github.com/ICT-VGL/ICT-FaceKit"),
+        (
+            ["face_model=ict"],
+            "Run: python -m facerecon.assets fetch ict (420 MB). Without a connection: Get it: git clone",
+        ),
+        (["face_model=itc"], "did you mean 'ict'"),
         (["face_model=hifi3dpp", "face_model_path=nowhere.mat"], "nowhere.mat does not exist"),
     ],
 )
 def test_a_head_model_that_is_not_there(script, overrides, expected, tmp_path) -> None:
     run = script("fit/reconstruct.py", f"img={SAMPLE}", f"out={tmp_path}", *overrides, FACERECON_HOME=str(tmp_path))
     assert expected in one_line(run)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+def test_make_reconstruct_fetches_the_head_it_is_asked_for() -> None:
+    def recipe(*words: str) -> list[str]:
+        done = subprocess.run(
+            ["make", "-n", "reconstruct", "PY=python", *words], cwd=ROOT, capture_output=True, text=True
+        )
+        return [line.strip() for line in done.stdout.splitlines() if re.match("python (fit|-m facerecon)", line)]
+
+    plain, ict = recipe("IMG=a.jpg", "OUT=out"), recipe("IMG=a.jpg", "OUT=out", "HEAD=ict", "ARGS=seed=3")
+    assert plain == ["python -m facerecon.assets fetch open", 'python fit/reconstruct.py img="a.jpg" out="out"']
+    assert ict == [
+        plain[0],
+        'python -m facerecon.assets fetch "ict"',
+        'python fit/reconstruct.py img="a.jpg" out="out" face_model="ict" seed=3',
+    ]
 
 
 @pytest.mark.slow

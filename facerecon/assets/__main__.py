@@ -53,7 +53,8 @@ def _list(arguments: argparse.Namespace) -> int:
     for name, state in states.items():
         asset = registry.entry(name)
         size = state.path.stat().st_size if state.state == "ready" else getattr(asset, "converted_bytes", 0)
-        source = registry.PACKAGES[asset.package].label if name in registry.ASSETS else "your own copy"
+        own = "its authors" if getattr(asset, "files", ()) else "your own copy"
+        source = registry.PACKAGES[asset.package].label if name in registry.ASSETS else own
         shown = f"{state.state} ({state.detail})" if state.state == "ready" and state.detail else state.state
         rows.append((name, shown, f"{size / 1e6:.1f}", source, asset.license, asset.purpose))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
@@ -80,7 +81,8 @@ def _print_licenses(names: dict[str, store.Status]) -> None:
             print(textwrap.fill(line.strip(), 110, initial_indent=indent, subsequent_indent=indent + "  "))
         print()
     for own in (registry.OWN[name] for name in names if name in registry.OWN):
-        print(f"{own.name} ({own.purpose}), your own copy: {own.how}")
+        place = f"from {own.source}" if own.files else f"your own copy: {own.how}"
+        print(f"{own.name} ({own.purpose}), {place}")
         print(f"  license as stated: {own.license}\n  not settled: {own.caveat}\n")
 
 
@@ -161,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    known = f"assets ({', '.join(registry.ASSETS)}) or packs ({', '.join(registry.PACKS)})"
+    published = (name for name, asset in registry.OWN.items() if asset.files)
+    known = f"assets ({', '.join((*registry.ASSETS, *published))}) or packs ({', '.join(registry.PACKS)})"
     sub = command("list", _list, "list the assets, their state, source and license")
     sub.add_argument("names", nargs="*", help=f"{known}; nothing means all")
     ledger = "the license ledger, with what each label does not settle"

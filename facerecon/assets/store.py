@@ -7,6 +7,7 @@ Layout of the cache (``$FACERECON_HOME``, or the user's cache folder)::
     assets/.lock                          one process fills the cache at a time
     assets/.work-*/                       downloads and unpacked files, gone when a fetch ends
     archives/                             downloaded archives, with ``keep_archives`` only
+    downloads/NAME/                       files of a head model, gone when they are converted; what broke off stays
     derived/NAME-KEY-SHA256.safetensors   computed from other files; KEY: of those, SHA256: of its content
 
 A reader therefore sees a whole file or none, whatever happens to the writer.
@@ -42,6 +43,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from facerecon.assets import registry
+from facerecon.assets.download import download
 from facerecon.assets.registry import Asset, OwnAsset, Package, function_at
 from facerecon.errors import AssetError, FaceReconError, OutputError, nearest_name
 from facerecon.storage import file_sha256, write_whole
@@ -378,7 +380,9 @@ def _check_safetensors(asset: Asset | OwnAsset, path: Path) -> None:
             write_whole(path, itertools.chain([len(text).to_bytes(8, "little"), text], pieces))
 
 
-def _record(asset: Asset | OwnAsset, made: Path, package: Package | None, checked: bool) -> Path:
+def _record(
+    asset: Asset | OwnAsset, made: Path, package: Package | None, checked: bool, files: dict[str, str] | None = None
+) -> Path:
     """Move a finished file to its final name, then name it in the manifest (the commit point)."""
     _check_safetensors(asset, made)
     with open(made, "rb") as file:
@@ -397,11 +401,11 @@ def _record(asset: Asset | OwnAsset, made: Path, package: Package | None, checke
         "bytes": final.stat().st_size,
         "converter": asset.converter,
         "converter_version": asset.converter_version,
-        "package": package.label if package else "the user's own copy",
+        "package": package.label if package else asset.source if files else "the user's own copy",
         "archive_sha256": package.sha256 if package else "",
         "shipped": _shipped_inputs(asset) if package else {},
         "source_checked": checked,  # False after `convert`, which takes an unpacked folder on trust
-    }
+    } | ({"files": files} if files else {})
     text = json.dumps({"format": 1, "assets": dict(sorted(entries.items()))}, indent=2)
     with _clear_disk_errors(folder):
         write_whole(folder / "manifest.json", (text + "\n").encode())
@@ -627,7 +631,12 @@ def _converter(asset: Asset | OwnAsset) -> Callable[[Path, Path], None]:
 
 
 def _run_converter(
-    asset: Asset | OwnAsset, source: Path, folder: Path, progress: Progress, checked: bool = True
+    asset: Asset | OwnAsset,
+    source: Path,
+    folder: Path,
+    progress: Progress,
+    checked: bool = True,
+    files: dict[str, str] | None = None,
 ) -> Path:
     function = _converter(asset)
     progress.step(f"converting {asset.name}", 0, 0)
@@ -644,7 +653,7 @@ def _run_converter(
         first = (str(error).splitlines() or [""])[0]
         raise AssetError(f"converting failed: {type(error).__name__}: {first}. Please report this.") from error
     package = registry.PACKAGES[asset.package] if isinstance(asset, Asset) and not source.is_file() else None
-    return _record(asset, made, package, checked)
+    return _record(asset, made, package, checked, files)
 
 
 def convert(name: str, source: str | os.PathLike, progress: Progress | None = None) -> Path:
@@ -693,9 +702,10 @@ def _work_folder() -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_space(assets: list[Asset], given: Path | None) -> None:
-    largest = max(registry.PACKAGES[asset.package].archive_bytes for asset in assets)
-    need = largest * (3 if given is None else 2) + sum(asset.converted_bytes for asset in assets)
+def _check_space(assets: list[Asset | OwnAsset], given: Path | None) -> None:
+    archives = [registry.PACKAGES[asset.package].archive_bytes for asset in assets if isinstance(asset, Asset)]
+    need = max(archives, default=0) * (3 if given is None else 2) + sum(asset.converted_bytes for asset in assets)
+    need += sum(asset.download_bytes for asset in assets if isinstance(asset, OwnAsset))
     free = shutil.disk_usage(_folder()).free
     if free < need:
         raise AssetError(
@@ -720,7 +730,7 @@ def fetch(
         names: assets or packs; nothing means the pack "open".
         force: convert anew even what is ready.
         archives: folder with already downloaded archives; then nothing is downloaded.
-        keep_archives: keep downloaded archives in the cache, for a later ``force``.
+        keep_archives: keep downloaded archives and files in the cache, for a later ``force``.
         progress: told what is being done.
 
     Raises:
@@ -728,13 +738,11 @@ def fetch(
     """
     progress = progress or Progress()
     wanted = [registry.entry(name) for name in registry.asset_names(names)]
-    if own := next((asset for asset in wanted if isinstance(asset, OwnAsset)), None):
-        raise AssetError(f"{own.name} is in no package registry. {own.advice}")
     given = Path(archives) if archives is not None else None
     if given is not None and not given.is_dir():
         raise AssetError(f"{given} is not a folder; --archives expects one that holds the downloaded archives.")
 
-    def pending() -> list[Asset]:
+    def pending() -> list[Asset | OwnAsset]:
         try:
             entries = _read_manifest()
         except AssetError:
@@ -744,14 +752,23 @@ def fetch(
         return [asset for asset in wanted if force or _status(asset, entries).state != "ready"]
 
     failures: dict[str, str] = {}
-    if pending():
+    if todo := pending():
+        own = [asset for asset in todo if isinstance(asset, OwnAsset)]
+        if bring := next((asset for asset in own if not asset.files), None):
+            raise AssetError(f"{bring.name} is in no package registry. {bring.advice}")
+        if own and given is not None:
+            raise AssetError(f"{own[0].name} comes in no archive. {own[0].by_hand}")
         with _locked(progress), _clear_disk_errors(_folder()):
             todo = pending()
             if todo:
                 _check_space(todo, given)
-            for key in dict.fromkeys(asset.package for asset in todo):
-                assets = [asset for asset in todo if asset.package == key]
+            packaged = [asset for asset in todo if isinstance(asset, Asset)]
+            for key in dict.fromkeys(asset.package for asset in packaged):
+                assets = [asset for asset in packaged if asset.package == key]
                 failures |= _fetch_package(key, assets, given, keep_archives, progress)
+            for asset in todo:
+                if isinstance(asset, OwnAsset):
+                    failures |= _fetch_files(asset, keep_archives, progress)
     if failures:
         reasons: dict[str, list[str]] = {}
         for name, reason in failures.items():
@@ -793,3 +810,43 @@ def _fetch_package(
             kept.mkdir(exist_ok=True)
             os.replace(archive, kept / archive.name)
     return failures
+
+
+def _fetch_files(asset: OwnAsset, keep: bool, progress: Progress) -> dict[str, str]:
+    """A model from where its authors publish it; returns what went wrong, by asset name."""
+    folder = home() / "downloads" / asset.name
+    text = f"downloading {asset.name} ({asset.download_bytes / 1e6:.0f} MB)"
+    try:
+        _converter(asset)
+        try:
+            sums = download(
+                asset.files,
+                folder,
+                lambda done: progress.step(text, min(done, asset.download_bytes), asset.download_bytes),
+            )
+        except AssetError as error:
+            return {asset.name: f"{error} {asset.by_hand}"}
+        _check_as_before(asset, sums)
+        with _work_folder() as work:
+            checked = all(file.sha256 for file in asset.files)
+            path = _run_converter(asset, folder, work, progress, checked, sums)
+    except FaceReconError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # what came cannot be used
+        return {asset.name: str(error)}
+    progress.say(f"{asset.name}: {path.stat().st_size / 1e6:.1f} MB from {asset.source}")
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {}
+
+
+def _check_as_before(asset: OwnAsset, sums: dict[str, str]) -> None:
+    """Hold files whose sums nobody publishes to those that came at the first fetch."""
+    try:
+        first = _read_manifest().get(asset.name, {})
+    except AssetError:
+        return  # damaged, and about to be written anew
+    known = first.get("files", {}) if first.get("package") == asset.source else {}
+    if other := next((path for path, digest in sums.items() if known.get(path, digest) != digest), None):
+        raise AssetError(
+            f"{other} is not the one of the first fetch, at the same revision: do not trust what came. {asset.by_hand}"
+        )

@@ -1,9 +1,9 @@
 """ICT-FaceKit Light (USC Institute for Creative Technologies, MIT license) as a head model.
 
 Its identity modes come from light-stage scans, so it is a second, scan-based model: to fit with, and as ground truth
-that no fit was built from. Users get it by cloning https://github.com/ICT-VGL/ICT-FaceKit; :func:`load_ict` reads the
-clone's ``FaceXModel`` folder (157 OBJ files, about a minute), one npz file with the same arrays, or what
-``python -m facerecon.assets convert ict PATH`` made of either.
+that no fit was built from. ``python -m facerecon.assets fetch ict`` gets and converts it; :func:`load_ict` also reads
+the ``FaceXModel`` folder of a clone of https://github.com/ICT-VGL/ICT-FaceKit (158 OBJ files, about a minute) or one
+npz file with the same arrays.
 
 Vertices keep the source's numbers. Units become 0.1 m, and the origin is moved so that the face lies in the released
 camera's frame as the mean face of the alignment does. Only the eyeballs' outer shells are drawn; lashes, tear film and
@@ -53,6 +53,7 @@ _PARTS = {
 
 _KEPT = 24591
 NUM_VERTICES = 26719
+_QUADS = 26384
 _LARGEST = 1 << 30  # bytes of all arrays: those of the source have 160 MB
 _ORIGIN = (0.0, 0.08, -0.04)
 """Added after the change of units: it brings the five alignment points to those of the released crops."""
@@ -100,6 +101,10 @@ def _read_clone(folder: Path) -> dict[str, np.ndarray]:
     for path in sorted(folder.glob("*.obj")):
         if path != neutral:
             lines = re.findall(r"^v .*", path.read_text(), re.M)
+            if len(lines) != len(vertices):
+                raise AssetError(
+                    f"{path.name} has {len(lines)} vertices, the neutral mesh {len(vertices)}; get it again."
+                )
             shapes[path.stem] = np.array([line.split()[1:4] for line in lines], dtype=np.float32) - vertices
     identity = [shapes.pop(name) for name in sorted(shapes) if re.fullmatch(r"identity\d+", name)]
     if not identity or not shapes:
@@ -191,6 +196,8 @@ def ict_model(arrays: Mapping[str, np.ndarray], num_identity: int | None = None)
             f"expected the {NUM_VERTICES} vertices of ICT-FaceKit Light; got {arrays['vertices'].shape}. "
             "Use its FaceXModel."
         )
+    if arrays["faces"].shape != (_QUADS, 4):
+        raise AssetError(f"expected the {_QUADS} faces of ICT-FaceKit Light; got {len(arrays['faces'])}. Get it again.")
     available = len(arrays["identity"])
     count = available if num_identity is None else num_identity
     if not 0 <= count <= available:
