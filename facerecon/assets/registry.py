@@ -338,7 +338,8 @@ OWN: dict[str, OwnAsset] = {
             license="Apache-2.0",
             caveat="its authors name four broad groups of people and two genders, which do not cover people; the "
             "scanned people are not named; its ARKit units are ours, carried over, not its authors'",
-            how="git clone https://github.com/google/GNM (gnm_head.npz is at https://huggingface.co/google/gnm-v3)",
+            how="put v3_0/gnm_head.npz of https://huggingface.co/google/gnm-v3 and "
+            "gnm/shape/data/landmarks/head_sparse_68.txt of https://github.com/google/GNM into one folder",
             files=(
                 RemoteFile(
                     "gnm_head.npz",

@@ -663,7 +663,7 @@ def convert(name: str, source: str | os.PathLike, progress: Progress | None = No
     Args:
         name: an asset of the registry.
         source: root of the unpacked wheel, or the one folder of an npm tarball or a source distribution; for a model
-            that users bring (ict, hifi3dpp) or may have (bisenet) their file or folder.
+            that users bring (ict, gnm, hifi3dpp) or may have (bisenet) their file or folder.
         progress: told what is being done.
 
     Raises:

@@ -46,7 +46,7 @@ TOO_FAR = 0.5
 TAPS = 4
 """At most so many samples a side of a texel, where the source's map is finer than the target's."""
 
-_ORDER = ("makehuman", "ict", "hifi3dpp")
+_ORDER = ("makehuman", "ict", "gnm", "hifi3dpp")
 """Of a pair, the head that is registered with the other: the one with more regions and eyeballs comes first."""
 
 

@@ -19,6 +19,7 @@ FACE_MODELS: Mapping[str, str] = MappingProxyType(
         "makehuman": "facerecon.correspond.scanned_head:read_makehuman",
         "makehuman_artist": "facerecon.morphable.teeth:read_first_edition",
         "ict": "facerecon.morphable.ict:load_ict",
+        "gnm": "facerecon.morphable.gnm:load_gnm",
         "hifi3dpp": "facerecon.morphable.hifi3dpp:load_hifi3dpp",
     }
 )
