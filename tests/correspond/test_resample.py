@@ -157,6 +157,20 @@ def test_a_random_face_of_the_model_is_found_again(ict, retargeted, decoder) -> 
     assert np.abs(project(camera, model(fitted))[..., :2] - project(camera, vertices)[..., :2]).mean() < 1.5
 
 
+def test_the_contour_of_ict_slides_outward(retargeted) -> None:
+    """Turned aside, contour points lie farther out in the picture than the vertices that ICT lists for them."""
+    from facerecon.geometry.camera import project
+    from facerecon.types import Camera
+
+    model, camera = retargeted.model, Camera.deep3d()
+    params = model.neutral().replace(rotation=torch.tensor([[0.0, 0.5, 0.0]]))
+    slid, listed = (project(camera, model.landmarks3d(model(params), view))[0, :17, 0] for view in (camera, None))
+    right, left = (slid - listed)[:7], (slid - listed)[10:]
+    assert right.max() < 0.5 and left.min() > -0.5  # px of 224
+    assert right[3:6].mean() < -5 and left[4:].mean() > 5
+    assert len(model.topology.mesh_points) > 200
+
+
 def test_a_stylegan_decoder_is_resampled_texture_by_texture(retargeted, source: MorphableModel, tmp_path) -> None:
     from facerecon.stylegan.generator import Generator, GeneratorConfig
     from facerecon.stylegan.texture_decoder import save_decoder

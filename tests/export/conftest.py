@@ -193,6 +193,12 @@ def person(asset) -> ReconstructedFace:
 
 
 @pytest.fixture(scope="module")
+def scanned(reference: Path) -> ReconstructedFace:
+    """The ICT head, which has eyeballs that its units leave at rest, and vertices that no face has."""
+    return face_of(load_face_model("ict", 3, reference / "ict" / "ict_facekit_light.npz"), 0.8)
+
+
+@pytest.fixture(scope="module")
 def socketed(reference: Path) -> ReconstructedFace:
     """The shared HiFi3D++ head, which has sockets."""
     mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")

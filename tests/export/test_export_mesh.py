@@ -165,6 +165,22 @@ def test_glb_equals_the_source(which, request, tmp_path):
     assert specular == pytest.approx([0.7] * 3) and document["extensionsUsed"] == ["KHR_materials_specular"]
 
 
+def test_the_ict_head_has_its_units_and_eyeballs(scanned, tmp_path):
+    document, blob = check_structure(save_glb(scanned, tmp_path / "head.glb", targets=("jawOpen", "eyeBlinkLeft")))
+    mesh = document["meshes"][0]
+    skin, eyes = mesh["primitives"]
+    assert mesh["extras"]["targetNames"] == ["jawOpen", "eyeBlinkLeft"]
+    largest = [
+        np.abs(read_accessor(document, blob, target["POSITION"])).max() / METERS_PER_UNIT for target in skin["targets"]
+    ]
+    rows = [scanned.expression_names.index(name) for name in ("jawOpen", "eyeBlinkLeft")]
+    drawn = scanned.topology.faces[~scanned.topology.regions["eyes"]].unique()
+    np.testing.assert_allclose(largest, scanned.expression_basis[rows][:, drawn].abs().amax((1, 2)), rtol=1e-4)
+    middle = read_accessor(document, blob, eyes["attributes"]["POSITION"]).mean(0) / METERS_PER_UNIT
+    balls = scanned.topology.faces[scanned.topology.regions["eyes"]].unique()
+    np.testing.assert_allclose(middle, scanned.neutral_vertices[0, balls].mean(0), atol=0.03)
+
+
 def test_zero_targets_keep_their_name_and_store_nothing(sphere_face, tmp_path):
     document, blob = check_structure(save_glb(sphere_face, tmp_path / "head.glb"))
     jaw, puff, zero = document["meshes"][0]["primitives"][0]["targets"]
