@@ -11,6 +11,7 @@ from facerecon.evaluation.albedo import (
     seam_contrast,
     texture_errors,
 )
+from facerecon.evaluation.consistency import shape_distances, within_between
 from facerecon.evaluation.realy import RealyFolder, head_errors, realy_errors, scan_of_head
 from facerecon.evaluation.reconstruction import (
     fit_metrics,
@@ -53,7 +54,9 @@ __all__ = [
     "region_forms",
     "scan_of_head",
     "seam_contrast",
+    "shape_distances",
     "stage1_heads",
     "stage_metrics",
     "texture_errors",
+    "within_between",
 ]
