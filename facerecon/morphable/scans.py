@@ -56,7 +56,7 @@ def load_scan(name: str) -> ScannedFace:
     Raises:
         AssetError: it is not there yet, or its file is damaged.
     """
-    keys = ("vertices", "faces", "landmarks")
+    keys = ["vertices", "faces", "landmarks"] + (["uvs", "uv_faces", "texture"] if name == "scan_james" else [])
     tensors = read_safetensors(
         assets.locate(name), "a scanned face", "run: python -m facerecon.assets fetch open", keys
     )[0]
