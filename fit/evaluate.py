@@ -10,8 +10,9 @@
     python fit/evaluate.py parts=[] realy_dir=REALY realy_keypoints=data/HIFI3D.txt
     python fit/evaluate.py parts=[] fair_dir=FAIR
 
-* shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), and on REALY itself (realy_dir=), for
-  the mean face, the starts, and full fits with every decoder of decoders= (Table 5).
+* shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), on photos of one real scan (views=),
+  and on REALY itself (realy_dir=), for the mean face, the starts, and full fits with every decoder of decoders=
+  (Table 5).
 * reconstruction: photometric error, CSIM (cosine of a 1024-d identity network that is never optimized), landmarks,
   LPIPS (VGG and AlexNet; the one that a fit optimized is marked), of photos and held-out faces, by preset and decoder;
   BS Error and identity of the fitted textures.
@@ -46,6 +47,7 @@ from facerecon.run.signals import check_stop, names_kept
 PARTS = ("shape", "reconstruction", "maps", "expressiveness", "tone", "sheet")
 FULL = 100
 FULL_TONES, FULL_PICTURES = 60, 8
+FULL_VIEWS = 12
 VERSION = 3
 """Of the measurements: items of another version are measured again."""
 
@@ -57,7 +59,7 @@ def main(config: Any) -> int:
     from facerecon.settings import check_keys
 
     check_keys(config.parts, PARTS, "part")
-    for key in ("heads", "faces", "subjects", "tones", "pictures", "inversion_steps"):
+    for key in ("heads", "faces", "subjects", "tones", "pictures", "views", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
     for seed in config.seeds:
         check_number("seeds", seed, 0, whole=True)
@@ -92,6 +94,7 @@ class Sweep:
         self.faces = len(config.seeds) if config.seeds else count["faces"]
         self.tones = FULL_TONES if config.full else min(config.tones, FULL_TONES)
         self.pictures = FULL_PICTURES if config.full else config.pictures
+        self.views = FULL_VIEWS if config.full else min(config.views, FULL_VIEWS)
         self.preset, self.seed = str(config.presets[0]), config.seed
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
@@ -138,7 +141,7 @@ class Sweep:
 
     def _expected(self) -> int:
         """Items, about: those of folders are not counted."""
-        heads = self.heads * 2 * (1 + len(self.decoders))
+        heads = (self.heads * 2 + self.views) * (1 + len(self.decoders))
         fits = len(self.config.presets) + len(self.decoders) - 1
         counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": self.people * 6,
                   "expressiveness": self.people * len(self.decoders),

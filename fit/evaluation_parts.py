@@ -63,6 +63,8 @@ from facerecon.stylegan.face_generator import load_generator
 from facerecon.stylegan.load import load_decoder, load_face_generator
 from facerecon.synthetic.faces import WITHIN_MODEL, SyntheticFaces
 from facerecon.synthetic.ict_heads import SyntheticHeads, degrade
+from facerecon.synthetic.scan import GAIN as SCAN_GAIN
+from facerecon.synthetic.scan import VIEWS, ScanViews
 from facerecon.types import Camera, SHLight
 
 HELD_OUT_HEADS = 90_001
@@ -136,15 +138,23 @@ def _person(model: Any, photo: Any, face: Any) -> dict[str, float]:
 
 def measure_shape(sweep: Any) -> None:
     """Heads whose shape is known, by REALY's protocol."""
-    for kind, heads in (("synthetic", _synthetic_heads), ("ict", _ict_heads)):
+    spare = 2 * sweep.heads + 4  # heads that are tried, should no face be found in some
+    kinds = (
+        ("synthetic", _synthetic_heads, sweep.heads, spare),
+        ("ict", _ict_heads, sweep.heads, spare),
+        ("scan", _scan_views, sweep.views, sweep.views),
+    )
+    for kind, heads, count, most in kinds:
+        if not count:
+            continue
         try:
             make, content = heads(sweep)
         except Exception as error:
             sweep.skipped.append(f"Shape on {kind} heads was not measured: {' '.join(str(error).split())}")
-            sweep.bar.update(sweep.heads * (1 + len(sweep.decoders)))
+            sweep.bar.update(count * (1 + len(sweep.decoders)))
             continue
         number = good = 0
-        while good < sweep.heads and number < 2 * sweep.heads + 4:
+        while good < count and number < most:
             source = [kind, sweep.seed, content]
             good += _measure_head(sweep, f"shape/{kind}/{number}", source, partial(make, number))
             number += 1
@@ -225,6 +235,17 @@ def _ict_heads(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]:
         return sweep.observed(subject.photo), scan
 
     return make, short_hash([float(ict.mean.double().sum()), ict.num_identity, ict.num_vertices])
+
+
+def _scan_views(sweep: Any) -> tuple[Callable[[int], tuple[Any, Any]], Any]:
+    """One real face, scanned, in several poses and lights; as :func:`_synthetic_heads`."""
+    views = ScanViews(seed=sweep.seed)
+    scan = scan_of_head(views.vertices, views.faces, views.landmarks, views.regions)
+
+    def make(number: int) -> tuple[Any, Any]:
+        return sweep.observed(views.sample(number).photo), scan
+
+    return make, short_hash(SCAN_GAIN, VIEWS, [int(mask.sum()) for mask in views.regions.values()])
 
 
 def measure_realy(sweep: Any) -> None:

@@ -50,6 +50,7 @@ DECODERS = {
 SHAPES = {
     "shape/synthetic": "Shape, held-out synthetic heads of the fit's own model",
     "shape/ict": "Shape, heads of ICT-FaceKit (another model, another camera)",
+    "shape/scan": "Shape, one real face, scanned (other poses, lights and cameras)",
     "realy": "Shape, REALY",
 }
 
@@ -200,6 +201,9 @@ def shape_tables(sweep: Any) -> list[Table]:
         table.notes = [
             "Mean ± standard deviation over heads (95 % interval of the mean), differences on the same heads."
         ]
+        if place == "shape/scan":
+            table.notes.append("The scan's texture has the light of its room baked in, under the light of each photo.")
+        table.notes += filter(None, [_no_worse(items)])
         if fallen:
             told = f"{fallen} of {len(found)} heads are outside the regressor's range and start from landmarks."
             table.notes.append(told)
@@ -207,6 +211,17 @@ def shape_tables(sweep: Any) -> list[Table]:
     if tables:
         tables[-1].rows += PUBLISHED["shape"]
     return tables
+
+
+def _no_worse(items: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """On how many heads the fit with our decoder ends no farther from the truth than it began; ``items``: {row: {head:
+    errors}}."""
+    start = next((key for key in ("refined", "landmarks") if key in items), None)
+    heads = items.get("fit ours", {}).keys() & items.get(start, {}).keys()
+    if not heads:
+        return ""
+    count = sum(items["fit ours"][head]["mean"] <= items[start][head]["mean"] for head in heads)
+    return f"The full fit is no worse than its start on {count} of {len(heads)}."
 
 
 def reconstruction_tables(sweep: Any) -> list[Table]:
@@ -320,7 +335,7 @@ def expressiveness_tables(sweep: Any) -> list[Table]:
 def group_tables(sweep: Any) -> list[Table]:
     """Our fits with the first preset, by what the faces look like."""
     photos = [facts for _, facts in _named(sweep, f"reconstruction/[^/]+/{re.escape(sweep.preset)}/ours")]
-    heads = [facts for _, facts in _named(sweep, "(?:shape/[^/]+|realy)/[^/]+/ours")]
+    heads = [facts for _, facts in _named(sweep, "(?:shape/synthetic|shape/ict|realy)/[^/]+/ours")]
     kinds = ("photometric", "identity", "nme")
     people = [(facts["about"], {key: facts["metrics"][key] for key in kinds}) for facts in photos]
     people += [(facts["about"], {"mean": _errors(facts["errors"])["mean"]}) for facts in heads]
@@ -515,7 +530,12 @@ def _items(sweep: Any) -> bytes:
 
 def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
     """{file: title} of the bar charts: shape, reconstruction, and even light of maps."""
-    heads = {"shape_synthetic": "synthetic heads", "shape_ict": "ICT heads", "shape_realy": "REALY"}
+    heads = {
+        "shape_synthetic": "synthetic heads",
+        "shape_ict": "ICT heads",
+        "shape_scan": "one scan",
+        "shape_realy": "REALY",
+    }
     wanted = (
         ("shape.png", "Shape error", "mm, mean of four regions", SHAPE, "mean", heads),
         ("reconstruction.png", "Photometric error", "RGB difference x 1000", RECONSTRUCTION, "photometric",

@@ -217,6 +217,7 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
         "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
         "regressor only (no trained weights for this head model)",
         "w/o multi-view (give decoders.front=FILE)",
+        "The full fit is no worse than its start on 1 of 4.",
         "- failed: shape/ict/4/ours: no face was found",
         "up to 4 heads of each kind",
     ):  # fmt: skip
@@ -285,8 +286,8 @@ def models(asset, fit_models) -> None:
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_alike(tmp_path, models) -> None:
-    small = ("parts=[shape,reconstruction]", "heads=1", "faces=0", f"photos={ROOT / 'samples' / 'astronaut.jpg'}",
-             "ict=nowhere")  # fmt: skip
+    small = ("parts=[shape,reconstruction]", "heads=1", "faces=0", "views=1", "ict=nowhere",
+             f"photos={ROOT / 'samples' / 'astronaut.jpg'}")  # fmt: skip
     status, text = ended(start(tmp_path / "a", *small))
     assert status == 0, text
     out = tmp_path / "b"
