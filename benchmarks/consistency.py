@@ -51,6 +51,7 @@ from facerecon.perception import observe
 from facerecon.run.signals import exit_status
 from facerecon.storage import file_sha256, write_whole
 from facerecon.stylegan.face_generator import load_generator
+from facerecon.types import MeshTopology
 
 METHODS = {
     "landmarks": "start from landmarks",
@@ -246,6 +247,12 @@ def table(
     return made, metrics
 
 
+def face_clay(vertices: torch.Tensor, topology: MeshTopology, yaw: float = 20.0) -> torch.Tensor:
+    """(3, TILE, TILE), the face of a head (V, 3) as clay."""
+    head, top, left = head_views(vertices[None], None, topology, (yaw,), 8 * TILE // 5)[0], TILE // 2, TILE // 2
+    return head[:, top : top + TILE, left : left + TILE]
+
+
 def sheet(bench: Bench, sets: dict[str, dict[tuple[str, str], dict[str, Any]]], paths: dict[tuple, Path]) -> Any:
     """A row of pictures for each person, and the clay renders of their full fits below."""
     columns = max(len([k for k in rows if k[0] == person]) for rows in sets.values() for person, _ in rows)
@@ -258,7 +265,7 @@ def sheet(bench: Bench, sets: dict[str, dict[tuple[str, str], dict[str, Any]]], 
             blank = [torch.ones(3, TILE, TILE)] * (columns - len(keys))
             pictures = [read_image(paths[name, *key], max_side=512) for key in keys]
             shapes = bench.shapes([rows[key] for key in keys], "fit").cpu()
-            clay = [head_views(one[None], None, bench.model.topology, (20,), TILE)[0] for one in shapes]
+            clay = [face_clay(one, bench.model.topology) for one in shapes]
             tiles += [*pictures, *blank, *clay, *blank]
             labels += [f"{person} {picture}" for _, picture in keys] + [""] * (len(blank) + columns)
     return contact_sheet(tiles, columns=columns, labels=labels, size=TILE)
