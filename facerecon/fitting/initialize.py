@@ -97,12 +97,13 @@ class LandmarkStart:
                 check_number(f"start.{name}", getattr(self, name), 1e-3)
         check_number("start.sigma_mesh", self.sigma_mesh, 0)
 
-    def refine_deviation(self, count: int, residual: Tensor | None, name: str) -> Tensor:
-        """(K,) standard deviations of ``identity`` or ``expression`` around N_enc's; ``residual``: its weights'."""
+    def refine_covariance(self, count: int, residual: Tensor | None, name: str) -> Tensor:
+        """(K, K) of ``identity`` or ``expression`` around N_enc's prediction; ``residual``: that of its weights."""
         given = {"identity": self.refine_identity, "expression": self.refine_expression}[name]
         if given is None and residual is not None:
-            return residual.clamp(min=1e-3)
-        return torch.full((count,), _DEVIATION[name] if given is None else given)
+            covariance = residual if residual.dim() == 2 else torch.diag(residual**2)
+            return covariance + 1e-6 * torch.eye(count).to(covariance)
+        return torch.eye(count) * (_DEVIATION[name] if given is None else given) ** 2
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ def fit_landmarks(
         start: of batch B, where to start from, in ``settings.refine`` steps: the noise is then ``refine_noise`` times
             wider, and the priors are around its identity and expression (of shared ones around the mean over the
             photos). Light and albedo are passed on.
-        start_residual: {"identity": (I,), "expression": (E,)}, how wide those priors are where ``refine_identity`` and
-            ``refine_expression`` are None.
+        start_residual: {"identity": (I,) or (I, I), "expression": (E,) or (E, E)}, standard deviations or covariances
+            of those priors where ``refine_identity`` and ``refine_expression`` are None.
         scores: (B, 52) expression scores of the face landmarker, which join the prior of the expression.
     """
     check_shape("landmarks", landmarks, "B 68 2")
@@ -216,7 +217,7 @@ def fit_landmarks(
             )
             coefficients, rotation, translation = prior.center, euler_to_matrix(start.rotation), start.translation
         if averaged:
-            prior.precision[prior.shared] *= len(landmarks)
+            prior.precision[prior.shared.outer(prior.shared)] *= len(landmarks)
         for _ in range(settings.iterations if start is None else settings.refine):
             jacobian, error = _linearized(model, points, camera, coefficients, rotation, translation)
             normal = jacobian.mT @ jacobian
@@ -267,7 +268,7 @@ class _Prior:
     """Gaussian prior and bounds of the coefficients, identity before expression."""
 
     center: Tensor  # (B, K)
-    precision: Tensor  # (K,), inverse variances
+    precision: Tensor  # (K, K), inverse covariance
     low: Tensor  # (K,)
     high: Tensor  # (K,)
     shared: Tensor  # (K,) bool: one value for all photos
@@ -289,18 +290,19 @@ def _coefficient_prior(
     high = -low
     if model.expression_bounds is not None:
         low[n_id:], high[n_id:] = model.expression_bounds
-    precision = center.new_ones(n_id + n_exp)
-    precision[n_id:] = settings.sigma_expression**-2
+    precision = torch.eye(n_id + n_exp, dtype=center.dtype, device=center.device)
+    precision[n_id:, n_id:] *= settings.sigma_expression**-2
     shared = torch.cat([center.new_full((n_id,), shared_identity), center.new_full((n_exp,), shared_expression)]).bool()
     if residual is not None:
         for part, name in ((slice(n_id), "identity"), (slice(n_id, None), "expression")):
-            deviation = settings.refine_deviation(len(precision[part]), residual.get(name), name)
-            precision[part] = deviation.to(precision) ** -2
+            covariance = settings.refine_covariance(len(precision[part]), residual.get(name), name)
+            precision[part, part] = torch.linalg.inv(covariance.double()).to(precision)
     scored = None if scores is None or settings.score_noise is None else read_scores(model.expression_names, scores)
     if scored is not None:
         at, more = n_id + scored.index, (settings.score_noise * scored.noise) ** -2
-        center[:, at] = (precision[at] * center[:, at] + more * scored.value) / (precision[at] + more)
-        precision[at] += more
+        held = precision[at, at]
+        center[:, at] = (held * center[:, at] + more * scored.value) / (held + more)
+        precision[at, at] += more
     if residual is not None or scored is not None:
         center = center.clamp(low, high)
         center[:, shared] = center[:, shared].mean(0, keepdim=True)
@@ -340,12 +342,12 @@ def _linearized(
 
 def _single_steps(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Prior) -> Tensor:
     """(B, 6 + K) steps of faces that have nothing in common; normal equations (B, 6 + K, 6 + K) and (B, 6 + K)."""
-    right[:, 6:] += prior.precision * (coefficients - prior.center)
-    diagonal = torch.cat([prior.precision.new_full((6,), 1e-4), prior.precision])
+    right[:, 6:] += (coefficients - prior.center) @ prior.precision
+    stiff = torch.block_diag(1e-4 * torch.eye(6).to(prior.precision), prior.precision)
     # a coefficient at its bound, which would leave it, stays where it is
     held = ((coefficients <= prior.low) & (right[:, 6:] > 0)) | ((coefficients >= prior.high) & (right[:, 6:] < 0))
     free = torch.cat([held.new_ones(len(right), 6), ~held], 1).to(right)
-    system = normal * free[:, :, None] * free[:, None] + torch.diag_embed(diagonal + (1 - free))
+    system = (normal + stiff) * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
     step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
     return step
 
@@ -359,20 +361,20 @@ def _joint_step(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Pri
     column[:, ~apart] = torch.arange(int((~apart).sum()), device=right.device) + batch * int(apart.sum())
     total = int(column.max()) + 1
     joint, vector = normal.new_zeros(total, total), right.new_zeros(total)
-    diagonal, value, away = vector.clone(), vector.clone(), vector.clone()
+    stiff, value, away = joint.clone(), vector.clone(), vector.clone()
     lowest, highest = vector.new_full((total,), -torch.inf), vector.new_full((total,), torch.inf)
     for b in range(batch):
         at, inner = column[b], column[b, 6:]
         joint[at[:, None], at] += normal[b]
         vector[at] += right[b]
-        diagonal[at[:6]] = 1e-4
-        diagonal[inner], value[inner] = prior.precision, coefficients[b]
+        stiff[at[:6], at[:6]] = 1e-4
+        stiff[inner[:, None], inner], value[inner] = prior.precision, coefficients[b]
         lowest[inner], highest[inner] = prior.low, prior.high
         away[inner] = coefficients[b] - prior.center[b]
-    vector += diagonal * away
+    vector += stiff @ away
     held = ((value <= lowest) & (vector > 0)) | ((value >= highest) & (vector < 0))
     free = (~held).to(vector)
-    system = joint * free[:, None] * free + torch.diag(diagonal + (1 - free))
+    system = (joint + stiff) * free[:, None] * free + torch.diag(1 - free)
     step, _ = torch.linalg.solve_ex(system, vector * free)
     return step[column]
 
@@ -447,7 +449,7 @@ def start_from_regressor(
         reasons = outside_valid_range(model, first, photo, camera, settings)
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
-            known["identity"] = F.pad(known["identity"], (0, model.num_identity - len(known["identity"])), value=1.0)
+            known["identity"] = _with_prior(known["identity"], model.num_identity)
         if not shared_identity:
             params = fit_landmarks(model, *points, landmarks, start=first, start_residual=known, scores=scores)
             if reasons:
@@ -469,6 +471,14 @@ def start_from_regressor(
             first = FaceParams.cat([first, instead.replace(identity=mean)])[rows]
         params = fit_landmarks(model, *points, landmarks, **shared, start=first, start_residual=known)
     return params, prediction, reasons
+
+
+def _with_prior(residual: Tensor, count: int) -> Tensor:
+    """Deviations (K,) or a covariance (K, K) for the first ``count`` coefficients, standard normal where K is less."""
+    more = max(0, count - len(residual))
+    if residual.dim() == 1:
+        return F.pad(residual, (0, more), value=1.0)[:count]
+    return torch.block_diag(residual, torch.eye(more).to(residual))[:count, :count]
 
 
 def predicted_appearance(

@@ -56,6 +56,7 @@ _OFFICIAL_ADVICE = "get the released epoch_latest.pth again"
 _OFFICIAL = "Deep3D's regressor as FFHQ-UV releases it"
 _PRECISIONS = ("float32", "float16", "int8")
 _SCALE = ".scale"
+_FACTOR = "residual.identity"  # Cholesky factor of the covariance
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,7 @@ class Regressor(nn.Module):
         config: sizes.
 
     Attributes:
+        covariance: (I, I) of what the network misses in the identity of faces it has not seen, or None.
         about: plain data that came with the weights (training, figures, license); {} for a new network. Under
             "residual" it may hold {"identity": I numbers, "expression": E numbers}, the standard deviations of what
             the network misses on faces it has not seen.
@@ -274,6 +276,7 @@ class Regressor(nn.Module):
         config = config or RegressorConfig()
         self.config = config
         self.about: dict[str, Any] = {}
+        self.covariance: Tensor | None = None
         self.backbone = ResNet(config.backbone, config.channels)
         sizes = (config.identity, config.expression, config.texture, 3, 27, 2, 1)
         self.heads = nn.ModuleDict(
@@ -290,7 +293,10 @@ class Regressor(nn.Module):
             nn.init.zeros_(parameter)
 
     def residual(self, name: str) -> Tensor | None:
-        """(K,) standard deviations of the errors of ``identity`` or ``expression`` on unseen faces; None if unknown."""
+        """What the errors of ``identity`` or ``expression`` on unseen faces are like: their covariance (K, K) where it is
+        known, else standard deviations (K,), or None."""
+        if name == "identity" and self.covariance is not None:
+            return self.covariance.to(self.heads["angles"].bias)
         values = self.about.get("residual", {}).get(name)
         return None if values is None else torch.tensor(values, device=self.heads["angles"].bias.device)
 
@@ -373,6 +379,8 @@ def save_regressor(
             tensors[key + _SCALE] = scale
         else:
             tensors[key] = value if name == "float32" else value.half()
+    if network.covariance is not None:
+        tensors[_FACTOR] = torch.linalg.cholesky(network.covariance.cpu().double()).half()
     about = network.about if metadata is None else dict(metadata)
     header = {"format": FORMAT, "config": network.config.plain(), "about": about}
     try:
@@ -427,6 +435,9 @@ def read_regressor(path: str | Path) -> Regressor:
         raise AssetError(
             f"{path} is not a face regressor of this library ({error or 'no header'}); {_ADVICE}."
         ) from None
+    factor = tensors.pop(_FACTOR, None)
+    if factor is not None and factor.shape != (config.identity, config.identity):
+        raise AssetError(f"{path} is damaged: '{_FACTOR}' is {tuple(factor.shape)}; {_ADVICE}.")
     scales = {name.removesuffix(_SCALE): tensors.pop(name) for name in list(tensors) if name.endswith(_SCALE)}
     weights = {}
     for name, tensor in tensors.items():
@@ -436,7 +447,10 @@ def read_regressor(path: str | Path) -> Regressor:
                 raise AssetError(f"{path} is damaged: '{name}' and its scale do not fit; {_ADVICE}.")
             tensor = tensor * scale.float().view(-1, *[1] * (tensor.dim() - 1))
         weights[name] = tensor.float()
-    return _filled(config, weights, path, about, _ADVICE)
+    network = _filled(config, weights, path, about, _ADVICE)
+    if factor is not None:
+        network.covariance = factor.float() @ factor.float().T
+    return network
 
 
 def _filled(config: RegressorConfig, weights: dict[str, Tensor], path: Any, about: dict, advice: str) -> Regressor:
