@@ -179,7 +179,7 @@ def stage1_heads(
     reasons: dict[int, str] = {}
     if fitter.regressor is not None:
         for name, start in (("regressor", replace(fitter.start, refine=0)), ("refined", fitter.start)):
-            heads[name], _, reasons = start_from_regressor(
+            heads[name], _, reasons, _ = start_from_regressor(
                 fitter.model, fitter.regressor, photo, photo.camera, start, limits or fitter.regressor_start
             )
     return heads, reasons.get(0)

@@ -22,6 +22,7 @@ from facerecon.fitting.initialize import (
     fit_landmarks,
     fit_light_and_texture,
     predicted_appearance,
+    shape_prior,
     start_from_regressor,
 )
 from facerecon.fitting.irises import draw_eyeballs, fit_eyes
@@ -63,11 +64,14 @@ class Fitter:
         identity: differentiable identity network; SFace if left out.
         perceptual: ``lpips_vgg`` (the paper's), ``lpips_alex``, or ``face_features`` (not LPIPS).
         photometric: ``l1`` (release) or ``l2`` (paper).
-        landmark_weighting: ``facing`` (ours: the release's, and less for what the start turns away from the camera,
-            :func:`~facerecon.losses.facing_weights`), ``release`` or ``uniform``.
+        landmark_weighting: ``noise`` (ours: squared distances over the noise of stage 1, summed over landmarks and
+            face-mesh points, less for what the start turns away from the camera,
+            :func:`~facerecon.losses.facing_weights`), ``facing`` (the release's weights, likewise), ``release`` or
+            ``uniform``.
         latent_prior: ``gaussian`` (ours), ``radius`` (paper) or ``geocross`` (release).
-        shape_prior: what ``reg_id`` and ``reg_exp`` hold identity and expression to: ``start``, what stage 1 found
-            (ours), or ``mean``, the model's mean face (paper).
+        shape_prior: what ``reg_id`` and ``reg_exp`` hold identity and expression to: ``start``, what stage 1 held them
+            to, in its standard deviations (ours: the prediction of N_enc and its errors on unseen faces, or the mean
+            face and the model's variances), or ``mean``, the model's mean face (paper).
         identity_alignment: ``own`` aligns photo and render each by its own landmarks (release); ``photo`` both by the
             photo's, which costs one network pass less where features and embedding are both compared.
         tone: ``belief`` brings the skin to the tone that the photo's face and scene speak for
@@ -95,7 +99,7 @@ class Fitter:
         identity: torch.nn.Module | None = None,
         perceptual: str = "lpips_alex",
         photometric: str = "l1",
-        landmark_weighting: str = "facing",
+        landmark_weighting: str = "noise",
         latent_prior: str = "gaussian",
         shape_prior: str = "start",
         identity_alignment: str = "photo",
@@ -220,8 +224,9 @@ class Fitter:
                 self.model, photo.landmarks68, camera, photo.mesh468, self.start, shared_identity=one_person,
                 averaged=True, scores=photo.expression_scores,
             )  # fmt: skip
+            prior = shape_prior(self.model, self.start, photo.expression_scores, photo.batch)
         else:
-            params, prediction, fallbacks = start_from_regressor(
+            params, prediction, fallbacks, prior = start_from_regressor(
                 self.model, self.regressor, photo, camera, self.start, self.regressor_start, one_person
             )
         params = params.replace(tone=self._tone(photo, one_person))
@@ -237,7 +242,7 @@ class Fitter:
         with torch.no_grad():
             render = view.shade(self.objective.albedo(params, latent).nan_to_num()).surface
         suspect = find_suspects(self.model, photo, params, camera, render, view.rendering.mask)
-        return Start(params, latent, fallbacks, suspect)
+        return Start(params, latent, fallbacks, suspect, prior)
 
     def _tone(self, photo: Observation, one_person: bool) -> Tensor | None:
         """(B, 3): the tone that the textures have; None where it is theirs."""
@@ -264,7 +269,9 @@ class Fitter:
             warnings.warn(f"{running.name(i)}: stage 1 starts from its landmarks, {reason}.", stacklevel=4)
         for i, reason in suspect.items():
             warnings.warn(f"{running.name(i)}: suspect, {reason}.", stacklevel=4)
-        variables = Variables(start.params, start.latent, self.model.expression_bounds, self.decoder, one_person)
+        variables = Variables(
+            start.params, start.latent, self.model.expression_bounds, self.decoder, one_person, start.prior
+        )
         running.fail(~variables.finite(), "its start from the landmarks and the light is not finite")
         stages = {"start": (start.params, start.latent)}
         history: dict[str, Tensor] = {}

@@ -41,9 +41,11 @@ from facerecon.types import Camera, FaceParams, Latent, MeshTopology, Observatio
 __all__ = [
     "LandmarkStart",
     "RegressorStart",
+    "ShapePrior",
     "fit_landmarks",
     "fit_light",
     "fit_light_and_texture",
+    "shape_prior",
     "start_from_regressor",
 ]
 
@@ -139,6 +141,31 @@ class RegressorStart:
         check_keys([self.appearance], ("closed", "regressor"), "source of the start's light")
         for name in ("max_yaw", "smallest_face", "max_error"):
             check_number(f"regressor.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class ShapePrior:
+    """What stage 1 holds a shape to before it looks at the image: Gaussians, with which stage 3 goes on.
+
+    Args:
+        identity: (B, I), the mean face's, or N_enc's prediction.
+        expression: (B, E), likewise.
+        identity_deviation: (B, I), standard deviations around them.
+        expression_deviation: (B, E), likewise.
+        landmark_noise: (B, 68 + M) px at a 224 px crop, of the 68 landmarks and of the head's M face-mesh points.
+    """
+
+    identity: Tensor
+    expression: Tensor
+    identity_deviation: Tensor
+    expression_deviation: Tensor
+    landmark_noise: Tensor
+
+    def replaced(self, rows: Tensor, other: ShapePrior) -> ShapePrior:
+        """With the ``rows`` (K,) int64 of ``other``, of batch K."""
+        return ShapePrior(
+            *(mine.index_copy(0, rows, its) for mine, its in zip(vars(self).values(), vars(other).values()))
+        )
 
 
 def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
@@ -249,18 +276,55 @@ def _compared_points(
 ) -> _Points:
     """The 68 landmarks, and the stable dense points where they are given and used."""
     topology, dtype = model.topology, landmarks.dtype
+    sigma = _point_noise(model, settings).to(dtype)
     basis = torch.cat([model.mean[None], model.identity_basis, model.expression_basis])  # (1 + I + E, V, 3)
     corners = topology.faces[topology.landmark_faces]  # (68, K, 3)
     candidates = (basis[:, corners] * topology.landmark_barycentric.to(dtype)[..., None]).sum(-2)
-    target, sigma = landmarks, torch.full((68,), settings.sigma, device=landmarks.device, dtype=dtype)
-    sigma[:17] = settings.sigma_jaw
-    dense = None
+    target, dense = landmarks, None
     if mesh_points is not None and settings.sigma_mesh > 0 and topology.mesh_points.numel():
         corners = topology.faces[topology.mesh_point_faces]
         dense = (basis[:, corners] * topology.mesh_point_barycentric.to(dtype)[..., None]).sum(-2)
         target = torch.cat([target, mesh_points[:, topology.mesh_points, :2]], 1)
-        sigma = torch.cat([sigma, sigma.new_full((dense.shape[1],), settings.sigma_mesh)])
-    return _Points(basis, candidates, dense, target, sigma)
+    return _Points(basis, candidates, dense, target, sigma[: target.shape[1]])
+
+
+def _point_noise(model: MorphableModel, settings: LandmarkStart) -> Tensor:
+    """(68 + M,) px, noise of the 68 landmarks and of the face-mesh points where they are used."""
+    mesh = len(model.topology.mesh_points) if settings.sigma_mesh > 0 else 0
+    sigma = model.mean.new_tensor([settings.sigma_jaw, settings.sigma, settings.sigma_mesh])
+    return sigma.repeat_interleave(torch.tensor([17, 51, mesh], device=sigma.device))
+
+
+def shape_prior(
+    model: MorphableModel,
+    settings: LandmarkStart,
+    scores: Tensor | None = None,
+    batch: int = 1,
+    prediction: FaceParams | None = None,
+    residual: Mapping[str, Tensor | None] | None = None,
+) -> ShapePrior:
+    """What :func:`fit_landmarks` with these settings holds shapes to.
+
+    Args:
+        model: head model.
+        settings: noise and priors.
+        scores: (B, 52), as of :func:`fit_landmarks`.
+        batch: B, of a start without ``prediction``.
+        prediction: of N_enc, which the prior is around; None: the mean face.
+        residual: its errors, as of :func:`fit_landmarks`.
+    """
+    noise, n_id = _point_noise(model, settings), model.num_identity
+    if prediction is None:
+        center, residual = model.mean.new_zeros(batch, n_id + model.num_expression), None
+    else:
+        center, residual = torch.cat([prediction.identity, prediction.expression], 1), residual or {}
+        noise = noise * settings.refine_noise
+    prior = _coefficient_prior(model, center, settings, False, False, residual, scores)
+    deviation = prior.precision.rsqrt().expand_as(prior.center)
+    return ShapePrior(
+        prior.center[:, :n_id], prior.center[:, n_id:], deviation[:, :n_id], deviation[:, n_id:],
+        noise.expand(len(center), -1),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -420,7 +484,7 @@ def start_from_regressor(
     landmarks: LandmarkStart | None = None,
     settings: RegressorStart | None = None,
     shared_identity: bool = False,
-) -> tuple[FaceParams, Coefficients, dict[int, str]]:
+) -> tuple[FaceParams, Coefficients, dict[int, str], ShapePrior]:
     """Pose, identity and expression predicted by N_enc from the fit crop, refined on the landmarks.
 
     Args:
@@ -435,7 +499,8 @@ def start_from_regressor(
 
     Returns:
         Parameters of batch B (light and albedo are N_enc's; ambient and zero outside its valid range), the prediction
-        for the crop as it is, and {index: why} of the faces that start from their landmarks.
+        for the crop as it is, {index: why} of the faces that start from their landmarks, and what the shapes were held
+        to.
     """
     landmarks, settings = landmarks or LandmarkStart(), settings or RegressorStart()
     points, scores = (photo.landmarks68, camera, photo.mesh468), photo.expression_scores
@@ -452,6 +517,7 @@ def start_from_regressor(
             known["identity"] = _with_prior(known["identity"], model.num_identity)
         if not shared_identity:
             params = fit_landmarks(model, *points, landmarks, start=first, start_residual=known, scores=scores)
+            prior = shape_prior(model, landmarks, scores, prediction=first, residual=known)
             if reasons:
                 rows = torch.tensor(sorted(reasons), device=photo.image.device)
                 given = None if scores is None else scores[rows]
@@ -459,18 +525,20 @@ def start_from_regressor(
                 order = torch.arange(photo.batch, device=rows.device)
                 order[rows] = photo.batch + torch.arange(len(rows), device=rows.device)
                 params = FaceParams.cat([params, instead])[order]
-            return params, prediction, reasons
+                prior = prior.replaced(rows, shape_prior(model, landmarks, given, len(rows)))
+            return params, prediction, reasons, prior
         if reasons:
             instead = fit_landmarks(model, *points, landmarks, **shared)
             good = [i for i in range(photo.batch) if i not in reasons]
             if not good:
-                return instead, prediction, reasons
+                return instead, prediction, reasons, shape_prior(model, landmarks, scores, photo.batch)
             rows = torch.arange(photo.batch, device=photo.image.device)
             rows[list(reasons)] += photo.batch
             mean = first.identity[good].mean(0).expand_as(instead.identity)
             first = FaceParams.cat([first, instead.replace(identity=mean)])[rows]
         params = fit_landmarks(model, *points, landmarks, **shared, start=first, start_residual=known)
-    return params, prediction, reasons
+        prior = shape_prior(model, landmarks, scores, prediction=first, residual=known)
+    return params, prediction, reasons, prior
 
 
 def _with_prior(residual: Tensor, count: int) -> Tensor:

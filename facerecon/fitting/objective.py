@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from facerecon import losses
 from facerecon.fitting.expression_scores import ScoredExpressions, read_scores
+from facerecon.fitting.initialize import LandmarkStart, ShapePrior, shape_prior
 from facerecon.fitting.stage import Stage
 from facerecon.fitting.tone import toned
 from facerecon.geometry.camera import project
@@ -25,6 +27,7 @@ __all__ = ["Objective"]
 _PRIORS = {"radius": losses.radius_loss, "geocross": losses.geocross_loss, "gaussian": losses.gaussian_loss}
 _KNOWN = {
     "photometric": (("l1", "l2"), "photometric norm"),
+    "landmark_weighting": (("noise", "facing", "release", "uniform"), "landmark weighting"),
     "identity_alignment": (("own", "photo"), "identity alignment"),
     "shape_prior": (("start", "mean"), "shape prior"),
     "latent_prior": (_PRIORS, "latent prior"),
@@ -62,7 +65,6 @@ class Objective:
     def __post_init__(self) -> None:
         for name, (known, kind) in _KNOWN.items():
             check_keys([getattr(self, name)], known, kind)
-        losses.landmark_weights(self.landmark_weighting)  # an unknown name is an error now
 
     def prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView | FusedView, Tensor]:
         """A view that stays fixed, and its posed vertices."""
@@ -75,20 +77,32 @@ class Objective:
         """(B, 3, S, S): the decoder's texture in the tone of ``params``; ``size``: of a coarser one."""
         return toned(self.decoder(latent, size), params.tone, self.model.topology)
 
-    def targets(self, photo: Observation, stage: Stage, start: FaceParams) -> dict[str, Any]:
+    def targets(
+        self, photo: Observation, stage: Stage, start: FaceParams, prior: ShapePrior | None = None
+    ) -> dict[str, Any]:
         """What every step of a stage compares with: {term: target}, and "below", (B, 1, H, W), for silhouettes.
 
         Args:
             photo: B observed faces.
             stage: its weights name the terms.
             start: what stage 1 found.
+            prior: what it held the shape to; None: ``start``, with standard deviations of 1.
         """
-        targets: dict[str, Any] = {"lm": losses.landmark_weights(self.landmark_weighting).to(photo.image.device)}
-        if self.landmark_weighting == "facing":
+        if prior is None:
+            usual = shape_prior(self.model, LandmarkStart(), batch=len(start.identity))
+            one, other = torch.ones_like(start.identity), torch.ones_like(start.expression)
+            prior = ShapePrior(start.identity, start.expression, one, other, usual.landmark_noise)
+        if self.landmark_weighting == "noise":
+            targets: dict[str, Any] = {"lm": prior.landmark_noise**-2}
+        else:
+            targets = {"lm": losses.landmark_weights(self.landmark_weighting).to(photo.image.device)}
+        if self.landmark_weighting in ("noise", "facing"):
             points = self.model.landmarks3d(self.model.mean[None])[0]
-            targets["lm"] = targets["lm"] * losses.facing_weights(points, start.rotation)
+            facing = losses.facing_weights(points, start.rotation)
+            targets["lm"] = targets["lm"] * F.pad(facing, (0, targets["lm"].shape[-1] - 68), value=1.0)
         if self.shape_prior == "start":
-            targets |= {"reg_id": start.identity, "reg_exp": start.expression}
+            targets["reg_id"] = prior.identity, prior.identity_deviation
+            targets["reg_exp"] = prior.expression, prior.expression_deviation
         if "exp_scores" in stage.weights and photo.expression_scores is not None:
             targets["exp_scores"] = read_scores(self.model.expression_names, photo.expression_scores)
         if "lpips" in stage.weights:
@@ -131,7 +145,7 @@ class Objective:
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
             landmarks = project(camera, self.model.landmarks3d(vertices, camera))[..., :2]
         else:
-            landmarks = photo.landmarks68
+            vertices, landmarks = None, photo.landmarks68
         # The silhouette term alone moves the outer outline: the photo is what lies beyond it, so no image loss could
         # ever ask for more face. Silhouettes within the face (nose before cheek) move with the image losses.
         render, mask, weights = view.shade(texture).surface, view.rendering.mask, stage.weights
@@ -142,14 +156,29 @@ class Objective:
         losses_of = {
             "pix": lambda: losses.pixel_loss(render, photo.image, face.detach(), self.photometric),
             "reg_z": lambda: _PRIORS[self.latent_prior](self.decoder.to_w(latent.codes) if on_w else latent.codes),
-            "lm": lambda: losses.landmark_loss(landmarks, photo.landmarks68, targets["lm"]),
+            "lm": lambda: self._landmarks_loss(photo, vertices, landmarks, targets["lm"]),
             "silhouette": lambda: losses.silhouette_loss(mask, photo.face_mask, targets["below"]),
-            "reg_id": lambda: losses.coefficient_loss(params.identity - targets.get("reg_id", 0.0)),
-            "reg_exp": lambda: losses.coefficient_loss(params.expression - targets.get("reg_exp", 0.0)),
+            "reg_id": lambda: _prior_loss(params.identity, targets.get("reg_id")),
+            "reg_exp": lambda: _prior_loss(params.expression, targets.get("reg_exp")),
             "exp_scores": lambda: _scores_loss(params.expression, targets.get("exp_scores")),
             "light": lambda: losses.light_color_loss(_without_cast(params)),
         }
         return terms | {name: loss() for name, loss in losses_of.items() if name in weights}, image
+
+    def _landmarks_loss(
+        self, photo: Observation, vertices: Tensor | None, landmarks: Tensor, weights: Tensor
+    ) -> Tensor:
+        """(B,): mean of the weighted squared errors of the 68 ``landmarks``; by ``noise`` their sum, over it, with the
+        face-mesh points of ``vertices``."""
+        target = photo.landmarks68
+        if self.landmark_weighting != "noise":
+            return losses.landmark_loss(landmarks, target, weights)
+        if vertices is not None and weights.shape[-1] > 68:
+            mesh = project(photo.camera, self.model.mesh_points3d(vertices))[..., :2]
+            landmarks = torch.cat([landmarks, mesh], 1)
+            target = torch.cat([target, photo.mesh468[:, self.model.topology.mesh_points, :2]], 1)
+        count = landmarks.shape[1]
+        return count * losses.landmark_loss(landmarks, target, weights[:, :count])
 
     def _network_terms(
         self,
@@ -174,6 +203,13 @@ class Objective:
         if "id" in wanted:
             terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
         return terms
+
+
+def _prior_loss(coefficients: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Squared norm of (B, K) coefficients, from the center and in the deviations of a prior; (B,)."""
+    if prior is not None:
+        coefficients = (coefficients - prior[0]) / prior[1]
+    return losses.coefficient_loss(coefficients)
 
 
 def _without_cast(params: FaceParams) -> Tensor:

@@ -100,7 +100,7 @@ def run_stage(
     optimizer = torch.optim.Adam(variables.groups(stage), eps=stage.epsilon)
     moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
     view = None if moving_shape else objective.prepare(variables.current, photo.camera)[0]
-    targets = objective.targets(photo, stage, variables.params)
+    targets = objective.targets(photo, stage, variables.params, variables.prior)
     weights = stage.weights | (track.settings.weights if track is not None else {})
     records: dict[str, list[Tensor]] = {}
     watch = DivergenceWatch(moving_rows(photo, still), variables)

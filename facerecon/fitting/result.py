@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facerecon.fitting.initialize import ShapePrior
 from facerecon.fitting.tone import toned
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import FaceParams, Latent, Observation, ReconstructedFace, TensorStruct
@@ -26,12 +27,14 @@ class Start:
         latent: start of the texture code.
         fallbacks: {index: why} of the faces outside the valid range of N_enc, which start from their landmarks.
         suspect: {index: why} of the faces that may be none.
+        prior: what the shapes were held to beside the landmarks, of batch B.
     """
 
     params: FaceParams
     latent: Latent
     fallbacks: dict[int, str]
     suspect: dict[int, str]
+    prior: ShapePrior
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ TERMS = {
     "pix": "photometric error over the face mask (Eqs. 4, 5)",
     "id": "distance of identity embeddings (Eqs. 4, 5)",
     "reg_z": "regularizer of the latent (Eqs. 4, 5)",
-    "lm": "68 landmarks in the image plane (Eq. 5)",
+    "lm": "68 landmarks in the image plane (Eq. 5); see `landmark_weighting`",
     "silhouette": "the face's antialiased outline against the photo's face mask (ours)",
-    "reg_id": "|p_id|^2 (Eq. 5), or of what it is away from the start; see `shape_prior`",
+    "reg_id": "|p_id|^2 (Eq. 5), or from stage 1's prior in its deviations; see `shape_prior`",
     "reg_exp": "|p_exp|^2 (Eq. 5), likewise",
     "exp_scores": "expression against what the face landmarker's scores ask for, in their noise (ours)",
     "light": "variance of the light between color channels (release)",
@@ -228,7 +228,7 @@ STAGES = {
         "every": {"lpips": 2, "id": 2},
         "weights": {
             "lpips": 1.25, "pix": 4, "id": 0.5, "reg_z": 0.01,
-            "lm": 4e-3, "silhouette": 1, "reg_id": 1e-2, "reg_exp": 2e-2, "light": 10,
+            "lm": 2e-3, "silhouette": 1, "reg_id": 2e-3, "reg_exp": 2e-3, "light": 10,
         },
     },
 }  # fmt: skip

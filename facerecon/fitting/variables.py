@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import ConfigError
+from facerecon.fitting.initialize import ShapePrior
 from facerecon.fitting.stage import Stage
 from facerecon.stylegan.decoder import TextureDecoder, retract_to_sphere
 from facerecon.types import FaceParams, Latent
@@ -37,6 +38,7 @@ class Variables:
         decoder: whose codes they are; needed where a stage moves w itself.
         one_person: the B rows are photos of one person: identity and latent are one leaf each, of batch 1 (the mean of
             the rows given), which all photos move.
+        prior: what holds the shape; None: the start, with standard deviations of 1.
     """
 
     params: FaceParams
@@ -44,6 +46,7 @@ class Variables:
     expression_bounds: tuple[float, float] | None = None
     decoder: TextureDecoder | None = None
     one_person: bool = False
+    prior: ShapePrior | None = None
 
     def __post_init__(self) -> None:
         p = self.params

@@ -336,14 +336,15 @@ def test_what_holds_the_shape(fitter, photos) -> None:
 
 
 def test_landmarks_that_are_turned_away_weigh_less(fitter, photos) -> None:
-    """By ``facing``, the default, in the loss of stage 3 as the start has the head turned; a jaw and a frontal head as
+    """By ``facing`` in the loss of stage 3 as the start has the head turned; a jaw and a frontal head as
     the release has them."""
     stage, start = fitter.stages["joint"], fitter.initialize(photos).params
     frontal = start.replace(rotation=torch.zeros_like(start.rotation))
     turned = frontal.replace(rotation=torch.tensor([[0.0, 0.7, 0.0]]).expand(photos.batch, 3))
     release = losses.landmark_weights("release")
     assert release.max() == 20
-    front, side = (fitter.objective.targets(photos, stage, params)["lm"] for params in (frontal, turned))
+    objective = dataclasses.replace(fitter.objective, landmark_weighting="facing")
+    front, side = (objective.targets(photos, stage, params)["lm"] for params in (frontal, turned))
     torch.testing.assert_close(front, release.expand(photos.batch, 68))
     torch.testing.assert_close(side[:, :17], front[:, :17], atol=1e-4, rtol=1e-5)
     assert (side[:, 17:] < front[:, 17:] + 1e-4).all() and (side[:, 60:] < 0.9 * front[:, 60:]).sum() > 2
@@ -351,6 +352,31 @@ def test_landmarks_that_are_turned_away_weigh_less(fitter, photos) -> None:
     torch.testing.assert_close(plain.objective.targets(photos, stage, turned)["lm"], release)
     with pytest.raises(ConfigError, match="facing"):
         Fitter(fitter.model, fitter.decoder, fitter.renderer, stages=SHORT, landmark_weighting="facign")
+
+
+def test_the_prior_of_stage_1_holds_stage_3(fitter, photos) -> None:
+    """Each coefficient around its center in its own deviation, landmarks and mesh points over their noise."""
+    start = fitter.initialize(photos)
+    prior, settings = start.prior, fitter.start
+    assert prior.identity.eq(0).all() and prior.identity_deviation.eq(1).all()
+    assert prior.expression_deviation.eq(settings.sigma_expression).all()
+    mesh = len(fitter.model.topology.mesh_points)
+    noise = [settings.sigma_jaw] * 17 + [settings.sigma] * 51 + [settings.sigma_mesh] * mesh
+    assert prior.landmark_noise.tolist() == [pytest.approx(noise)] * photos.batch
+    deviation = torch.linspace(0.1, 2.0, fitter.model.num_identity).expand_as(prior.identity)
+    prior = dataclasses.replace(prior, identity=prior.identity + 0.3, identity_deviation=deviation)
+    variables = Variables(start.params, start.latent, fitter.model.expression_bounds, prior=prior)
+    found = run_stage(fitter.objective, dataclasses.replace(fitter.stages["joint"], steps=1), photos, variables).losses
+    expected = ((start.params.identity - 0.3) / deviation).square().sum(1)
+    torch.testing.assert_close(found["reg_id"][:, 0], expected)
+    camera = photos.camera
+    vertices = fitter.model(start.params)
+    points = torch.cat([fitter.model.landmarks3d(vertices, camera), fitter.model.mesh_points3d(vertices)], 1)
+    seen = torch.cat([photos.landmarks68, photos.mesh468[:, fitter.model.topology.mesh_points, :2]], 1)
+    apart = ((project(camera, points)[..., :2] - seen) / prior.landmark_noise[..., None]).square().sum(-1)
+    facing = losses.facing_weights(fitter.model.landmarks3d(fitter.model.mean[None])[0], start.params.rotation)
+    apart[:, :68] *= facing
+    torch.testing.assert_close(found["lm"][:, 0], apart.sum(1), rtol=1e-4, atol=1e-3)
 
 
 # Doors ---------------------------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ def test_residuals_of_fewer_coefficients_leave_the_rest_to_the_prior(model) -> N
     network = oracle(said)
     network.said = network.said.replace(identity=network.said.identity[:, :12])
     network.known = {"identity": torch.full((12,), 1e-3)}
-    params, _, reasons = start_from_regressor(model, network, observed(model, true), Camera.deep3d(batch=1),
+    params, _, reasons, _ = start_from_regressor(model, network, observed(model, true), Camera.deep3d(batch=1),
                                               settings=RegressorStart(max_error=30))  # fmt: skip
     assert reasons == {}
     assert (params.identity[:, :12] - said.identity[:, :12]).abs().max() < 1e-3
@@ -284,12 +284,12 @@ def test_residuals_of_fewer_coefficients_leave_the_rest_to_the_prior(model) -> N
 def test_what_it_says_is_where_the_fit_starts(model) -> None:
     true = heads(model, [0.0, 25.0])
     photo = observed(model, true)
-    params, said, reasons = start_from_said(
+    params, said, reasons, _ = start_from_said(
         model, oracle(moved(true)), photo, Camera.deep3d(batch=2), LandmarkStart(refine=0)
     )
     assert reasons == {}
     assert torch.allclose(params.identity, said.identity, atol=1e-5)
-    refined, _, _ = start_from_said(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
+    refined, _, _, _ = start_from_said(model, oracle(moved(true, 0.3)), photo, Camera.deep3d(batch=2))
     assert (refined.identity - true.identity).abs().mean() < 0.1
     assert (refined.rotation - true.rotation).abs().max() < 0.01
 
@@ -300,7 +300,7 @@ def test_a_person_starts_where_the_photos_that_can_be_read_agree(model) -> None:
     photo, camera = observed(model, true), Camera.deep3d(batch=4)
     said = moved(true, 0.3)
     said.identity[2] = torch.nan
-    params, _, reasons = start_from_said(model, oracle(said), photo, camera, shared_identity=True)
+    params, _, reasons, _ = start_from_said(model, oracle(said), photo, camera, shared_identity=True)
     assert sorted(reasons) == [2]
     assert torch.equal(params.identity, params.identity[:1].expand(4, -1))
     assert params.light.coefficients.isfinite().all()
@@ -310,12 +310,12 @@ def test_a_person_starts_where_the_photos_that_can_be_read_agree(model) -> None:
     assert (params.rotation - true.rotation).abs().max() < 0.05  # of the photo that cannot be read, too
     # nothing of it can be read: the landmarks of all
     nothing = said.replace(identity=said.identity * torch.nan)
-    params, _, reasons = start_from_said(model, oracle(nothing), photo, camera, shared_identity=True)
+    params, _, reasons, _ = start_from_said(model, oracle(nothing), photo, camera, shared_identity=True)
     assert len(reasons) == 4
     expected = fit_landmarks(model, photo.landmarks68, camera, photo.mesh468, shared_identity=True, averaged=True)
     assert torch.allclose(params.identity, expected.identity, atol=1e-4)
     # one photo of a person is a photo
-    one, _, _ = start_from_said(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
+    one, _, _, _ = start_from_said(model, oracle(said[[1]]), photo[1], camera[1], shared_identity=True)
     assert (model(one) - model(single[1])).abs().max() < 1e-2  # 1 mm: two ways to the same optimum
 
 
@@ -326,7 +326,7 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model) -> None:
     said = moved(true)
     said.translation[3, 0] += 0.2  # 20 px to the right
     said.identity[4, 3] = torch.nan
-    params, _, reasons = start_from_said(model, oracle(said), photo, camera)
+    params, _, reasons, _ = start_from_said(model, oracle(said), photo, camera)
     assert sorted(reasons) == [1, 2, 3, 4]
     for i, words in ((1, "turned by "), (2, "44 px wide"), (3, "misses its landmarks by "), (4, "not finite")):
         assert words in reasons[i]
@@ -338,16 +338,16 @@ def test_photos_out_of_its_depth_start_from_their_landmarks(model) -> None:
     assert torch.allclose(params[rows].light.coefficients, SHLight.ambient(4).coefficients)
     # the others are what they are without them
     fine = torch.tensor([0, 5])
-    others, _, none = start_from_said(model, oracle(said[fine]), photo[fine], camera[fine])
+    others, _, none, _ = start_from_said(model, oracle(said[fine]), photo[fine], camera[fine])
     assert none == {}
     assert torch.allclose(params[fine].identity, others.identity, atol=1e-4)
     # N_enc's own word counts for the yaw as well: it may see what the landmarks do not
     turned = said.replace(rotation=said.rotation + torch.tensor([0.0, 1.4, 0.0]))
-    _, _, reasons = start_from_said(model, oracle(turned), photo, camera)
+    _, _, reasons, _ = start_from_said(model, oracle(turned), photo, camera)
     assert "turned" in reasons[0]
     # and the limits are settings
     wide = RegressorStart(max_yaw=88, smallest_face=10, max_error=60, realigned=False)
-    _, _, reasons = start_from_said(model, oracle(said), photo, camera, settings=wide)
+    _, _, reasons, _ = start_from_said(model, oracle(said), photo, camera, settings=wide)
     assert sorted(reasons) == [4]
 
 
@@ -453,8 +453,8 @@ def test_what_the_regressor_says_of_both_images_is_averaged(model) -> None:
     photo, camera = observed(model, true), Camera.deep3d(batch=1)
     said, of_mirror = moved(true), moved(true)
     start = LandmarkStart(refine=0)
-    both, _, _ = start_from_said(model, oracle(said, model.mirrored(of_mirror)), photo, camera, start)
-    alone, _, _ = start_from_said(
+    both, _, _, _ = start_from_said(model, oracle(said, model.mirrored(of_mirror)), photo, camera, start)
+    alone, _, _, _ = start_from_said(
         model,
         oracle(said, model.mirrored(of_mirror)),
         photo,
@@ -513,7 +513,7 @@ def test_a_second_look_is_at_the_crop_its_own_landmarks_ask_for(model) -> None:
     photo.image[:, 0], photo.image[:, 1] = axis.expand(224, 224), axis[:, None].expand(224, 224)
     follower = Follower(true, error=0.05)
     settings = RegressorStart(mirrored=False)
-    start, _, reasons = start_from_regressor(model, follower, photo, camera, LandmarkStart(refine=0), settings)
+    start, _, reasons, _ = start_from_regressor(model, follower, photo, camera, LandmarkStart(refine=0), settings)
     assert reasons == {} and len(follower.seen) == 2
     wanted = deep3d_crop_transform(landmarks_of(model, true.replace(identity=true.identity + 0.05)), MEAN_FIVE_POINTS)
     wide, middle = follower.seen[1]
@@ -527,5 +527,5 @@ def test_a_second_look_is_at_the_crop_its_own_landmarks_ask_for(model) -> None:
     photo = observed(model, far)
     photo.image[:, 0], photo.image[:, 1] = axis.expand(224, 224), axis[:, None].expand(224, 224)
     follower = Follower(far, error=0.05)
-    start, _, _ = start_from_regressor(model, follower, photo, Camera.deep3d(), LandmarkStart(refine=0), settings)
+    start, _, _, _ = start_from_regressor(model, follower, photo, Camera.deep3d(), LandmarkStart(refine=0), settings)
     assert torch.allclose(start.identity, far.identity + 0.05, atol=1e-6)

@@ -12,6 +12,7 @@ import torch
 
 from facerecon.fitting import Fitter, Stage, run_stage
 from facerecon.fitting.expression_scores import CALIBRATION
+from facerecon.fitting.initialize import ShapePrior
 from facerecon.fitting.stage import TERMS, VARIABLES
 from facerecon.fitting.variables import Variables
 from facerecon.perception.face_landmarker import EXPRESSION_SCORES
@@ -122,6 +123,26 @@ def test_the_expression_is_held_to_the_scores_of_its_names() -> None:
     targets = fit.targets(photo, JOINT, params)
     found, _ = fit.terms(JOINT, photo, params, Latent(torch.zeros(2, 1, 1), "linear"), targets)
     assert found["exp_scores"].tolist() == pytest.approx([(0.1 / noise) ** 2, (0.7 / noise) ** 2], rel=1e-4)
+
+
+def test_units_of_a_basis_do_not_matter() -> None:
+    """Half the basis, twice the coefficients and their deviations: the same head has the same terms."""
+    found = []
+    for k in (1.0, 2.0):
+        model = flat.flat_head()
+        model.identity_basis.div_(k)
+        fit = dataclasses.replace(fitter().objective, model=model, landmark_weighting="noise")
+        params, photo = start(identity=k), photo_with_a_side()
+        even = torch.ones_like(params.identity)
+        noise = torch.full((1, 68 + len(model.topology.mesh_points)), 0.5)
+        prior = ShapePrior(0.25 * k * even, params.expression - 0.1, 0.3 * k * even, even, noise)
+        targets = fit.targets(photo, JOINT, params, prior)
+        terms, _ = fit.terms(JOINT, photo, params, Latent(torch.full((1, 1, 1), 2.0), "linear"), targets)
+        found.append({name: value.item() for name, value in terms.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
+    assert (found[0]["reg_id"], found[0]["reg_exp"]) == pytest.approx(((0.75 / 0.3) ** 2, 0.1**2), rel=1e-4)
+    # every point is 1 px off; a head without depth faces nowhere, which leaves a twentieth to all but the jaw
+    assert found[0]["lm"] == pytest.approx((17 + 0.05 * 51) / 0.5**2, rel=1e-3)
 
 
 def test_each_term_as_the_paper_has_it() -> None:
