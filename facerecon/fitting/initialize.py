@@ -320,7 +320,7 @@ def shape_prior(
         center, residual = torch.cat([prediction.identity, prediction.expression], 1), residual or {}
         noise = noise * settings.refine_noise
     prior = _coefficient_prior(model, center, settings, False, False, residual, scores)
-    deviation = prior.precision.rsqrt().expand_as(prior.center)
+    deviation = torch.linalg.inv(prior.precision.double()).diagonal().sqrt().to(prior.center).expand_as(prior.center)
     return ShapePrior(
         prior.center[:, :n_id], prior.center[:, n_id:], deviation[:, :n_id], deviation[:, n_id:],
         noise.expand(len(center), -1),
@@ -512,6 +512,9 @@ def start_from_regressor(
         if settings.realigned:
             first = _realigned(model, regressor, photo.image, first, camera, settings.mirrored)
         reasons = outside_valid_range(model, first, photo, camera, settings)
+        if regressor.shape_head is not None:
+            by_points = fit_landmarks(model, *points, landmarks, **(shared if shared_identity else {"scores": scores}))
+            first = first.replace(identity=_shape(regressor, by_points, image, shared_identity))
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = _with_prior(known["identity"], model.num_identity)
@@ -539,6 +542,23 @@ def start_from_regressor(
         params = fit_landmarks(model, *points, landmarks, **shared, start=first, start_residual=known)
         prior = shape_prior(model, landmarks, scores, prediction=first, residual=known)
     return params, prediction, reasons, prior
+
+
+def _shape(regressor: Regressor, by_points: FaceParams, image: Tensor, shared: bool) -> Tensor:
+    """(B, I): identity by the shape head of N_enc's weights, from fits to the landmarks and N_enc's own images.
+
+    Args:
+        regressor: with a shape head.
+        by_points: (B) fits to the landmarks, from the mean face.
+        image: (B, 3, s, s), what the network sees.
+        shared: the images show one person; the mean over them is taken.
+    """
+    count = by_points.identity.shape[1]
+    known = regressor.config.identity
+    fitted = F.pad(by_points.identity, (0, known - count))
+    identity = regressor.shape(fitted, by_points.rotation[:, 1], regressor.pooled(image).float())
+    identity = F.pad(identity, (0, count - known))
+    return identity.mean(0, keepdim=True).expand_as(identity) if shared else identity
 
 
 def _with_prior(residual: Tensor, count: int) -> Tensor:

@@ -57,6 +57,7 @@ _OFFICIAL = "Deep3D's regressor as FFHQ-UV releases it"
 _PRECISIONS = ("float32", "float16", "int8")
 _SCALE = ".scale"
 _FACTOR = "residual.identity"  # Cholesky factor of the covariance
+_SHAPE = "shape_head"
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ class Regressor(nn.Module):
         config: sizes.
 
     Attributes:
-        covariance: (I, I) of what the network misses in the identity of faces it has not seen, or None.
+        covariance: (I, I) of what is missed in the identity of faces that were not seen, or None.
+        shape_head: (I, 2 I + C + 1), or None: see :meth:`shape`.
         about: plain data that came with the weights (training, figures, license); {} for a new network. Under
             "residual" it may hold {"identity": I numbers, "expression": E numbers}, the standard deviations of what
             the network misses on faces it has not seen.
@@ -277,6 +279,7 @@ class Regressor(nn.Module):
         self.config = config
         self.about: dict[str, Any] = {}
         self.covariance: Tensor | None = None
+        self.shape_head: Tensor | None = None
         self.backbone = ResNet(config.backbone, config.channels)
         sizes = (config.identity, config.expression, config.texture, 3, 27, 2, 1)
         self.heads = nn.ModuleDict(
@@ -293,12 +296,25 @@ class Regressor(nn.Module):
             nn.init.zeros_(parameter)
 
     def residual(self, name: str) -> Tensor | None:
-        """What the errors of ``identity`` or ``expression`` on unseen faces are like: their covariance (K, K) where it is
+        """What errors of ``identity`` or ``expression`` on unseen faces are like: their covariance (K, K) where it is
         known, else standard deviations (K,), or None."""
         if name == "identity" and self.covariance is not None:
             return self.covariance.to(self.heads["angles"].bias)
         values = self.about.get("residual", {}).get(name)
         return None if values is None else torch.tensor(values, device=self.heads["angles"].bias.device)
+
+    def shape(self, landmark_fit: Tensor, yaw: Tensor, features: Tensor) -> Tensor:
+        """Identity from what landmarks and pixels say together, (B, I): linear, solved on rendered heads whose points
+        were detected, so that it knows the detectors' errors and what people look like.
+
+        Args:
+            landmark_fit: (B, I), identity of a fit to the landmarks from the mean face.
+            yaw: (B,) of that fit, radians.
+            features: (B, C) of :meth:`pooled`.
+        """
+        head = self.shape_head.to(features)
+        one = torch.ones_like(yaw)[:, None]
+        return torch.cat([landmark_fit, landmark_fit * yaw.abs()[:, None], features, one], 1) @ head.mT
 
     def sized(self, crops: Tensor) -> Tensor:
         """Square crops (B, 3, N, N) of any size, at the network's."""
@@ -381,6 +397,8 @@ def save_regressor(
             tensors[key] = value if name == "float32" else value.half()
     if network.covariance is not None:
         tensors[_FACTOR] = torch.linalg.cholesky(network.covariance.cpu().double()).half()
+    if network.shape_head is not None:
+        tensors[_SHAPE] = network.shape_head.cpu().float()
     about = network.about if metadata is None else dict(metadata)
     header = {"format": FORMAT, "config": network.config.plain(), "about": about}
     try:
@@ -435,9 +453,8 @@ def read_regressor(path: str | Path) -> Regressor:
         raise AssetError(
             f"{path} is not a face regressor of this library ({error or 'no header'}); {_ADVICE}."
         ) from None
-    factor = tensors.pop(_FACTOR, None)
-    if factor is not None and factor.shape != (config.identity, config.identity):
-        raise AssetError(f"{path} is damaged: '{_FACTOR}' is {tuple(factor.shape)}; {_ADVICE}.")
+    factor, shape = tensors.pop(_FACTOR, None), tensors.pop(_SHAPE, None)
+    count = config.identity
     scales = {name.removesuffix(_SCALE): tensors.pop(name) for name in list(tensors) if name.endswith(_SCALE)}
     weights = {}
     for name, tensor in tensors.items():
@@ -448,8 +465,12 @@ def read_regressor(path: str | Path) -> Regressor:
             tensor = tensor * scale.float().view(-1, *[1] * (tensor.dim() - 1))
         weights[name] = tensor.float()
     network = _filled(config, weights, path, about, _ADVICE)
-    if factor is not None:
-        network.covariance = factor.float() @ factor.float().T
+    wide = {_FACTOR: (factor, count), _SHAPE: (shape, 2 * count + network.backbone.width + 1)}
+    for name, (tensor, columns) in wide.items():
+        if tensor is not None and tensor.shape != (count, columns):
+            raise AssetError(f"{path} is damaged: '{name}' is {tuple(tensor.shape)}; {_ADVICE}.")
+    network.covariance = None if factor is None else factor.float() @ factor.float().T
+    network.shape_head = None if shape is None else shape.float()
     return network
 
 
