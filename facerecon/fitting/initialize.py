@@ -514,7 +514,7 @@ def start_from_regressor(
         reasons = outside_valid_range(model, first, photo, camera, settings)
         if regressor.shape_head is not None:
             by_points = fit_landmarks(model, *points, landmarks, **(shared if shared_identity else {"scores": scores}))
-            first = first.replace(identity=_shape(regressor, by_points, image, shared_identity))
+            first = first.replace(identity=_shape(regressor, by_points, shared_identity))
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = _with_prior(known["identity"], model.num_identity)
@@ -544,19 +544,12 @@ def start_from_regressor(
     return params, prediction, reasons, prior
 
 
-def _shape(regressor: Regressor, by_points: FaceParams, image: Tensor, shared: bool) -> Tensor:
-    """(B, I): identity by the shape head of N_enc's weights, from fits to the landmarks and N_enc's own images.
-
-    Args:
-        regressor: with a shape head.
-        by_points: (B) fits to the landmarks, from the mean face.
-        image: (B, 3, s, s), what the network sees.
-        shared: the images show one person; the mean over them is taken.
-    """
+def _shape(regressor: Regressor, by_points: FaceParams, shared: bool) -> Tensor:
+    """(B, I): identity by the shape head of N_enc's weights, from fits to the landmarks; the mean where ``shared``."""
     count = by_points.identity.shape[1]
     known = regressor.config.identity
     fitted = F.pad(by_points.identity, (0, known - count))
-    identity = regressor.shape(fitted, by_points.rotation[:, 1], regressor.pooled(image).float())
+    identity = regressor.shape(fitted, by_points.rotation[:, 1])
     identity = F.pad(identity, (0, count - known))
     return identity.mean(0, keepdim=True).expand_as(identity) if shared else identity
 

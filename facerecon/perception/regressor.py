@@ -265,7 +265,7 @@ class Regressor(nn.Module):
 
     Attributes:
         covariance: (I, I) of what is missed in the identity of faces that were not seen, or None.
-        shape_head: (I, 2 I + C + 1), or None: see :meth:`shape`.
+        shape_head: (I, 2 I + 1), or None: see :meth:`shape`.
         about: plain data that came with the weights (training, figures, license); {} for a new network. Under
             "residual" it may hold {"identity": I numbers, "expression": E numbers}, the standard deviations of what
             the network misses on faces it has not seen.
@@ -303,18 +303,16 @@ class Regressor(nn.Module):
         values = self.about.get("residual", {}).get(name)
         return None if values is None else torch.tensor(values, device=self.heads["angles"].bias.device)
 
-    def shape(self, landmark_fit: Tensor, yaw: Tensor, features: Tensor) -> Tensor:
-        """Identity from what landmarks and pixels say together, (B, I): linear, solved on rendered heads whose points
-        were detected, so that it knows the detectors' errors and what people look like.
+    def shape(self, landmark_fit: Tensor, yaw: Tensor) -> Tensor:
+        """Identity from a fit to landmarks, (B, I): linear, solved on rendered heads whose points were detected, so
+        that it knows the detectors' errors and what people look like.
 
         Args:
             landmark_fit: (B, I), identity of a fit to the landmarks from the mean face.
             yaw: (B,) of that fit, radians.
-            features: (B, C) of :meth:`pooled`.
         """
-        head = self.shape_head.to(features)
         one = torch.ones_like(yaw)[:, None]
-        return torch.cat([landmark_fit, landmark_fit * yaw.abs()[:, None], features, one], 1) @ head.mT
+        return torch.cat([landmark_fit, landmark_fit * yaw.abs()[:, None], one], 1) @ self.shape_head.to(yaw).mT
 
     def sized(self, crops: Tensor) -> Tensor:
         """Square crops (B, 3, N, N) of any size, at the network's."""
@@ -398,7 +396,7 @@ def save_regressor(
     if network.covariance is not None:
         tensors[_FACTOR] = torch.linalg.cholesky(network.covariance.cpu().double()).half()
     if network.shape_head is not None:
-        tensors[_SHAPE] = network.shape_head.cpu().float()
+        tensors[_SHAPE] = network.shape_head.cpu().half()
     about = network.about if metadata is None else dict(metadata)
     header = {"format": FORMAT, "config": network.config.plain(), "about": about}
     try:
@@ -465,7 +463,7 @@ def read_regressor(path: str | Path) -> Regressor:
             tensor = tensor * scale.float().view(-1, *[1] * (tensor.dim() - 1))
         weights[name] = tensor.float()
     network = _filled(config, weights, path, about, _ADVICE)
-    wide = {_FACTOR: (factor, count), _SHAPE: (shape, 2 * count + network.backbone.width + 1)}
+    wide = {_FACTOR: (factor, count), _SHAPE: (shape, 2 * count + 1)}
     for name, (tensor, columns) in wide.items():
         if tensor is not None and tensor.shape != (count, columns):
             raise AssetError(f"{path} is damaged: '{name}' is {tuple(tensor.shape)}; {_ADVICE}.")
