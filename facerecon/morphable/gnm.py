@@ -198,9 +198,9 @@ def gnm_model(arrays: Mapping[str, np.ndarray]) -> MorphableModel:
     vertices -= five_points(torch.from_numpy(points)[None])[0].numpy().mean(0) * [0, 1, 1]
     vertices += FIVE_POINT_CENTER
     points = np.einsum("nkc,nk->nc", vertices[arrays["landmark_vertices"]], arrays["landmark_weights"])
-    rows = np.flatnonzero(regions["skin"])
+    rows = np.flatnonzero(part == list(_PLACES).index("skin"))
     found, barycentric, distance, _ = Surface(vertices, faces[rows]).locate(points)
-    if distance.max() > 0.05:
+    if distance.max() > 0.02:
         raise AssetError("the landmarks of GNM's head_sparse_68.txt do not lie on its skin.")
 
     mirror = arrays["mirror_indices"].astype(np.int64)

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -41,7 +42,7 @@ class Server:
 
             def do_GET(self) -> None:
                 outer.ranges.append(self.headers.get("Range"))
-                content = outer.files.get(self.path)
+                content = outer.files.get(urlsplit(self.path).path)  # a proxy is asked for the whole address
                 if outer.answers or content is None:
                     self.send_error(outer.answers.pop(0) if outer.answers else 404)
                     return
@@ -165,6 +166,15 @@ def test_another_content_and_too_much_are_refused(server: Server, tmp_path: Path
     with pytest.raises(AssetError, match=r"sends more than the 1\.0 MB"):
         download(FILES[:1], tmp_path, lambda done: None)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_proxy_of_the_environment_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # nobody listens there: only the proxy can answer
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("FACERECON_MIRROR", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", server.address)
+    assert download(FILES[:1], tmp_path, lambda done: None) and len(server.ranges) == 1
 
 
 def test_only_https_or_this_machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
