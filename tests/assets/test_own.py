@@ -25,7 +25,7 @@ def test_converted_once_then_found(home: Path, reference: Path, capsys) -> None:
     assert main(["convert", "ict", str(source)]) == 0
     assert assets.locate("ict") == Path(capsys.readouterr().out.split()[-1])
     model, direct = load_face_model("ict"), load_face_model("ict", path=source)
-    assert model.expression_names == direct.expression_names and model.num_identity == 80
+    assert model.expression_names == direct.expression_names and model.num_identity == 100
     assert (model.mean == direct.mean).all() and (model.topology.faces == direct.topology.faces).all()
     largest = direct.identity_basis.abs().max()
     assert (model.identity_basis - direct.identity_basis).abs().max() < 1e-3 * largest  # half precision

@@ -14,7 +14,7 @@ def test_open_pack_holds_the_names_that_the_rooms_ask_for():
     assert set(registry.PACKS["open"]) == {
         "makehuman", "face_detector", "landmarks68", "identity128", "expression7", "age_gender",
         "faceres1024", "mobile_stylegan", "bisenet", "lpips_vgg16", "lpips_alexnet",
-        "facemesh478", "expression52", "sface",
+        "facemesh478", "expression52", "sface", "scan_mean", "scan_james",
     }  # fmt: skip
 
 
