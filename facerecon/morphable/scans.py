@@ -50,16 +50,15 @@ class ScannedFace:
     texture: Tensor | None = None
 
 
-def load_scan(name: str) -> ScannedFace:
-    """A scan of the cache: ``scan_mean`` or ``scan_james``.
+def load_scan(name: str, path: Path | None = None) -> ScannedFace:
+    """A scan: ``scan_mean`` or ``scan_james``, of the cache or of the file that is given.
 
     Raises:
         AssetError: it is not there yet, or its file is damaged.
     """
     keys = ["vertices", "faces", "landmarks"] + (["uvs", "uv_faces", "texture"] if name == "scan_james" else [])
-    tensors = read_safetensors(
-        assets.locate(name), "a scanned face", "run: python -m facerecon.assets fetch open", keys
-    )[0]
+    path = assets.locate(name) if path is None else path
+    tensors = read_safetensors(path, "a scanned face", "run: python -m facerecon.assets fetch open", keys)[0]
     return ScannedFace(**{key: t.long() if key.endswith("faces") else t.clone() for key, t in tensors.items()})
 
 

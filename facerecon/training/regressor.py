@@ -67,7 +67,9 @@ class SupervisedWeights:
         shape: mm, of the whole face.
         identity, expression: mm, of each alone.
         regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
-        intra_inter_ratio: standard deviation of the identity found in a person's pictures over that between people.
+        intra_inter_ratio: standard deviation of the identity found in a person's pictures over that between people. At 8
+            the identity of unseen heads was no better than the mean of all, while a ridge regression on the same
+            features was 13 % better.
         landmarks: px of a 224 px crop.
         angles: degrees.
         translation: px that it moves or scales the face by.
@@ -79,8 +81,8 @@ class SupervisedWeights:
     shape: float = 1.0
     identity: float = 0.5
     expression: float = 0.5
-    regions: float = 5.0
-    intra_inter_ratio: float = 8.0
+    regions: float = 10.0
+    intra_inter_ratio: float = 1.0
     landmarks: float = 0.5
     angles: float = 0.3
     translation: float = 0.3

@@ -165,22 +165,31 @@ def test_load_slices_and_freezes(head: MorphableModel) -> None:
         load_face_model("makehuman", num_identity=100_000)
 
 
-def test_frontal_camera_keeps_the_frontal_contour(head: MorphableModel) -> None:
+@pytest.fixture(params=[("makehuman_artist", 0.15), ("makehuman", 2.0)], ids=["first", "second"])
+def contour_head(request, asset) -> tuple[MorphableModel, float]:
+    """An edition of the head, and how many px its contour may be off: the candidates were placed on the first."""
+    asset("makehuman")
+    return load_face_model(request.param[0], num_identity=0), request.param[1]
+
+
+def test_frontal_camera_keeps_the_frontal_contour(contour_head: tuple[MorphableModel, float]) -> None:
+    head, slack = contour_head
     vertices = head(head.neutral(1))
     camera = Camera.deep3d()
     still, slid = project(camera, head.landmarks3d(vertices)), project(camera, head.landmarks3d(vertices, camera))
-    assert float((still - slid)[..., :2].norm(dim=-1).max()) < 1.2
+    assert float((still - slid)[..., :2].norm(dim=-1).max()) < 1.0 + slack
     torch.testing.assert_close(still[:, 17:], slid[:, 17:])
 
 
 @pytest.mark.parametrize("yaw", [-0.6, -0.3, 0.3, 0.6])
-def test_jaw_slides_outward_as_the_head_turns(head: MorphableModel, yaw: float) -> None:
+def test_jaw_slides_outward_as_the_head_turns(contour_head: tuple[MorphableModel, float], yaw: float) -> None:
+    head, slack = contour_head
     params = head.neutral(1).replace(rotation=torch.tensor([[0.0, yaw, 0.0]]))
     vertices, camera = head(params), Camera.deep3d()
     still = project(camera, head.landmarks3d(vertices))[0, :17, 0]
     slid = project(camera, head.landmarks3d(vertices, camera))[0, :17, 0]
-    assert (slid[:6] <= still[:6] + 0.15).all(), "the person's right side moves left in the image, or stays"
-    assert (slid[11:] >= still[11:] - 0.15).all()
+    assert (slid[:6] <= still[:6] + slack).all(), "the person's right side moves left in the image, or stays"
+    assert (slid[11:] >= still[11:] - slack).all()
     far = slice(0, 4) if yaw < 0 else slice(13, 17)  # the side that turns away
     assert float((slid - still)[far].abs().min()) > 1.0
 
