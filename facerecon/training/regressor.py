@@ -67,8 +67,8 @@ class SupervisedWeights:
         shape: mm, of the whole face.
         identity, expression: mm, of each alone.
         regions: mm, of nose, mouth, forehead and cheek, each after an alignment of its own (as heads are measured).
-        intra_inter_ratio: standard deviation of the identity found in a person's pictures over that between people. At 8
-            the identity of unseen heads was no better than the mean of all, while a ridge regression on the same
+        intra_inter_ratio: standard deviation of the identity found in a person's pictures over that between people. At
+            8 the identity of unseen heads was no better than the mean of all, while a ridge regression on the same
             features was 13 % better.
         landmarks: px of a 224 px crop.
         angles: degrees.
