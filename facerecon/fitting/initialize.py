@@ -318,7 +318,10 @@ def shape_prior(
         center, residual = model.mean.new_zeros(batch, n_id + model.num_expression), None
     else:
         center, residual = torch.cat([prediction.identity, prediction.expression], 1), residual or {}
-        noise = noise * settings.refine_noise
+        # what moves eyes and mouth is the expression, of which the prediction knows less than of the identity
+        wider = torch.full_like(noise, settings.refine_noise)
+        wider[36:68] = 1.0
+        noise = noise * wider
     prior = _coefficient_prior(model, center, settings, False, False, residual, scores)
     deviation = torch.linalg.inv(prior.precision.double()).diagonal().sqrt().to(prior.center).expand_as(prior.center)
     return ShapePrior(
