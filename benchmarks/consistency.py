@@ -151,6 +151,7 @@ class Bench:
         self.fitter = build_fitter(self.config, prepare(self.config))
         self.model = self.fitter.model
         self.digest = f"{fit_digest(self.config)}-{model_digest(self.model)}"
+        self.fits = not options.starts
         self.journal = options.out / f"{options.name}.json"
         self.rows = json.loads(self.journal.read_text())["items"] if self.journal.is_file() else {}
 
@@ -158,7 +159,7 @@ class Bench:
         """Row of a picture: {"identity": {method: coefficients}}, or {"skipped": why}; kept ones are not made again."""
         settings = f"{self.digest}-{file_sha256(path)[:12]}"
         row = self.rows.get(key)
-        if row is not None and row["settings"] == settings:
+        if row is not None and row["settings"] == settings and self.complete(row):
             return row
         clock = time.perf_counter()
         try:
@@ -166,7 +167,7 @@ class Bench:
                 warnings.simplefilter("ignore")  # of faces outside the valid range, which are counted
                 photo = observe(path).to(self.fitter.model.mean.device)
                 heads, reason = stage1_heads(self.fitter, photo)
-                heads["fit"] = self.fitter(photo).face.params
+                heads |= {"fit": self.fitter(photo).face.params} if self.fits else {}
             found = {name: [round(v, 5) for v in params.identity[0].tolist()] for name, params in heads.items()}
             row = {"identity": found, "fallback": reason}
         except FaceReconError as error:
@@ -176,6 +177,10 @@ class Bench:
         write_whole(self.journal, (json.dumps(content) + "\n").encode())
         print(f"{key}: {row.get('skipped') or 'measured'} ({time.perf_counter() - clock:.1f} s)", flush=True)
         return self.rows[key]
+
+    def complete(self, row: dict[str, Any]) -> bool:
+        """Whether a kept row has all that is asked for."""
+        return not self.fits or "skipped" in row or "fit" in row["identity"]
 
     def shapes(self, rows: list[dict[str, Any]], method: str) -> torch.Tensor:
         """(N, V, 3), neutral."""
@@ -208,7 +213,7 @@ def table(
     if len({person for person, _ in keys}) < 2:
         return [f"## {title}", "", "Faces were found of fewer than two people."], {}
     persons, kept = [person for person, _ in keys], [rows[key] for key in keys]
-    methods = [method for method in METHODS if method in kept[0]["identity"]]
+    methods = [method for method in METHODS if all(method in row["identity"] for row in kept)]
     head = "| shape by | within, mm | between, mm | within / between | between, % of ICT heads' | "
     lines, by_edit, metrics = [], [], {}
     regions: list[str] = []
@@ -254,7 +259,7 @@ def face_clay(vertices: torch.Tensor, topology: MeshTopology, yaw: float = 20.0)
 
 
 def sheet(bench: Bench, sets: dict[str, dict[tuple[str, str], dict[str, Any]]], paths: dict[tuple, Path]) -> Any:
-    """A row of pictures for each person, and the clay renders of their full fits below."""
+    """A row of pictures for each person, and the clay renders of their full fits (or starts) below."""
     columns = max(len([k for k in rows if k[0] == person]) for rows in sets.values() for person, _ in rows)
     tiles, labels = [], []
     for name, rows in sets.items():
@@ -264,7 +269,8 @@ def sheet(bench: Bench, sets: dict[str, dict[tuple[str, str], dict[str, Any]]], 
                 continue
             blank = [torch.ones(3, TILE, TILE)] * (columns - len(keys))
             pictures = [read_image(paths[name, *key], max_side=512) for key in keys]
-            shapes = bench.shapes([rows[key] for key in keys], "fit").cpu()
+            shown = next(m for m in reversed(METHODS) if all(m in rows[key]["identity"] for key in keys))
+            shapes = bench.shapes([rows[key] for key in keys], shown)
             clay = [face_clay(one, bench.model.topology) for one in shapes]
             tiles += [*pictures, *blank, *clay, *blank]
             labels += [f"{person} {picture}" for _, picture in keys] + [""] * (len(blank) + columns)
@@ -320,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=8, help="generated ones; 0: none")
     parser.add_argument("--photos", type=Path, help="a folder with one subfolder of photos a person")
+    parser.add_argument("--starts", action="store_true", help="no full fits, which take most of the time")
     parser.add_argument("--preset", default="default", help="configs/fitting/PRESET.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
     parser.add_argument(

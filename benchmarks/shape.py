@@ -88,21 +88,22 @@ def start_of(row: dict[str, Any]) -> str:
     return "refined" if "refined" in row["errors"] else "landmarks"
 
 
-def measure(fitter: Any, truth: Truth, number: int) -> dict[str, Any]:
+def measure(fitter: Any, truth: Truth, number: int, fits: bool) -> dict[str, Any]:
     """Errors by every method on one photo."""
     head = truth.sample(number)
     photo = observe(head.photo).to(fitter.model.mean.device)
     heads, reason = stage1_heads(fitter, photo)
-    heads = {MEAN: fitter.model.neutral(1)} | heads | {"fit": fitter(photo).face.params}
+    heads = {MEAN: fitter.model.neutral(1)} | heads | ({"fit": fitter(photo).face.params} if fits else {})
     errors = {name: truth.errors(fitter.model, params, head) for name, params in heads.items()}
-    shown = {key: [round(v, 5) for v in getattr(heads["fit"], key)[0].tolist()] for key in ("identity", "expression")}
-    return {"errors": errors, "fallback": reason, "fit": shown}
+    last = list(heads.values())[-1]
+    shown = {key: [round(v, 5) for v in getattr(last, key)[0].tolist()] for key in ("identity", "expression")}
+    return {"errors": errors, "fallback": reason, "last": shown}
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
     """Markdown and figures, means over photos."""
     lines, figures = [], {}
-    methods = [MEAN, *(name for name in METHODS if name in rows[0]["errors"])]
+    methods = [MEAN, *(name for name in METHODS if all(name in row["errors"] for row in rows))]
     for key, title in MEASURES.items():
         lines += ["", f"| {title}, mm | " + " | ".join([*REGIONS, "mean"]) + " |", "|---" * (2 + len(REGIONS)) + "|"]
         for method in methods:
@@ -113,28 +114,26 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
             figures[method][key]["mean"] = round(whole.value, 4)
             lines.append(f"| {METHODS.get(method, method)} | " + " | ".join([*cells, text(whole)]) + " |")
     told = []
-    for key, title in MEASURES.items():
+    for key, title in MEASURES.items() if "fit" in methods else ():
         pairs = [(mean(row["errors"]["fit"][key]), mean(row["errors"][start_of(row)][key])) for row in rows]
         figures[f"no worse, {key}"] = sum(fit <= start for fit, start in pairs)
         told.append(f"{figures[f'no worse, {key}']} of {len(rows)} by {title}")
     fallen = sum(bool(row["fallback"]) for row in rows)
-    lines += [
-        "",
-        f"The full fit is no worse than its start on {', '.join(told)}. Outside N_enc's valid range: {fallen}.",
-    ]
+    lines += ["", f"The full fit is no worse than its start on {', '.join(told)}." if told else "Without full fits."]
+    lines.append(f"Outside N_enc's valid range: {fallen}.")
     return lines, figures
 
 
 def sheet(model: Any, truth: Truth, rows: dict[int, dict[str, Any]]) -> Tensor:
-    """Photos, full fits as clay from the front and from the side."""
+    """Photos, full fits (or starts) as clay from the front and from the side."""
     tiles, labels = [], []
     for number, row in rows.items():
-        given = {key: torch.tensor([values]) for key, values in row["fit"].items()}
+        given = {key: torch.tensor([values]) for key, values in row["last"].items()}
         shape = model.shape(model.neutral(1).replace(**given))
         tiles.append(truth.sample(number).photo)
         tiles += [head_views(shape, None, model.topology, (yaw,), TILE)[0] for yaw in (0, 60)]
-        errors = [mean(row["errors"][method]["realy"]) for method in (start_of(row), "fit")]
-        labels += [f"photo {number}", f"REALY {errors[0]:.2f} -> {errors[1]:.2f} mm", ""]
+        errors = [mean(row["errors"][name]["realy"]) for name in (start_of(row), "fit") if name in row["errors"]]
+        labels += [f"photo {number}", f"REALY {' -> '.join(f'{error:.2f}' for error in errors)} mm", ""]
     return contact_sheet(tiles, columns=6, labels=labels, size=TILE)
 
 
@@ -153,11 +152,13 @@ def run(options: argparse.Namespace) -> None:
     rows, skipped = {}, []
     for number in range(options.n):
         key, clock = f"{options.heads}/{number}", time.perf_counter()
-        if items.get(key, {}).get("settings") != settings:
+        kept = items.get(key, {})
+        enough = options.starts or "skipped" in kept or "fit" in kept.get("errors", ())
+        if kept.get("settings") != settings or not enough:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of faces outside the valid range, which are counted
-                    row = measure(fitter, truth, number)
+                    row = measure(fitter, truth, number, not options.starts)
             except FaceReconError as error:
                 row = {"skipped": str(error)}
             items[key] = row | {"settings": settings, "seconds": round(time.perf_counter() - clock, 1)}
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--heads", choices=("scan", "ict"), default="scan")
     parser.add_argument("--n", type=int, default=len(VIEWS), help="photos")
     parser.add_argument("--seed", type=int, default=0, help="of the photos")
+    parser.add_argument("--starts", action="store_true", help="no full fits, which take most of the time")
     parser.add_argument("--preset", default="default", help="configs/fitting/PRESET.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, as in fit/reconstruct.py")
     parser.add_argument("--ict", type=Path, default=ICT_FILE, help="npz file or clone of ICT-FaceKit, for --heads ict")
