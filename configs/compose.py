@@ -60,6 +60,7 @@ PATHS = {
     "source_path",
     "synthetic.backgrounds",
     "synthetic.maps",
+    "synthetic.scans",
     "target",
     "target_path",
     "template",

@@ -108,7 +108,7 @@ def gnm_files(asset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     """Folder with files laid out as GNM Head v3's, of full size, and the makehuman vertex of each of its vertices."""
     asset("makehuman")
     folder = tmp_path_factory.mktemp("gnm")
-    return folder, _module("gnm_file.py").write_gnm(load_face_model("makehuman", num_identity=170), folder)
+    return folder, _module("gnm_file.py").write_gnm(load_face_model("makehuman_artist", num_identity=170), folder)
 
 
 @pytest.fixture(scope="session")

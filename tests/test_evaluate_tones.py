@@ -39,7 +39,7 @@ def subjects(seeds: list[int]) -> ToneSubjects:
     of = {seed: group for group, members in held_out_tones().items() for seed in members}
     colors = torch.tensor([COLORS[of[seed]] for seed in seeds])
     maps = (colors[:, :, None, None].expand(-1, 3, 64, 64) * 255).round().to(torch.uint8)
-    return ToneSubjects(tuple(seeds), tuple(of[s] for s in seeds), maps, torch.zeros(len(seeds), 80),
+    return ToneSubjects(tuple(seeds), tuple(of[s] for s in seeds), maps, torch.zeros(len(seeds), 160),
                         skin_tone(colors), colors.log())  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """The makehuman head, second edition: sculpted topology, UVs, regions and expression units; shapes as people have them.
 
 MakeHuman's heads are what artists thought of. Here the mean head is bent to a mean of scanned people
-(:func:`bent_mean`, non-rigid ICP), and the identity basis joins MakeHuman's components with a Gaussian process over
-the surface, at two scales (Luethi et al. 2018, Gaussian process morphable models), so that it holds what real heads do
-and artists did not (:func:`identity_basis`). The process' lengths and amplitudes, and how much MakeHuman's components
-count, are near those under which heads drawn from ICT-FaceKit (20 of seed 105) are likeliest: so much of that model's
-statistics is in the basis, and no shape.
+(:func:`registered_mean`, non-rigid ICP), and the identity basis joins MakeHuman's components with a Gaussian process
+over the surface, at two scales (Luethi et al. 2018, Gaussian process morphable models), so that it holds what real
+heads do and artists did not (:func:`identity_basis`). The process' lengths and amplitudes, and how much MakeHuman's
+components count, are near those under which heads drawn from ICT-FaceKit (20 of seed 105) are likeliest: so much of
+that model's statistics is in the basis, and no shape.
 
 The head is made on the user's machine from two assets, ``makehuman`` (the first edition) and ``scan_mean``, and kept in
 the cache: about 20 seconds, once.
@@ -35,7 +35,7 @@ from facerecon.morphable.teeth import seat_teeth
 from facerecon.storage import file_sha256
 from facerecon.types import HEAD_VERSIONS
 
-__all__ = ["VERSION", "bent_mean", "identity_basis", "prepare", "read_makehuman", "second_edition"]
+__all__ = ["VERSION", "registered_mean", "identity_basis", "prepare", "read_makehuman", "second_edition"]
 
 VERSION = HEAD_VERSIONS["makehuman"]
 """Of the head; parameters of another version are of another head."""
@@ -102,14 +102,14 @@ def second_edition(first: MorphableModel, scan: ScannedFace, count: int = NUM_ID
         scan: mean of scanned people.
         count: identity components.
     """
-    bent = bent_mean(first, scan)
-    points = first.landmarks3d(bent[None])
+    registered = registered_mean(first, scan)
+    points = first.landmarks3d(registered[None])
     five = five_points(points)[0]
-    bent = (bent - five.mean(0)) * (EYE_DISTANCE / (five[2] - five[1])[0])
-    bent = bent + bent.new_tensor(FIVE_POINT_CENTER)
-    basis, kept = identity_basis(first.with_mean(bent), count)
+    registered = (registered - five.mean(0)) * (EYE_DISTANCE / (five[2] - five[1])[0])
+    registered = registered + registered.new_tensor(FIVE_POINT_CENTER)
+    basis, kept = identity_basis(first.with_mean(registered), count)
     return MorphableModel(
-        mean=bent,
+        mean=registered,
         identity_basis=basis,
         expression_basis=first.expression_basis,
         topology=first.topology,
@@ -124,7 +124,7 @@ def second_edition(first: MorphableModel, scan: ScannedFace, count: int = NUM_ID
 # -- the mean ------------------------------------------------------------------------------------------------
 
 
-def bent_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
+def registered_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
     """A model's mean whose face is the scan's, in the model's frame and size; (V, 3) float32.
 
     The skin is registered with the scan; where it lies on it, the displacement is the scan's, ears aside, and elsewhere

@@ -32,6 +32,7 @@ from facerecon.modes import in_own_modes, kept
 from facerecon.morphable import load_face_model
 from facerecon.perception.skin_tone import TONE_GROUPS, mean_log_color, skin_color, skin_tone
 from facerecon.storage import read_array
+from facerecon.types import HEAD_VERSIONS
 
 __all__ = ["ToneSubjects", "held_out_tones", "load_tone_subjects"]
 
@@ -46,7 +47,7 @@ class ToneSubjects:
         seeds: of the open generator, one a person.
         groups: of :data:`~facerecon.perception.skin_tone.TONE_GROUPS`, as chosen.
         maps: (N, 3, S, S) uint8, albedo.
-        identity: (N, 80), shapes of their heads, in standard deviations of makehuman's basis.
+        identity: (N, I), shapes of their heads, in standard deviations of makehuman's basis.
         ita: (N,) degrees, of the median color of plain skin.
         log_color: (N, 3), mean of the natural log of encoded RGB over plain skin.
     """
@@ -72,8 +73,8 @@ def load_tone_subjects(
     """Their maps and tones; maps that are not there yet are made, 5 seconds each (a minute where it is searched).
 
     Args:
-        folder: of the maps, ``NNNNNN.png`` at 512 texels, and shapes, ``NNNNNN.npy``; None: ``tone_subjects`` in the
-            cache of models.
+        folder: of the maps, ``NNNNNN.png`` at 512 texels, and shapes, ``NNNNNN.npy``; None: ``tone_subjects-VERSION``,
+            VERSION of the head, in the cache of models.
         size: S, texels a side of what is returned, at most 512.
         seeds: only these; None: all.
 
@@ -84,7 +85,7 @@ def load_tone_subjects(
     chosen = list(of) if seeds is None else [int(seed) for seed in seeds]
     if unknown := [seed for seed in chosen if seed not in of]:
         raise InputError(f"seed {unknown[0]} is no person of tone_subjects.json.")
-    where = assets.home() / "tone_subjects" if folder is None else Path(folder)
+    where = assets.home() / f"tone_subjects-{HEAD_VERSIONS['makehuman']}" if folder is None else Path(folder)
     missing = [seed for seed in chosen if not (where / f"{seed:06d}.png").is_file()]
     for seed in tqdm(missing, unit="map", desc="people of known tone", disable=None if missing else True):
         _make(where, seed)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from facerecon import assets
 from facerecon.errors import AssetError
+from facerecon.modes import in_own_modes
 from facerecon.storage import parse_json, read_bounded, read_safetensors, safetensors_bytes, write_whole
 
 __all__ = ["ScannedFace", "convert_mean", "convert_person", "load_scan"]
@@ -50,6 +51,7 @@ class ScannedFace:
     texture: Tensor | None = None
 
 
+@in_own_modes
 def load_scan(name: str, path: Path | None = None) -> ScannedFace:
     """A scan: ``scan_mean`` or ``scan_james``, of the cache or of the file that is given.
 

@@ -20,7 +20,7 @@ def test_every_shipped_file_is_listed_and_unchanged():
 
 def test_shipped_weights_stay_small():
     folder = store._data_folder()
-    assert sum((folder / name).stat().st_size for name in store.shipped_names()) <= 28e6
+    assert sum((folder / name).stat().st_size for name in store.shipped_names()) <= 40e6
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def _tables(own_tables) -> None:
 @pytest.fixture(scope="module")
 def head(asset) -> MorphableModel:
     asset("makehuman")
-    return load_face_model("makehuman", num_identity=170)
+    return load_face_model("makehuman_artist", num_identity=170)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_units_are_arkits_and_move_as_makehumans(model: MorphableModel, head: Mo
     topology = model.topology
     skin = topology.faces[topology.regions["skin"]].unique()
     blinks = torch.tensor([name.startswith("eyeBlink") for name in model.expression_names])
-    assert error[~blinks][:, skin].max() < 0.006  # 0.6 mm of up to 41
+    assert error[~blinks][:, skin].max() < 0.01  # 1 mm of up to 41
     assert error[blinks][:, skin].max() < 0.03  # of 13 mm; its lids are otherwise apart
     inner = {name: topology.faces[topology.regions[name]].unique() for name in ("tongue", "teeth")}
     for unit, part in (("tongueOut", "tongue"), ("jawOpen", "tongue"), ("jawOpen", "teeth")):
@@ -170,7 +170,7 @@ def test_a_lid_that_is_less_far_from_the_other_travels_less(model: MorphableMode
         still, moved = (gap[[43, 44]].mean() - gap[[46, 47]].mean() for gap in gaps)
         return (still - moved) / still
 
-    assert abs(closing(model) / closing(head) - 1) < 0.02
+    assert abs(closing(model) / closing(head) - 1) < 0.06
 
 
 @pytest.fixture(scope="module")

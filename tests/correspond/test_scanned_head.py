@@ -7,7 +7,7 @@ import torch
 from facerecon.correspond import registration, scanned_head
 from facerecon.correspond.dense_fit import DenseFit
 from facerecon.correspond.registration import mean_shape, skin_surface
-from facerecon.correspond.scanned_head import bent_mean, prepare
+from facerecon.correspond.scanned_head import prepare, registered_mean
 from facerecon.evaluation import head_regions
 from facerecon.geometry.alignment import umeyama
 from facerecon.geometry.surface import Surface
@@ -36,10 +36,10 @@ def test_the_mean_face_is_the_scan(heads) -> None:
     assert away[1] < 0.5 < 0.8 < away[0]
 
 
-def test_rounding_moves_the_bent_mean_by_less_than_a_hundredth_of_a_millimeter(heads, monkeypatch) -> None:
+def test_rounding_moves_the_registered_mean_by_less_than_a_hundredth_of_a_millimeter(heads, monkeypatch) -> None:
     """What another machine's arithmetic may change: far more than the rounding of float64 is added to the start."""
     first, scan = heads[0], load_scan("scan_mean")
-    one = bent_mean(first, scan)
+    one = registered_mean(first, scan)
     noise = 1e-11 * np.random.default_rng(1).standard_normal((first.num_vertices, 3))
 
     def elsewhere(model) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_rounding_moves_the_bent_mean_by_less_than_a_hundredth_of_a_millimeter(h
 
     for module in (registration, scanned_head):
         monkeypatch.setattr(module, "mean_shape", elsewhere)
-    other = bent_mean(first, scan)
+    other = registered_mean(first, scan)
     assert (one - other).norm(dim=1).max() < 1e-4
 
 

@@ -144,7 +144,6 @@ def test_bad_input_is_named(model, released, extraction) -> None:
         measure_views(torch.full((1, 3, 256, 256), 0.5))
     with pytest.raises(ShapeError, match="load_template"):
         complete(extraction, load_template(model, 128))
-    other = model.with_mean(model.mean)
-    other.name = "other"
+    other = model.with_topology(model.topology.replace(name="other"))
     with pytest.raises(ConfigError, match="template"):
         load_template(other, SIZE)

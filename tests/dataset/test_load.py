@@ -110,7 +110,7 @@ def test_a_regressor_says_shape_and_pose(model, released) -> None:
     settings = ExtractSettings(size=SIZE)
     views = measure_views(released)
     expected = extract(views, model, settings)
-    sizes = RegressorConfig(identity=80, expression=model.num_expression, texture=1)
+    sizes = RegressorConfig(identity=model.num_identity, expression=model.num_expression, texture=1)
     asked = []
 
     class Knowing:

@@ -67,7 +67,7 @@ def test_a_point_of_the_mesh_is_where_the_picture_shows_it(head) -> None:
         dark = (image.mean(0) < 0.5 * image.mean(0)[around].max()) & around
         weight = dark.float()
         seen = torch.stack([(weight * axis[None]).sum(), (weight * axis[:, None]).sum()]) / weight.sum()
-        assert (seen - landmarks[30]).abs().max() < 0.6
+        assert (seen - landmarks[30]).abs().max() < 1.0
 
 
 def test_a_face_is_the_same_in_any_batch(faces, head) -> None:
