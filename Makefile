@@ -67,7 +67,7 @@ docs: $(VENV)/.installed ## README, pages and API as web pages in build/docs; a 
 	@$(PY) tools/build_docs.py $(ARGS)
 
 benchmark: assets ## speed of the renderer against PyTorch3D and plain torch
-	@$(PY) benchmarks/render.py
+	@$(PY) -m benchmarks.render
 
 clean: ## remove outputs and caches, not the environment
 	rm -rf outputs .pytest_cache .ruff_cache build *.egg-info

@@ -1,6 +1,6 @@
 """How accurate is what we measure and fit on photos? One command, one page of figures.
 
-    python benchmarks/accuracy.py --out accuracy.json --images more/*.jpg
+    python -m benchmarks.accuracy --out accuracy.json --images more/*.jpg
 
 * Landmarks: mean error over the inter-ocular distance (outer eye corners) against the landmarks that the released
   preprocessing found; and face masks: intersection over union with the released segmentations.

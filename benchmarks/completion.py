@@ -1,6 +1,6 @@
 """Speed of color matching, Poisson editing and completion, against a plain scipy implementation of the same steps.
 
-    python benchmarks/completion.py --views front.jpg left.jpg right.jpg [--size 1024] [--repeats 5]
+    python -m benchmarks.completion --views front.jpg left.jpg right.jpg [--size 1024] [--repeats 5]
 
 Both start from the same three unwrapped views and their masks and end with a whole map. The plain one follows the
 description of the release step by step, without its tricks or ours: each view matched to what has been accumulated

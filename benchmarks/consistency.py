@@ -1,8 +1,8 @@
 """Does a reconstructed shape know who it looks at? Neutral shapes of one person in many pictures, and of other people.
 
-    python benchmarks/consistency.py --out outputs/consistency                     # 8 generated people
-    python benchmarks/consistency.py --out outputs/consistency --photos PEOPLE     # and photos, a subfolder a person
-    python benchmarks/consistency.py --out outputs/consistency --name ict --set face_model=ict
+    python -m benchmarks.consistency --out outputs/consistency                     # 8 generated people
+    python -m benchmarks.consistency --out outputs/consistency --photos PEOPLE     # and photos, a subfolder a person
+    python -m benchmarks.consistency --out outputs/consistency --name ict --set face_model=ict
 
 Of every picture, the neutral shape by N_enc alone ("regressor"), refined on landmarks ("refined"), by the start from
 landmarks, and by the full fit. The distance of two shapes is the root mean square distance of corresponding points, in

@@ -1,6 +1,6 @@
 """How fast is the texture decoder, in training and in fitting, and how far is it from what the machine could do?
 
-    python benchmarks/decoder.py [--size 256] [--channel-base 8192] [--batch 4] [--threads 1] [--device cuda]
+    python -m benchmarks.decoder [--size 256] [--channel-base 8192] [--batch 4] [--threads 1] [--device cuda]
 
 One run, one process, the same weights in all rows:
 

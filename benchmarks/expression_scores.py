@@ -1,7 +1,7 @@
 """What are the face landmarker's expression scores worth? On rendered heads with expressions, whose truth is known.
 
-    python benchmarks/expression_scores.py --learn 150  (what CALIBRATION in fitting/expression_scores.py holds)
-    python benchmarks/expression_scores.py --fits 12 --preset fast
+    python -m benchmarks.expression_scores --learn 150  (what CALIBRATION in fitting/expression_scores.py holds)
+    python -m benchmarks.expression_scores --fits 12 --preset fast
 
 * learn: of every unit the correlation of score and coefficient, least squares (slope, offset, noise), and that of the
   score with what stage 1 without scores leaves of the coefficient: what it would add.

@@ -1,6 +1,6 @@
 """How near are the face mesh and the 68 landmarks to rendered truth? Random heads, turned, with expressions and lights.
 
-    python benchmarks/face_mesh.py --heads 60 --out face_mesh.json
+    python -m benchmarks.face_mesh --heads 60 --out face_mesh.json
 
 Errors in percent of the distance between the outer eye corners in space, mean over heads and points:
 

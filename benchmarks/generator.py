@@ -1,6 +1,6 @@
 """How fast is the open generator, and how near are its shorter ways to the picture it makes in float32?
 
-    python benchmarks/generator.py [--threads 1] [--faces 12]
+    python -m benchmarks.generator [--threads 1] [--faces 12]
 
 One run, one process: every way of making the same faces, process time as a median, PSNR against the torch path in
 float32, and what the attribute meter measures on the pictures of both. Windows are put back into their frame first;

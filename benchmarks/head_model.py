@@ -1,7 +1,7 @@
 """What can a head model be at best? Generalization, specificity and compactness (Davies et al. 2002), and its floor.
 
-    python benchmarks/head_model.py --ict ICT-FaceKit --heads 20
-    python benchmarks/head_model.py --ict ICT-FaceKit --models makehuman makehuman_artist --components 80 160
+    python -m benchmarks.head_model --ict ICT-FaceKit --heads 20
+    python -m benchmarks.head_model --ict ICT-FaceKit --models makehuman makehuman_artist --components 80 160
 
 Truth: heads drawn from ICT-FaceKit (seed 5; the statistics of the makehuman head were chosen on seed 105). Each model
 is fitted to their true surface in 3D (facerecon.correspond.dense_fit: noise of 0.4 mm, standard normal prior), so that

@@ -1,7 +1,7 @@
 """Which identity network tells people apart best: the same generated people in several pictures.
 
-    python benchmarks/identity.py                       # 48 people in 7 pictures each
-    python benchmarks/identity.py --n 100 --out identity.json
+    python -m benchmarks.identity                       # 48 people in 7 pictures each
+    python -m benchmarks.identity --n 100 --out identity.json
 
 People are faces of the open generator, whose seeds are in no set, each as it is, turned by about 25 degrees to either
 side, smiling, under light from a side, and looking up and down: steps in the generator's latent space that keep shape,

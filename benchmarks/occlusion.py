@@ -1,7 +1,7 @@
 """Do things in front of a face paint its texture? Composited occluders with known truth, with and without robust fit.
 
-    python benchmarks/occlusion.py                      # a few minutes on two cores
-    python benchmarks/occlusion.py --faces 8 --out occlusion.json --sheet occlusion.jpg
+    python -m benchmarks.occlusion                      # a few minutes on two cores
+    python -m benchmarks.occlusion --faces 8 --out occlusion.json --sheet occlusion.jpg
 
 Truth: clean faces (samples/astronaut.jpg and seeds of the open face generator), onto which bars, a microphone, dark
 glasses, fingers with another face's skin, strands of hair and letters are pasted, drawn here from a seed. Each picture

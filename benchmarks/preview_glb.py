@@ -1,7 +1,7 @@
 """What a GLB looks like under a studio light: its own materials, shaded as glTF 2.0 says.
 
-    python benchmarks/preview_glb.py outputs/reconstruct/astronaut/head.glb --out preview.jpg
-    python benchmarks/preview_glb.py head.glb --weights eyeLookInLeft=1,eyeLookOutRight=1 --close
+    python -m benchmarks.preview_glb outputs/reconstruct/astronaut/head.glb --out preview.jpg
+    python -m benchmarks.preview_glb head.glb --weights eyeLookInLeft=1,eyeLookOutRight=1 --close
 
 Reads the file alone, draws each primitive with this library's rasterizer, and shades with the metallic-roughness model
 (Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps with shadows and a sky.

@@ -1,7 +1,7 @@
 """What is N_enc worth as stage 1 where fit/evaluate.py does not look? Over yaw, light and expression; losses, seconds.
 
-    python benchmarks/regressor.py --out outputs/regressor_benchmark
-    python benchmarks/regressor.py --weights regressor.safetensors --parts yaw --yaw-heads 6
+    python -m benchmarks.regressor --out outputs/regressor_benchmark
+    python -m benchmarks.regressor --weights regressor.safetensors --parts yaw --yaw-heads 6
 
 Errors by region on held-out heads, of every start and of full fits, are those of ``fit/evaluate.py parts=[shape]``
 (``set='regressor=regressor.safetensors'``, ``set=stage1=landmarks``). Parts here, all by default, with few items each:

@@ -1,7 +1,7 @@
 """Is a head from three photos of a person nearer to the truth than one from a single photo? Region errors in mm.
 
-    python benchmarks/several_photos.py --n 10 --preset fast --set decoder=linear stage1=landmarks --out several
-    python benchmarks/several_photos.py --n 8 --heads ict --set decoder=linear --out several_ict
+    python -m benchmarks.several_photos --n 10 --preset fast --set decoder=linear stage1=landmarks --out several
+    python -m benchmarks.several_photos --n 8 --heads ict --set decoder=linear --out several_ict
 
 Truth: random heads, each seen in several photos with expressions, poses, lights and surroundings of their own; blurred,
 with noise, JPEG-compressed. ``synthetic``: of the head model that fits them (:mod:`facerecon.synthetic.faces`, with

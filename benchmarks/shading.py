@@ -1,6 +1,6 @@
 """What does our renderer gain over the release's shading? Heads with known truth, fitted by both in the same steps.
 
-    python benchmarks/shading.py --n 8
+    python -m benchmarks.shading --n 8
 
 Release: nearest-texel look-up, spherical harmonics at vertices, hard silhouettes. Ours: bilinear look-up (mip-mapped
 where texels are finer than pixels), spherical harmonics at pixels, antialiased silhouettes. The photo of each random

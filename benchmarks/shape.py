@@ -1,8 +1,8 @@
 """How near do mean face, starts and full fit of a head model come to a known shape? By both measures, stage by stage.
 
-    python benchmarks/shape.py --out outputs/shape                             # one real scan in 12 poses and lights
-    python benchmarks/shape.py --out outputs/shape --heads ict --n 20          # random heads of ICT-FaceKit
-    python benchmarks/shape.py --out outputs/shape --name ict --set face_model=ict face_model_path=ICT-FaceKit
+    python -m benchmarks.shape --out outputs/shape                             # one real scan in 12 poses and lights
+    python -m benchmarks.shape --out outputs/shape --heads ict --n 20          # random heads of ICT-FaceKit
+    python -m benchmarks.shape --out outputs/shape --name ict --set face_model=ict face_model_path=ICT-FaceKit
 
 ``scan``: a real face of PyPI menpo3d (:mod:`facerecon.synthetic.scan`), whose texture has the light of its scanner's
 room baked in; one man with a beard, so that the figures are about him. ``ict``: the heads of ``fit/evaluate.py``

@@ -1,6 +1,6 @@
 """How good are antialiased silhouettes? A head against its own 8x supersampled render, and slopes of the mask's area.
 
-    python benchmarks/silhouettes.py
+    python -m benchmarks.silhouettes
 
 Mask and image errors are sums over the picture (a mask error of 1 is one pixel). The slopes are the mask's area, or
 that of its left half, as the head grows or moves to the right: the gradient of the antialiased render at 224 px against

@@ -1,7 +1,7 @@
 """Textures moved between topologies: what is left after there and back, and how they look.
 
-    python benchmarks/transfer.py uv/uv-maps --ict ICT-FaceKit --head hifi3dpp_head.obj --texture hifi3dpp_texture.png
-    python benchmarks/transfer.py uv/uv-maps --n 16 --figure docs/transfer.jpg ...
+    python -m benchmarks.transfer uv/uv-maps --ict ICT-FaceKit --head hifi3dpp_head.obj --texture hifi3dpp_texture.png
+    python -m benchmarks.transfer uv/uv-maps --n 16 --figure docs/transfer.jpg ...
 
 PSNR (dB) over the makehuman face of maps moved to another head and back (HiFi3D++ has no eyes to show: see the figure
 without lids and eyes); the intermediate map has ``--size`` texels a

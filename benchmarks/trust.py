@@ -1,7 +1,7 @@
 """Is a head of nothing marked, and a head of a face not? Rates by kind of picture.
 
-    python benchmarks/trust.py                    # 200 faces and 20 pictures of each other kind
-    python benchmarks/trust.py --n 50 --each 10 --out trust.json --sheet trust.jpg
+    python -m benchmarks.trust                    # 200 faces and 20 pictures of each other kind
+    python -m benchmarks.trust --n 50 --each 10 --out trust.json --sheet trust.jpg
 
 Pictures, all made here from seeds:
 

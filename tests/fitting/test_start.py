@@ -49,6 +49,7 @@ class Oracle(nn.Module):
     def __init__(self, said: Coefficients, other: Coefficients) -> None:
         super().__init__()
         self.said, self.other, self.known, self.seen = said, other, {}, None
+        self.shape_head = None
         sizes = {name: getattr(said, name).shape[1] for name in ("identity", "expression", "texture")}
         self.config = RegressorConfig(expression_high=1.0, **sizes)
 
@@ -479,7 +480,7 @@ class Follower:
 
     def __init__(self, params: FaceParams, error: float) -> None:
         self.config = RegressorConfig(identity=IDENTITY, texture=0, size=112)
-        self.params, self.error, self.seen = params, error, []
+        self.params, self.error, self.seen, self.shape_head = params, error, [], None
 
     def residual(self, name: str) -> None:
         return None
