@@ -24,6 +24,7 @@ from facerecon.losses import LPIPSDistance, eval_lpips, load_perceptual
 from facerecon.losses.image import BACKBONES
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
+from facerecon.morphable.load import asset_of
 from facerecon.perception import Regressor, load_identity, load_regressor
 from facerecon.perception.identity import EVAL_IDENTITIES, IDENTITIES
 from facerecon.perception.regressor import trained_regressor
@@ -34,7 +35,7 @@ from facerecon.settings import build_settings, check_keys
 from facerecon.storage import file_sha256
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
-from facerecon.types import SavedFace
+from facerecon.types import HEAD_VERSIONS, SavedFace
 
 GROUPS = (
     "preset", "perceptual", "latent_space", "start", "regressor", "stages", "detail", "occlusion", "smoothness",
@@ -169,7 +170,7 @@ def used_parts(config: Any) -> dict[str, str]:
     identity = _asset_version(config.identity)
     released = next((name for name in converted_files(config) if "decoder" in name), "of the head model")
     return {
-        "face_model": _version(config.face_model_path) if config.face_model_path else _asset_version(config.face_model),
+        "face_model": _head_version(config.face_model, config.face_model_path),
         "decoder": f"{Path(config.decoder).name} ({content[:12] if content else released})",
         "stage1": "landmarks" if weights is None else _version(weights),
         "landmarks": f"{_asset_version('landmarks68')}, {_asset_version('facemesh478')}",
@@ -194,6 +195,13 @@ def _version(path: str | Path) -> str:
     """A file's name and the first digits of its content's sha256; of a folder the name."""
     path = Path(path).expanduser()
     return f"{path.name} ({file_sha256(path)[:12]})" if path.is_file() else path.name
+
+
+def _head_version(name: str, path: str | None) -> str:
+    """The file that a head model is read from, and its edition where it has had others."""
+    told = _version(path) if path else _asset_version(asset_of(name))
+    edition = HEAD_VERSIONS.get(name)
+    return told if edition is None else f"{told}, edition {edition}"
 
 
 def _asset_version(name: str) -> str:

@@ -174,12 +174,17 @@ def spoken_commands() -> list[list[str]]:
     found = []
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for words in map(shlex.split, re.findall(r"`((?:python )?(?:benchmarks|tools|fit|train)/\w+\.py[^`]*)`", text)):
+        for words in map(
+            shlex.split,
+            re.findall(
+                r"`((?:python )?(?:benchmarks|tools|fit|train)/\w+\.py[^`]*|python -m benchmarks\.\w+[^`]*)`", text
+            ),
+        ):
             if words[0] == "python" or len(words) > 1:
                 found.append(words)
     for script in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py")):
         help_text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
-        for line in re.findall(r"^    (python (?:benchmarks|tools)/.*)", help_text, re.MULTILINE):
+        for line in re.findall(r"^    (python (?:-m benchmarks\.|benchmarks/|tools/).*)", help_text, re.MULTILINE):
             found.append(shlex.split(line.split("  ")[0].replace("[", "").replace("]", ""), comments=True))
     return found
 
@@ -245,7 +250,7 @@ def test_each_documented_command_is_one(words) -> None:
 
 
 def test_commands_are_parsed_for_real(capsys) -> None:
-    assert ["python", "benchmarks/silhouettes.py"] in spoken_commands()
+    assert ["python", "-m", "benchmarks.silhouettes"] in spoken_commands()
     stops_once_parsed("benchmarks/silhouettes.py", ["--yaws", "0", "20"])
     for wrong in (["--yaws", "north"], ["--yaw-s", "0"], ["more"]):
         with pytest.raises(SystemExit) as error:

@@ -12,7 +12,7 @@ from facerecon.errors import AssetError, ConfigError, nearest_name
 from facerecon.modes import in_own_modes
 from facerecon.morphable.model import MorphableModel
 
-__all__ = ["FACE_MODELS", "load_face_model"]
+__all__ = ["FACE_MODELS", "asset_of", "load_face_model"]
 
 FACE_MODELS: Mapping[str, str] = MappingProxyType(
     {
@@ -27,6 +27,11 @@ FACE_MODELS: Mapping[str, str] = MappingProxyType(
 
 _FILES = {"makehuman_artist": "makehuman"}
 """The asset in the cache that a model is read from, where its name is another."""
+
+
+def asset_of(name: str) -> str:
+    """Name of the asset that a head model is read from."""
+    return _FILES.get(name, name)
 
 
 @in_own_modes
@@ -47,11 +52,8 @@ def load_face_model(
     if name not in FACE_MODELS:
         raise ConfigError(nearest_name(name, FACE_MODELS, "face model"))
     read = function_at(FACE_MODELS[name])
-    model = (
-        read(assets.locate(_FILES.get(name, name)) if path is None else Path(path), num_identity)
-        .eval()
-        .requires_grad_(False)
-    )
+    file = assets.locate(asset_of(name)) if path is None else Path(path)
+    model = read(file, num_identity).eval().requires_grad_(False)
     if model.name != name:
         raise AssetError(f"{path} holds the head model '{model.name}', not '{name}'; set face_model={model.name}.")
     return model
