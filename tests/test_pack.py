@@ -177,3 +177,12 @@ def test_edit_directions(tmp_path, release_home, models) -> None:
     run = script("train/edit_directions.py", release_home, f"out={tmp_path}", "n=1", "block=1", "threads=1")
     assert run.returncode == 2 and "each side needs 5 or more" in run.stderr, run.stdout + run.stderr
     assert len(list((tmp_path / "samples").glob("*_features.safetensors"))) == 1
+
+
+def test_records_name_the_edition_of_the_head(asset) -> None:
+    """Both editions are read from one asset, and a fit's record tells them apart."""
+    from facerecon.fit.models import _head_version
+
+    asset("makehuman")
+    second, first = _head_version("makehuman", None), _head_version("makehuman_artist", None)
+    assert second == f"{first}, edition 2"
