@@ -101,4 +101,4 @@ def test_dense_fit_finds_a_head_of_the_model(heads) -> None:
         scale, rotation, shift = umeyama(one[:, front].double(), true[:, front].double())
         placed = scale * one[:, front].double() @ rotation[0].T + shift
         away.append(float((placed - true[:, front]).norm(dim=2).mean()) * 100)
-    assert away[0] < 0.5 < 1.0 < away[1]
+    assert away[0] < 0.5 and away[0] < 0.6 * away[1]
