@@ -104,12 +104,16 @@ class Attributes(TensorStruct):
 
 
 class AttributeMeter:
-    """Measures FFHQ-aligned images of the open generator, several at a time; pose and normals are makehuman's."""
+    """Measures FFHQ-aligned images of the open generator, several at a time.
+
+    Pose and normals are those of the makehuman head's first edition, by which the shipped directions were learned and
+    the limits of searches chosen: the second edition's pitch is about 4 degrees greater.
+    """
 
     def __init__(self) -> None:
         from facerecon.stylegan.load import load_decoder
 
-        self.model = load_face_model("makehuman")
+        self.model = load_face_model("makehuman_artist", num_identity=80)
         topology = self.model.topology
         plain = topology.regions["face"].clone()
         for region in ("lips", "brows", "lids", "eyes", "mouth"):
