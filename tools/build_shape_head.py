@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from facerecon.correspond.resample import decoder_for, retarget
+from facerecon.evaluation import head_region_forms
 from facerecon.fitting import LandmarkStart, fit_landmarks, params_to_coefficients
 from facerecon.geometry.alignment import deep3d_crop_transform, invert_affine
 from facerecon.imaging.warp import crop_affine
@@ -41,7 +43,7 @@ from facerecon.synthetic.population import population_of
 from facerecon.synthetic.settings import SyntheticSettings
 from facerecon.training.regressor import network_sizes
 from facerecon.training.regressor_data import decoded_maps
-from facerecon.types import Camera
+from facerecon.types import Camera, FaceParams
 
 SIZE = 224
 SETTINGS = {"shape_residual": 1.0, "hair": 0.5, "occluded": 0.1, "yaw": 16.0, "wide": 0.25, "yaw_limit": 50.0}
@@ -104,7 +106,7 @@ def detected(model: MorphableModel, ict: MorphableModel, count: int, seed: int) 
                 }
             )
     rows = {key: torch.cat([row[key] for row in kept]) for key in ("image", "landmarks", "mesh", "at", "texture")}
-    return rows | {"params": type(kept[0]["params"]).cat([row["params"] for row in kept])}
+    return rows | {"params": FaceParams.cat([row["params"] for row in kept])}
 
 
 def solved_heads(other: Regressor, model: MorphableModel, rows: dict[str, Tensor]) -> Regressor:
@@ -132,12 +134,10 @@ def solved_heads(other: Regressor, model: MorphableModel, rows: dict[str, Tensor
 
 def solve_shape(network: Regressor, model: MorphableModel, rows: dict[str, Tensor]) -> None:
     """Give the network its shape head and the covariance of what that misses."""
-    from facerecon.evaluation import head_region_forms
-
     fits = []
     for points, mesh in zip(rows["landmarks"].split(32), rows["mesh"].split(32), strict=True):
         fits.append(fit_landmarks(model, points, Camera.deep3d(SIZE, len(points)), mesh, LandmarkStart()))
-    fit = type(fits[0]).cat(fits)
+    fit = FaceParams.cat(fits)
     identity, count = rows["params"].identity, model.num_identity
     forms = torch.stack([torch.from_numpy(form[:count, :count]).float() for form in head_region_forms(model).values()])
 
@@ -153,7 +153,7 @@ def solve_shape(network: Regressor, model: MorphableModel, rows: dict[str, Tenso
           f"shape head {error(missed):.3f} on people left out")  # fmt: skip
 
 
-def ridge(inputs: Tensor, goals: Tensor, people: Tensor, error) -> tuple[Tensor, Tensor]:
+def ridge(inputs: Tensor, goals: Tensor, people: Tensor, error: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Linear map (G, I + 1), the last column its constant, and what it misses on every sixth person, left out."""
     held = people % 6 == 5
     mean, spread = inputs.mean(0), inputs.std(0) + 1e-6

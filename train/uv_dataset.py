@@ -83,11 +83,13 @@ class _Job:
 
     def __init__(self, c: Any, values: dict[str, Any], settings: Any, workers: int) -> None:
         from facerecon.dataset.subjects import generated_subjects, manifest_subjects, photo_subjects
+        from facerecon.types import HEAD_VERSIONS
 
         self.config, self.values, self.pipeline, self.workers = c, values, settings, workers
         keys = (*SEARCH, "encoder", "inversion", "residual") if c.source == "photos" else SEARCH
         self.searched = "manifest" if c.source == "manifest" else _hash({key: values[key] for key in keys})
-        self.settings = _hash({key: value for key, value in values.items() if key != "device"})
+        edition = {"head": HEAD_VERSIONS[settings.face_model]} if settings.face_model in HEAD_VERSIONS else {}
+        self.settings = _hash({key: value for key, value in values.items() if key != "device"} | edition)
         if c.source == "generator":
             self.items, self.total = generated_subjects(c.generator, c.first_seed, c.truncation, c.dark_share, c.seed)
         elif c.source == "photos":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from facerecon.correspond.regions import head_regions
 from facerecon.correspond.registration import mean_shape, normals_of
-from facerecon.geometry.alignment import umeyama
+from facerecon.geometry.alignment import fit_similarity
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.morphable import MorphableModel
 
@@ -67,7 +66,7 @@ class DenseFit:
         goals = as_array("landmarks", landmarks, "68 3")[list(_LANDMARKS)]
         count, basis = len(self.basis), self.basis[:, self.used]
         identity = np.zeros(count)
-        scale, rotation, translation = _similarity(self.keys, goals)
+        scale, rotation, translation = fit_similarity(self.keys, goals)
         for _ in range(self.rounds):
             shape = self.mean + np.tensordot(identity, self.basis, 1)
             placed = scale * shape @ rotation.T + translation
@@ -76,7 +75,7 @@ class DenseFit:
             places = np.einsum("nkc,nk->nc", surface.corners[face], weights)
             trusted = fits & (distance < 0.15 * scale)
             keys = self.keys + np.tensordot(identity, self.keys_basis, 1)
-            scale, rotation, translation = _similarity(
+            scale, rotation, translation = fit_similarity(
                 np.concatenate([shape[self.used][trusted], keys]), np.concatenate([places[trusted], goals])
             )
             missing = ((places - translation) @ rotation / scale - shape[self.used])[trusted]
@@ -93,8 +92,3 @@ class DenseFit:
             normal = jacobian @ jacobian.T + np.eye(count)
             identity = identity + np.linalg.solve(normal, jacobian @ error - identity)
         return identity
-
-
-def _similarity(source: NDArray, target: NDArray) -> tuple[float, NDArray, NDArray]:
-    scale, rotation, translation = umeyama(torch.from_numpy(source)[None], torch.from_numpy(target)[None], None, True)
-    return float(scale), rotation[0].numpy(), translation[0].numpy()

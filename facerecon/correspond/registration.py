@@ -33,9 +33,11 @@ from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 __all__ = [
     "cached_table",
     "carry_points",
+    "edge_stiffness",
     "mean_shape",
     "nonrigid_icp",
     "normals_of",
+    "on_rim",
     "pair_digest",
     "registered",
     "skin_faces",
@@ -101,11 +103,21 @@ def _skin(model: MorphableModel) -> NDArray:
     return model.topology.faces.cpu().numpy()[skin_faces(model)]
 
 
-def _rim(faces: NDArray) -> NDArray:
-    """Vertices of edges that only one face has."""
+def on_rim(faces: NDArray, count: int) -> NDArray:
+    """(V,) bool, of ``count`` vertices those on edges that only one of (F, 3) faces has."""
     pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
-    unique, count = np.unique(pairs, axis=0, return_counts=True)
-    return np.unique(unique[count == 1])
+    unique, uses = np.unique(pairs, axis=0, return_counts=True)
+    on = np.zeros(count, dtype=bool)
+    on[unique[uses == 1].ravel()] = True
+    return on
+
+
+def edge_stiffness(faces: NDArray, count: int) -> csc_array:
+    """(V, V) K of a mesh with ``count`` vertices: ``d @ K @ d`` is the sum of squared differences along its edges."""
+    pairs = edges(torch.from_numpy(faces)).numpy()
+    rows = np.repeat(np.arange(len(pairs)), 2)
+    difference = coo_array((np.tile([1.0, -1.0], len(pairs)), (rows, pairs.ravel())), shape=(len(pairs), count)).tocsc()
+    return (difference.T @ difference).tocsc()
 
 
 def _ear_points(model: MorphableModel) -> NDArray:
@@ -174,10 +186,7 @@ def nonrigid_icp(
     local = np.full(len(start), -1)
     local[used] = np.arange(len(used))
     moved, skin = result[used], local[faces]
-    pairs = edges(torch.from_numpy(skin)).numpy()
-    rows = np.repeat(np.arange(len(pairs)), 2)
-    difference = coo_array((np.tile([1.0, -1.0], len(pairs)), (rows, pairs.ravel())), shape=(len(pairs), len(used)))
-    stiffness = (difference.T @ difference).tocsc()
+    stiffness = edge_stiffness(skin, len(used))
     topology = source.topology
     corners = local[topology.faces[topology.landmark_faces[:, 0]].cpu().numpy()]
     shares = topology.landmark_barycentric[:, 0].cpu().double().numpy()
@@ -190,12 +199,11 @@ def nonrigid_icp(
     pull = (attach.T @ held @ attach).tocsc()
 
     surface = Surface(goal, target_faces)
-    on_rim = np.zeros(len(goal), dtype=bool)
-    on_rim[_rim(target_faces)] = True
+    rim = on_rim(target_faces, len(goal))
     for amount in STIFFNESS:
         face, barycentric, distance, fits = surface.locate(moved, normals_of(moved, skin), 0.5, candidates=12)
         place = np.einsum("nkc,nk->nc", surface.corners[face], barycentric)
-        past_rim = ((barycentric > 1e-6) <= on_rim[target_faces[face]]).all(1)
+        past_rim = ((barycentric > 1e-6) <= rim[target_faces[face]]).all(1)
         trust = np.where(fits & ~past_rim, np.clip(2 - 2 * distance / REACH, 0, 1), 0.0)
         system = (amount * stiffness + diags_array(trust + 1e-6) + pull).tocsc()
         right = trust[:, None] * (place - moved) + attach.T @ (held @ (target_points[keep] - attach @ moved))

@@ -20,12 +20,13 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, diags_array
+from scipy.sparse import diags_array
 
 from facerecon import assets
-from facerecon.correspond.registration import mean_shape, nonrigid_icp, normals_of, solved
+from facerecon.correspond.regions import vertex_areas
+from facerecon.correspond.registration import edge_stiffness, mean_shape, nonrigid_icp, normals_of, on_rim, solved
 from facerecon.geometry.alignment import apply_similarity, five_points, similarity_transform
-from facerecon.geometry.mesh import edges, face_components
+from facerecon.geometry.mesh import face_components
 from facerecon.geometry.surface import Surface
 from facerecon.morphable import MorphableModel, read_face_model
 from facerecon.morphable.convert import EYE_DISTANCE, FIVE_POINT_CENTER, write_face_model
@@ -43,6 +44,7 @@ VERSION = HEAD_VERSIONS["makehuman"]
 _RECIPE = 2  # of its file
 
 NUM_IDENTITY = 160
+"""Components of the identity."""
 
 _LANDMARK_WEIGHTS = np.zeros(68)
 _LANDMARK_WEIGHTS[[27, 28, 29, 30, 33]] = 2.0
@@ -137,7 +139,8 @@ def registered_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
         scan: of the face.
     """
     vertices, faces = scan.vertices.double().numpy(), scan.faces.numpy()
-    place, barycentric, *_ = Surface(vertices, faces).locate(scan.landmarks.double().numpy())
+    surface = Surface(vertices, faces)
+    place, barycentric, *_ = surface.locate(scan.landmarks.double().numpy())
     whole = {"skin": np.ones(len(faces), dtype=bool)}
     none = np.zeros((1, 2)), np.zeros_like(faces)
     topology = bare_topology("", faces, *none, (place, barycentric), np.arange(len(vertices)), whole)
@@ -147,8 +150,8 @@ def registered_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
     here = model.topology
     triangles, mirror = here.faces.numpy(), here.mirror.numpy()
     mean = mean_shape(model)
-    face, weights, distance, fits = Surface(vertices, faces).locate(moved, normals_of(moved, triangles), 0.5)
-    past_rim = ((weights > 1e-6) <= _on_rim(faces, len(vertices))[faces[face]]).all(1)
+    face, weights, distance, fits = surface.locate(moved, normals_of(moved, triangles), 0.5)
+    past_rim = ((weights > 1e-6) <= on_rim(faces, len(vertices))[faces[face]]).all(1)
     skin, ears = (_on(model, name) for name in ("skin", "ears"))
     found = skin & ~ears & fits & (distance < _NEAR) & ~past_rim
     found &= found[mirror]
@@ -157,11 +160,7 @@ def registered_mean(model: MorphableModel, scan: ScannedFace) -> torch.Tensor:
     shift = apply_similarity(back, torch.from_numpy(moved)[None])[0].numpy() - mean
     shift = (shift + shift[mirror] * [-1.0, 1.0, 1.0]) / 2
 
-    pairs = edges(torch.from_numpy(triangles)).numpy()
-    rows = np.repeat(np.arange(len(pairs)), 2)
-    shape = len(pairs), len(mean)
-    difference = coo_array((np.tile([1.0, -1.0], len(pairs)), (rows, pairs.ravel())), shape=shape).tocsc()
-    stretch = (difference.T @ difference).tocsc()
+    stretch = edge_stiffness(triangles, len(mean))
     system = diags_array(found + 1e-6) + _STRETCH * stretch + _BEND * (stretch @ stretch)
     shift = solved(system.tocsc(), found[:, None] * shift)
     for piece, near in _loose_pieces(model):
@@ -173,15 +172,6 @@ def _on(model: MorphableModel, region: str) -> NDArray:
     """(V,) bool, vertices of a region."""
     on = np.zeros(model.num_vertices, dtype=bool)
     on[model.topology.faces[model.topology.regions[region]].numpy().ravel()] = True
-    return on
-
-
-def _on_rim(faces: NDArray, count: int) -> NDArray:
-    """(V,) bool, vertices of edges that only one face has."""
-    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), 1)
-    unique, uses = np.unique(pairs, axis=0, return_counts=True)
-    on = np.zeros(count, dtype=bool)
-    on[unique[uses == 1].ravel()] = True
     return on
 
 
@@ -284,10 +274,7 @@ def _process(points: NDArray, length: float, within: NDArray | None) -> NDArray:
 
 def _areas(model: MorphableModel) -> NDArray:
     """(V,) area around each vertex times how much its place counts."""
-    faces, mean = model.topology.faces.numpy(), model.mean.double().numpy()
-    corners = mean[faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 6
-    area = np.bincount(faces.ravel(), np.repeat(area, 3), len(mean))
+    area = vertex_areas(mean_shape(model), model.topology.faces.numpy())
     skin, face = _on(model, "skin"), _on(model, "face")
     weights = np.where(skin, np.where(face, _FACE_WEIGHT, _SKULL_WEIGHT), _INNER_WEIGHT)
     return area * weights

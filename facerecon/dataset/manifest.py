@@ -45,7 +45,8 @@ class Manifest:
             (N, V, E), ``rotation`` and ``translation`` (N, V, 3), ``light`` (N, V, 9, 3). ``descriptor_*`` (N, 128):
             identity embeddings of the source, the front view and the rendered map.
         figures: {name: (N,)} measurements; NaN where one was not taken.
-        facts: versions and settings, JSON-able.
+        facts: versions and settings, JSON-able; ``head_version`` of the head model that identities are of, which older
+            manifests lack (:func:`facerecon.types.saved_head`).
     """
 
     numbers: Tensor

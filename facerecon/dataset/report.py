@@ -18,6 +18,7 @@ from facerecon.export.report import IndexEntry, library_version, write_index
 from facerecon.imaging.files import contact_sheet, read_image, write_bytes, write_jpg
 from facerecon.run.metrics import plain
 from facerecon.storage import read_safetensors
+from facerecon.types import HEAD_VERSIONS
 
 __all__ = ["summarize", "write_overview"]
 
@@ -115,7 +116,9 @@ def _manifest(folder: Path, accepted: Sequence[Mapping[str, Any]], settings: Map
         seed = row["origin"].removeprefix("seed ")
         items.append((int(row["item"]), int(seed) if seed.isdigit() else None, tensors, row["figures"]))
     packages = sorted(package.label for package in PACKAGES.values())
-    return Manifest.collect(items, {"facerecon": library_version(), "packages": packages, "settings": settings})
+    facts = {"facerecon": library_version(), "packages": packages, "settings": settings}
+    facts["head_version"] = HEAD_VERSIONS.get(str(settings.get("face_model")), "")
+    return Manifest.collect(items, facts)
 
 
 def _meta(accepted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ from facerecon.correspond.regions import (
     vertex_areas,
 )
 from facerecon.errors import ConfigError, InputError, ShapeError
-from facerecon.evaluation.regions import align_region, fit_similarity
+from facerecon.evaluation.regions import align_region
+from facerecon.geometry.alignment import fit_similarity
 from facerecon.geometry.surface import Surface, as_array
 from facerecon.imaging.files import list_images, write_bytes
 from facerecon.morphable import MorphableModel

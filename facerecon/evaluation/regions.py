@@ -16,7 +16,6 @@ points count by the area around them, so that the density of the true mesh does 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from facerecon.correspond.regions import (
@@ -27,20 +26,10 @@ from facerecon.correspond.regions import (
     vertex_areas,
 )
 from facerecon.errors import InputError, ShapeError
-from facerecon.geometry.alignment import umeyama
+from facerecon.geometry.alignment import fit_similarity
 from facerecon.geometry.surface import Surface, as_array
 
-__all__ = ["align_region", "fit_similarity", "region_errors"]
-
-
-def fit_similarity(
-    source: NDArray, target: NDArray, weights: NDArray | None = None, with_scale: bool = True
-) -> tuple[float, NDArray, NDArray]:
-    """:func:`~facerecon.geometry.alignment.umeyama` of float64 points (N, 3)."""
-    one, other = torch.from_numpy(source)[None], torch.from_numpy(target)[None]
-    weigh = None if weights is None else torch.from_numpy(weights)
-    scale, rotation, translation = umeyama(one, other, weigh, with_scale)
-    return float(scale), rotation[0].numpy(), translation[0].numpy()
+__all__ = ["align_region", "region_errors"]
 
 
 def align_region(

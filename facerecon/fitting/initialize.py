@@ -36,7 +36,7 @@ from facerecon.perception.regressor import Coefficients, Regressor
 from facerecon.render import FusedView, PreparedView
 from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.types import Camera, FaceParams, Latent, MeshTopology, Observation, SHLight
+from facerecon.types import Camera, FaceParams, Latent, MeshTopology, Observation, SHLight, TensorStruct
 
 __all__ = [
     "LandmarkStart",
@@ -144,7 +144,7 @@ class RegressorStart:
 
 
 @dataclass(frozen=True)
-class ShapePrior:
+class ShapePrior(TensorStruct):
     """What stage 1 holds a shape to before it looks at the image: Gaussians, with which stage 3 goes on.
 
     Args:
@@ -160,12 +160,6 @@ class ShapePrior:
     identity_deviation: Tensor
     expression_deviation: Tensor
     landmark_noise: Tensor
-
-    def replaced(self, rows: Tensor, other: ShapePrior) -> ShapePrior:
-        """With the ``rows`` (K,) int64 of ``other``, of batch K."""
-        return ShapePrior(
-            *(mine.index_copy(0, rows, its) for mine, its in zip(vars(self).values(), vars(other).values()))
-        )
 
 
 def _weak_perspective(points3d: Tensor, points2d: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
@@ -517,7 +511,7 @@ def start_from_regressor(
         reasons = outside_valid_range(model, first, photo, camera, settings)
         if regressor.shape_head is not None:
             by_points = fit_landmarks(model, *points, landmarks, **(shared if shared_identity else {"scores": scores}))
-            first = first.replace(identity=_shape(regressor, by_points, shared_identity))
+            first = first.replace(identity=_shape(regressor, by_points))
         known = {name: regressor.residual(name) for name in ("identity", "expression")}
         if known["identity"] is not None:  # components that the regressor lacks are as the prior has them
             known["identity"] = _with_prior(known["identity"], model.num_identity)
@@ -531,7 +525,7 @@ def start_from_regressor(
                 order = torch.arange(photo.batch, device=rows.device)
                 order[rows] = photo.batch + torch.arange(len(rows), device=rows.device)
                 params = FaceParams.cat([params, instead])[order]
-                prior = prior.replaced(rows, shape_prior(model, landmarks, given, len(rows)))
+                prior = ShapePrior.cat([prior, shape_prior(model, landmarks, given, len(rows))])[order]
             return params, prediction, reasons, prior
         if reasons:
             instead = fit_landmarks(model, *points, landmarks, **shared)
@@ -547,14 +541,13 @@ def start_from_regressor(
     return params, prediction, reasons, prior
 
 
-def _shape(regressor: Regressor, by_points: FaceParams, shared: bool) -> Tensor:
-    """(B, I): identity by the shape head of N_enc's weights, from fits to the landmarks; the mean where ``shared``."""
+def _shape(regressor: Regressor, by_points: FaceParams) -> Tensor:
+    """(B, I): identity by the shape head of N_enc's weights, from fits to the landmarks."""
     count = by_points.identity.shape[1]
     known = regressor.config.identity
     fitted = F.pad(by_points.identity, (0, known - count))
     identity = regressor.shape(fitted, by_points.rotation[:, 1])
-    identity = F.pad(identity, (0, count - known))
-    return identity.mean(0, keepdim=True).expand_as(identity) if shared else identity
+    return F.pad(identity, (0, count - known))
 
 
 def _with_prior(residual: Tensor, count: int) -> Tensor:

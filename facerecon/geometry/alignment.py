@@ -12,6 +12,7 @@ from facerecon.errors import ShapeError, check_shape
 __all__ = [
     "apply_similarity",
     "deep3d_crop_transform",
+    "fit_similarity",
     "fit_sphere",
     "five_points",
     "invert_affine",
@@ -61,6 +62,16 @@ def umeyama(
         scale = torch.ones_like(singular[:, 0])
     translation = target_mean[:, 0] - scale[:, None] * (rotation @ source_mean.mT)[..., 0]
     return scale, rotation, translation
+
+
+def fit_similarity(
+    source: NDArray, target: NDArray, weights: NDArray | None = None, with_scale: bool = True
+) -> tuple[float, NDArray, NDArray]:
+    """:func:`umeyama` of float64 points (N, 3)."""
+    one, other = torch.from_numpy(source)[None], torch.from_numpy(target)[None]
+    weigh = None if weights is None else torch.from_numpy(weights)
+    scale, rotation, translation = umeyama(one, other, weigh, with_scale)
+    return float(scale), rotation[0].numpy(), translation[0].numpy()
 
 
 def similarity_transform(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,7 @@ def population_of(other: MorphableModel, model: MorphableModel) -> Population:
         solution = np.linalg.solve(design.T @ design + ridge, design.T @ np.array(found))
         return {"mean": solution[0].astype(np.float32), "factor": solution[1:].astype(np.float32)}
 
-    settings = f"population 1 {model.version} {model.num_identity} {other.num_identity}"
+    bases = [hashlib.sha256(m.identity_basis.cpu().numpy().tobytes()).hexdigest() for m in (model, other)]
+    settings = f"population 1 {bases}"
     table = cached_table("population", pair_digest(model, other, settings), make, ("mean", "factor"))
     return Population(table["mean"], table["factor"])
