@@ -133,13 +133,12 @@ def _joined(
     unit = layout.grid_unit
     core = masks.erode(layout.coarse((weight > 0.5).to(weight)), round(0.4 * unit)) * layout.coarse(layout.face)
     core = torch.where(layout.coarse(layout.forehead) > 0.5, masks.erode(core, 1.5 * unit), core)  # hairline's shadow
-    own = torch.minimum(masks.gaussian_blur(core, 2 * round(0.9 * unit) + 1), core)
+    own = masks.feather(core, 0.5 * unit)
     borrowed, _ = mirrored(own, template.topology)
     borrowed = borrowed * (1 - own) * settings.mirror
     total = own + borrowed
     outline = torch.from_numpy(ndimage.binary_fill_holes(total[0, 0].cpu().numpy() > 0.5)).to(total)[None, None]
-    mask = torch.minimum(masks.gaussian_blur(total, 2 * round(1.5 * unit) + 1), total)
-    mask = torch.minimum(mask, masks.feather(outline, 4 * unit))
+    mask = torch.minimum(total, masks.feather(outline, 1.5 * unit))
     own = layout.fine(own) * layout.face
     borrowed, mask = (layout.crop(layout.fine(x) * layout.face) for x in (borrowed, mask))
 

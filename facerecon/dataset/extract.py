@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from facerecon.dataset.layout import SHIPPED, FaceLayout, face_layout, load_template
@@ -369,8 +370,9 @@ def _lights(
 
 
 def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tensor:
-    """Trust without what is no skin: nostrils, dark at the base of the nose (Sec. 3.1.3); and above its tip what lies
-    far from the median color of this face's plain texels, strands of hair and shadows of a fringe."""
+    """Trust without what is no skin: nostrils, dark at the base of the nose (Sec. 3.1.3); and what comes down from the
+    hairline and lies far from the median color of this face's plain texels, strands of hair and shadows of a fringe.
+    Freckles, moles and wrinkles, which the hair does not reach, stay."""
     size = rgb.shape[-1]
     if size > _STRAND_GRID:
         rgb = F.interpolate(rgb, (_STRAND_GRID, _STRAND_GRID), mode="area")
@@ -383,9 +385,11 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
     plain = small(weight * layout.plain)
     hair_zone = small(layout.upper * (1 - layout.around_eyes))[0]
     nose_base = small(layout.nose_base)[0]
+    unseen = (small(weight)[:, 0] < 0.5) & (small(layout.face)[:, 0] > 0.5)
+    hairline = (unseen & (small(layout.forehead)[:, 0] > 0.5)).numpy()
     radius = 0.004 * grid
     result = []
-    for one, at in zip(yuv, plain, strict=True):
+    for one, at, hair in zip(yuv, plain, hairline, strict=True):
         pixels = one[:, at[0] > 0.5]
         if pixels.shape[1] < 64:
             result.append(torch.zeros_like(one[:1]))
@@ -397,6 +401,8 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
         spread = spread.maximum(floor).minimum(2.5 * floor)[..., None]
         distance = ((one - center[..., None]).abs() / spread).amax(0, keepdim=True)
         strange = (distance - 3).clamp(0, 1) * hair_zone
+        reached = ndimage.binary_propagation(ndimage.binary_dilation(hair, iterations=3), mask=strange[0].numpy() > 0)
+        strange = strange * torch.from_numpy(reached)
         nostril = ((_NOSTRIL + 0.05 - one[:1] / level) / 0.05).clamp(0, 1) * nose_base
         strange = torch.maximum(strange, nostril)
         result.append(masks.gaussian_blur(masks.dilate(strange[None], radius), 2 * round(radius) + 1)[0])
