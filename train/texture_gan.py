@@ -170,6 +170,7 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
 
     from facerecon.assets import locate
     from facerecon.evaluation.distribution import DistanceFrom, identity_features, inception_features
+    from facerecon.losses import LPIPSDistance
     from facerecon.run import choose_training_precision, item_seed
     from facerecon.settings import build_settings
     from facerecon.stylegan.discriminator import Discriminator
@@ -207,6 +208,7 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
     for network in filter(None, (generator.synthesis, discriminator)):
         network.recompute_from = c.recompute_from
     pretrain = {key: value for key, value in v["pretrain"].items() if key not in ("kimg", "code_noise")}
+    perceptual = LPIPSDistance("alex").to(processes.device) if c.pretrain.kimg > 0 and c.pretrain.lpips else None
     strengths = {key: value for key, value in v["augment"].items() if key != "enabled"}
     if not c.augment.enabled:
         strengths["limit"] = 0.0
@@ -225,6 +227,7 @@ def build_training(c: Any, v: dict, data: Any, source: Any, processes: Any) -> t
         regularizer_precision=precisions[1],
         processes=processes,
         latents=data.latents(generator.projection, processes.device),
+        perceptual=perceptual,
         table=None if data.map_codes is None else data.map_codes.table,
     )
     data.move_codes(processes.device, training.table)

@@ -150,11 +150,12 @@ class Extraction(TensorStruct):
 
 
 @torch.no_grad()
-def measure_views(images: Tensor) -> AlignedViews:
+def measure_views(images: Tensor, precision: torch.dtype = torch.float32) -> AlignedViews:
     """Landmarks and masks of FFHQ-aligned images; no detector is needed where the face is known to be in the middle.
 
     Args:
         images: (B, 3, S, S) RGB in [0, 1].
+        precision: of the face parser.
 
     Raises:
         NoFaceError: an image shows no face there.
@@ -174,7 +175,8 @@ def measure_views(images: Tensor) -> AlignedViews:
         number = int(score.argmin())
         raise NoFaceError(f"view {number} shows no face where an FFHQ-aligned image has it; align it first.")
     landmarks, mesh = fused_landmarks(landmarks, mesh), mesh[:, :468]
-    found = [load_parser()(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
+    parser = load_parser(precision)
+    found = [parser(*part) for part in zip(small.split(1), mesh.split(1), strict=True)]
     up = side / small.shape[-1]
     outline = face_outline(mesh, tuple(small.shape[-2:]))
     hidden = torch.cat([torch.cat([m.classes == CLASSES.index(name) for name in FILTERED_COVERS], 1) for m in found])

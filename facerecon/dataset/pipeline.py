@@ -26,7 +26,7 @@ from torch import Tensor
 
 from facerecon.dataset.complete import CompleteSettings, complete
 from facerecon.dataset.engines import Item, Outcome, Refused
-from facerecon.dataset.extract import FILTERED_COVERS, ExtractSettings, extract
+from facerecon.dataset.extract import FILTERED_COVERS, ExtractSettings, extract, measure_views
 from facerecon.dataset.filters import FilterSettings, refusals
 from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.editing.attributes import AttributeMeter, Attributes
@@ -68,7 +68,7 @@ class PipelineSettings:
 
     Args:
         truncation: truncation of the generator's samples; 1 is its full variety, with its artifacts.
-        precision: precision of the generator, bfloat16 or float32.
+        precision: precision of the generator and the face parser, bfloat16 or float32.
         device: where the generator runs: cpu, auto, cuda, ...; the rest runs on the CPU.
         face_model: head model.
         face_model_path: file or folder of the head model (ICT-FaceKit, hifi3dpp_model_info.mat); None: the cache's.
@@ -320,8 +320,9 @@ class UVPipeline:
         """Extract and complete the map, measure it, and put its files into the outcome."""
         settings = self.settings
         with _timed(seconds, "extract"):
+            views = measure_views(search.images, PRECISIONS[settings.precision])
             extraction = extract(
-                search.images, self.model, settings.extracting, self.template.texture,
+                views, self.model, settings.extracting, self.template.texture,
                 regressor=self.regressor, layout=self.template.layout,
             )  # fmt: skip
         with _timed(seconds, "complete"):

@@ -72,7 +72,9 @@ class FaceParser(nn.Module):
         """
         check_shape("image", image, "B 3 H W")
         small = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        return (_SHARPNESS * self.net(small)).softmax(1)
+        weight = next(self.net.parameters())  # whose precision the network runs in
+        small = small.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        return (_SHARPNESS * self.net(small).to(image.dtype)).softmax(1)
 
     @torch.no_grad()
     def forward(self, image: Tensor, mesh: Tensor, face: Tensor | None = None) -> FaceMasks:
@@ -157,11 +159,15 @@ def _polygon(points: np.ndarray, shape: tuple[int, int], grow: float = 0.0) -> n
     return mask
 
 
-@kept()
-def load_parser() -> FaceParser:
+@kept(2)
+def load_parser(precision: torch.dtype = torch.float32) -> FaceParser:
     """The face parser, frozen.
+
+    Args:
+        precision: of its network. In bfloat16 1 or 2 of 1000 pixels get another class.
 
     Raises:
         AssetError: it is not in the cache; the message holds the command.
     """
-    return FaceParser(load_converted(BiSeNet, assets.locate("bisenet"))).eval().requires_grad_(False)
+    net = load_converted(BiSeNet, assets.locate("bisenet")).to(precision, memory_format=torch.channels_last)
+    return FaceParser(net).eval().requires_grad_(False)

@@ -20,6 +20,8 @@ __all__ = ["FORMAT", "read_generator", "save_generator"]
 FORMAT = "facerecon.generator/1"
 _EXACT = ("w_mean", "projection.center", "projection.directions")
 _LINEAR, _SCALE, _MIX = "synthesis.linear", "synthesis.linear_scale", "synthesis.linear_mix"
+_CHANNELS = ".scale"
+"""What the names of the scales of 8-bit weights end in."""
 _PARITY = 0.99  # how even (1) or odd (-1) images must be to be stored by half
 _ADVICE = "give a decoder.safetensors as train/texture_gan.py writes it"
 
@@ -42,8 +44,9 @@ def save_generator(
         dtype: of the stored parameters; statistics stay float32.
         mapping: store the mapping network too. Without it the file serves W and W+.
         extra: further tensors, under names of one's own that start with ``"statistics."``.
-        compact: store the linear part in 8 bits, with a scale for each of its directions; where a flip maps the space
-            of these onto itself, as it does those of maps and their mirror images, by half.
+        compact: store weights and learned constants in 8 bits, with a scale for each output channel, and the linear
+            part likewise, with a scale for each of its directions; where a flip maps the space of these onto itself,
+            as it does those of maps and their mirror images, by half.
 
     Raises:
         OutputError: the file cannot be written; one that was there is untouched.
@@ -53,8 +56,12 @@ def save_generator(
         for name, value in generator.state_dict().items()
         if mapping or not name.startswith("mapping.")
     }
-    if compact and generator.synthesis.linear is not None:
-        tensors |= _packed(generator.synthesis.linear.detach().cpu().float())
+    if compact:
+        for name, value in generator.synthesis.named_parameters(prefix="synthesis"):
+            if value.dim() > 1:
+                tensors[name], tensors[name + _CHANNELS] = quantized(value.detach().cpu().float())
+        if generator.synthesis.linear is not None:
+            tensors |= _packed(generator.synthesis.linear.detach().cpu().float())
     for name, value in (extra or {}).items():
         if not name.startswith("statistics."):
             raise ConfigError(f"an extra tensor of a generator file must be called statistics.NAME; got {name!r}.")
@@ -90,6 +97,11 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}
     if _SCALE in weights:
         _unpack(weights, path)
+    for name in [name for name in weights if name.endswith(_CHANNELS)]:
+        scale, values = weights.pop(name), weights.get(name.removesuffix(_CHANNELS))
+        if values is None or values.dim() < 2 or scale.shape != values.shape[:1]:
+            raise AssetError(f"{path} is damaged: {name} does not fit its weights; get it again.")
+        values *= scale.view(-1, *[1] * (values.dim() - 1))
     if "synthesis.base" in weights:
         generator.synthesis.base = torch.empty(3, config.size, config.size, device="meta")
     if "synthesis.linear" in weights:

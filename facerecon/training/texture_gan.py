@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +80,10 @@ class PretrainSettings:
         code_prior: weight of their mean square.
         coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
             sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
+        lpips: weight of LPIPS on AlexNet beside the pair loss, on values in [0, 1]; VGG-16's is left for measurements.
+        lpips_size: px a side of the random square of each step that it looks at.
+        lpips_box: part of the map in which these squares lie: first and last row, first and last column, in shares of
+            the side.
     """
 
     lr: float = 0.02
@@ -91,6 +95,23 @@ class PretrainSettings:
     rampup: float = 0.02
     rampdown: float = 0.3
     noise: str = "none"
+    lpips: float = 0.0
+    lpips_size: int = 256
+    lpips_box: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_number("pretrain.lpips_size", self.lpips_size, 32, whole=True)
+        top, bottom, left, right = self.lpips_box
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+            raise ConfigError(f"pretrain.lpips_box must be rows and columns within 0 and 1; got {self.lpips_box}.")
+
+    def window(self, size: int, draw: Sequence[float]) -> tuple[slice, slice]:
+        """Rows and columns of the square that LPIPS looks at, of a map of ``size`` px, by two draws in [0, 1)."""
+        top, bottom, left, right = (round(share * size) for share in self.lpips_box)
+        side = min(self.lpips_size, bottom - top, right - left)
+        row = top + int(draw[0] * (bottom - top - side + 1))
+        column = left + int(draw[1] * (right - left - side + 1))
+        return slice(row, row + side), slice(column, column + side)
 
     def size(self, size: int, done: float) -> int:
         """Size to train at, of a network of ``size`` px, at a share ``done`` in [0, 1) of the phase."""
@@ -305,6 +326,7 @@ class TextureNetworks:
         precision, regularizer_precision: of the networks; of R1 and path length.
         processes: the ranks.
         latents: codes and maps of pairs.
+        perceptual: LPIPS of images and targets (B, 3, H, W) in [0, 1] -> (B,), where ``pretrain.lpips`` asks for it.
         table: (M, w_dim) codes that the supervised phase learns along with the network, as they begin.
 
     Attributes:
@@ -316,7 +338,7 @@ class TextureNetworks:
     """
 
     remedy = "a smaller adversarial.lr or a greater adversarial.r1_gamma"
-    shown = dict.fromkeys(("l1", "pair", "generator", "discriminator", "r1", "length", "p"), "")
+    shown = dict.fromkeys(("l1", "lpips", "pair", "generator", "discriminator", "r1", "length", "p"), "")
 
     def __init__(
         self,
@@ -335,6 +357,7 @@ class TextureNetworks:
         regularizer_precision: torch.dtype = torch.float32,
         processes: Processes | None = None,
         latents: Latents | None = None,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         table: Tensor | None = None,
     ) -> None:
         self.processes = processes or Processes(torch.device("cpu"))
@@ -352,6 +375,7 @@ class TextureNetworks:
         self.train_mapping = train_mapping
         self.regularizer_precision = regularizer_precision
         self.latents = latents or Latents()
+        self.perceptual = perceptual
         self.table = None if table is None else nn.Parameter(table.to(self.device))
         for network in self.networks():
             network.precision = precision
@@ -545,13 +569,21 @@ class TextureTraining(TextureNetworks):
             loss = self.pretrain.code_prior * learned.square().mean()
         image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
         loss = loss + pair_loss(image, maps, self.pair_weights).mean()
+        losses = {}
+        if self.perceptual is not None and self.pretrain.lpips:
+            draw = draws_of(self.seed, "lpips", [self.images], 2, normal=False)[0].tolist()  # one for all ranks
+            window = self.pretrain.window(size, draw)
+            seen, wanted = (x[..., *window] * 0.5 + 0.5 for x in (image, maps))
+            distance = self.perceptual(seen, wanted).mean()
+            loss = loss + self.pretrain.lpips * distance
+            losses["lpips"] = distance.detach()
         self._descend(loss, "generator", optimizer)
         if rows is not None:
             self.processes.average_gradients([self.table])
             learner.step()
         with torch.no_grad():
             l1 = (image.detach() - maps).abs().mean() / 2  # of [0, 1]
-        return {"pair": loss.detach(), "l1": l1}
+        return {"pair": loss.detach(), "l1": l1} | losses
 
     # -- adversarial -------------------------------------------------------------------------------------
 
