@@ -51,14 +51,19 @@ class FaceMasks:
 
 
 class FaceParser(nn.Module):
-    """Masks of an aligned face by BiSeNet."""
+    """Masks of an aligned face by BiSeNet.
+
+    Args:
+        net: images -> logits.
+        precision: in which it runs; bfloat16 changes the class of 1 or 2 of 1000 pixels.
+    """
 
     size = 512
     """px, what the network was trained on."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.precision = net.to(precision, memory_format=torch.channels_last), precision
 
     @torch.no_grad()
     def probabilities(self, image: Tensor) -> Tensor:
@@ -72,8 +77,7 @@ class FaceParser(nn.Module):
         """
         check_shape("image", image, "B 3 H W")
         small = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        weight = next(self.net.parameters())  # whose precision the network runs in
-        small = small.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        small = small.to(self.precision, memory_format=torch.channels_last)
         return (_SHARPNESS * self.net(small).to(image.dtype)).softmax(1)
 
     @torch.no_grad()
@@ -164,10 +168,9 @@ def load_parser(precision: torch.dtype = torch.float32) -> FaceParser:
     """The face parser, frozen.
 
     Args:
-        precision: of its network. In bfloat16 1 or 2 of 1000 pixels get another class.
+        precision: of its network.
 
     Raises:
         AssetError: it is not in the cache; the message holds the command.
     """
-    net = load_converted(BiSeNet, assets.locate("bisenet")).to(precision, memory_format=torch.channels_last)
-    return FaceParser(net).eval().requires_grad_(False)
+    return FaceParser(load_converted(BiSeNet, assets.locate("bisenet")), precision).eval().requires_grad_(False)

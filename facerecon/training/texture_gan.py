@@ -570,7 +570,7 @@ class TextureTraining(TextureNetworks):
         image = self.generator.synthesis(self.generator.rows_of(codes), noise=noise, size=size)
         loss = loss + pair_loss(image, maps, self.pair_weights).mean()
         losses = {}
-        if self.perceptual is not None and self.pretrain.lpips:
+        if self.perceptual is not None and self.pretrain.lpips and size >= 64:  # its network needs some 32 px
             draw = draws_of(self.seed, "lpips", [self.images], 2, normal=False)[0].tolist()  # one for all ranks
             window = self.pretrain.window(size, draw)
             seen, wanted = (x[..., *window] * 0.5 + 0.5 for x in (image, maps))

@@ -8,7 +8,9 @@ from facerecon.dataset.extract import AlignedViews, ExtractSettings, extract, me
 from facerecon.dataset.layout import face_layout
 from facerecon.errors import ConfigError, InputError, NoFaceError, ShapeError
 from facerecon.evaluation.texture import brightness_symmetry_error
+from facerecon.imaging.color import luma
 from facerecon.imaging.files import read_image
+from facerecon.imaging.masks import gaussian_blur
 from facerecon.morphable import load_face_model
 
 SIZE = 256
@@ -80,6 +82,37 @@ def test_whole_map_keeps_what_was_seen_and_fills_the_rest(model, extraction) -> 
     assert (found.observed * layout.corrected).sum() == 0
     naive = complete(extraction, template, CompleteSettings(blending="naive"))
     assert not torch.equal(naive.texture, found.texture)
+
+
+def test_a_map_is_as_sharp_as_what_was_seen(model, extraction) -> None:
+    made = complete(extraction, load_template(model, SIZE))
+
+    def fine(texture):  # periods up to about 8 texels
+        value = luma(texture).clamp(min=0.02).log()
+        return (value - gaussian_blur(value, 9))[made.observed > 0.5]
+
+    ours, seen = fine(made.texture), fine(extraction.texture)
+    assert (made.observed > 0.5).sum() > 0.6 * (extraction.observed * face_layout(model, SIZE).face > 0.5).sum()
+    assert 0.85 < ours.std() / seen.std() < 1.15
+    assert torch.corrcoef(torch.stack([ours, seen]))[0, 1] > 0.9
+
+
+def test_freckles_stay_and_strands_of_hair_go(model) -> None:
+    layout = face_layout(model, SIZE)
+    without_strangers = extract.__wrapped__.__globals__["_without_strangers"]
+    rows = torch.nonzero((layout.forehead * layout.plain * layout.face)[0, 0].amax(1) > 0.5)[:, 0]
+    top, bottom, middle = int(rows[0]), int(rows[-1]), SIZE // 2
+    rgb = torch.tensor([0.7, 0.5, 0.4]).view(1, 3, 1, 1).repeat(1, 1, SIZE, SIZE)
+    rgb += 0.01 * torch.randn(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    weight = layout.face.clone()
+    weight[:, :, : top + 6] = 0  # under the hair
+    strand, freckle = slice(middle - 30, middle - 28), slice(middle + 20, middle + 23)
+    rgb[:, :, top:bottom, strand] *= 0.2
+    spot = slice((top + bottom) // 2 + 2, (top + bottom) // 2 + 5)
+    rgb[:, :, spot, freckle] *= 0.3
+    kept = without_strangers(rgb, weight, layout)
+    assert kept[:, :, top + 8 : bottom - 4, strand].max() < 0.1
+    assert kept[:, :, spot, freckle].min() > 0.9
 
 
 def test_single_view_and_naive_blending_are_switches(model, views, extraction) -> None:

@@ -95,7 +95,7 @@ def test_a_parser_makes_the_masks(model, released, monkeypatch) -> None:
             return FaceMasks(face, face, face * 0.25, face * 0.5, face, hair.byte())
 
     whole = extract(released[:1], model, ExtractSettings(size=SIZE)).observed
-    monkeypatch.setitem(extract.__wrapped__.__globals__, "load_parser", Left)
+    monkeypatch.setitem(extract.__wrapped__.__globals__, "load_parser", lambda precision: Left())
     views = measure_views(released[:1])
     assert views.face[..., :256].min() == 1 and views.face[..., 256:].max() == 0
     assert views.eye.max() == 0.25 and views.mouth.max() == 0.5

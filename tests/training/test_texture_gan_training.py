@@ -229,6 +229,33 @@ def test_supervised_steps_are_adam_on_pairs_and_codes() -> None:
         torch.testing.assert_close(run.table, codes, atol=1e-8, rtol=0)
 
 
+def test_the_perceptual_loss_sees_a_square_of_the_map_and_counts_by_its_weight() -> None:
+    seen = []
+
+    def distance(image, target):
+        seen.append((image.detach(), target))
+        return (image - target).square().mean((1, 2, 3))
+
+    target, code = pattern(128).expand(2, -1, -1, -1), torch.ones(2, 8)
+    settings = PretrainSettings(batch=2, coarse=0, lpips=3.0, lpips_size=32, lpips_box=(0.25, 0.75, 0.0, 0.5))
+    runs = [TextureTraining(tiny(128), None, batch=1, pretrain=settings, perceptual=net) for net in (distance, None)]
+    for run in runs:
+        run.enter("pretrain")
+    with_it, without = (run.pretrain_step(code, target, 0.5) for run in runs)
+    assert float(with_it["pair"]) == pytest.approx(float(without["pair"]) + 3 * float(with_it["lpips"]), rel=1e-5)
+    assert "lpips" not in without
+    places = [runs[0].pretrain.window(128, draw) for draw in ((0, 0), (0.999, 0.999), (0.5, 0.2))]
+    assert [(r.start, c.start) for r, c in places] == [(32, 0), (64, 32), (48, 6)]
+    assert all(32 <= r.start and r.stop <= 96 and 0 <= c.start and c.stop <= 64 for r, c in places)
+    image, part = seen[0]
+    assert image.shape == part.shape == (2, 3, 32, 32) and 0 <= part.min() and part.max() <= 1
+    whole = target[0] * 0.5 + 0.5
+    found = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)  # every square that there is
+    assert (found - part[0]).abs().amax((2, 3, 4)).min() < 1e-6
+    with pytest.raises(ConfigError, match="lpips_box"):
+        PretrainSettings(lpips_box=(0.5, 0.5, 0, 1))
+
+
 def test_regularizers_compute_in_their_own_precision() -> None:
     """R1 and path length in float32 beside networks of bfloat16, which compute so again afterwards."""
     run = TextureTraining(
