@@ -246,9 +246,9 @@ def test_the_perceptual_loss_sees_a_square_of_the_map_and_counts_by_its_weight()
     assert "lpips" not in without
     places = [runs[0].pretrain.window(128, draw) for draw in ((0, 0), (0.999, 0.999), (0.5, 0.2))]
     assert [(r.start, c.start) for r, c in places] == [(32, 0), (64, 32), (48, 6)]
-    assert all(32 <= r.start and r.stop <= 96 and 0 <= c.start and c.stop <= 64 for r, c in places)
+    assert all(r.start >= 32 and r.stop <= 96 and c.start >= 0 and c.stop <= 64 for r, c in places)
     image, part = seen[0]
-    assert image.shape == part.shape == (2, 3, 32, 32) and 0 <= part.min() and part.max() <= 1
+    assert image.shape == part.shape == (2, 3, 32, 32) and part.min() >= 0 and part.max() <= 1
     whole = target[0] * 0.5 + 0.5
     found = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)  # every square that there is
     assert (found - part[0]).abs().amax((2, 3, 4)).min() < 1e-6
