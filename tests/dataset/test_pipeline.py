@@ -92,6 +92,19 @@ def test_a_manifest_builds_the_set_again(made, tmp_path):
             assert first[name] == again[name], name
 
 
+def test_a_compact_manifest_builds_it_too_and_descriptors_are_measured_again(made, tmp_path):
+    whole = Manifest.load(made / "manifest.safetensors")
+    path = whole.compact().save(tmp_path / "compact.safetensors")
+    assert run_script("source=manifest", f"manifest={path}", f"out={tmp_path / 'again'}", *SMALL) == 0
+    first, again = files_of(made), files_of(tmp_path / "again")
+    assert all(again[name] == content for name, content in first.items() if name.startswith("uv-maps"))
+    found = Manifest.load(tmp_path / "again" / "manifest.safetensors")
+    for name in ("descriptor_source", "descriptor_front", "descriptor_map"):
+        assert torch.allclose(found.tensors[name], whole.tensors[name], atol=1e-2), name
+    assert torch.allclose(found.figures["identity_map"], whole.figures["identity_map"], atol=1e-2)
+    assert found.figures["identity_map"].min() > 0.1
+
+
 def test_ablations_change_the_map_they_should(made, tmp_path):
     source = ("source=manifest", f"manifest={made / 'manifest.safetensors'}", "n=1")
     reference = (made / "uv-maps" / "005000.png").read_bytes()
