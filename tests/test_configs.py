@@ -321,6 +321,7 @@ def test_every_key_without_a_default_is_a_path_a_text_or_known_to_be_neither() -
     others = {
         *(
             "adversarial.r1_gamma",
+            "dark_share",
             "decoder_components",
             "filters.residual",
             "first",

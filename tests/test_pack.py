@@ -121,7 +121,7 @@ def test_uv_dataset(tmp_path, release_home, models) -> None:
     made = np.asarray(Image.open(tmp_path / "a" / "uv-maps" / "000000.png"), float)
     assert made[60:76, 60:68].std() > 3 and made[..., 0].mean() > made[..., 2].mean()
 
-    run = script("train/uv_dataset.py", release_home, "n=1", f"out={tmp_path / 'b'}", "dark_share=null", *small)
+    run = script("train/uv_dataset.py", release_home, "n=1", f"out={tmp_path / 'b'}", "balance=false", *small)
     assert run.returncode == 0, run.stdout + run.stderr
     again = script("train/uv_dataset.py", release_home, "source=manifest", f"out={tmp_path / 'c'}", *small,
                    f"manifest={tmp_path / 'b' / 'manifest.safetensors'}")  # fmt: skip

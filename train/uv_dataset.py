@@ -52,7 +52,7 @@ def main(config: Any) -> int:
     for key in ("n", "workers", "threads"):
         if config[key] is not None:
             check_number(key, config[key], 1, whole=True)
-    check_number("first_seed", config.first_seed, 0, 2**63 - 1, whole=True)
+    check_number("first_seed", config.first_seed, 0, whole=True)
     check_number("seed", config.seed, 0, whole=True)
     values = {key: OmegaConf.to_container(config, resolve=True)[key] for key in PIPELINE}
     settings = build_settings(PipelineSettings, values)  # an error here costs nothing
@@ -66,7 +66,8 @@ def main(config: Any) -> int:
     job = _Job(config, values, settings, config.workers or available_cores())
     origin, fixed = {"script": "uv_dataset", "source": config.source, "from": str(config[key])}, ("script", "source")
     if config.source == "generator":
-        origin["from"], fixed = [config.first_seed, config.dark_share, config.seed], (*fixed, "from")
+        drawn = "balance" if config.balance else config.dark_share
+        origin["from"], fixed = [config.first_seed, drawn, config.seed], (*fixed, "from")
     again = {"resume": config.resume or "force", "fixed": fixed}  # resume=false makes all again
     with RunDirectory(config.out, origin | values, **again).alone() as folder:  # photos are known by their content
         job.open(folder)
@@ -91,7 +92,8 @@ class _Job:
         edition = {"head": HEAD_VERSIONS[settings.face_model]} if settings.face_model in HEAD_VERSIONS else {}
         self.settings = _hash({key: value for key, value in values.items() if key != "device"} | edition)
         if c.source == "generator":
-            self.items, self.total = generated_subjects(c.generator, c.first_seed, c.truncation, c.dark_share, c.seed)
+            draw = (c.first_seed, c.truncation, c.balance, c.dark_share, c.seed)
+            self.items, self.total = generated_subjects(c.generator, *draw)
         elif c.source == "photos":
             self.items, self.total = photo_subjects(c.dir)
         else:
@@ -111,6 +113,9 @@ class _Job:
             if self.config.source == "generator" and self.count >= self.config.n:
                 return
             item = self.items(position)
+            if item is None:
+                self.used_up = True
+                return
             position += 1
             self.order.append(item.name)
             records.note_source(item)
@@ -128,11 +133,13 @@ class _Job:
 
         from facerecon.dataset import make_worker, run_items, write_overview
         from facerecon.dataset.load import describe_parts
+        from facerecon.dataset.sampling import FIRST_HELD_OUT
         from facerecon.errors import InputError
 
         config, folder, started = self.config, self.records.folder, time.perf_counter()
         self.order: list[str] = []
         self.count = refused_in_a_row = made = failed = 0
+        self.used_up = False  # no seeds are left
         print(
             f"source {config.source}, {config.size} texels, editing {config.editing}, multi_view {config.multi_view}, "
             f"blending {config.blending}; engine {config.engine}, {self.workers} worker(s) of "
@@ -181,6 +188,12 @@ class _Job:
         )
         if not accepted:
             raise InputError(f"no subject gave a map; see refused.html and failures.jsonl in {folder.path}.")
+        if self.used_up and len(accepted) < config.n:
+            more = "; balance=false takes more of them" if config.balance else ""
+            raise InputError(
+                f"seeds from {config.first_seed} on are used up after {len(accepted)} of {config.n} map(s), since "
+                f"those from {FIRST_HELD_OUT} on are held out{more}."
+            )
         return 1 if failed and self.total is not None else 0
 
 

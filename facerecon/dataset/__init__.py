@@ -8,7 +8,7 @@ from facerecon.dataset.layout import face_layout
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import PipelineSettings, UVPipeline, make_worker
 from facerecon.dataset.report import write_overview
-from facerecon.dataset.sampling import dark_skin_score, draw_seeds
+from facerecon.dataset.sampling import dark_skin_score, draw_balanced_seeds, draw_seeds
 from facerecon.dataset.tone_subjects import ToneSubjects, held_out_tones, load_tone_subjects
 from facerecon.training.uv_maps import UVMaps
 
@@ -25,6 +25,7 @@ __all__ = [
     "UVPipeline",
     "complete",
     "dark_skin_score",
+    "draw_balanced_seeds",
     "draw_seeds",
     "extract",
     "face_layout",

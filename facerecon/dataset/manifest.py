@@ -1,7 +1,8 @@
 """The compact manifest: what it takes to build a set again without any search.
 
 One safetensors file holds the source's and the three views' latent codes, the fit, and every figure of each accepted
-item: about 5 KB an item of the open generator. ``source=manifest`` renders the codes and extracts the maps anew.
+item: about 6 KB an item of the open generator. ``source=manifest`` renders the codes and extracts the maps anew. The
+shipped one (:meth:`Manifest.compact`) holds codes and figures alone, about 4 KB an item.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ class Manifest:
         numbers: (N,) int64, which name the files.
         seeds: (N,) int64, -1 where the source was a photo.
         tensors: {name: (N, ...)}. Always there: ``source`` (N, 512) or (N, 23, 512) and ``views`` (N, V, ...): codes
-            of the source and of the V views, exact in half precision. Of the fit: ``identity`` (N, I), ``expression``
-            (N, V, E), ``rotation`` and ``translation`` (N, V, 3), ``light`` (N, V, 9, 3). ``descriptor_*`` (N, 128):
-            identity embeddings of the source, the front view and the rendered map.
+            of the source and of the V views, exact in half precision. Unless it is compact, of the fit: ``identity``
+            (N, I), ``expression`` (N, V, E), ``rotation`` and ``translation`` (N, V, 3), ``light`` (N, V, 9, 3); and
+            ``descriptor_*`` (N, 128): identity embeddings of the source, the front view and the rendered map.
         figures: {name: (N,)} measurements; NaN where one was not taken.
         facts: versions and settings, JSON-able; ``head_version`` of the head model that identities are of, which older
             manifests lack (:func:`facerecon.types.saved_head`).
@@ -82,6 +83,11 @@ class Manifest:
         numbers = torch.tensor([row[0] for row in rows])
         seeds = torch.tensor([-1 if row[1] is None else row[1] for row in rows])
         return cls(numbers, seeds, tensors, figures, dict(facts))
+
+    def compact(self) -> Manifest:
+        """With the codes alone of its tensors: all that ``source=manifest`` needs. Fit and descriptors are measured
+        again by such a run."""
+        return replace(self, tensors={name: self.tensors[name] for name in ("source", "views")})
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it; codes and coefficients in half precision."""

@@ -256,7 +256,11 @@ class UVPipeline:
                 saved.images = self.generate(saved.views)
                 saved.source_image = self.generate(saved.source[None])[0]
             with _timed(seconds, "search"):  # seen anew: the meter may know more than it did
-                saved.figures |= _view_figures(self.meter(saved.images))
+                seen = self.meter(saved.images)
+                saved.figures |= _view_figures(seen)
+                if "front" not in saved.descriptors:  # of a compact manifest
+                    source = self.meter(saved.source_image[None])
+                    saved.descriptors = {"source": source.identity[0], "front": seen.identity[0]}
             return saved
         figures: dict[str, Any] = {}
         crop = None

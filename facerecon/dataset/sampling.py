@@ -1,7 +1,8 @@
 """Which seeds of the open generator a set is made of.
 
-FFHQ, and so its generators, show dark skin rarely; the released set adds about a thousand such faces by hand. Here a
-linear classifier in W, learned from committed labels, finds them by seed: mapping a seed to W costs next to nothing.
+FFHQ, and so its generators, show dark skin rarely; the released set adds about a thousand such faces by hand. Here
+linear functions of W find faces by seed, since mapping a seed to W costs next to nothing: predictions of skin tone, age
+and sex, by which a balanced set is drawn, and a classifier of dark skin, learned from committed labels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
     from facerecon.stylegan.face_generator import MobileGenerator
     from facerecon.stylegan.ffhq_generator import FFHQFaces
 
-__all__ = ["FIRST_HELD_OUT", "dark_skin_score", "draw_seeds", "held_out_faces"]
+__all__ = [
+    "FIRST_HELD_OUT",
+    "balance_cells",
+    "dark_skin_score",
+    "draw_balanced_seeds",
+    "draw_seeds",
+    "held_out_faces",
+    "set_seeds",
+]
 
 _CHUNK = 256
 FIRST_HELD_OUT = 100_001
@@ -71,9 +80,86 @@ def draw_seeds(
         seeds = range(first, first + _CHUNK)
         scores = dark_skin_score(generator.sample(seeds, truncation))
         for number, score in zip(seeds, scores.tolist(), strict=True):
-            if score > 0 or torch.rand((), generator=item_generator(number + seed * 1_000_003, "keep")).item() < keep:
+            if score > 0 or _drawn(number, seed) < keep:
                 yield number
         first += _CHUNK
+
+
+@kept()
+def _balance() -> dict[str, Tensor]:
+    return read_safetensors(assets.shipped("balance.safetensors"), "a table of shares", "install facerecon again")[0]
+
+
+def balance_cells(traits: Tensor, tone_edges: Tensor, age_edges: Tensor) -> Tensor:
+    """Cells of the table by which a balanced set is drawn.
+
+    Args:
+        traits: (B, 3): skin tone (ITA, degrees), age (years) and logit of male.
+        tone_edges: (T - 1,), rising, between T classes of skin tone.
+        age_edges: (A - 1,), rising, between A classes of age.
+
+    Returns:
+        (B,) int64, index into a table (T, A, 2) flattened; of the last axis, 1 is male.
+    """
+    tone, age = (torch.bucketize(traits[:, i].contiguous(), edges) for i, edges in enumerate((tone_edges, age_edges)))
+    return (tone * (len(age_edges) + 1) + age) * 2 + (traits[:, 2] > 0)
+
+
+def draw_balanced_seeds(
+    generator: MobileGenerator | FFHQFaces, first: int = 0, truncation: float = 0.7, seed: int = 0
+) -> Iterator[int]:
+    """Seeds from ``first`` on, to just before ``FIRST_HELD_OUT``, whose faces spread over skin tones, ages and sexes.
+
+    Each of six classes of tone, four of age and two of sex, as W predicts them, is to have the same share (of the
+    darkest, of which there are too few, all seeds are taken). About 2.5 % of seeds are taken; whether one is depends on
+    itself alone.
+
+    Args:
+        generator: whose mapping is used.
+        first: the first seed looked at.
+        truncation: of the samples; the shares were chosen for 0.7.
+        seed: of the draw.
+    """
+    data = _balance()
+    for start in range(first, FIRST_HELD_OUT, _CHUNK):
+        seeds = range(start, min(start + _CHUNK, FIRST_HELD_OUT))
+        w = generator.sample(seeds, truncation)
+        traits = (w @ data["weight"].to(w).T + data["bias"].to(w)).cpu()
+        shares = data["table"].flatten()[balance_cells(traits, data["tone_edges"], data["age_edges"])]
+        yield from (n for n, share in zip(seeds, shares.tolist(), strict=True) if _drawn(n, seed) < share)
+
+
+def _drawn(number: int, seed: int) -> float:
+    """A number in [0, 1) of a seed's own; the least share of such seeds at which it is taken."""
+    return torch.rand((), generator=item_generator(number + seed * 1_000_003, "keep")).item()
+
+
+def set_seeds(
+    generator: MobileGenerator | FFHQFaces,
+    first: int = 0,
+    truncation: float = 0.7,
+    balance: bool = True,
+    dark_share: float | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Seeds of a set's faces, from ``first`` on, to just before ``FIRST_HELD_OUT``.
+
+    Args:
+        generator, first, truncation, seed: see :func:`draw_balanced_seeds`.
+        balance: draw by :func:`draw_balanced_seeds`, else by :func:`draw_seeds`.
+        dark_share: see :func:`draw_seeds`.
+
+    Raises:
+        ConfigError: ``first`` is held out, or ``dark_share`` is given beside ``balance``.
+    """
+    if first >= FIRST_HELD_OUT:
+        raise ConfigError(f"first_seed must be below {FIRST_HELD_OUT}: later seeds are held out; got {first}.")
+    if balance and dark_share is not None:
+        raise ConfigError("dark_share has no place in a balanced draw; add balance=false.")
+    if balance:
+        return draw_balanced_seeds(generator, first, truncation, seed)
+    drawn = draw_seeds(generator, first, truncation, dark_share, seed)
+    return itertools.takewhile(lambda number: number < FIRST_HELD_OUT, drawn)
 
 
 def held_out_faces(

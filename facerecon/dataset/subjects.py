@@ -11,26 +11,27 @@ from facerecon import assets
 from facerecon.dataset.engines import Item, Outcome
 from facerecon.dataset.manifest import Manifest
 from facerecon.dataset.pipeline import Search
-from facerecon.dataset.sampling import draw_seeds
+from facerecon.dataset.sampling import set_seeds
 from facerecon.imaging.files import list_images, write_bytes
 from facerecon.run import RunDirectory
 from facerecon.stylegan.load import load_face_generator
 
 __all__ = ["SetRecords", "generated_subjects", "manifest_subjects", "photo_subjects"]
 
-Subjects = tuple[Callable[[int], Item], int | None]
-"""A function from a position to a subject, and how many there are (None: without end)."""
+Subjects = tuple[Callable[[int], Item | None], int | None]
+"""A function from a position to a subject, and how many there are (None: not known; the function gives None after the
+last)."""
 
 
 def generated_subjects(
-    generator: str, first_seed: int, truncation: float, dark_share: float | None, seed: int
+    generator: str, first_seed: int, truncation: float, balance: bool, dark_share: float | None, seed: int
 ) -> Subjects:
-    """Faces of a generator, to be asked for at 0, 1, 2, ...; see :func:`facerecon.dataset.draw_seeds`."""
-    seeds = draw_seeds(load_face_generator(generator), first_seed, truncation, dark_share, seed)
+    """Faces of a generator, to be asked for at 0, 1, 2, ...; see :func:`facerecon.dataset.sampling.set_seeds`."""
+    seeds = set_seeds(load_face_generator(generator), first_seed, truncation, balance, dark_share, seed)
 
-    def draw(position: int) -> Item:
-        number = next(seeds)
-        return Item(number, seed=number)
+    def draw(position: int) -> Item | None:
+        number = next(seeds, None)
+        return None if number is None else Item(number, seed=number)
 
     return draw, None
 

@@ -8,6 +8,7 @@ import pytest
 
 from facerecon import assets
 from facerecon.assets import store
+from facerecon.dataset import Manifest
 from facerecon.errors import AssetError
 
 
@@ -21,6 +22,13 @@ def test_every_shipped_file_is_listed_and_unchanged():
 def test_shipped_weights_stay_small():
     folder = store._data_folder()
     assert sum((folder / name).stat().st_size for name in store.shipped_names()) <= 40e6
+
+
+def test_the_shipped_manifest_holds_codes_and_figures_alone():
+    path = assets.shipped("open_uv_manifest.safetensors")
+    manifest = Manifest.load(path)
+    assert set(manifest.tensors) == {"source", "views"} and "skin_tone" in manifest.figures
+    assert path.stat().st_size <= 8e6
 
 
 @pytest.fixture

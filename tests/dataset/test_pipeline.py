@@ -44,7 +44,7 @@ def made(asset, tmp_path_factory) -> Path:
     for name in ("mobile_stylegan", "makehuman", "facemesh478", "landmarks68", "identity128"):
         asset(name)
     folder = tmp_path_factory.mktemp("set") / "uv"
-    assert run_script(f"out={folder}", "n=2", "first_seed=5000", "dark_share=null", *SMALL) == 0
+    assert run_script(f"out={folder}", "n=2", "first_seed=5000", "balance=false", *SMALL) == 0
     return folder
 
 
@@ -67,14 +67,14 @@ def test_a_set_is_whole(made):
 
 def test_the_same_command_has_nothing_to_do(made, capsys):
     before = files_of(made)
-    assert run_script(f"out={made}", "n=2", "first_seed=5000", "dark_share=null", *SMALL) == 0
+    assert run_script(f"out={made}", "n=2", "first_seed=5000", "balance=false", *SMALL) == 0
     assert "0 subject(s) in" in capsys.readouterr().out
     assert files_of(made) == before
 
 
 def test_what_changed_is_named(made, capsys):
     before = files_of(made)
-    same = (f"out={made}", "n=2", "dark_share=null", *SMALL)
+    same = (f"out={made}", "n=2", "balance=false", *SMALL)
     assert run_script(*same, "first_seed=5000", "blending=naive", "extract.contrast=2") == 2
     error = capsys.readouterr().err
     assert '(blending "poisson" -> "naive", extract.contrast 1.0 -> 2); go on with the change by resume=force' in error
@@ -92,6 +92,19 @@ def test_a_manifest_builds_the_set_again(made, tmp_path):
             assert first[name] == again[name], name
 
 
+def test_a_compact_manifest_builds_it_too_and_descriptors_are_measured_again(made, tmp_path):
+    whole = Manifest.load(made / "manifest.safetensors")
+    path = whole.compact().save(tmp_path / "compact.safetensors")
+    assert run_script("source=manifest", f"manifest={path}", f"out={tmp_path / 'again'}", *SMALL) == 0
+    first, again = files_of(made), files_of(tmp_path / "again")
+    assert all(again[name] == content for name, content in first.items() if name.startswith("uv-maps"))
+    found = Manifest.load(tmp_path / "again" / "manifest.safetensors")
+    for name in ("descriptor_source", "descriptor_front", "descriptor_map"):
+        assert torch.allclose(found.tensors[name], whole.tensors[name], atol=1e-2), name
+    assert torch.allclose(found.figures["identity_map"], whole.figures["identity_map"], atol=1e-2)
+    assert found.figures["identity_map"].min() > 0.1
+
+
 def test_ablations_change_the_map_they_should(made, tmp_path):
     source = ("source=manifest", f"manifest={made / 'manifest.safetensors'}", "n=1")
     reference = (made / "uv-maps" / "005000.png").read_bytes()
@@ -99,6 +112,15 @@ def test_ablations_change_the_map_they_should(made, tmp_path):
         folder = tmp_path / override.replace("=", "_")
         assert run_script(*source, override, f"out={folder}", *SMALL) == 0
         assert (folder / "uv-maps" / "005000.png").read_bytes() != reference
+
+
+def test_seeds_that_are_used_up_end_a_set_with_its_papers(made, tmp_path, capsys):
+    folder = tmp_path / "short"
+    last = ("first_seed=99999", "balance=false", "size=64", *SMALL[1:])
+    assert run_script(f"out={folder}", "n=4", *last) == 2
+    assert "used up after 2 of 4 map(s), since those from 100001 on are held out." in capsys.readouterr().err
+    assert Manifest.load(folder / "manifest.safetensors").seeds.tolist() == [99999, 100000]
+    assert run_script(f"out={folder}", "n=2", *last) == 0
 
 
 def test_filters_refuse_with_a_reason_and_their_search_is_kept(made, tmp_path, capsys):
@@ -144,6 +166,8 @@ def test_the_yaml_holds_the_defaults_of_the_code():
         (["n=1", "size=3"], "size must be"),
         (["n=1", "precision=float64"], "float32"),
         (["n=1", "engine=spark"], "local"),
+        (["n=1", "first_seed=100001"], "first_seed must be below 100001"),
+        (["n=1", "dark_share=0.3"], "add balance=false"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys, overrides, message):

@@ -69,6 +69,15 @@ def test_a_manifest_comes_back(tmp_path):
     assert path.read_bytes() == Manifest.load(path).save(tmp_path / "again.safetensors").read_bytes()
 
 
+def test_a_compact_manifest_keeps_codes_and_figures(tmp_path):
+    whole = Manifest.collect(rows(), {"versions": [1]})
+    manifest = Manifest.load(whole.compact().save(tmp_path / "m.safetensors"))
+    assert set(manifest.tensors) == {"source", "views"} and manifest.facts == whole.facts
+    for found, (number, seed, tensors, figures) in zip(manifest.items(), whole.items(), strict=True):
+        assert found[:2] == (number, seed) and found[3]["observed"] == figures["observed"]
+        assert all(torch.equal(value, tensors[name]) for name, value in found[2].items())
+
+
 def test_a_wrong_manifest_is_one_line(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         Manifest.load(tmp_path / "none.safetensors")
