@@ -396,6 +396,7 @@ def _make_map(sweep: Any, seed: int) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "about": {"age": metrics["age"], "male": metrics["male"], "tone": metrics["skin_tone"]},
+        "octaves": {key: value for key, value in outcome.figures.items() if isinstance(value, list)},
         "vectors": _listed({key: fit[f"descriptor_{key}"] for key in ("source", "front", "map")}),
     }
 

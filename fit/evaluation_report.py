@@ -85,9 +85,12 @@ MAPS = [
     Metric("bs_error_map", "BS Error", 1, 2),
     Metric("bs_error", "BS Error, observed texels", 1, 2),
     Metric("observed", "observed, %", 100, 0),
+    Metric("sharpness", "sharpness", 1, 2),
+    Metric("coherence", "coherence", 1, 2),
     Metric("identity_map", "identity: map to front view", 1, 3),
     Metric("identity_std", "identity std, % of the sources'", 100, 0),
 ]
+OCTAVES = [Metric(str(i), f"{2 << i} to {4 << i} texels", 1, 2) for i in range(5)]
 RELEASED_MAPS = [*MAPS[:3], Metric("identity", "CSIM", 1, 3)]
 EXPRESSIVENESS = [
     Metric("lpips_vgg", "LPIPS (VGG)", 1, 3),
@@ -294,9 +297,27 @@ def map_tables(sweep: Any) -> list[Table]:
     table.notes = [
         f"Seeds that are in no set; {refused} subject(s) were refused by the filters. 'Light' is the division by the "
         "remaining shading, which FFHQ-UV does not do. Hidden texels are mirrored or the template's, so whole maps "
-        "look more even than what was observed. Identity: 128-d, Euclidean."
+        "look more even than what was observed. Sharpness and coherence: the least over the octaves of the front from "
+        "periods of 4 texels on. Identity: 128-d, Euclidean."
     ]
-    return [table]
+    return [table, *_octave_table([facts["octaves"] for _, facts in full if "octaves" in facts])]
+
+
+def _octave_table(found: Sequence[Mapping[str, Sequence[float]]]) -> list[Table]:
+    """Sharpness and coherence of full maps, octave by octave."""
+    table = Table("sharpness", "Detail of those maps beside the views that they are of", OCTAVES, first="full maps")
+    for zone in ("front", "side"):
+        for name in ("sharpness", "coherence"):
+            items = [octaves[f"{name}_{zone}"] for octaves in found if f"{name}_{zone}" in octaves]
+            values = [dict(zip((metric.key for metric in OCTAVES), item, strict=True)) for item in items]
+            table.rows += filter(None, [_row(f"{zone}: {name}", values, OCTAVES)])
+    table.notes = [
+        "Of log brightness in differences of Gaussians, by period, over observed texels. Sharpness: standard deviation "
+        "of the map over that of the view; less than 1 is blurred. Coherence: their correlation. Front: against the "
+        "front view; side: against each side view, where the front view shows nothing. The first octave lies above "
+        "half of the Nyquist frequency and does not count."
+    ]
+    return [table] if table.rows else []
 
 
 def released_tables(sweep: Any) -> list[Table]:

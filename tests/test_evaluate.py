@@ -182,6 +182,7 @@ def measured(tmp_path) -> Sweep:
             one.done[f"reconstruction/seed_{i}/{preset}/{key}"] = {"metrics": made, "about": person, "vectors": vectors}
         one.done[f"maps/{i}/full"] = {
             "metrics": {"bs_error": 3.0, "bs_error_map": 1.5, "observed": 0.8, "identity_map": 0.5},
+            "octaves": {"sharpness_front": [0.5, 0.75 + 0.1 * i, 0.9, 1.0, 1.1], "coherence_front": [0.2] * 5},
             "vectors": {"map": vectors["render"], "source": vectors["photo"]},
         }
         one.done[f"maps/{i}/w/o editing"] = {"metrics": {"bs_error": 8.0, "bs_error_map": 2.3, "observed": 0.5}}
@@ -208,6 +209,9 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
         "| +10.0 (+10.0 to +10.0) | 4 |",
         "| full | 1.50 (1.50 to 1.50) | 3.00 (3.00 to 3.00) | 80 (80 to 80) | 0.500 (0.500 to 0.500) | 50 (50 to 50) |",
         "| w/o editing | 2.30 ",
+        "| full maps | 2 to 4 texels | 4 to 8 texels | 8 to 16 texels | 16 to 32 texels | 32 to 64 texels |",
+        "| front: sharpness | 0.50 (0.50 to 0.50) | 0.90 (0.80 to 1.00) |",
+        "| front: coherence | 0.20 (",
         "1 subject(s) were refused",
         "| ours, from the released views | 3.40 | 70 | 0.728 | 1 |",
         "| decoder | LPIPS (VGG) | LPIPS (AlexNet) | L1 x 1000 |",

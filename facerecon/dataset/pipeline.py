@@ -24,17 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerecon.dataset.complete import CompleteSettings, complete
+from facerecon.dataset.complete import CompleteSettings, UVMap, complete
 from facerecon.dataset.engines import Item, Outcome, Refused
-from facerecon.dataset.extract import FILTERED_COVERS, ExtractSettings, extract, measure_views
+from facerecon.dataset.extract import FILTERED_COVERS, Extraction, ExtractSettings, extract, measure_views
 from facerecon.dataset.filters import FilterSettings, refusals
+from facerecon.dataset.layout import FaceLayout
 from facerecon.dataset.load import check_inversion, check_parts, load_head, load_normalizer, part_template
 from facerecon.editing.attributes import AttributeMeter, Attributes
 from facerecon.editing.e4e import load_e4e
 from facerecon.editing.inversion import InversionSettings, encode, ffhq_crop, invert
 from facerecon.editing.latent_traversal import TraversalSettings
 from facerecon.errors import ConfigError, FaceReconError, InputError, check_number, nearest_name
-from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit
+from facerecon.evaluation.texture import brightness_symmetry_error, evenly_lit, octave_sharpness
+from facerecon.imaging import masks
 from facerecon.imaging.files import contact_sheet, load_image, to_pil
 from facerecon.perception import load_identity, load_regressor, observe
 from facerecon.perception.landmarks import map_points
@@ -44,11 +46,13 @@ from facerecon.settings import build_settings, check_keys
 from facerecon.storage import parse_json, safetensors_bytes
 from facerecon.stylegan.load import load_face_generator
 
-__all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker"]
+__all__ = ["ABLATIONS", "PipelineSettings", "Search", "UVPipeline", "make_worker", "view_sharpness"]
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ACCESSORIES = {"glasses": "glasses", "fringe": "fringe", "occluder": "headwear"}  # a filter, and what it looks at
 VIEWS = ("front", "left", "right")
+_SIDE_LEAST = 0.002  # share of a map's texels that only a side view shows, for these to speak for it
+_FRONT_INSIDE = 0.4  # hundredths of the map: rim of the front view's texels that does not speak for it
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -343,6 +347,7 @@ class UVPipeline:
                 "skin_tone": skin_tone(skin_color(made.texture, made.observed * layout.plain))[0],
             }
             outcome.figures |= {key: round(float(value), 4) for key, value in figures.items()}
+            outcome.figures |= view_sharpness(extraction, made, layout)
             image, landmarks = evenly_lit(self.model, made.params[:1], made.texture)  # the head before plain gray
             head = load_identity()(image, landmarks)[0]
             if "front" in search.descriptors:
@@ -370,6 +375,40 @@ class UVPipeline:
             pictures, labels = [search.source_image, *pictures], [outcome.origin[-24:], *labels]
         small = [F.interpolate(p[None], (256, 256), mode="area")[0] for p in pictures]
         return _jpg(contact_sheet(small, len(small), labels, size=256))
+
+
+def view_sharpness(extraction: Extraction, made: UVMap, layout: FaceLayout) -> dict[str, Any]:
+    """How sharp a map is beside the views that it is of, over texels that it says it observed.
+
+    Args:
+        extraction: with the unwrapped views, the front view first.
+        made: the map.
+        layout: of its atlas.
+
+    Returns:
+        ``sharpness_front`` and ``coherence_front``, ``sharpness_side`` and ``coherence_side``: by octave, see
+        :func:`~facerecon.evaluation.texture.octave_sharpness`. Front: against the front view, where it is preferred;
+        side: mean over the side views, each where the front view shows nothing. And ``sharpness`` and ``coherence``,
+        the least of the front from the second octave on. What no texel counts for is left out.
+    """
+    face = layout.crop(layout.face)
+    seen = layout.crop(extraction.weights > 0.5) * face
+    preferred, observed = layout.crop(layout.front), layout.crop(made.observed > 0.5)
+    zones = seen * (preferred < 0.5) * (1 - seen[:1])
+    few = zones.sum((1, 2, 3), keepdim=True) <= _SIDE_LEAST * layout.skin.numel()
+    zones = torch.where(few, seen * (preferred < 0.2), zones)
+    zones[:1] = masks.erode(seen[:1] * (preferred > 0.5), _FRONT_INSIDE * layout.unit)
+    texture, views = layout.crop(made.texture), layout.crop(extraction.views)
+    found = octave_sharpness(texture.expand_as(views), views, seen, zones * observed)
+    figures: dict[str, Any] = {}
+    for name, values in zip(("sharpness", "coherence"), found, strict=True):
+        for zone, rows in (("front", values[:1]), ("side", values[1:])):
+            mean = rows.nanmean(0)
+            if bool(mean.isfinite().all()):
+                figures[f"{name}_{zone}"] = [round(value, 4) for value in mean.tolist()]
+        if f"{name}_front" in figures:
+            figures[name] = min(figures[f"{name}_front"][1:])
+    return figures
 
 
 def photo_crop(path: str, size: int = 1024) -> Tensor:

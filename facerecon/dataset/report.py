@@ -26,6 +26,7 @@ SHEET = 24  # maps on the contact sheet, taken at random with a fixed seed
 _MEANS = (
     "bs_error", "bs_error_map", "observed", "evenness", "source_evenness", "happy", "source_happy", "opening",
     "front_yaw", "front_pitch", "left_yaw", "right_yaw", "identity", "identity_map", "inversion",
+    "sharpness", "coherence",
 )  # fmt: skip
 
 

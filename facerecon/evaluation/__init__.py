@@ -23,7 +23,7 @@ from facerecon.evaluation.reconstruction import (
 )
 from facerecon.evaluation.regions import region_errors
 from facerecon.evaluation.tables import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary
-from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, identity_std_ratio
+from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, identity_std_ratio, octave_sharpness
 
 __all__ = [
     "MapMetrics",
@@ -46,6 +46,7 @@ __all__ = [
     "identity_vectors",
     "ita_errors",
     "lpips_metrics",
+    "octave_sharpness",
     "person_spread",
     "rank_correlation",
     "realy_errors",

@@ -1,6 +1,9 @@
-"""Metrics of UV maps: evenness of light, how different the people stay (Sec. 3.2), and pairs of maps (Table 6)."""
+"""Metrics of UV maps: evenness of light, how different the people stay (Sec. 3.2), how sharp maps are beside their
+views, and pairs of maps (Table 6)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +12,19 @@ from torch import Tensor
 from facerecon import losses
 from facerecon.errors import ConfigError, InputError, check_shape
 from facerecon.fitting import MapFeatures
-from facerecon.imaging.color import rgb_to_yuv
+from facerecon.imaging.color import luma, rgb_to_yuv
 from facerecon.imaging.masks import default_sigma, gaussian_blur
 from facerecon.morphable import MorphableModel
 from facerecon.perception import load_eval_identity
 from facerecon.render import Renderer
 from facerecon.types import Camera, FaceParams, SHLight
 
-__all__ = ["MapMetrics", "brightness_symmetry_error", "evenly_lit", "identity_std_ratio"]
+__all__ = ["MapMetrics", "brightness_symmetry_error", "evenly_lit", "identity_std_ratio", "octave_sharpness"]
 
 _KERNEL, _AT = 55, 1024  # texels of the blur, at the size of the released maps
 _LEAST = 0.05  # weight of a neighborhood below which its mean means nothing
+_FINEST = 0.865  # texels: a Gaussian less one twice as wide passes periods around 6.54 times this best, 4 to 8
+_DARK = 0.01  # added to luma before its log
 
 
 def brightness_symmetry_error(texture: Tensor, mask: Tensor | None = None, kernel_size: int | None = None) -> Tensor:
@@ -62,6 +67,62 @@ def brightness_symmetry_error(texture: Tensor, mask: Tensor | None = None, kerne
 
 def _asymmetry(image: Tensor) -> Tensor:
     return (image - image.flip(-1)).abs()
+
+
+@torch.no_grad()
+def octave_sharpness(
+    texture: Tensor, view: Tensor, weight: Tensor, count: Tensor, octaves: int = 5
+) -> tuple[Tensor, Tensor]:
+    """How much of the detail of unwrapped views textures show, octave by octave.
+
+    Both are split into differences of Gaussians of the log of luma, each twice as wide as the one before: periods of
+    about 2 to 4, 4 to 8, 8 to 16 ... texels. The first octave lies above half of the Nyquist frequency, where
+    resampling alone takes much away.
+
+    Args:
+        texture: (B, 3, H, W) in [0, 1].
+        view: (B, 3, H, W), views in the same texels.
+        weight: (B, 1, H, W) in [0, 1], how far a texel of the view can be trusted. The Gaussians are normalized, so
+            that nothing from outside leaks in.
+        count: (B, 1, H, W), above 0.5 where texels count; they should have weight.
+        octaves: n.
+
+    Returns:
+        Ratios (B, n) of the standard deviations, the texture's over the view's: 1 is as sharp, less is blurred. And
+        coherences (B, n), the correlations of both: 1 is the same detail, 0 unrelated. NaN where fewer than two texels
+        count, or where the view has no detail.
+    """
+    shape = check_shape("texture", texture, "B 3 H W")
+    check_shape("view", view, f"{shape['B']} 3 {shape['H']} {shape['W']}")
+    for name, mask in (("weight", weight), ("count", count)):
+        check_shape(name, mask, f"{shape['B']} 1 {shape['H']} {shape['W']}")
+    logs = torch.cat([luma(image.clamp(min=0)) + _DARK for image in (texture, view)], 1).log()
+    layers = torch.cat([logs * weight, weight], 1)  # a blur of these, then the quotient, is normalized
+    counted, ratios, coherences = count > 0.5, [], []
+    sigma, previous, step = 0.0, logs, 1
+    for octave in range(octaves):
+        target = _FINEST * 2**octave
+        wider = math.sqrt(target**2 - sigma**2) / step
+        layers, sigma = gaussian_blur(layers, 2 * math.ceil(3 * wider) + 1, wider), target
+        smooth = layers[:, :2] / layers[:, 2:].clamp(min=1e-3)
+        ratio, coherence = _detail(previous - smooth, counted)
+        ratios.append(ratio)
+        coherences.append(coherence)
+        previous = smooth
+        if sigma / step > 1.5:  # what is left changes slowly: every other texel tells as much
+            layers, previous, counted = (x[..., ::2, ::2] for x in (layers, previous, counted))
+            step *= 2
+    return torch.stack(ratios, 1), torch.stack(coherences, 1)
+
+
+def _detail(bands: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Ratio of the standard deviations of two bands (B, 2, H, W) over some texels, and their correlation: (B,) each."""
+    total = counted.sum((2, 3)).to(bands)
+    centered = (bands - (bands * counted).sum((2, 3), keepdim=True) / total[:, :, None, None]) * counted
+    (first, second), both = centered.square().sum((2, 3)).unbind(1), centered.prod(1).sum((1, 2))
+    valid = (total[:, 0] > 1) & (second > 0)
+    results = ((first / second).sqrt(), both / (first * second).sqrt())
+    return tuple(torch.where(valid, result, torch.nan) for result in results)
 
 
 def identity_std_ratio(rendered: Tensor, source: Tensor) -> Tensor:

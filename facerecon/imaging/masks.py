@@ -45,12 +45,12 @@ def gaussian_blur(image: Tensor, kernel_size: int, sigma: float | None = None) -
         ConfigError: an even kernel size.
     """
     _check(image)
-    kernel = gaussian_kernel(kernel_size, sigma).to(image)
     b, c, h, w = image.shape
-    x = image.reshape(b * c, 1, h, w)
+    kernel = gaussian_kernel(kernel_size, sigma).to(image).expand(b * c, 1, -1)
+    x = image.reshape(1, b * c, h, w)  # as channels: several times as fast on a CPU as a batch of single channels
     radius = kernel_size // 2
-    x = F.conv2d(mirror_pad(x, radius, 2), kernel[None, None, :, None])
-    x = F.conv2d(mirror_pad(x, radius, 3), kernel[None, None, None, :])
+    x = F.conv2d(mirror_pad(x, radius, 2), kernel[..., None], groups=b * c)
+    x = F.conv2d(mirror_pad(x, radius, 3), kernel[:, :, None], groups=b * c)
     return x.reshape(b, c, h, w)
 
 

@@ -59,6 +59,10 @@ def test_a_set_is_whole(made):
     assert manifest.facts["settings"]["size"] == 128
     rows = [json.loads(line) for line in (made / "manifest.jsonl").read_text().splitlines()]
     assert all(0 < row["figures"]["observed"] <= 1 and row["figures"]["bs_error"] > 0 for row in rows)
+    for figures in (row["figures"] for row in rows):  # a map of 128 texels shows the broad detail of its views
+        assert figures["sharpness"] == min(figures["sharpness_front"][1:]) > 0.5
+        assert figures["coherence"] == min(figures["coherence_front"][1:]) > 0.5
+        assert len(figures["sharpness_side"]) == len(figures["coherence_side"]) == 5
     summary = json.loads((made / "summary.json").read_text())
     assert summary["accepted"] == 2 and summary["mean"]["evenness"] < summary["mean"]["source_evenness"]
     for page in ("index.html", "refused.html"):

@@ -1,15 +1,21 @@
-"""BS Error against the released maps' figures and closed forms; observed shares; identity spread."""
+"""BS Error against the released maps' figures and closed forms; identity spread; sharpness of waves and noise."""
 
 import math
 
 import pytest
 import torch
 
-from facerecon.errors import ConfigError, InputError
-from facerecon.evaluation.texture import MapMetrics, brightness_symmetry_error, evenly_lit, identity_std_ratio
+from facerecon.errors import ConfigError, InputError, ShapeError
+from facerecon.evaluation.texture import (
+    MapMetrics,
+    brightness_symmetry_error,
+    evenly_lit,
+    identity_std_ratio,
+    octave_sharpness,
+)
 from facerecon.imaging.color import yuv_to_rgb
 from facerecon.imaging.files import read_image
-from facerecon.imaging.masks import gaussian_kernel
+from facerecon.imaging.masks import gaussian_blur, gaussian_kernel
 
 
 @pytest.mark.parametrize("name, error", [("01223_final_uv.png", 5.697), ("teaser1_texture.png", 7.312)])
@@ -92,7 +98,62 @@ def test_identity_std_is_the_mean_of_the_dimensions_own() -> None:
     assert identity_std_ratio(3 * source - 8, source).item() == pytest.approx(3)
 
 
+def noise(seed: int, size: int = 192) -> torch.Tensor:
+    """(1, 3, S, S): gray values around 0.5 with detail in every octave."""
+    draw = torch.Generator().manual_seed(seed)
+    grains = [torch.randn(1, 1, size // 2**i, size // 2**i, generator=draw) for i in range(6)]
+    grains = [torch.nn.functional.interpolate(grain, (size, size), mode="bilinear") for grain in grains]
+    return (0.5 + 0.03 * sum(grains)).clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def test_a_map_like_its_view_is_as_sharp_and_a_blurred_or_noisy_one_is_not() -> None:
+    view, other = noise(0), noise(1)
+    one = torch.ones(1, 1, 192, 192)
+    maps = [view, gaussian_blur(view, 15, 2.0), (view + (other - 0.5)).clamp(0, 1), other]
+    ratio, coherence = octave_sharpness(torch.cat(maps), *(x.expand(4, -1, -1, -1) for x in (view, one, one)))
+    assert ratio.shape == coherence.shape == (4, 5)
+    assert torch.allclose(ratio[0], torch.ones(5), atol=1e-4) and torch.allclose(coherence[0], torch.ones(5), atol=1e-4)
+    # a blur of 2 texels takes the fine octaves and leaves the coarse ones
+    assert ratio[1, 0] < 0.1 and ratio[1, 1] < 0.4 and (ratio[1].diff() > 0).all() and 0.9 < ratio[1, 4] < 1
+    assert (ratio[2] > 1.2).all()  # noise of the same strength adds its variance
+    assert torch.allclose(coherence[2], torch.full((5,), math.sqrt(0.5)), atol=0.12)
+    assert (coherence[3].abs() < 0.25).all()
+
+
+@pytest.mark.parametrize("octave, period", [(1, 5.7), (2, 11.3), (3, 22.6), (4, 45.3)])
+def test_a_wave_is_seen_in_its_octave(octave, period) -> None:
+    """A wave that is half as strong in the map lowers the ratio to a half where its period belongs, and least there."""
+    size = 192
+    wave = (torch.arange(size) * (2 * math.pi / period)).sin().expand(size, size)
+    base = (noise(2) + 0.01).log()
+    view, texture = (((base + strength * wave).exp() - 0.01).clamp(0, 1) for strength in (0.3, 0.15))
+    one = torch.ones(1, 1, size, size)
+    ratio, coherence = octave_sharpness(texture, view, one, one)
+    assert ratio[0].argmin() == octave and 0.5 <= ratio[0, octave] < 0.65
+    assert coherence[0, octave] > 0.9
+
+
+def test_what_is_not_trusted_does_not_leak_in_and_only_what_counts_is_measured() -> None:
+    view, texture = noise(3), noise(3).clone()
+    weight = torch.ones(1, 1, 192, 192)
+    weight[..., 100:] = 0
+    texture[..., 100:] = 1.0  # beyond what the view shows
+    ratio, coherence = octave_sharpness(texture, view, weight, weight)
+    assert torch.allclose(ratio, torch.ones(1, 5), atol=1e-4) and torch.allclose(coherence, ratio, atol=1e-4)
+    leaking, _ = octave_sharpness(texture, view, torch.ones_like(weight), weight)
+    assert leaking[0, 4] > 1.1
+    count = weight.clone()
+    count[..., 60:] = 0
+    texture[..., 61:100] = noise(4)[..., 61:100]  # trusted, but it does not count
+    ratio, coherence = octave_sharpness(texture, view, weight, count)
+    assert torch.allclose(ratio[:, :2], torch.ones(1, 2), atol=0.05) and (coherence[:, :2] > 0.95).all()
+    assert all(x.isnan().all() for x in octave_sharpness(texture, view, weight, torch.zeros_like(weight)))
+    assert octave_sharpness(texture, torch.full_like(view, 0.5), weight, weight, octaves=3)[0].shape == (1, 3)
+
+
 def test_bad_input_is_named() -> None:
+    with pytest.raises(ShapeError, match="count"):
+        octave_sharpness(*(torch.rand(1, 3, 8, 8) for _ in range(2)), torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 9))
     with pytest.raises(ConfigError, match="odd"):
         brightness_symmetry_error(torch.rand(1, 3, 32, 32), kernel_size=10)
     with pytest.raises(InputError, match="mask"):
