@@ -125,13 +125,14 @@ class PrincipalComponents:
         values, parities, vectors = [], [], []
         for parity, gram in grams.items():
             found, columns = torch.linalg.eigh(gram / count)
-            good = found > 1e-9 * found.max()
-            values.append(found[good])
-            vectors.append(columns[:, good])
-            parities.append(torch.full((int(good.sum()),), parity))
+            centered = int(parity >= 0)  # one dimension less: its variance is 0 but for rounding
+            values.append(found[centered:])
+            vectors.append(columns[:, centered:])
+            parities.append(torch.full((count - centered,), parity))
         values, order = torch.cat(values).sort(descending=True)
         self.parity, self.vectors = torch.cat(parities)[order], torch.cat(vectors, 1)[:, order].float()
-        self.rank, self.share = len(values), values.cumsum(0) / values.sum()
+        self.rank = int((values > 1e-7 * values[0]).sum())
+        self.share = (values.cumsum(0) / values.sum())[: self.rank]
 
     def _slabs(self) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of texels of all maps: where, and (N, 3, R, S) in [0, 1]."""
