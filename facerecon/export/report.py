@@ -212,7 +212,7 @@ _STAND_INS = {
     ("face_model", "makehuman"): "MakeHuman head, bent to the mean of scanned people, with ARKit expression units, "
     "instead of HiFi3D++",
     ("face_model", "makehuman_artist"): "MakeHuman head (sculpted shapes, ARKit expression units) instead of HiFi3D++",
-    ("decoder", "open"): "our own StyleGAN2 decoder, 256 px, trained on 749 maps of generated faces, instead of "
+    ("decoder", "open"): "our own StyleGAN2 decoder, 512 px, trained on 1,127 maps of generated faces, instead of "
     "FFHQ-UV's of 1024 px",
     ("decoder", "linear"): "linear UV basis, the paper's ablation 'PCA tex basis', instead of the StyleGAN2 decoder",
     ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
