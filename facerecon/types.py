@@ -645,6 +645,8 @@ class SavedFace(TensorStruct):
         path: the photo's name.
         face_model_path: the head model's own file, "" where it came from the cache.
         face_model_version: of the head model; "" where a file names none, see :func:`saved_head`.
+        decoder_version: of the decoder, of :data:`~facerecon.stylegan.load.DECODER_VERSIONS`; "" where a file names
+            none.
     """
 
     params: FaceParams
@@ -656,9 +658,10 @@ class SavedFace(TensorStruct):
     path: tuple = ()
     face_model_path: str = ""
     face_model_version: str = ""
+    decoder_version: str = ""
 
     FINITE = True
-    SHARED = ("face_model", "decoder", "num_identity", "face_model_path", "face_model_version")
+    SHARED = ("face_model", "decoder", "num_identity", "face_model_path", "face_model_version", "decoder_version")
 
 
 @_struct

@@ -18,7 +18,7 @@ from facerecon import perception
 from facerecon.assets import ASSETS, PACKAGES, shipped, status
 from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
-from facerecon.errors import ConfigError
+from facerecon.errors import ConfigError, InputError
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
 from facerecon.losses import LPIPSDistance, eval_lpips, load_perceptual
 from facerecon.losses.image import BACKBONES
@@ -34,7 +34,7 @@ from facerecon.run.wandb_logger import row_logger
 from facerecon.settings import build_settings, check_keys
 from facerecon.storage import file_sha256
 from facerecon.stylegan.decoder import TextureDecoder
-from facerecon.stylegan.load import DECODERS, decoder_kind, is_decoder_file
+from facerecon.stylegan.load import DECODER_VERSIONS, DECODERS, decoder_kind, is_decoder_file
 from facerecon.types import HEAD_VERSIONS, SavedFace
 
 GROUPS = (
@@ -294,7 +294,16 @@ def build_head(
 
 
 def decoder_of(model: MorphableModel, saved: SavedFace) -> TextureDecoder:
-    """The decoder that made a saved face's latent."""
+    """The decoder that made a saved face's latent.
+
+    Raises:
+        InputError: it was of another edition.
+    """
+    if saved.decoder_version != DECODER_VERSIONS.get(saved.decoder, ""):
+        raise InputError(
+            f"its texture is a code of another edition of decoder '{saved.decoder}'; give its texture.png as texture=, "
+            "or fit the photo again."
+        )
     if saved.latent.space == "linear":
         return decoder_for(model, saved.decoder, saved.latent.codes.shape[-1])
     return decoder_for(model, saved.decoder, space=saved.latent.space)

@@ -14,7 +14,7 @@ from facerecon.export.mesh import save_glb, save_obj
 from facerecon.export.report import ReportEntry, write_report
 from facerecon.fitting import Fitter
 from facerecon.imaging.files import read_image, write_bytes, write_png
-from facerecon.stylegan.load import is_decoder_file
+from facerecon.stylegan.load import DECODER_VERSIONS, is_decoder_file
 from facerecon.types import ReconstructedFace, SavedFace
 
 EXPORTS = ("panel", "texture", "obj", "glb", "report")
@@ -31,6 +31,7 @@ def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, co
         decoder=decoder,
         num_identity=fitter.model.num_identity,
         face_model_version=fitter.model.version,
+        decoder_version=DECODER_VERSIONS.get(decoder, ""),
         path=tuple(names),
         face_model_path=str(Path(config.face_model_path).absolute()) if config.face_model_path else "",
     )

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from facerecon.configs.compose import compose
+from facerecon.errors import InputError
+from facerecon.morphable import load_face_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "samples" / "astronaut.jpg"
@@ -186,3 +188,19 @@ def test_records_name_the_edition_of_the_head(asset) -> None:
     asset("makehuman")
     second, first = _head_version("makehuman", None), _head_version("makehuman_artist", None)
     assert second == f"{first}, edition 2"
+
+
+def test_a_code_of_another_edition_of_a_decoder_is_refused(asset) -> None:
+    from facerecon.fit.models import decoder_of
+    from facerecon.stylegan.load import DECODER_VERSIONS
+    from facerecon.types import Camera, Latent, SavedFace
+
+    asset("makehuman")
+    model = load_face_model("makehuman", num_identity=2)
+    saved = SavedFace(
+        model.neutral(), Latent(torch.zeros(1, 1, 4), "linear"), Camera.deep3d(), decoder="linear",
+        decoder_version=DECODER_VERSIONS["linear"],
+    )  # fmt: skip
+    assert decoder_of(model, saved).dim == 4
+    with pytest.raises(InputError, match="another edition of decoder 'linear'"):
+        decoder_of(model, saved.replace(decoder_version=""))

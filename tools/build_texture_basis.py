@@ -1,34 +1,43 @@
 """Learn the linear UV texture basis ('PCA tex basis', Table 5) from a set of normalized maps.
 
     python train/uv_dataset.py n=1000 out=uv
-    python tools/build_texture_basis.py uv --look pictures
+    python tools/build_texture_basis.py uv --look pictures [--regressors facerecon/data/regressor_*.safetensors]
 
 Every map is averaged with its mirror image (the atlas is symmetric, and so are the components as they are stored), then
-the principal components are taken. Writes facerecon/data/texture_linear_normalized.safetensors (then: python -m
-facerecon.assets seal), ``decoder=linear_normalized``.
+the principal components are taken. Writes facerecon/data/texture_linear.safetensors (then: python -m facerecon.assets
+seal), ``decoder=linear``. Regressors whose texture is a code of the basis that stood there before are rewritten, so
+that they say the same textures, as nearly as it can, in the new one: the change of basis is linear, as their last
+layer is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from facerecon.dataset import UVMaps
 from facerecon.imaging import files
-from facerecon.stylegan.linear_basis import principal_components, read_linear_basis, write_linear_basis
+from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
+from facerecon.stylegan.linear_basis import (
+    change_of_basis,
+    principal_components,
+    read_linear_basis,
+    write_linear_basis,
+)
 
-OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_linear_normalized.safetensors"
+OUTPUT = Path(__file__).resolve().parents[1] / "facerecon" / "data" / "texture_linear.safetensors"
+HEAD = "heads.texture"
 
 
 def build(folder: Path, output: Path, count: int, size: int, look: Path | None) -> None:
     """From the set to the file."""
     maps = UVMaps(folder, size=size)
-    textures = torch.cat([batch["texture"] for batch in tqdm(DataLoader(maps, 16), desc="maps")])
+    textures = torch.stack([maps[i]["texture"] for i in tqdm(range(len(maps)), desc="maps")])
     textures = (textures + textures.flip(-1)) / 2
     mean, basis, variance = principal_components(textures, count)
     share = (variance.cumsum(0) / variance.sum())[:count]
@@ -44,6 +53,26 @@ def build(folder: Path, output: Path, count: int, size: int, look: Path | None) 
     print(f"{len(textures)} maps, {count} components hold {share[-1]:.1%} of their variance; {bytes_ / 1e6:.2f} MB")
     if look:
         _look(look, output, textures)
+
+
+def carry_over(path: Path, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:
+    """Rewrite a regressor's file for codes of the ``new`` basis, as many as before; nothing else in it changes.
+
+    Returns:
+        What is lost of the textures that its codes of one standard deviation mean: root mean square, gray levels.
+    """
+    tensors, meta = read_safetensors(path, "a face regressor", "give a regressor.safetensors")
+    weight, bias = (tensors[f"{HEAD}.{kind}"] for kind in ("weight", "bias"))
+    (mean, basis), (new_mean, new_basis) = ((m, b[: len(weight)]) for m, b in (old, new))
+    matrix, offset = change_of_basis(mean, basis, new_mean, new_basis)
+    tensors[f"{HEAD}.weight"] = (matrix @ weight.float().flatten(1)).view_as(weight).to(weight.dtype)
+    tensors[f"{HEAD}.bias"] = matrix @ bias + offset
+    header = json.loads(meta["facerecon"])
+    header["about"]["texture"] = "carried over from another linear basis by tools/build_texture_basis.py"
+    write_whole(path, safetensors_bytes(tensors, {"facerecon": json.dumps(header, sort_keys=True)}))
+    said = new_mean - mean + torch.einsum("l,lcij->cij", offset, new_basis)
+    apart = torch.einsum("lk,lcij->kcij", matrix, new_basis) - basis
+    return 255 * (said.square() + apart.square().sum(0)).mean().sqrt().item()
 
 
 def _look(folder: Path, path: Path, textures: Tensor) -> None:
@@ -69,9 +98,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--components", type=int, default=64)
     parser.add_argument("--size", type=int, default=256, help="texels a side")
+    parser.add_argument("--regressors", type=Path, nargs="*", default=[], help="files to rewrite for the new basis")
     parser.add_argument("--look", type=Path, help="folder for pictures to judge the result by")
     options = parser.parse_args()
+    old = read_linear_basis(options.output) if options.regressors else None
     build(options.folder, options.output, options.components, options.size, options.look)
+    for path in options.regressors:
+        lost = carry_over(path, old, read_linear_basis(options.output))
+        print(f"{path.name}: its textures in the new basis, {lost:.1f} levels off on average")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerecon import assets
 from facerecon.editing.accessories import ACCESSORIES, load_accessories
 from facerecon.errors import check_shape
 from facerecon.fitting.initialize import LandmarkStart, fit_landmarks, fit_light
@@ -24,6 +25,7 @@ from facerecon.perception.identity import load_identity
 from facerecon.perception.landmarks import load_landmarks68, map_points
 from facerecon.perception.observe import MEAN_FIVE_POINTS
 from facerecon.render.uv import sample_texture
+from facerecon.storage import read_safetensors
 from facerecon.types import Camera, FaceParams, TensorStruct, _struct
 
 __all__ = ["Attributes", "AttributeMeter"]
@@ -107,12 +109,11 @@ class AttributeMeter:
     """Measures FFHQ-aligned images of the open generator, several at a time.
 
     Pose and normals are those of the makehuman head's first edition, by which the shipped directions were learned and
-    the limits of searches chosen: the second edition's pitch is about 4 degrees greater.
+    the limits of searches chosen: the second edition's pitch is about 4 degrees greater. So is the albedo by which
+    light is told: the mean of the first linear texture basis.
     """
 
     def __init__(self) -> None:
-        from facerecon.stylegan.load import load_decoder
-
         self.model = load_face_model("makehuman_artist", num_identity=80)
         topology = self.model.topology
         plain = topology.regions["face"].clone()
@@ -120,11 +121,8 @@ class AttributeMeter:
             plain &= ~topology.regions[region]
         corners = topology.faces[plain].unique()
         self.vertices = corners[::3]
-        uv = topology.uvs.new_zeros(len(self.model.mean), 2)
-        uv[topology.faces.flatten()] = topology.uvs[topology.uv_faces.flatten()]
-        mean = load_decoder("linear").mean[None]
-        self.albedo = sample_texture(mean, uv[self.vertices][None])[0]  # (P, 3)
-        self.albedo = self.albedo / self.albedo.mean(0)
+        path = assets.shipped("meter_albedo.safetensors")
+        self.albedo = read_safetensors(path, "the meter's albedo", "install facerecon again")[0]["albedo"]  # (P, 3)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Attributes:

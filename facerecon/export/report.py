@@ -215,7 +215,6 @@ _STAND_INS = {
     ("decoder", "open"): "our own StyleGAN2 decoder, 512 px, trained on 1,127 maps of generated faces, instead of "
     "FFHQ-UV's of 1024 px",
     ("decoder", "linear"): "linear UV basis, the paper's ablation 'PCA tex basis', instead of the StyleGAN2 decoder",
-    ("decoder", "linear_normalized"): "linear UV basis of normalized maps, instead of the StyleGAN2 decoder",
     ("perceptual", "face_features"): "distance of face-network features instead of LPIPS; not comparable with it",
     ("perceptual", "lpips_alex"): "LPIPS on AlexNet instead of VGG-16, for its speed",
     ("identity", "sface"): "SFace, 128-d, of ArcFace's kind instead of ArcFace r50",

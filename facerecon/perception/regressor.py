@@ -182,8 +182,8 @@ class RegressorConfig:
             released ReLU, 0 and 1 fits blendshape weights.
         face_model: head model that the coefficients are of.
         version: of that head model; None: the present one.
-        decoder: linear texture decoder whose code the texture is ("linear", "linear_normalized", or "albedo" for the
-            head model's own); "" is unknown.
+        decoder: linear texture decoder whose code the texture is ("linear", or "albedo" for the head model's
+            own); "" is unknown.
     """
 
     backbone: str = "resnet18"

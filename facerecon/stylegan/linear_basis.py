@@ -18,7 +18,7 @@ from facerecon.errors import AssetError, ShapeError
 from facerecon.imaging.color import rgb_to_yuv, yuv_to_rgb
 from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
-__all__ = ["principal_components", "quantized", "read_linear_basis", "write_linear_basis"]
+__all__ = ["change_of_basis", "principal_components", "quantized", "read_linear_basis", "write_linear_basis"]
 
 _KEYS = ("mean", "luma", "chroma", "luma_scale", "chroma_scale")
 
@@ -49,6 +49,23 @@ def principal_components(textures: Tensor, count: int) -> tuple[Tensor, Tensor, 
     basis = basis * torch.where(basis.sum(1, keepdim=True) < 0, -1.0, 1.0)  # a positive coefficient brightens
     shape = textures.shape[1:]
     return mean.view(shape), basis.view(count, *shape), values.float()
+
+
+def change_of_basis(mean: Tensor, basis: Tensor, new_mean: Tensor, new_basis: Tensor) -> tuple[Tensor, Tensor]:
+    """How codes of one linear basis are said in another: the least-squares code of what they decode to.
+
+    Args:
+        mean, new_mean: (3, S, S).
+        basis: (K, 3, S, S).
+        new_basis: (L, 3, S, S).
+
+    Returns:
+        Matrix (L, K) and offset (L,): a code z (K,) becomes ``matrix @ z + offset``.
+    """
+    rows = new_basis.flatten(1).double()
+    seen = torch.cat([basis.flatten(1), (mean - new_mean).flatten()[None]]).double()
+    found = torch.linalg.solve(rows @ rows.T, rows @ seen.T).float()
+    return found[:, :-1], found[:, -1]
 
 
 def write_linear_basis(path: str | Path, mean: Tensor, basis: Tensor, metadata: dict | None = None) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECODERS",
+    "DECODER_VERSIONS",
     "FACE_GENERATORS",
     "DecoderSpec",
     "decoder_kind",
@@ -55,13 +56,15 @@ class DecoderSpec:
 DECODERS: Mapping[str, DecoderSpec] = MappingProxyType(
     {
         "linear": DecoderSpec("linear", shipped="texture_linear.safetensors"),
-        "linear_normalized": DecoderSpec("linear", shipped="texture_linear_normalized.safetensors"),
         "open": DecoderSpec("stylegan", shipped="texture_open.safetensors"),
         "ffhq_uv": DecoderSpec("stylegan", asset="ffhq_uv_decoder"),
         "ffhq_uv_cropface": DecoderSpec("stylegan", asset="ffhq_uv_decoder_cropface"),
     }
 )
 """Decoders by name."""
+
+DECODER_VERSIONS: Mapping[str, str] = MappingProxyType({"linear": "2"})
+"""Editions of decoders that have had others under their name: codes of one mean nothing to another."""
 
 FACE_GENERATORS: Mapping[str, str] = MappingProxyType(
     {
@@ -106,13 +109,11 @@ def load_decoder(
     """A frozen texture decoder by name.
 
     Args:
-        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a basis learned from 221
-            faces as the generator shows them, smiles and all, divided by their light; ``"linear_normalized"``, one
-            learned from the 400 normalized maps of the shipped set; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the
-            release's, of HiFi3D++'s maps, once converted (``python -m facerecon.assets convert ffhq_uv``); or the path
-            of a file: a linear basis (tools/build_texture_basis.py) or a StyleGAN2 decoder (train/texture_gan.py),
-            .safetensors; or the authors' released ``texgan_ffhq_uv.pth`` or its face-crop variant, which make
-            HiFi3D++'s maps.
+        name: ``"open"``, the open pack's StyleGAN2 decoder of normalized maps; ``"linear"``, a linear basis of such
+            maps; ``"ffhq_uv"`` and ``"ffhq_uv_cropface"``, the release's, of HiFi3D++'s maps, once converted (``python
+            -m facerecon.assets convert ffhq_uv``); or the path of a file: a linear basis (tools/build_texture_basis.py)
+            or a StyleGAN2 decoder (train/texture_gan.py), .safetensors; or the authors' released
+            ``texgan_ffhq_uv.pth`` or its face-crop variant, which make HiFi3D++'s maps.
         components: how many components of a linear basis to use, or directions of W of a StyleGAN2 decoder (as in
             ``space="w/64"``); all if left out.
         space: of a StyleGAN2 decoder: ``"z"``, ``"w"``, ``"w+"`` (if left out), ``"w/K"`` or ``"w+/K"``.

@@ -13,7 +13,9 @@ import torchvision
 from torch import nn
 
 import facerecon as fr
+from facerecon import assets
 from facerecon.errors import AssetError, ConfigError, OutputError, ShapeError
+from facerecon.imaging.files import read_image
 from facerecon.perception.regressor import (
     Regressor,
     RegressorConfig,
@@ -27,6 +29,7 @@ from facerecon.perception.regressor import (
     trained_regressor,
 )
 from facerecon.settings import build_settings
+from facerecon.stylegan.linear_basis import read_linear_basis
 
 SMALL = RegressorConfig(backbone="resnet10", width=0.125, identity=5, expression=4, texture=3, size=64)
 
@@ -337,3 +340,23 @@ def test_loading_by_head_model(tmp_path, monkeypatch):
 
 def test_shipped_weights_are_found_by_name():
     assert trained_regressor("no_such_model") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gray"),
+    [
+        ("makehuman", [[171, 169], [172, 163], [173, 166], [123, 152]]),
+        ("makehuman_artist", [[163, 160], [163, 154], [164, 157], [119, 146]]),
+        ("ict", [[176, 174], [177, 167], [178, 169], [126, 155]]),
+    ],
+)
+def test_shipped_networks_say_textures_in_the_shipped_basis(name, gray):
+    """Coarse gray levels, on the left half, of what each network said in the basis that it was trained with."""
+    image = read_image(Path(__file__).resolve().parents[2] / "samples" / "astronaut.jpg")
+    network = load_regressor(name)
+    with torch.no_grad():
+        code = network(network.sized(image[None, :, 28:176, 153:301])).texture
+    mean, basis = read_linear_basis(assets.shipped("texture_linear.safetensors"), code.shape[1])
+    texture = mean + torch.einsum("k,kcij->cij", code[0], basis)
+    found = torch.nn.functional.interpolate(texture[None], (4, 4), mode="area")[0].mean(0)[:, :2] * 255
+    assert (found - torch.tensor(gray)).abs().mean() < 4  # 10 and more where network and basis do not belong together

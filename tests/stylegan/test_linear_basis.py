@@ -7,7 +7,12 @@ import torch
 
 from facerecon import assets
 from facerecon.errors import AssetError, ShapeError
-from facerecon.stylegan.linear_basis import principal_components, read_linear_basis, write_linear_basis
+from facerecon.stylegan.linear_basis import (
+    change_of_basis,
+    principal_components,
+    read_linear_basis,
+    write_linear_basis,
+)
 
 
 def smooth(count: int, size: int) -> torch.Tensor:
@@ -56,10 +61,24 @@ def test_wrong_input_says_so(tmp_path):
         read_linear_basis(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["texture_linear.safetensors", "texture_linear_normalized.safetensors"])
-def test_the_shipped_bases(name):
+def test_a_change_of_basis_says_the_same_texture():
+    """Oracle: codes that another basis of the same space, or a least-squares solver, gives."""
+    draw = torch.Generator().manual_seed(0)
+    mean, basis, code = torch.rand(3, 8, 8, generator=draw), torch.randn(4, 3, 8, 8, generator=draw), torch.arange(4.0)
+    turned = torch.einsum("lk,kcij->lcij", torch.randn(4, 4, generator=draw), basis)
+    matrix, offset = change_of_basis(mean, basis, mean + basis[1], turned)
+    texture = mean + torch.einsum("k,kcij->cij", code, basis)
+    again = mean + basis[1] + torch.einsum("k,kcij->cij", matrix @ code + offset, turned)
+    assert torch.allclose(again, texture, atol=1e-4)
+    other = torch.randn(6, 3, 8, 8, generator=draw)
+    matrix, offset = change_of_basis(mean, basis, mean / 2, other)
+    best = torch.linalg.lstsq(other.flatten(1).T, (texture - mean / 2).flatten()[:, None]).solution[:, 0]
+    assert torch.allclose(matrix @ code + offset, best, atol=1e-4)
+
+
+def test_the_shipped_basis():
     """At most 4 MB, mirror symmetric, components in falling order, and two deviations stay near colors."""
-    path = assets.shipped(name)
+    path = assets.shipped("texture_linear.safetensors")
     mean, basis = read_linear_basis(path)
     assert path.stat().st_size < 4e6
     assert basis.shape == (64, 3, 256, 256) and mean.shape == (3, 256, 256)
