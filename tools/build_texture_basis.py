@@ -55,7 +55,7 @@ def build(folder: Path, output: Path, count: int, size: int, look: Path | None) 
         _look(look, output, textures)
 
 
-def carry_over(path: Path, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:
+def change_texture_basis(path: Path, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:
     """Rewrite a regressor's file for codes of the ``new`` basis, as many as before; nothing else in it changes.
 
     Returns:
@@ -70,9 +70,9 @@ def carry_over(path: Path, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor
     header = json.loads(meta["facerecon"])
     header["about"]["texture"] = "carried over from another linear basis by tools/build_texture_basis.py"
     write_whole(path, safetensors_bytes(tensors, {"facerecon": json.dumps(header, sort_keys=True)}))
-    said = new_mean - mean + torch.einsum("l,lcij->cij", offset, new_basis)
+    center = new_mean - mean + torch.einsum("l,lcij->cij", offset, new_basis)
     apart = torch.einsum("lk,lcij->kcij", matrix, new_basis) - basis
-    return 255 * (said.square() + apart.square().sum(0)).mean().sqrt().item()
+    return 255 * (center.square() + apart.square().sum(0)).mean().sqrt().item()
 
 
 def _look(folder: Path, path: Path, textures: Tensor) -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     old = read_linear_basis(options.output) if options.regressors else None
     build(options.folder, options.output, options.components, options.size, options.look)
     for path in options.regressors:
-        lost = carry_over(path, old, read_linear_basis(options.output))
+        lost = change_texture_basis(path, old, read_linear_basis(options.output))
         print(f"{path.name}: its textures in the new basis, {lost:.1f} levels off on average")
 
 
