@@ -717,7 +717,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    run(parser().parse_intermixed_args())
+    run(parser().parse_args())
 
 
 if __name__ == "__main__":
