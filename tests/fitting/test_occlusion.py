@@ -213,8 +213,12 @@ def test_an_occluder_does_not_paint_the_texture(model, decoder, head) -> None:
     inside = (covered > 0.99) & (plain.visibility > 0.9)
     assert inside.sum() > 80
     true = F.interpolate(texture, (256, 256), mode="bilinear")
-    error = [(face.texture - true).abs().mean(1, keepdim=True)[inside].mean() for face in (robust, plain)]
-    assert max(error) < 0.08  # what is painted over the disk in the plain one is taken for a shadow
+    error = []
+    for face in (robust, plain):
+        brighter = (face.decoded - texture).mean((2, 3), keepdim=True)  # light may have the rest
+        error.append((face.texture - brighter - true).abs().mean(1, keepdim=True)[inside].mean())
+    assert max(error) < 0.1  # what is painted over the disk in the plain one is taken for a shadow
+    assert error[0] < 0.05
     assert robust.visibility[inside].max() < 0.05
     assert (robust.decoded - texture).abs().mean() < 1.05 * (plain.decoded - texture).abs().mean()
     assert (visible.full.face_mask * spot).sum() < 0.05 * (photo.full.face_mask * spot).sum()
