@@ -63,7 +63,7 @@ DECODERS: Mapping[str, DecoderSpec] = MappingProxyType(
 )
 """Decoders by name."""
 
-DECODER_VERSIONS: Mapping[str, str] = MappingProxyType({"linear": "2"})
+DECODER_VERSIONS: Mapping[str, str] = MappingProxyType({"linear": "2", "open": "2"})
 """Editions of decoders that have had others under their name: codes of one mean nothing to another."""
 
 FACE_GENERATORS: Mapping[str, str] = MappingProxyType(
