@@ -236,8 +236,8 @@ STAGES = {
 }  # fmt: skip
 """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs. The weights follow the
 release's reading of Eq. 5 (photometric 1.6, identity 0.2); those of LPIPS (AlexNet) and SFace were chosen by what no
-fit optimizes, LPIPS (VGG) and the eval identity, on generated faces; so was the rate of the latent in stage 3. All steps
-decode 256 texels a side: in a crop of 224 px a face has no more.
+fit optimizes, LPIPS (VGG) and the eval identity, on generated faces; so was the rate of the latent in stage 3. All
+steps decode 256 texels a side: in a crop of 224 px a face has no more.
 
 Terms of shape follow from noise. ``lm``, ``reg_id`` and ``reg_exp`` are -2 log probabilities in the noise and the
 deviations of stage 1, so that they have one weight, which says how much an image tells beside them. Photometric
