@@ -537,7 +537,7 @@ def memory_sheet(known: Remembered, samples: Sequence[Tensor], found: Sequence[t
             tiles.append(known.picture(number))
             name = known.maps.paths[known.rows[number % len(known.rows)]].stem
             mirrored = " mirrored" if number >= len(known.rows) else ""
-            labels.append(f"{name}{mirrored}: {1000 * l1:.0f}, {lpips:.2f}")
+            labels.append(f"{name}{mirrored}: {1000 * l1:.0f}" + ("" if math.isnan(lpips) else f", {lpips:.2f}"))
     return contact_sheet(tiles, 1 + min(3, len(found[0][0])), labels, size=224)
 
 

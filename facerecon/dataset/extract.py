@@ -388,7 +388,7 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
     hair_zone = small(layout.upper * (1 - layout.around_eyes))[0]
     nose_base = small(layout.nose_base)[0]
     unseen = (small(weight)[:, 0] < 0.5) & (small(layout.face)[:, 0] > 0.5)
-    hairline = (unseen & (small(layout.forehead)[:, 0] > 0.5)).numpy()
+    hairline = (unseen & (small(layout.forehead)[:, 0] > 0.5)).cpu().numpy()
     radius = 0.004 * grid
     result = []
     for one, at, hair in zip(yuv, plain, hairline, strict=True):
@@ -403,8 +403,9 @@ def _without_strangers(rgb: Tensor, weight: Tensor, layout: FaceLayout) -> Tenso
         spread = spread.maximum(floor).minimum(2.5 * floor)[..., None]
         distance = ((one - center[..., None]).abs() / spread).amax(0, keepdim=True)
         strange = (distance - 3).clamp(0, 1) * hair_zone
-        reached = ndimage.binary_propagation(ndimage.binary_dilation(hair, iterations=3), mask=strange[0].numpy() > 0)
-        strange = strange * torch.from_numpy(reached)
+        found = strange[0].cpu().numpy() > 0
+        hanging = ndimage.binary_propagation(ndimage.binary_dilation(hair, iterations=3), mask=found)
+        strange = strange * torch.from_numpy(hanging).to(strange)
         nostril = ((_NOSTRIL + 0.05 - one[:1] / level) / 0.05).clamp(0, 1) * nose_base
         strange = torch.maximum(strange, nostril)
         result.append(masks.gaussian_blur(masks.dilate(strange[None], radius), 2 * round(radius) + 1)[0])

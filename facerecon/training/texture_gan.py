@@ -80,7 +80,8 @@ class PretrainSettings:
         code_prior: weight of their mean square.
         coarse: share of the phase that is trained at a quarter of the size, and then again at half of it, for a
             sixteenth and a quarter of the time: the skip architecture gives the coarse image without the fine layers.
-        lpips: weight of LPIPS on AlexNet beside the pair loss, on values in [0, 1]; VGG-16's is left for measurements.
+        lpips: weight of LPIPS on AlexNet beside the pair loss, on values in [0, 1], wherever 64 px or more are trained;
+            VGG-16's is left for measurements.
         lpips_size: px a side of the random square of each step that it looks at.
         lpips_box: part of the map in which these squares lie: first and last row, first and last column, in shares of
             the side.
