@@ -125,7 +125,7 @@ class Objective:
         latent: Latent,
         targets: dict[str, Any],
         view: PreparedView | FusedView | None = None,
-        size: int | None = None,
+        texture: Tensor | None = None,
         skipped: Collection[str] = (),
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of a stage at the present variables, {term: (B,)}, unweighted, and the composite (B, 3, H, W).
@@ -136,10 +136,11 @@ class Objective:
             params, latent: the variables.
             targets: of :meth:`targets`.
             view: of :meth:`prepare`, where only the texture moves.
-            size: texels of a side of a coarser texture.
+            texture: (B, 3, S, S) of :meth:`albedo`; computed if left out.
             skipped: of "lpips" and "id", what is not computed.
         """
-        texture = self.albedo(params, latent, size)
+        if texture is None:
+            texture = self.albedo(params, latent)
         if view is None:
             camera, vertices = photo.camera, self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
