@@ -69,7 +69,9 @@ def main(config: Any) -> int:
         if not pending:
             _finish(folder, paths, names)
             print(f"nothing to do: {len(paths)} photo(s) are finished in {folder.path}; resume=false does them again.")
-            return 1 if _suspects(folder, paths, names) else 0
+            doubtful = _suspects(folder, paths, names)
+            print(_page(folder, paths, names))
+            return 1 if doubtful else 0
         # faces that could not be fitted go last: the others make the same batches as in a run that meets them first
         kinds = folder.failure_kinds()
         pending.sort(key=lambda path: kinds.get(names[path]) == "FitError")
@@ -129,6 +131,8 @@ class _Job:
         if self.diverged:
             print(f"{self.diverged} face(s) diverged and are kept at an earlier state: 'diverged' in metrics.jsonl")
         suspects = _suspects(self.folder, self.paths, self.names)
+        if len(self.failed) < len(self.paths):
+            print(_page(self.folder, self.paths, self.names))
         if self.failed and len(self.paths) == 1:
             return 2
         if len(self.failed) == len(self.paths):
@@ -223,6 +227,14 @@ def _suspects(folder: Any, paths: list, names: dict) -> bool:
     for why in found.values():
         print(f"suspect: {why}", file=sys.stderr)
     return bool(found)
+
+
+def _page(folder: Any, paths: list, names: dict) -> str:
+    """The line on what to open: the head of the one face there is, or the page of all."""
+    from facerecon.fit.write import page_to_open
+
+    done = folder.completed()
+    return page_to_open(folder.path, [part for p in paths for part in done.get(names[p], {}).get("parts", [names[p]])])
 
 
 def _finish(folder: Any, paths: list, names: dict) -> None:
