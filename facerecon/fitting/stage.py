@@ -72,8 +72,8 @@ class Stage:
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
         latent: what moves of the latent: its ``code``, or ``w`` itself (release, stage 3), where the decoder has one.
         every: {term: k}, 1 where left out. ``texture``: the decoder runs, and the latent moves, at each k-th step only;
-            in between the last texture stands. ``lpips`` and ``id``, the terms of networks, are computed at each k-th of
-            those steps, in turn, with k times their gradient; in between their last value counts.
+            in between the last texture stands. ``lpips`` and ``id``, the terms of networks, are computed at each k-th
+            of those steps, in turn, with k times their gradient; in between their last value counts.
         coarse_steps: first steps, for which the decoder stops at ``coarse_size`` texels.
         coarse_size: texels a side in these steps, a power of two.
 
