@@ -159,7 +159,8 @@ def comments(script: str) -> dict[str, str]:
         for variable in variables:
             result[f"fitting.stages.{stage}.rate_scale.{variable}"] = "factor on the learning rate"
         for term in _value(constants["STAGES"], "fitting.stage")[stage]["every"]:
-            result[f"fitting.stages.{stage}.every.{term}"] = "its steps; 1: every one"
+            what = "decode at each k-th step" if term == "texture" else "at each k-th step that decodes"
+            result[f"fitting.stages.{stage}.every.{term}"] = f"{what}; 1: every one"
     return result
 
 

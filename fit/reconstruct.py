@@ -177,6 +177,7 @@ class _Job:
         import torch
 
         from facerecon.errors import FitError
+        from facerecon.run import choose_device
         from facerecon.run.thread_pool import beside_each_other
 
         photos, items = [], []
@@ -191,7 +192,7 @@ class _Job:
             except FitError as error:
                 return [], {item.path: str(error) for item in items[part]}
 
-        threads = torch.get_num_threads() if self.fitter.model.mean.device.type == "cpu" else 1
+        threads = torch.get_num_threads() if choose_device(self.config.device).type == "cpu" else 1
         # `face=all` can give more faces than fit at once
         size = min(-(-len(photos) // threads), max(1, self.config.batch // threads))
         parts = [slice(start, start + size) for start in range(0, len(photos), size)]
@@ -208,8 +209,6 @@ class _Job:
 
         for path, message in failures.items():
             self.fail(path, FitError(message))
-        for row in rows:
-            self.logger(row)
         self.folder.metrics.write_rows(rows)
         self.written += len(rows)
         self.diverged += sum("diverged" in row for row in rows)
@@ -321,6 +320,8 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in result.seconds.items()}
         seconds["export"] = time.perf_counter() - clock
         row |= {"seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items)}
+        with job.noting:
+            job.logger(row)
         rows.append(row)
         last = metrics[list(metrics)[-1]]
         bar.write(
