@@ -448,8 +448,8 @@ def _turned(neutral: Tensor, faces: Tensor, displacement: Tensor, normals: Tenso
     used[near] = True
     rows = used.nonzero()[:, 0]
     local[rows] = torch.arange(len(rows))
-    bent = _unit_normals((neutral[rows] + displacement[rows])[None], local[near])[0] - normals[rows]
-    turned[rows] = torch.where(touched[rows, None], bent, 0.0)
+    change = _unit_normals((neutral[rows] + displacement[rows])[None], local[near])[0] - normals[rows]
+    turned[rows] = torch.where(touched[rows, None], change, 0.0)
     return _array(turned)
 
 
