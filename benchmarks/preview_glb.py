@@ -4,7 +4,7 @@
     python -m benchmarks.preview_glb head.glb --weights eyeLookInLeft=1,eyeLookOutRight=1 --close
 
 Reads the file alone, draws each primitive with this library's rasterizer, and shades with the metallic-roughness model
-(Lambert and GGX, F0 of KHR_materials_specular) in linear light: three lamps with shadows and a sky.
+(Lambert and GGX, F0 of KHR_materials_ior) in linear light: three lamps with shadows and a sky.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Glb:
             texture = self.document["textures"][pbr["baseColorTexture"]["index"]]
             image = self.document["images"][texture["source"]]
             pixels = Image.open(io.BytesIO(self.view(image["bufferView"]))).convert("RGB")
-            specular = material.get("extensions", {}).get("KHR_materials_specular", {})
+            ior = material.get("extensions", {}).get("KHR_materials_ior", {}).get("ior", 1.5)
             found.append(
                 {
                     "position": torch.from_numpy(position * scale).float()[None],
@@ -93,7 +93,7 @@ class Glb:
                     "faces": torch.from_numpy(self.accessor(part["indices"]).astype(np.int64).reshape(-1, 3)),
                     "texture": torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1).float()[None] / 255,
                     "roughness": pbr["roughnessFactor"],
-                    "f0": 0.04 * specular.get("specularColorFactor", [1.0])[0] * specular.get("specularFactor", 1.0),
+                    "f0": ((ior - 1) / (ior + 1)) ** 2,
                 }
             )
         return found

@@ -34,11 +34,11 @@ __all__ = ["METERS_PER_UNIT", "SplitMesh", "encode_texture", "save_glb", "save_o
 METERS_PER_UNIT = 0.1
 """One world unit of every head model is a decimeter; files are in meters."""
 
-SKIN_ROUGHNESS, SKIN_F0 = 0.5, 0.028
-"""Skin under studio light: roughness, and the share of straight light that it reflects (index of refraction 1.4)."""
+SKIN_ROUGHNESS, SKIN_IOR = 0.5, 1.4
+"""Skin under studio light: roughness, and index of refraction, by which it reflects 2.8 % of straight light."""
 
-EYE_ROUGHNESS, EYE_F0 = 0.08, 0.025
-"""The wet cornea (index of refraction 1.376)."""
+EYE_ROUGHNESS, EYE_IOR = 0.08, 1.376
+"""The wet cornea, which reflects 2.5 %."""
 
 _REACH = 5.0  # world units in which a position of 16 bits ends: steps of 0.015 mm
 _DEEPEST_SHADE = 0.4  # mean value of a sclera below which darkness is not all shade
@@ -283,7 +283,7 @@ def save_glb(
         clamp: bounds of the default weights; None keeps them as fitted.
         image_format: "png", or "jpeg" for a smaller file.
         texture_size: side of the embedded texture in pixels; as it is by default.
-        roughness: of the skin (metallic is 0; it reflects 2.8 % of what falls on it straight, KHR_materials_specular).
+        roughness: of the skin (metallic is 0; it reflects 2.8 % of what falls on it straight, KHR_materials_ior).
         eyes: draw the eyeballs as a glossy primitive of their own, with an iris in the color of the texture's; a head
             with empty sockets (HiFi3D++) gets eyeballs. They follow the units eyeLook... False leaves the eyes to the
             texture.
@@ -318,7 +318,7 @@ def save_glb(
     mesh = gl.Mesh(name="head", primitives=[skin])
     texture = face.texture if texture_size is None else resized(face.texture, texture_size)
     picture = build.texture(encode_texture(texture, image_format), f"image/{image_format}", "albedo")
-    build.gltf.materials.append(_material("skin", picture, roughness, SKIN_F0))
+    build.gltf.materials.append(_material("skin", picture, roughness, SKIN_IOR))
     if apart is not None:
         mesh.primitives.append(_eye_primitive(build, numbers, apart, eye_targets))
     if chosen:
@@ -326,7 +326,7 @@ def save_glb(
         mesh.weights = (weights if clamp is None else weights.clamp(*clamp)).tolist()
         mesh.extras = {"targetNames": [face.expression_names[i] for i in chosen]}
     build.gltf.extensionsRequired = ["KHR_mesh_quantization"] if quantize else []
-    build.gltf.extensionsUsed = ["KHR_materials_specular", *build.gltf.extensionsRequired]
+    build.gltf.extensionsUsed = ["KHR_materials_ior", *build.gltf.extensionsRequired]
     build.add_scene(mesh, "facerecon", numbers.node_scale)
     if track is not None:
         _animate(build, track, times, chosen, clamp)
@@ -400,7 +400,7 @@ def _eye_primitive(build: GlbBuilder, numbers: _Numbers, eyes: _Eyes, targets: l
     made = _primitive(build, numbers, eyes.vertices, _eye_normals(eyes, eyes.vertices), eyes.uvs, eyes.faces, "eyes.")
     made.targets, made.material = targets, 1
     picture = build.texture(encode_texture(eyes.map), "image/png", "eyes")
-    build.gltf.materials.append(_material("eyes", picture, EYE_ROUGHNESS, EYE_F0))
+    build.gltf.materials.append(_material("eyes", picture, EYE_ROUGHNESS, EYE_IOR))
     return made
 
 
@@ -448,8 +448,8 @@ def _turned(neutral: Tensor, faces: Tensor, displacement: Tensor, normals: Tenso
     used[near] = True
     rows = used.nonzero()[:, 0]
     local[rows] = torch.arange(len(rows))
-    bent = _unit_normals((neutral[rows] + displacement[rows])[None], local[near])[0] - normals[rows]
-    turned[rows] = torch.where(touched[rows, None], bent, 0.0)
+    change = _unit_normals((neutral[rows] + displacement[rows])[None], local[near])[0] - normals[rows]
+    turned[rows] = torch.where(touched[rows, None], change, 0.0)
     return _array(turned)
 
 
@@ -481,8 +481,11 @@ def _animate(
     build.gltf.animations.append(animation)
 
 
-def _material(name: str, texture: int, roughness: float, f0: float) -> Any:
-    """A dielectric of a base color texture; ``f0`` is what it reflects of light that falls on it straight."""
+def _material(name: str, texture: int, roughness: float, ior: float) -> Any:
+    """A dielectric of a base color texture; ``ior`` is its index of refraction.
+
+    KHR_materials_specular would do as well, but for it Blender's importer calculates textures, with holes, for seconds.
+    """
     return gl.Material(
         name=name,
         pbrMetallicRoughness=gl.PbrMetallicRoughness(
@@ -494,7 +497,7 @@ def _material(name: str, texture: int, roughness: float, f0: float) -> Any:
         alphaMode="OPAQUE",
         alphaCutoff=None,
         doubleSided=False,
-        extensions={"KHR_materials_specular": {"specularColorFactor": [f0 / 0.04] * 3}},
+        extensions={"KHR_materials_ior": {"ior": ior}},
     )
 
 

@@ -182,10 +182,9 @@ def test_glb_equals_the_source(which, quantize, request, tmp_path):
     assert material.get("doubleSided", False) is False
     assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
     assert material["pbrMetallicRoughness"]["roughnessFactor"] == pytest.approx(0.5)
-    specular = material["extensions"]["KHR_materials_specular"]["specularColorFactor"]
-    assert specular == pytest.approx([0.7] * 3)
+    assert material["extensions"]["KHR_materials_ior"] == {"ior": 1.4}
     required = ["KHR_mesh_quantization"] if quantize else []
-    assert document["extensionsUsed"] == ["KHR_materials_specular", *required]
+    assert document["extensionsUsed"] == ["KHR_materials_ior", *required]
     assert document.get("extensionsRequired", []) == required
 
 
