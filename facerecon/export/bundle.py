@@ -15,12 +15,10 @@ __all__ = ["bundle", "read_bundle"]
 
 _EXPORTS = """
 export {
-  AmbientLight, AnimationMixer, BackSide, CanvasTexture, Color, DataTexture, DirectionalLight, DoubleSide, Group,
-  HemisphereLight, LinearFilter, LinearMipmapLinearFilter, LinearSRGBColorSpace, LoopRepeat, Matrix3, Matrix4, Mesh,
-  MeshBasicMaterial, MeshPhysicalMaterial, MeshStandardMaterial, NeutralToneMapping, NoColorSpace, NoToneMapping,
-  Box3, PCFShadowMap, PCFSoftShadowMap, PMREMGenerator, PerspectiveCamera, PlaneGeometry, Quaternion, SRGBColorSpace,
-  Scene, ShaderMaterial, SphereGeometry, Texture, UnsignedByteType, VSMShadowMap, Vector2, Vector3, Vector4,
-  WebGLRenderTarget, WebGLRenderer,
+  AnimationMixer, Color, DataTexture, DirectionalLight, DoubleSide, LinearFilter, LinearMipmapLinearFilter,
+  Matrix3, Matrix4, Mesh, MeshBasicMaterial, NeutralToneMapping, NoBlending, NoColorSpace, PMREMGenerator,
+  PCFShadowMap, PerspectiveCamera, PlaneGeometry, Quaternion, SRGBColorSpace, Scene, ShaderMaterial,
+  SphereGeometry, Texture, VSMShadowMap, Vector2, Vector3, WebGLRenderer,
 } from "three";
 export { GLTFLoader } from "./examples/jsm/loaders/GLTFLoader.js";
 export { OrbitControls } from "./examples/jsm/controls/OrbitControls.js";

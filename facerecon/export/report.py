@@ -258,7 +258,7 @@ def _licenses(names: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
 # -- pages -----------------------------------------------------------------------------------------------
 
 
-def _template(name: str) -> Template:
+def page_template(name: str) -> Template:
     """One of ``templates/``."""
     environment = Environment(
         loader=PackageLoader("facerecon.export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -274,7 +274,7 @@ def _write(path: str | os.PathLike, template: str, **context: Any) -> Path:
         f"facerecon {library_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     )
-    page = _template(template).render(made_with=made_with, **context)
+    page = page_template(template).render(made_with=made_with, **context)
     return write_bytes(path, page.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
@@ -285,7 +285,7 @@ def loss_curve(values: Sequence[float], label: str) -> str:
         values: one a step; values that are not finite leave gaps.
         label: of the term.
     """
-    return _template("curve.html").render(values=values, label=label)
+    return page_template("curve.html").render(values=values, label=label)
 
 
 def curve_points(values: Sequence[float]) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def head_views(
 # -- over the photo --------------------------------------------------------------------------------------
 
 
-def _crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
+def crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
     """``face.camera`` (photo pixels) in pixels of the observation's full crop."""
     to_photo = observation.full.to_photo
     from_photo = invert_affine(to_photo.double()).to(to_photo.dtype)
@@ -395,7 +395,7 @@ def panel(
         observation = _single(observation, index)
         photo, shot = _photo_and_shot(face, observation, big, backend)
         scale = big / observation.full.image.shape[-1]
-        predicted = _predicted_landmarks(face, _crop_camera(face, observation), _on_cpu(model)) * scale
+        predicted = _predicted_landmarks(face, crop_camera(face, observation), _on_cpu(model)) * scale
         drawn = landmark_view(photo, _landmarks_in_crop(observation) * scale, predicted)
         cells["photo"] = photo
         cells["overlay: rendered face on the photo"] = overlay(photo, shot, face.params.light)
@@ -478,7 +478,7 @@ def _relit(shot: Shot) -> dict[str, Tensor]:
 def _photo_and_shot(face: ReconstructedFace, observation: Observation, size: int, backend: str) -> tuple[Tensor, Shot]:
     """(1, 3, size, size), the full crop of one photo, on the backdrop, and the fitted head where it is in it, with all
     of the photo's light but that of its spherical harmonics."""
-    camera, full = _crop_camera(face, observation), observation.full
+    camera, full = crop_camera(face, observation), observation.full
     shot = shoot(posed_vertices(face), face.texture_in_photo(), face.topology, camera, size, backend)
     return resized(full.image * full.valid + _backdrop(full.image) * (1 - full.valid), size), shot
 
