@@ -97,7 +97,7 @@ def write_viewer(
     page = page_template("viewer.html").render(
         name=name, lead=lead, photo=photo, policy=Markup(policy), style=Markup(style), program=Markup(program),
         library=Markup(script), license=license, data=Markup(json.dumps(data).replace("<", "\\u003c")),
-        glb=Markup(base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()), size=f"{len(content) / 1e6:.1f}",
+        glb=Markup(base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()), size=f"{len(content) / 1e6:.1f}",
         made_with=f"facerecon {library_version()}",
     )  # fmt: skip
     return write_bytes(path, page.encode("utf-8", "backslashreplace"))

@@ -3,6 +3,7 @@
 
 const GAMMA = 2.2;
 const DARKEST = 1e-3;
+const REST = 14; // degrees from which the head is first seen
 const BAR = 56; // pixels below the head that belong to buttons
 const BAND = [
   Math.PI / Math.sqrt(4 * Math.PI),
@@ -308,9 +309,9 @@ async function start() {
 
   const lamp = new THREE.DirectionalLight(0xffffff, 1);
   lamp.castShadow = true;
-  lamp.shadow.mapSize.set(1024, 1024);
-  lamp.shadow.radius = 5;
-  lamp.shadow.blurSamples = 12;
+  lamp.shadow.mapSize.set(512, 512);
+  lamp.shadow.radius = 3;
+  lamp.shadow.blurSamples = 8;
   lamp.shadow.bias = -0.0005;
   lamp.shadow.normalBias = 0.004;
   const reach = data.frame.radius * 1.25;
@@ -442,7 +443,7 @@ async function start() {
     controls.update();
     draw();
   };
-  free.position.set(...lampDirection(18, 4)).add(center);
+  free.position.set(...lampDirection(REST, 3)).add(center);
 
   buildPage({ at, data, state, units, weights, fitted, redraw, still, controls, free, center, turnTo, glb, file, parts, fit, frame });
   new ResizeObserver(fit).observe(frame);
@@ -488,7 +489,7 @@ function studioRoom(renderer) {
   add(plane, 2.4, [4, 3, -6], [3, 5, 1]);
   add(plane, 0.12, [0, -7, 0], [9, 9, 1]);
   const maker = new THREE.PMREMGenerator(renderer);
-  const map = maker.fromScene(room, 0.03).texture;
+  const map = maker.fromScene(room, 0.02, 0.1, 100, { size: 64 }).texture;
   maker.dispose();
   return map;
 }
@@ -507,8 +508,8 @@ function buildPage(page) {
     const began = performance.now();
     const step = (now) => {
       if (!intro || state.compare) return;
-      const t = Math.min((now - began) / 3800, 1);
-      turnTo(-34 + 16 * 2 * ease(t) * 0.5 + 0, 4);
+      const t = Math.min((now - began) / 3500, 1);
+      turnTo(-REST + 40 * (1 - ease(t)), 3);
       redraw();
       if (t < 1) requestAnimationFrame(step);
     };
