@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from facerecon import assets
 from facerecon.errors import AssetError
 
-__all__ = ["bundle", "read_bundle"]
+__all__ = ["bundle", "read_bundle", "why_no_viewer"]
 
 _EXPORTS = """
 export {
@@ -45,8 +46,8 @@ def bundle(source: Path, target: Path) -> None:
         raise AssetError("esbuild is needed to bundle three.js and is not on the PATH; fetch viewer brings its own.")
     done = subprocess.run([program, *_OPTIONS], input=_EXPORTS.encode(), capture_output=True, cwd=source, check=False)
     if done.returncode:
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[0]
-        raise AssetError(f"esbuild could not bundle three.js: {said}")
+        first = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[0]
+        raise AssetError(f"esbuild could not bundle three.js: {first}")
     texts = {"script": done.stdout, "license": (source / "LICENSE").read_bytes()}
     save_file({name: np.frombuffer(text, np.uint8) for name, text in texts.items()}, target)
 
@@ -55,3 +56,9 @@ def read_bundle(path: Path) -> tuple[str, str]:
     """Script and license text of a file that :func:`bundle` wrote."""
     texts = load_file(path)
     return texts["script"].tobytes().decode(), texts["license"].tobytes().decode()
+
+
+def why_no_viewer() -> str:
+    """ "" where pages can be written; else one line that says how to get what they need."""
+    found = assets.status("viewer")
+    return "" if found.state == "ready" else found.message

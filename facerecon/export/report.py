@@ -121,12 +121,27 @@ class IndexEntry:
         panel: path of its panel picture.
         report: path of its report, if there is one.
         facts: short figures.
+        viewer: path of its viewer, if there is one.
+        turning: paths of a small film of the head and of a picture for those who want no motion.
     """
 
     name: str
     panel: str
     report: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    viewer: str | None = None
+    turning: tuple[str, str] | None = None
+
+    @classmethod
+    def of_folder(cls, run: Path, name: str) -> IndexEntry:
+        """What is there of a face in the folder of a run."""
+
+        def there(file: str) -> str | None:
+            return f"{name}/{file}" if (run / name / file).is_file() else None
+
+        film, still = there("turning.webp"), there("still.webp")
+        turning = (film, still) if film and still else None
+        return cls(name, f"{name}/panel.png", there("report.html"), {}, there("viewer.html"), turning)
 
 
 def write_report(

@@ -1,7 +1,7 @@
 """One head as a page to play with: ``viewer.html`` turns it, lights it, moves its face and lays it over its photo.
 
-The page is one file that loads nothing: three.js (asset ``viewer``), our own module (``templates/viewer.mjs``), the GLB,
-gzipped, the photo and three small maps are in it, and a content security policy names the scripts by their sha256.
+The page is one file that loads nothing: three.js (asset ``viewer``), our own module (``templates/viewer.mjs``), the
+gzipped GLB, the photo and two small maps are in it, and a content security policy names the scripts by their sha256.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from facerecon.morphable.eyes import SCLERA
 from facerecon.render.uv import region_texels
 from facerecon.types import Camera, Observation, ReconstructedFace
 
-__all__ = ["why_no_viewer", "write_viewer"]
+__all__ = ["write_viewer"]
 
 PHOTO_SIDE = 1024
 """Largest side of the photo in the page, pixels."""
@@ -45,12 +45,6 @@ _COVERAGE_SIDE = 256
 _INNER = ("eyes", "mouth", "teeth", "tongue", "sockets")
 _GL_AXES = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # camera's x right, y down, z forward -> y up, z backward
 _DARKEST_SCLERA = 0.4
-
-
-def why_no_viewer() -> str:
-    """"" where pages can be written; else one line that says how to get what they need."""
-    found = assets.status("viewer")
-    return "" if found.state == "ready" else found.message
 
 
 @torch.no_grad()

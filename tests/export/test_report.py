@@ -27,7 +27,7 @@ from facerecon.export.report import (
     write_report,
 )
 
-VOID = {"meta", "img", "br", "circle", "polyline"}
+VOID = {"meta", "img", "br", "circle", "polyline", "source"}
 EVIL = "<script>alert('x')</script>&\"'"
 
 

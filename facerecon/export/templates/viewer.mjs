@@ -41,6 +41,16 @@ export function shade(normal, { coefficients, space }) {
   });
 }
 
+/** Unit vector towards what eyes reflect: where the light comes from most, but in front of the face and above it. */
+export function glintDirection({ coefficients }) {
+  const mean = (row) => (coefficients[row][0] + coefficients[row][1] + coefficients[row][2]) / 3;
+  const [x, y, z] = [-mean(3), Math.max(-mean(1), 0), Math.max(mean(2), 0)];
+  const size = Math.hypot(x, y, z) || 1;
+  const [dx, dy, dz] = [(0.8 * x) / size, 0.5 + (0.5 * y) / size, 1 + z / size];
+  const length = Math.hypot(dx, dy, dz);
+  return [dx / length, dy / length, dz / length];
+}
+
 /** Unit vector towards a lamp: azimuth and height in degrees, 0, 0 in front of the face, positive to the viewer's right and up. */
 export function lampDirection(azimuth, height) {
   const a = (azimuth * Math.PI) / 180;
@@ -158,7 +168,7 @@ void main() {
 
 const FRAGMENT = /* glsl */ `
 uniform sampler2D albedo, photoShade, coverage;
-uniform vec3 tint, lampColor, lampDirection;
+uniform vec3 tint, lampColor, lampDirection, window;
 uniform vec3 light[9];
 uniform mat3 toLight;
 uniform vec2 shadeRange;
@@ -178,8 +188,8 @@ void main() {
     ? pow(max(pow(shade, vec3(${GAMMA})) * irradiance * photoLight + lamp, ${DARKEST}), vec3(${1 / GAMMA}))
     : shade * irradiance * photoLight + lamp;
   vec3 color = clamp(texture2D(albedo, vMap).rgb * tint * factor, 0.0, 1.0);
-  float glint = pow(max(normalize(n + vec3(0.0, 0.0, 1.0)).z, 0.0), 1.0) * gloss;
-  color += glint;
+  vec3 between = normalize(window + toLight * vec3(0.0, 0.0, 1.0));
+  color += gloss * pow(max(dot(n, between), 0.0), 600.0) * photoLight;
   float alpha = cut ? texture2D(coverage, vMap).g : 1.0;
   gl_FragColor = vec4(color * alpha, alpha);
 }`;
@@ -246,6 +256,7 @@ async function start() {
     lampColor: { value: new THREE.Vector3() },
     lampDirection: { value: new THREE.Vector3() },
     photoLight: { value: 1 },
+    window: { value: new THREE.Vector3(...glintDirection(data.light)) },
     coverage: { value: coverageMap },
   };
   for (const part of parts) {
@@ -267,7 +278,7 @@ async function start() {
         photoShade: { value: eyes ? white : shadeMap },
         shadeRange: { value: eyes ? new THREE.Vector2(0, 0) : new THREE.Vector2(...data.shadeRange) },
         tint: { value: new THREE.Vector3(1, 1, 1) },
-        gloss: { value: 0 },
+        gloss: { value: eyes ? 0.7 : 0 },
         cut: { value: false },
       },
       toneMapped: false,
@@ -374,11 +385,11 @@ async function start() {
     // the studio's lights in the scene: back from the light's axes
     const worldFromLight = inView.clone().multiply(lightFromView.clone().transpose());
     lamp.color.set(state.lamp.color);
-    lamp.intensity = 2.3 * strength;
+    lamp.intensity = 2.2 * strength;
     lamp.position.copy(aim).applyMatrix4(worldFromLight).add(center);
     lamp.target.position.copy(center);
     scene.environmentRotation.setFromRotationMatrix(worldFromLight);
-    scene.environmentIntensity = 0.75 * state.room.studio;
+    scene.environmentIntensity = 0.95 * state.room.studio;
   }
 
   function dress() {
