@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from facerecon.correspond.gnm import convert
 from facerecon.correspond.obj import head_from_obj, known_landmarks, read_obj
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.types import Camera, FaceParams, Latent, MeshTopology, ReconstructedFace, SHLight
@@ -203,3 +204,11 @@ def socketed(reference: Path) -> ReconstructedFace:
     """The shared HiFi3D++ head, which has sockets."""
     mesh = read_obj(reference / "ffhq_uv" / "teaser1_hifi3dpp_head.obj")
     return face_of(head_from_obj(mesh, known_landmarks(mesh)))
+
+
+@pytest.fixture(scope="module")
+def gnm_face(gnm_files: tuple[Path, np.ndarray], own_tables: Path) -> ReconstructedFace:
+    """A head laid out as GNM Head v3, whose eyeballs rest."""
+    path = own_tables / "gnm.safetensors"
+    convert(gnm_files[0] / "gnm_head.npz", path)
+    return face_of(load_face_model("gnm", 3, path), 0.5)

@@ -13,8 +13,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from facerecon.export.mesh import save_glb
+from facerecon.types import FaceParams
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -41,14 +43,45 @@ def validate(path: Path) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("which", ["sphere_face", "hifi_face", "person", "socketed"])
-@pytest.mark.parametrize("image_format", ["png", "jpeg"])
-def test_no_errors_or_warnings(which, image_format, request, tmp_path):
-    face = request.getfixturevalue(which)
-    report = validate(save_glb(face, tmp_path / "head.glb", image_format=image_format))
+def assert_clean(report: dict) -> None:
+    """No errors, no warnings, nothing to note."""
     issues = report["issues"]
-    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0), issues["messages"]
+    counts = [issues[name] for name in ("numErrors", "numWarnings", "numInfos", "numHints")]
+    assert counts == [0, 0, 0, 0], issues["messages"]
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["sphere_face", "hifi_face", "person", "scanned", "socketed", pytest.param("gnm_face", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("eyes", [True, False])
+def test_no_errors_or_warnings(which, eyes, request, tmp_path):
+    face = request.getfixturevalue(which)
+    report = validate(save_glb(face, tmp_path / "head.glb", eyes=eyes, image_format="png" if eyes else "jpeg"))
+    assert_clean(report)
     assert report["info"]["hasMorphTargets"] is bool(face.expression_names) and report["info"]["hasTextures"]
+    drawn = eyes and "eyes" in face.topology.regions
+    assert report["info"]["materialCount"] == 1 + drawn
+
+
+@pytest.mark.parametrize(
+    "which", ["sphere_face", "person", "scanned", "socketed", pytest.param("gnm_face", marks=pytest.mark.slow)]
+)
+def test_an_animated_file_is_clean(which, request, tmp_path):
+    face = request.getfixturevalue(which)
+    track = FaceParams.cat([face.params] * 3)
+    track = track.replace(rotation=torch.tensor([[0.0, -0.2, 0.0], [0.1, 0.0, 0.0], [0.0, 0.3, 0.1]]))
+    report = validate(save_glb(face, tmp_path / "head.glb", track=track, times=[0.0, 0.04, 0.08]))
+    assert_clean(report)
+    assert report["info"]["animationCount"] == 1
+
+
+@pytest.mark.parametrize("which", ["sphere_face", "person"])
+def test_floats_are_clean_too(which, request, tmp_path):
+    face = request.getfixturevalue(which)
+    report = validate(save_glb(face, tmp_path / "head.glb", quantize=False))
+    assert_clean(report)
+    assert "extensionsRequired" not in report["info"]
 
 
 def test_the_validator_can_fail(sphere_face, tmp_path):
