@@ -463,7 +463,7 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 
   const shown = {
-    state, weights, units, draw, redraw, glb,
+    state, weights, units, draw, turnTo,
     /** A PNG data URI of what is shown, at another size. */
     picture(width, height) {
       const ratio = renderer.getPixelRatio();
