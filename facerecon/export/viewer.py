@@ -29,6 +29,7 @@ from facerecon.export.bundle import read_bundle
 from facerecon.export.mesh import METERS_PER_UNIT, one_subject, resized
 from facerecon.export.report import library_version, page_template
 from facerecon.export.views import crop_camera, posed_vertices
+from facerecon.geometry.camera import camera_in_photo, project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
 from facerecon.imaging.masks import dilate, erode, feather
@@ -81,8 +82,12 @@ def write_viewer(
     content = glb if isinstance(glb, bytes) else Path(glb).read_bytes()
     if name is None:
         name = os.path.basename(str(face.path[0])) if face.path else "face"
-    data = _data(face, observation)
-    photo = None if observation is None else _photo(observation)
+    camera = None if observation is None else crop_camera(face, observation)
+    crop = None if observation is None else _photo_square(observation, project(camera, posed_vertices(face))[0])
+    data = _data(face)
+    if camera is not None:
+        data["photo"] = _photo_camera(face, _cropped(camera, crop))
+    photo = None if crop is None else _photo(observation, crop)
     program, style = (_text(file) for file in ("viewer.mjs", "viewer.css"))
     policy = (
         f"default-src 'none'; script-src {_hash(script)} {_hash(program)}; style-src {_hash(style)}; "
@@ -110,12 +115,12 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _data(face: ReconstructedFace, observation: Observation | None) -> dict[str, Any]:
+def _data(face: ReconstructedFace) -> dict[str, Any]:
     """What the page's module reads."""
     shade, scale = _shade_map(face)
     rotation = euler_to_matrix(face.params.rotation)[0]
     camera_axes = face.camera.rotation[0]
-    found = {
+    return {
         "file": "head.glb",
         "fitted": dict(zip(face.expression_names, _rounded(face.params.expression[0], 5), strict=True)),
         "light": {"coefficients": _rounded(face.params.light.coefficients[0], 6), "space": face.params.light.space},
@@ -128,9 +133,6 @@ def _data(face: ReconstructedFace, observation: Observation | None) -> dict[str,
         "eyeShade": _eye_shade(face),
         "photo": None,
     }
-    if observation is not None:
-        found["photo"] = _photo_camera(face, crop_camera(face, observation))
-    return found
 
 
 def _rounded(values: Tensor, digits: int) -> Any:
@@ -187,11 +189,33 @@ def _photo_camera(face: ReconstructedFace, camera: Camera) -> dict[str, list[flo
     return {"view": _matrix4(view, shift * METERS_PER_UNIT), "projection": clip.mT.flatten().tolist()}
 
 
-def _photo(observation: Observation) -> str:
-    full = observation.full
+def _photo_square(observation: Observation, points: Tensor) -> tuple[int, int, int]:
+    """Left, top and side of the largest square of the full crop that the photo fills and the head (V, 3) is in the
+    middle of, as far as it can be."""
+    valid = observation.full.valid[0, 0] > 0.5
+    rows, columns = valid.any(1).nonzero()[:, 0], valid.any(0).nonzero()[:, 0]
+    if not len(rows):
+        return 0, 0, valid.shape[0]
+    low = [int(columns[0]), int(rows[0])]
+    size = [int(columns[-1]) + 1 - low[0], int(rows[-1]) + 1 - low[1]]
+    side = min(size)
+    middle = (points[:, :2].amin(0) + points[:, :2].amax(0)) / 2
+    left, top = (low[k] + min(max(round(float(middle[k]) - side / 2) - low[k], 0), size[k] - side) for k in (0, 1))
+    return left, top, side
+
+
+def _cropped(camera: Camera, crop: tuple[int, int, int]) -> Camera:
+    left, top, side = crop
+    shift = torch.tensor([[1.0, 0.0, -left], [0.0, 1.0, -top]]).to(camera.warp)
+    return camera_in_photo(camera, shift[None], (side, side))
+
+
+def _photo(observation: Observation, crop: tuple[int, int, int]) -> str:
+    full, (left, top, side) = observation.full, crop
     gray = full.image.new_tensor([0.8, 0.81, 0.82]).view(1, 3, 1, 1)
     image = full.image * full.valid + gray * (1 - full.valid)
-    return _encoded(to_pil(resized(image, min(PHOTO_SIDE, image.shape[-1]))[0]), "JPEG", quality=88)
+    image = image[..., top : top + side, left : left + side]
+    return _encoded(to_pil(resized(image, min(PHOTO_SIDE, side))[0]), "JPEG", quality=88)
 
 
 def _shade_map(face: ReconstructedFace) -> tuple[str, list[float]]:

@@ -232,7 +232,8 @@ class Opened:
             "const done = arguments[arguments.length - 1];"
             "const at = (s) => document.querySelector(s); const pick = (s) => at(s).click();"
             "const put = (s, v) => { at(s).value = v; at(s).dispatchEvent(new Event('input', { bubbles: true })); };"
-            f"viewer.then((page) => {{ {statements} }}).then((v) => done({{ v }}), (e) => done({{ error: String(e) }}));"
+            f"viewer.then((page) => {{ {statements} }})"
+            ".then((v) => done({ v }), (e) => done({ error: String(e) }));"
         )
         assert "error" not in answer, answer
         return answer.get("v")
@@ -346,7 +347,8 @@ def test_keys_search_and_download(browser, asset, person, tmp_path):
     shown = page.run("return [...document.querySelectorAll('.unit')].filter((u) => !u.hidden).map((u) => u.title);")
     assert shown == ["mouthSmileLeft", "mouthSmileRight"]
     held = page.run(
-        "return fetch(at('#download').href).then((r) => r.arrayBuffer()).then((b) => crypto.subtle.digest('SHA-256', b))"
+        "return fetch(at('#download').href).then((r) => r.arrayBuffer())"
+        ".then((b) => crypto.subtle.digest('SHA-256', b))"
         ".then((d) => [...new Uint8Array(d)].map((x) => x.toString(16).padStart(2, '0')).join(''));"
     )
     assert held == hashlib.sha256((tmp_path / "head.glb").read_bytes()).hexdigest()
@@ -366,17 +368,16 @@ def test_other_heads(browser, asset, which, request, tmp_path):
     """Other topologies, with other units, without eyes, photo or expression."""
     face = request.getfixturevalue(which)
     page = opened(browser, asset, face, tmp_path)
-    assert (page.picture()[..., 3] == 255).mean() > 0.15 and page.errors() == []
+    assert (page.picture()[..., 3] == 255).mean() > 0.08 and page.errors() == []
     assert page.run("return page.units;") == list(face.expression_names)
     none = face.replace(
         expression_basis=face.expression_basis[:0], expression_names=(),
         params=face.params.replace(expression=face.params.expression[:, :0]), vertices=face.neutral_vertices,
     )  # fmt: skip
     page = opened(browser, asset, none, tmp_path, with_photo=False)
-    assert (page.picture()[..., 3] == 255).mean() > 0.15 and page.errors() == []
-    assert (
-        page.run("return [at('#expression').hidden, at('#photo-choice').hidden, at('#player').hidden];") == [True] * 3
-    )
+    assert (page.picture()[..., 3] == 255).mean() > 0.08 and page.errors() == []
+    hidden = page.run("return ['#expression', '#photo-choice', '#player'].map((s) => at(s).hidden);")
+    assert hidden == [True, True, True]
 
 
 @pytest.mark.slow
