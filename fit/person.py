@@ -19,7 +19,7 @@ from facerecon.export.report import ReportEntry
 from facerecon.export.views import overlays, panel, person_panel, relit_strip, save_animation
 from facerecon.fit.models import load_tools, run_folder
 from facerecon.fit.photos import Corrections, Source, find_corrections, is_finished, observe_sources
-from facerecon.fit.write import saved_face, write_head
+from facerecon.fit.write import page_to_open, saved_face, write_head
 from facerecon.fitting import FitResult, SmoothnessSettings
 from facerecon.imaging.files import list_images, read_image, write_png
 from facerecon.imaging.video import film_reader, is_film, read_frames, write_film
@@ -59,6 +59,7 @@ def reconstruct_person(config: Any, digest: str) -> int:
         name = folder_names({source: content}, done, label=label)[source]
         if config.resume and is_finished(done.get(name, {}), settings, content):
             print(f"nothing to do: {name} is finished in {folder.path}; resume=false does it again.")
+            print(page_to_open(folder.path, [name]))
             return 1 if any(row.get("item") == name and "suspect" in row for row in folder.metrics.read()) else 0
         if done.get(name, {}).get("content", content) != content:
             print(f"note: {config.img} has changed; its head is made again in {folder.path / name}")
@@ -141,6 +142,7 @@ class _Person:
         )
         if result.diverged:
             print("the fit diverged and is kept at an earlier state: 'diverged' in metrics.jsonl")
+        print(page_to_open(self.folder.path, [self.name]))
         return 1 if self.failed or result.diverged or suspects else 0
 
     def _fit(self, photo: Observation, used: list[Source]) -> FitResult:

@@ -21,6 +21,9 @@ from facerecon.imaging.files import read_image, write_bytes, write_png
 from facerecon.stylegan.load import DECODER_VERSIONS, is_decoder_file
 from facerecon.types import Observation, ReconstructedFace, SavedFace
 
+PAGES = ("viewer.html", "report.html")
+"""Of a head's folder, the one to open first."""
+
 EXPORTS = ("panel", "texture", "obj", "glb", "viewer", "report")
 
 
@@ -102,3 +105,16 @@ def write_head(
             command=f"python fit/reconstruct.py {arguments} fitting={config.fitting.preset}",
         )  # fmt: skip
     write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())
+
+
+def page_to_open(folder: Path, items: Sequence[str]) -> str:
+    """The last line of a run: the page, or else the folder, that shows its results.
+
+    Args:
+        folder: of the run.
+        items: folders of the heads in it.
+    """
+    heads = [folder / item for item in items if (folder / item).is_dir()]
+    pages = [folder / "index.html"] if len(heads) != 1 else [heads[0] / name for name in PAGES]
+    fallback = heads[0] if heads else folder
+    return f"open: {next((page for page in pages if page.is_file()), fallback).resolve()}"

@@ -460,6 +460,73 @@ def test_make_reconstruct_fetches_the_head_it_is_asked_for() -> None:
     ]
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
+def test_make_says_what_there_is_and_doctor_needs_no_set_up(tmp_path) -> None:
+    def make(*words: str) -> str:
+        done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = make()
+    assert shown.index("make reconstruct IMG=face.jpg") < shown.index("make setup")
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) > 10 and all(f"make {target} " in shown for target in targets)
+    assert all(f"{name}=" in shown for name in ("IMG", "OUT", "HEAD", "ARGS", "PYTHON", "FACERECON_HOME"))
+    assert make("-n", "doctor", f"VENV={tmp_path}", "PYTHON=python9").strip() == "python9 -m facerecon.assets doctor"
+
+
+PIP = """#!/bin/sh
+echo "Collecting torch"
+echo "  Downloading torch-2.12.0-cp311-cp311-manylinux_2_28_x86_64.whl (532.0 MB)"
+echo "  Downloading tqdm-4.1-py3-none-any.whl (78 kB)"
+if [ -n "$BROKEN" ]; then
+  echo "WARNING: Retrying after connection broken by 'NewConnectionError('refused')': /simple/numba/"
+  echo "ERROR: No matching distribution found for numba>=0.59"
+  exit 1
+fi
+echo "Installing collected packages: torch, tqdm"
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for pip is a shell script")
+def test_set_up_shows_sizes_and_explains_a_failing_pip_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    install = _module(ROOT / "tools" / "install.py")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(PIP)
+    python.chmod(0o755)
+    assert install.main([str(tmp_path), "dev"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1:3] == ["  torch-2.12.0, 532 MB", "  unpacking 2 packages"]
+    assert shown[0].startswith("set-up, 1 of 2: ") and shown[3].endswith("; next: the models")
+    monkeypatch.setenv("BROKEN", "1")
+    assert install.main([str(tmp_path), "dev"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: pip could not install numba>=0.59 (no connection: NewConnectionError refused")
+    assert error.count("\n") == 1 and "PIP_INDEX_URL" in error and "PIP_FIND_LINKS" in error and "pip.log" in error
+    assert "torch-2.12.0" in (tmp_path / "pip.log").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "pip.log"]
+
+
+def test_a_run_ends_with_the_page_to_open(tmp_path) -> None:
+    from facerecon.fit.write import page_to_open
+
+    def page(*items: str) -> str:
+        return page_to_open(tmp_path, items).removeprefix("open: ").removeprefix(str(tmp_path.resolve()))
+
+    assert page("a") == ""  # nothing there yet
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert page("a") == "/a"  # export= without a report
+    (tmp_path / "a" / "report.html").touch()
+    assert page("a") == page("a", "failed") == "/a/report.html"
+    (tmp_path / "a" / "viewer.html").touch()
+    assert page("a") == "/a/viewer.html"
+    assert page("a", "b") == "/a"  # faces of one photo have no common page
+    (tmp_path / "index.html").touch()
+    assert page("a", "b") == "/index.html"
+
+
 @pytest.mark.slow
 def test_directions_are_built_again_from_what_is_measured(script, tmp_path, fit_models, asset) -> None:
     asset("mobile_stylegan")

