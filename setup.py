@@ -20,6 +20,7 @@ RAY = ["ray[data]>=2.9"]
 HEIC = ["pillow-heif"]
 STYLEFLOW = ["torchdiffeq"]
 VIDEO = ["av>=12"]
+BROWSER = ["selenium>=4.20"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "ipykernel"]
 DEV = [
     "setuptools>=77,<82",
@@ -77,6 +78,6 @@ setup(
         "heic": HEIC,
         "styleflow": STYLEFLOW,
         "dev": DEV + PYTORCH3D,
-        "test_all": DEV + PYTORCH3D + RAY + HEIC + STYLEFLOW + VIDEO + ["trimesh"],
+        "test_all": DEV + PYTORCH3D + RAY + HEIC + STYLEFLOW + VIDEO + BROWSER + ["trimesh"],
     },
 )

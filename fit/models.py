@@ -19,6 +19,7 @@ from facerecon.assets import ASSETS, PACKAGES, shipped, status
 from facerecon.assets.release import require
 from facerecon.correspond.resample import ResampledDecoder, decoder_for, retarget
 from facerecon.errors import ConfigError, InputError
+from facerecon.export.bundle import why_no_viewer
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
 from facerecon.losses import LPIPSDistance, eval_lpips, load_perceptual
 from facerecon.losses.image import BACKBONES
@@ -66,6 +67,8 @@ def load_tools(
         f"models loaded in {time.perf_counter() - started:.1f} s"
     )
     print("parts: " + "; ".join(f"{part}: {version}" for part, version in parts.items()))
+    if {"glb", "viewer"} <= set(config.get("export", ())) and (missing := why_no_viewer()):
+        print(f"note: heads come without viewer.html: {missing}")
     return fitter, eval_identity, distance, logger, parts
 
 

@@ -206,6 +206,8 @@ class _Person:
                 notes=notes,
             ),
             arguments=f"img={shlex.quote(Path(str(config.img)).name)} {'video' if self.video else 'person'}=true",
+            shown=(face[0], photo[0]),
+            lead=f"3D head from {len(used)} {'frames of a video' if self.video else 'photos'}",
             **({"track": face.params, "times": [source.time for source in used]} if self.video else {}),
         )  # fmt: skip
         return {"item": self.name, "path": str(config.img), "settings": self.settings, **result}

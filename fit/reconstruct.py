@@ -7,9 +7,9 @@
     python fit/reconstruct.py img=folder/ person=true
     python fit/reconstruct.py img=clip.mp4 frames=24
 
-Writes a folder a face: panel.png, texture.png, visibility.png, head.obj (+ mtl, pngs), head.glb, params.safetensors,
-report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets: fitting=default, paper, release,
-fast, smoke.
+Writes a folder a face: panel.png, texture.png, visibility.png, head.obj (+ mtl, pngs), head.glb, viewer.html,
+params.safetensors, report.html; and for the run metrics.jsonl, failures.jsonl and index.html. Presets:
+fitting=default, paper, release, fast, smoke.
 
 person=true makes one head from all the photos: a folder with that head, neutral, and photos/NAME/ with panel.png and
 params.safetensors of each. A video (a film, or video=true and a folder of frames) is fitted so too, smoothly over time:
@@ -264,14 +264,14 @@ def _page(folder: Any, paths: list, names: dict) -> str:
 
 def _finish(folder: Any, paths: list, names: dict) -> None:
     """The records in order, and for several photos a page that shows them."""
-    from facerecon.export.report import write_index
+    from facerecon.export.report import IndexEntry, write_index
 
     folder.tidy(names[path] for path in paths)
     if len(paths) > 1:
         items = sorted(panel.parent.name for panel in folder.path.glob("*/panel.png"))
         write_index(
             folder.path / "index.html",
-            [(item, f"{item}/panel.png") for item in items],
+            [IndexEntry.of_folder(folder.path, item) for item in items],
             folder.failures() | folder.suspects(),
         )
 
@@ -352,7 +352,7 @@ def write_face(job: _Job, face: Any, photo: Any, folder: Path, row: dict) -> Non
         folder, face, name, job.fitter, job.config, result | {"parts": job.parts},
         draw=lambda: panel(face, photo, job.fitter.renderer, job.fitter.model),
         describe=lambda picture: ReportEntry.from_face(face, panel=picture, metrics=row["metrics"], notes=notes),
-        arguments=f"img={shlex.quote(name)}",
+        arguments=f"img={shlex.quote(name)}", shown=(face, photo), lead="3D head from one photo",
     )  # fmt: skip
 
 

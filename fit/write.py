@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from PIL.Image import Image
 
+from facerecon.export.bundle import why_no_viewer
 from facerecon.export.mesh import save_glb, save_obj
 from facerecon.export.report import ReportEntry, write_report
+from facerecon.export.viewer import write_viewer
+from facerecon.export.views import save_animation, turning_thumbnail
 from facerecon.fitting import Fitter
 from facerecon.imaging.files import read_image, write_bytes, write_png
 from facerecon.stylegan.load import DECODER_VERSIONS, is_decoder_file
-from facerecon.types import ReconstructedFace, SavedFace
+from facerecon.types import Observation, ReconstructedFace, SavedFace
 
 PAGES = ("viewer.html", "report.html")
 """Of a head's folder, the one to open first."""
 
-EXPORTS = ("panel", "texture", "obj", "glb", "report")
+EXPORTS = ("panel", "texture", "obj", "glb", "viewer", "report")
 
 
 def saved_face(face: ReconstructedFace, names: Sequence[str], fitter: Fitter, config: Any) -> SavedFace:
@@ -50,6 +54,8 @@ def write_head(
     draw: Callable[[], Image],
     describe: Callable[[Image], ReportEntry],
     arguments: str,
+    shown: tuple[ReconstructedFace, Observation],
+    lead: str,
     **track: Any,
 ) -> None:
     """The files of one head that ``config.export`` names, each whole or not at all, none with a time or a date.
@@ -64,6 +70,8 @@ def write_head(
         draw: draws the panel.
         describe: panel -> its entry in the report.
         arguments: of the command in the report, besides fitting=.
+        shown: the head as in the photo that the viewer shows, and that photo.
+        lead: the viewer's line below the name.
         track: of :func:`~facerecon.export.save_glb`, along a video.
     """
     saved_face(head, [name], fitter, config).save(folder / "params.safetensors")
@@ -78,13 +86,22 @@ def write_head(
         save_obj(head, folder, eyes=config.eyes)
     if "glb" in config.export:
         save_glb(head, folder / "head.glb", eyes=config.eyes, **track)
+    links = {}
+    if {"glb", "viewer"} <= set(config.export):
+        frames = turning_thumbnail(head)
+        save_animation(folder / "turning.webp", frames, 12, quality=60)
+        save_animation(folder / "still.webp", frames[:1], quality=60)
+        if not why_no_viewer():
+            write_viewer(folder / "viewer.html", folder / "head.glb", *shown, name=name, lead=lead)
+            links["turn, light and move the head"] = "viewer.html"
     if "report" in config.export:
         settings = OmegaConf.to_container(config, resolve=True)
         settings["stage1"] = "landmarks" if fitter.regressor is None else "regressor"
         for key in ("out", "resume", "logger"):  # what does not change the result
             settings.pop(key)
+        entry = replace(describe(picture), files=links)
         write_report(
-            folder / "report.html", describe(picture), config=settings | {"parts": result["parts"]},
+            folder / "report.html", entry, config=settings | {"parts": result["parts"]},
             command=f"python fit/reconstruct.py {arguments} fitting={config.fitting.preset}",
         )  # fmt: skip
     write_bytes(folder / "metrics.json", json.dumps(result, indent=2).encode())

@@ -116,7 +116,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     states = store.verify(arguments.names)
     for state in states:
         print(f"{state.name}: {state.state}")
-    wrong = [s for s in states if s.state != "ready"]
+    wrong = [s for s in states if s.state != "ready" and (arguments.names or s.state != "missing" or not s.without)]
     if not arguments.names:
         for name in store.shipped_names():
             store.shipped(name)

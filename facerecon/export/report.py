@@ -121,12 +121,27 @@ class IndexEntry:
         panel: path of its panel picture.
         report: path of its report, if there is one.
         facts: short figures.
+        viewer: path of its viewer, if there is one.
+        turning: paths of a small film of the head and of a picture for those who want no motion.
     """
 
     name: str
     panel: str
     report: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    viewer: str | None = None
+    turning: tuple[str, str] | None = None
+
+    @classmethod
+    def of_folder(cls, run: Path, name: str) -> IndexEntry:
+        """What is there of a face in the folder of a run."""
+
+        def there(file: str) -> str | None:
+            return f"{name}/{file}" if (run / name / file).is_file() else None
+
+        film, still = there("turning.webp"), there("still.webp")
+        turning = (film, still) if film and still else None
+        return cls(name, f"{name}/panel.png", there("report.html"), {}, there("viewer.html"), turning)
 
 
 def write_report(
@@ -258,7 +273,7 @@ def _licenses(names: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
 # -- pages -----------------------------------------------------------------------------------------------
 
 
-def _template(name: str) -> Template:
+def page_template(name: str) -> Template:
     """One of ``templates/``."""
     environment = Environment(
         loader=PackageLoader("facerecon.export"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -274,7 +289,7 @@ def _write(path: str | os.PathLike, template: str, **context: Any) -> Path:
         f"facerecon {library_version()}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
     )
-    page = _template(template).render(made_with=made_with, **context)
+    page = page_template(template).render(made_with=made_with, **context)
     return write_bytes(path, page.encode("utf-8", "backslashreplace"))  # names need not be UTF-8
 
 
@@ -285,7 +300,7 @@ def loss_curve(values: Sequence[float], label: str) -> str:
         values: one a step; values that are not finite leave gaps.
         label: of the term.
     """
-    return _template("curve.html").render(values=values, label=label)
+    return page_template("curve.html").render(values=values, label=label)
 
 
 def curve_points(values: Sequence[float]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
 from facerecon.imaging.masks import feather
 from facerecon.render.interpolate import fragments, interpolate
+from facerecon.render.renderer import Renderer
 from facerecon.types import Camera, MeshTopology, Observation, ReconstructedFace, SHLight
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "shoot",
     "studio_light",
     "textured",
+    "turning_thumbnail",
     "turntable",
     "turned_view",
 ]
@@ -250,7 +252,7 @@ def head_views(
 # -- over the photo --------------------------------------------------------------------------------------
 
 
-def _crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
+def crop_camera(face: ReconstructedFace, observation: Observation) -> Camera:
     """``face.camera`` (photo pixels) in pixels of the observation's full crop."""
     to_photo = observation.full.to_photo
     from_photo = invert_affine(to_photo.double()).to(to_photo.dtype)
@@ -395,7 +397,7 @@ def panel(
         observation = _single(observation, index)
         photo, shot = _photo_and_shot(face, observation, big, backend)
         scale = big / observation.full.image.shape[-1]
-        predicted = _predicted_landmarks(face, _crop_camera(face, observation), _on_cpu(model)) * scale
+        predicted = _predicted_landmarks(face, crop_camera(face, observation), _on_cpu(model)) * scale
         drawn = landmark_view(photo, _landmarks_in_crop(observation) * scale, predicted)
         cells["photo"] = photo
         cells["overlay: rendered face on the photo"] = overlay(photo, shot, face.params.light)
@@ -478,7 +480,7 @@ def _relit(shot: Shot) -> dict[str, Tensor]:
 def _photo_and_shot(face: ReconstructedFace, observation: Observation, size: int, backend: str) -> tuple[Tensor, Shot]:
     """(1, 3, size, size), the full crop of one photo, on the backdrop, and the fitted head where it is in it, with all
     of the photo's light but that of its spherical harmonics."""
-    camera, full = _crop_camera(face, observation), observation.full
+    camera, full = crop_camera(face, observation), observation.full
     shot = shoot(posed_vertices(face), face.texture_in_photo(), face.topology, camera, size, backend)
     return resized(full.image * full.valid + _backdrop(full.image) * (1 - full.valid), size), shot
 
@@ -570,8 +572,41 @@ def turntable(
     return frames
 
 
-def save_animation(path: str | os.PathLike, frames: Sequence[Image.Image], fps: float = 20.0) -> Path:
+@torch.no_grad()
+def turning_thumbnail(
+    face: ReconstructedFace, count: int = 24, *, index: int | None = None, size: int = 160, swing: float = 35.0
+) -> list[Image.Image]:
+    """Small frames of a head that looks ahead and turns to both sides, quick to draw; the last leads into the first.
+
+    Args:
+        face: the fit.
+        count: frames of one period, a multiple of 4.
+        index: which subject of a batch.
+        size: side of a frame in pixels.
+        swing: largest yaw in degrees.
+    """
+    face = _single(face, index)
+    camera, pivot = portrait_camera(face.vertices, topology=face.topology)
+    quarter = count // 4  # the way back shows the same views
+    yaws = [swing * math.sin(2 * math.pi * k / count) for k in range(-quarter, quarter + 1)]
+    turned = torch.cat([_turned(face.vertices - pivot, yaw) for yaw in yaws])
+    renderer = Renderer(size=size, texture_level="auto", antialias=True)
+    drawn = renderer(turned, face.texture, face.topology, camera, studio_light())
+    frames = [to_pil(image) for image in (drawn.image + _backdrop(drawn.image) * (1 - drawn.mask)).clamp(0, 1)]
+    order = [*range(quarter, 2 * quarter), *range(2 * quarter, 0, -1), *range(quarter)]
+    return [frames[k] for k in order]
+
+
+def save_animation(
+    path: str | os.PathLike, frames: Sequence[Image.Image], fps: float = 20.0, quality: int = 88
+) -> Path:
     """Write frames as an endless animated GIF or WebP, by the file's ending.
+
+    Args:
+        path: the file to write.
+        frames: one after the other.
+        fps: of them a second.
+        quality: of WebP, 1 to 100.
 
     Raises:
         ConfigError: another ending.
@@ -590,7 +625,7 @@ def save_animation(path: str | os.PathLike, frames: Sequence[Image.Image], fps: 
         pictures = [p.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for p in pictures]
         options |= {"optimize": False, "disposal": 1}
     else:
-        options |= {"quality": 88, "method": 4}
+        options |= {"quality": quality, "method": 4}
     buffer = io.BytesIO()
     pictures[0].save(buffer, kind[1:].upper(), append_images=pictures[1:], **options)
     return write_bytes(path, buffer.getvalue())

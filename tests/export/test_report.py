@@ -27,7 +27,7 @@ from facerecon.export.report import (
     write_report,
 )
 
-VOID = {"meta", "img", "br", "circle", "polyline"}
+VOID = {"meta", "img", "br", "circle", "polyline", "source"}
 EVIL = "<script>alert('x')</script>&\"'"
 
 
@@ -223,6 +223,23 @@ def test_index_links_panels_and_lists_failures(tmp_path):
     assert page.attributes("href") == ["a%20b/report.html"] * 2 + ["c/panel.png"] * 2
     text = " ".join(page.text)
     assert "2 reconstructed, 1 failed" in text and "x.txt is not an image" in text
+
+
+def test_index_of_a_run_shows_turning_heads(tmp_path):
+    """A still picture for those who want no motion, and links to what there is."""
+    for name, files in {"ada": ("viewer.html", "report.html", "turning.webp", "still.webp"), "bob": ()}.items():
+        (tmp_path / name).mkdir()
+        for file in ("panel.png", *files):
+            (tmp_path / name / file).touch()
+    path = write_index(tmp_path / "index.html", [IndexEntry.of_folder(tmp_path, name) for name in ("ada", "bob")])
+    page = check_page(path, local_images=True)
+    assert page.attributes("srcset") == ["ada/still.webp"]
+    assert "(prefers-reduced-motion: reduce)" in page.attributes("media")
+    assert page.attributes("src") == ["ada/turning.webp", "bob/panel.png"]
+    targets = ["ada/viewer.html", "ada/viewer.html", "ada/viewer.html", "ada/report.html", "ada/panel.png"]
+    assert page.attributes("href") == [*targets, "bob/panel.png", "bob/panel.png"]
+    labels = [label for label in page.attributes("aria-label") if "ada" in label]
+    assert labels == ["Turn the head of ada", "viewer of ada", "report of ada", "panel of ada"]
 
 
 def test_old_names_still_work_and_say_so():

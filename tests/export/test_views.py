@@ -108,7 +108,7 @@ def test_positive_yaw_turns_to_the_viewers_right(sphere_face):
 
 def test_the_overlay_of_the_true_head_changes_nothing(sphere_face, observation):
     """A photo rendered from the fit, seen through its full crop: the overlay falls exactly on it."""
-    camera = views._crop_camera(sphere_face, observation)
+    camera = views.crop_camera(sphere_face, observation)
     shot = views.shoot(views.posed_vertices(sphere_face), sphere_face.texture, sphere_face.topology, camera, 128)
     inside = shot.mask * observation.full.valid
     smooth = torch.nn.functional.avg_pool2d(
@@ -139,7 +139,7 @@ def test_only_views_of_the_photo_have_its_residual_shading(sphere_face, observat
 
 
 def test_landmarks_land_in_the_full_crop(sphere_face, observation):
-    camera = views._crop_camera(sphere_face, observation)
+    camera = views.crop_camera(sphere_face, observation)
     expected = views._predicted_landmarks(sphere_face, camera, None)
     torch.testing.assert_close(views._landmarks_in_crop(observation), expected, atol=1e-3, rtol=0)
 
