@@ -18,7 +18,7 @@
   and on REALY itself (realy_dir=), for the mean face, the starts, and full fits (Table 5). With decoder_fits=true both
   parts are fitted with every decoder of decoders=, too.
 * maps: BS Error and identity of held-out subjects' maps, and without editing, without multi-view, blended naively
-  (Tables 2 and 4).
+  (ablations=; Tables 2 and 4).
 * expressiveness: those maps, expressed by each decoder (Table 6), by LPIPS, L1 and CSIM.
 * tone: skin tones (ITA) of fits (tone_preset=) of rendered heads of known albedo and of generated portraits, each under
   several exposures and white balances, by groups of skin tone, and on FAIR (fair_dir=). Light left in textures, and
@@ -56,12 +56,14 @@ VERSION = 3
 
 
 def main(config: Any) -> int:
+    from facerecon.dataset.pipeline import ABLATIONS
     from facerecon.errors import ConfigError, check_number
     from facerecon.fit.evaluation_report import write_evaluation
     from facerecon.fit.models import run_folder
     from facerecon.settings import check_keys
 
     check_keys(config.parts, PARTS, "part")
+    check_keys(config.ablations, [name for name, changes in ABLATIONS.items() if changes], "ablation")
     for key in ("heads", "faces", "subjects", "tones", "pictures", "views", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
     for seed in config.seeds:
@@ -160,7 +162,8 @@ class Sweep:
 
         heads = (self.heads * 2 + self.views) * (1 + len(self.fitted))
         fits = len(self.config.presets) + len(self.fitted) - 1
-        counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": self.people * 6,
+        maps = self.people * (1 + len(self.config.ablations))
+        counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": maps,
                   "expressiveness": self.people * len(self.decoders),
                   "tone": (self.tones + min(self.faces, PORTRAITS)) * (self.pictures + 1)}  # fmt: skip
         return sum(counts.get(part, 0) for part in self.config.parts)

@@ -406,7 +406,7 @@ def measure_maps(sweep: Any) -> None:
     plain = map_settings(sweep.config.pack.name)
     for seed in subjects(sweep):
         for name, row in ABLATIONS.items():
-            if not row:
+            if name not in sweep.config.ablations:
                 continue
             changes = {k: replace(getattr(plain, k), **v) if isinstance(v, dict) else v for k, v in row.items()}
 

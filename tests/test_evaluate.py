@@ -187,6 +187,7 @@ def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> No
         (["decoders.linear=linaer"], "did you mean 'linear'"),
         (["readme=nowhere.md", "full=true"], "does not exist"),
         (["readme=README.md"], "readme= takes figures of full=true only"),
+        (["ablations=[w/o edit]"], "did you mean 'w/o editing'"),
         (["minutes=-1"], "minutes must be a number"),
         (["tone_preset=fats"], "did you mean 'fast'"),
         (["parts=[]"], "nothing could be measured: nothing was asked for"),
