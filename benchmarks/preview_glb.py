@@ -29,7 +29,7 @@ from facerecon.imaging.files import write_jpg
 from facerecon.render.interpolate import fragments, interpolate
 
 _TYPES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-_DTYPES = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
+_DTYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 
 LAMPS = (((-0.75, 0.6, 0.65), 2.3), ((0.9, 0.15, 0.6), 0.9), ((0.3, 0.9, -0.9), 1.6))
 """Direction towards each lamp, and its irradiance over pi."""
@@ -51,25 +51,28 @@ class Glb:
         return self.blob[start : start + view["byteLength"]]
 
     def accessor(self, index: int) -> np.ndarray:
-        """(count, components), sparse accessors included."""
+        """(count, components), sparse accessors included, integers normalized where the file says so."""
         entry = self.document["accessors"][index]
         shape, kind = (entry["count"], _TYPES[entry["type"]]), _DTYPES[entry["componentType"]]
         values = np.zeros(shape, kind)
         if "bufferView" in entry:
-            values = np.frombuffer(self.view(entry["bufferView"]), kind)[: shape[0] * shape[1]].reshape(shape).copy()
+            stride = self.document["bufferViews"][entry["bufferView"]].get("byteStride")
+            columns = stride // np.dtype(kind).itemsize if stride else shape[1]
+            stored = np.frombuffer(self.view(entry["bufferView"]), kind)[: shape[0] * columns]
+            values = stored.reshape(shape[0], columns)[:, : shape[1]].copy()
         if "sparse" in entry:
             part = entry["sparse"]
             rows = np.frombuffer(self.view(part["indices"]["bufferView"]), _DTYPES[part["indices"]["componentType"]])
             new = np.frombuffer(self.view(part["values"]["bufferView"]), kind).reshape(-1, shape[1])
             values[rows[: part["count"]]] = new[: part["count"]]
-        return values
+        return np.maximum(values / np.float32(np.iinfo(kind).max), -1) if entry.get("normalized") else values
 
     def primitives(self, weights: dict[str, float] | None) -> list[dict]:
-        """Positions, normals, UVs, triangles and material of each, the morph targets added."""
+        """Positions (meters), normals, UVs, triangles and material of each, the morph targets added."""
         mesh = self.document["meshes"][0]
         names = mesh.get("extras", {}).get("targetNames", [])
         amounts = mesh.get("weights", []) if weights is None else [weights.get(name, 0.0) for name in names]
-        found = []
+        found, scale = [], self.document["nodes"][0].get("scale", [1.0])[0]
         for part in mesh["primitives"]:
             position, normal = (self.accessor(part["attributes"][key]) for key in ("POSITION", "NORMAL"))
             for amount, target in zip(amounts, part.get("targets", []), strict=True):
@@ -84,7 +87,7 @@ class Glb:
             specular = material.get("extensions", {}).get("KHR_materials_specular", {})
             found.append(
                 {
-                    "position": torch.from_numpy(position).float()[None],
+                    "position": torch.from_numpy(position * scale).float()[None],
                     "normal": torch.from_numpy(normal).float()[None],
                     "uv": torch.from_numpy(self.accessor(part["attributes"]["TEXCOORD_0"])).float()[None],
                     "faces": torch.from_numpy(self.accessor(part["indices"]).astype(np.int64).reshape(-1, 3)),

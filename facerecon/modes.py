@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["in_own_modes", "kept", "ordinary", "own_modes"]
+__all__ = ["in_own_modes", "kept", "ordinary", "own_modes", "without_numbers"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,6 +35,26 @@ def own_modes() -> Iterator[None]:
         if dtype != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Nothing is drawn at random."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.div, torch.Tensor.__truediv__):
+            return args[0]
+        return (torch.empty if function is torch.randn else function)(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def without_numbers() -> Iterator[None]:
+    """Networks that are built meanwhile have shapes and no weights; those of a file follow.
+
+    Beside ``torch.device("meta")`` nothing is drawn or divided: on that device torch would import its compiler, which
+    takes seconds.
+    """
+    with torch.device("meta"), _Unfilled():
         yield
 
 

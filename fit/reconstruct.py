@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ class _Job:
     failed: dict[Any, str] = field(default_factory=dict)
     written: int = 0
     diverged: int = 0
+    noting: Any = field(default_factory=threading.RLock)  # the next group is observed while one is fitted
 
     def run(self) -> int:
         """Do them; returns the exit status."""
@@ -105,6 +107,7 @@ class _Job:
 
         from facerecon.errors import InputError
         from facerecon.fit.models import load_tools
+        from facerecon.run.thread_pool import ahead
 
         def figures(row: dict) -> dict[str, float]:
             return {f"{stage}/{key}": value for stage, of in row["metrics"].items() for key, value in of.items()}
@@ -116,7 +119,7 @@ class _Job:
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
         self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
         try:
-            for group in self.groups():
+            for group in ahead(self.groups()):
                 self.do(group)
         finally:
             self.bar.close()
@@ -166,25 +169,47 @@ class _Job:
             yield group
 
     def do(self, group: list[tuple[Any, Any, float]]) -> None:
-        """Fit a group, write its faces, and mark its photos as done, all at once."""
+        """Fit a group, write its faces, and mark its photos as done, all at once.
+
+        On a CPU each thread has its own share of the group: to do one photo with two threads is hardly faster than with
+        one.
+        """
+        import torch
+
         from facerecon.errors import FitError
+        from facerecon.run.thread_pool import beside_each_other
 
         photos, items = [], []
         for path, photo, seconds in group:
             for i in range(photo.batch):
                 photos.append(photo[i])
                 items.append(_Item(path, self.names[path] + (f"_{i}" if photo.batch > 1 else ""), seconds))
-        rows, failures = [], {}
-        for start in range(0, len(photos), self.config.batch):  # `face=all` can give more faces than fit at once
-            part = slice(start, start + self.config.batch)
+
+        def share(part: slice) -> tuple[list[dict], dict[Any, str]]:
             try:
-                made, bad = reconstruct(self, photos[part], items[part])
+                return reconstruct(self, photos[part], items[part])
             except FitError as error:
-                made, bad = [], {item.path: str(error) for item in items[part]}
+                return [], {item.path: str(error) for item in items[part]}
+
+        threads = torch.get_num_threads() if self.fitter.model.mean.device.type == "cpu" else 1
+        # `face=all` can give more faces than fit at once
+        size = min(-(-len(photos) // threads), max(1, self.config.batch // threads))
+        parts = [slice(start, start + size) for start in range(0, len(photos), size)]
+        rows, failures = [], {}
+        for made, bad in beside_each_other([partial(share, part) for part in parts]):
             rows += made
             failures |= bad
+        with self.noting:
+            self.note(group, items, rows, failures)
+
+    def note(self, group: list, items: list[_Item], rows: list[dict], failures: dict[Any, str]) -> None:
+        """Mark the photos of a group as done or failed."""
+        from facerecon.errors import FitError
+
         for path, message in failures.items():
             self.fail(path, FitError(message))
+        for row in rows:
+            self.logger(row)
         self.folder.metrics.write_rows(rows)
         self.written += len(rows)
         self.diverged += sum("diverged" in row for row in rows)
@@ -207,9 +232,10 @@ class _Job:
 
     def fail(self, path: Any, error: Exception) -> None:
         """Note that a photo failed."""
-        self.failed[path] = str(error)
-        self.folder.fail(self.names[path], error)
-        self.bar.update(1)
+        with self.noting:
+            self.failed[path] = str(error)
+            self.folder.fail(self.names[path], error)
+            self.bar.update(1)
 
 
 @dataclass(frozen=True)
@@ -295,7 +321,6 @@ def reconstruct(job: _Job, photos: list, items: list[_Item]) -> tuple[list[dict]
         seconds = {"observe": item.seconds} | {name: value / len(items) for name, value in result.seconds.items()}
         seconds["export"] = time.perf_counter() - clock
         row |= {"seconds": {key: round(value, 3) for key, value in seconds.items()}, "batch": len(items)}
-        job.logger(row)
         rows.append(row)
         last = metrics[list(metrics)[-1]]
         bar.write(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from facerecon.errors import AssetError
-from facerecon.modes import in_own_modes
+from facerecon.modes import in_own_modes, without_numbers
 from facerecon.storage import all_finite, read_safetensors
 
 __all__ = [
@@ -679,7 +679,7 @@ def float_tensors(
 
 def shapes_of(kind: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a network's weights and buffers, without counters of batches."""
-    with torch.device("meta"):
+    with without_numbers():
         state = kind().state_dict()
     return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
 
@@ -735,7 +735,7 @@ def load_converted(kind: Callable[[], nn.Module], path: str | Path) -> nn.Module
         AssetError: the file cannot be read or does not hold this network's tensors.
     """
     tensors, _ = read_safetensors(path, "a converted network of the release", "convert the released file again")
-    with torch.device("meta"):
+    with without_numbers():
         net = kind()
     check_fit(net, tensors, path, "convert it again")
     counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
 from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import factorized
 from torch import Tensor
@@ -179,6 +178,8 @@ def nonrigid_icp(
     if len(ears) == len(target_ears) > 0:
         guides, goals = np.concatenate([guides, ears]), np.concatenate([goals, target_ears])
     guides = apply_similarity(transform, torch.from_numpy(guides)[None])[0].numpy()
+    from scipy.interpolate import RBFInterpolator  # half a second
+
     warp = RBFInterpolator(guides, goals - guides, kernel="linear", degree=0, smoothing=0.01)
     result = result + warp(result)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import Tensor
 
 from facerecon.errors import InputError, check_shape
@@ -105,6 +105,8 @@ def rank_correlation(first: Sequence[float] | Tensor, second: Sequence[float] | 
         InputError: fewer than 2 values, or not as many of both.
     """
     first, second = _numbers(first, second, least=2)
+    from scipy import stats  # half a second
+
     ranks = torch.stack([torch.from_numpy(stats.rankdata(values.numpy())) for values in (first, second)])
     return torch.corrcoef(ranks)[0, 1].item()
 

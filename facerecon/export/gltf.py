@@ -1,7 +1,7 @@
 """The binary layout of a glTF 2.0 file: accessors in one buffer, each view aligned to 4 bytes.
 
 :class:`GlbBuilder` knows about accessors and nothing about faces; :mod:`facerecon.export.mesh` decides what
-goes in.
+goes in, and whether as float32 or as normalized integers (KHR_mesh_quantization).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import pygltflib as gl
 
 from facerecon.errors import ShapeError
 
-__all__ = ["GlbBuilder"]
+__all__ = ["GlbBuilder", "normalized", "smallest_index_type"]
 
 _TYPES = {1: gl.SCALAR, 2: gl.VEC2, 3: gl.VEC3, 4: gl.VEC4}
 _COMPONENTS = {
     np.dtype(np.float32): gl.FLOAT,
+    np.dtype(np.int8): gl.BYTE,
+    np.dtype(np.int16): gl.SHORT,
     np.dtype(np.uint8): gl.UNSIGNED_BYTE,
     np.dtype(np.uint16): gl.UNSIGNED_SHORT,
     np.dtype(np.uint32): gl.UNSIGNED_INT,
@@ -25,6 +27,11 @@ _COMPONENTS = {
 def smallest_index_type(largest: int) -> type[np.unsignedinteger]:
     """uint16 where it can hold ``largest``, else uint32; the type's maximum is reserved by glTF."""
     return np.uint16 if largest < 65535 else np.uint32
+
+
+def normalized(values: np.ndarray, kind: type[np.integer]) -> np.ndarray:
+    """Numbers in [-1, 1], or [0, 1] for an unsigned kind, as the integers that glTF normalizes to them."""
+    return np.rint(values * np.iinfo(kind).max).astype(kind)
 
 
 class GlbBuilder:
@@ -37,29 +44,36 @@ class GlbBuilder:
     def __init__(self, generator: str) -> None:
         self.gltf = gl.GLTF2(asset=gl.Asset(version="2.0", generator=generator))
         self._blob = bytearray()
-        self._zeros: dict[tuple[int, int], int] = {}
+        self._zeros: dict[tuple, int] = {}
 
-    def view(self, data: bytes, target: int | None = None) -> int:
+    def view(self, data: bytes, target: int | None = None, stride: int | None = None) -> int:
         """Append bytes as a bufferView that starts at a multiple of 4; returns its index."""
         self._blob.extend(b"\0" * (-len(self._blob) % 4))
         offset = len(self._blob)
         self._blob.extend(data)
-        self.gltf.bufferViews.append(gl.BufferView(buffer=0, byteOffset=offset, byteLength=len(data), target=target))
+        self.gltf.bufferViews.append(
+            gl.BufferView(buffer=0, byteOffset=offset, byteLength=len(data), byteStride=stride, target=target)
+        )
         return len(self.gltf.bufferViews) - 1
 
     def accessor(
         self, values: np.ndarray, target: int | None = None, bounds: bool = False, name: str | None = None
     ) -> int:
-        """Append a dense accessor; returns its index.
+        """Append a dense accessor; returns its index. Rows of vertices are padded to a multiple of 4 bytes.
 
         Args:
-            values: (N,) or (N, C) of float32, uint8, uint16 or uint32.
+            values: (N,) or (N, C) of float32, or of integers, which stand for [-1, 1] or [0, 1] but in indices.
             target: ``pygltflib.ARRAY_BUFFER`` or ``ELEMENT_ARRAY_BUFFER``.
             bounds: also store the minimum and maximum of each component (required for POSITION).
         """
         values = self._columns(values)
         accessor = self._describe(values, bounds, name)
-        accessor.bufferView, accessor.byteOffset = self.view(values.tobytes(), target), 0
+        accessor.normalized &= target != gl.ELEMENT_ARRAY_BUFFER
+        padding, stride = -(values.itemsize * values.shape[1]) % 4, None
+        if padding and target == gl.ARRAY_BUFFER:
+            values = np.pad(values, ((0, 0), (0, padding // values.itemsize)))
+            stride = values.strides[0]
+        accessor.bufferView, accessor.byteOffset = self.view(values.tobytes(), target, stride), 0
         return self._add(accessor)
 
     def delta_accessor(
@@ -71,14 +85,14 @@ class GlbBuilder:
         without data (which glTF defines as zeros); otherwise it is sparse where that is smaller, else dense.
 
         Args:
-            values: (N, C) float32.
+            values: (N, C) float32, int8 or int16.
             tolerance: largest absolute component that counts as zero, in the unit of ``values``.
             bounds: store minimum and maximum (required for POSITION, in morph targets too).
         """
         values = self._columns(values)
-        rows = np.flatnonzero((np.abs(values) > tolerance).any(axis=1))
+        rows = np.flatnonzero(np.logical_or.reduce((np.abs(values) > tolerance).T))
         if len(rows) == 0:
-            key = (values.shape[0], values.shape[1] if bounds else -values.shape[1])
+            key = (values.shape[0], values.shape[1] if bounds else -values.shape[1], values.dtype)
             if key not in self._zeros:
                 self._zeros[key] = self._add(self._describe(np.zeros_like(values), bounds, "zero"))
             return self._zeros[key]
@@ -106,10 +120,10 @@ class GlbBuilder:
         self.gltf.textures.append(gl.Texture(source=len(self.gltf.images) - 1, sampler=len(self.gltf.samplers) - 1))
         return len(self.gltf.textures) - 1
 
-    def add_scene(self, mesh: gl.Mesh, name: str) -> None:
+    def add_scene(self, mesh: gl.Mesh, name: str, scale: float = 1.0) -> None:
         """The one mesh, on node 0 of the one scene."""
         self.gltf.meshes.append(mesh)
-        self.gltf.nodes.append(gl.Node(name=mesh.name, mesh=0))
+        self.gltf.nodes.append(gl.Node(name=mesh.name, mesh=0, scale=None if scale == 1 else [scale] * 3))
         self.gltf.scenes.append(gl.Scene(name=name, nodes=[0]))
         self.gltf.scene = 0
 
@@ -138,6 +152,7 @@ class GlbBuilder:
         accessor = gl.Accessor(
             byteOffset=None,
             componentType=_COMPONENTS[values.dtype],
+            normalized=values.dtype.kind in "iu",
             count=len(values),
             type=_TYPES[values.shape[1]],
             name=name,

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facerecon.errors import InputError, ShapeError
-from facerecon.export.gltf import GlbBuilder, smallest_index_type
+from facerecon.export.gltf import GlbBuilder, normalized, smallest_index_type
 from facerecon.geometry.mesh import vertex_normals
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import to_pil, write_bytes
@@ -40,6 +40,7 @@ SKIN_ROUGHNESS, SKIN_F0 = 0.5, 0.028
 EYE_ROUGHNESS, EYE_F0 = 0.08, 0.025
 """The wet cornea (index of refraction 1.376)."""
 
+_REACH = 5.0  # world units in which a position of 16 bits ends: steps of 0.015 mm
 _DEEPEST_SHADE = 0.4  # mean value of a sclera below which darkness is not all shade
 _GENERATOR = "facerecon"
 
@@ -67,9 +68,10 @@ def split_seams(faces: Tensor, uv_faces: Tensor) -> SplitMesh:
         faces: (F, 3) int64 vertex indices.
         uv_faces: (F, 3) int64 UV indices of the same corners.
     """
-    pairs = torch.stack([faces.reshape(-1), uv_faces.reshape(-1)], dim=1).cpu().numpy()
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    return SplitMesh(inverse.reshape(-1, 3).astype(np.int64), unique[:, 0], unique[:, 1])
+    count = int(uv_faces.max()) + 1
+    key = (faces.long() * count + uv_faces).cpu().numpy()  # one number a pair: far quicker than unique rows
+    unique, inverse = np.unique(key, return_inverse=True)
+    return SplitMesh(inverse.reshape(-1, 3).astype(np.int64), *np.divmod(unique, count))
 
 
 def encode_texture(texture: Tensor, image_format: str = "png") -> bytes:
@@ -88,7 +90,8 @@ def encode_texture(texture: Tensor, image_format: str = "png") -> bytes:
     if texture.ndim != 3 or texture.shape[0] not in (1, 3):
         raise ShapeError(f"texture must be (3, S, S); got {tuple(texture.shape)}. Pass one subject at a time.")
     buffer = io.BytesIO()
-    to_pil(texture).save(buffer, image_format, **{"quality": 92, "subsampling": 0} if image_format == "jpeg" else {})
+    options = {"quality": 92, "subsampling": 0} if image_format == "jpeg" else {"compress_level": 4}
+    to_pil(texture).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -192,44 +195,43 @@ def save_obj(
         raise InputError(f"name must not hold spaces, slashes or '#'; got {name!r}. Use e.g. 'head'.")
     apart = _eyeballs(face) if eyes else None
     vertices = face.neutral_vertices if neutral else face.vertices
-    lines = [
-        f"# {_GENERATOR}: unposed head, meters, y up, facing +z; topology {face.topology.name or 'unnamed'}",
-        f"mtllib {name}.mtl",
-        f"o {name}",
-        *_head_lines(vertices, face.topology, scale, groups, None if apart is None else apart.rows),
-    ]
+    text = (
+        f"# {_GENERATOR}: unposed head, meters, y up, facing +z; topology {face.topology.name or 'unnamed'}\n"
+        f"mtllib {name}.mtl\no {name}\n"
+    ) + _head_text(vertices, face.topology, scale, groups, None if apart is None else apart.rows)
     material = [f"# {_GENERATOR}", *_material_lines("skin", 0.04, 20, f"{name}.png")]
     if apart is not None:
-        lines += _eye_lines(apart, vertices.shape[1], len(face.topology.uvs), scale, groups)
+        text += _eye_text(apart, vertices.shape[1], len(face.topology.uvs), scale, groups)
         material += _material_lines("eyes", 0.5, 600, f"{name}_eyes.png")
     write_bytes(folder / f"{name}.png", encode_texture(face.texture))
     if apart is not None:
         write_bytes(folder / f"{name}_eyes.png", encode_texture(apart.map))
     write_bytes(folder / f"{name}.mtl", ("\n".join(material) + "\n").encode())
-    write_bytes(folder / f"{name}.obj", ("\n".join(lines) + "\n").encode())
+    write_bytes(folder / f"{name}.obj", text.encode())
     return folder / f"{name}.obj"
 
 
-def _head_lines(
+def _rows(line: str, values: np.ndarray) -> str:
+    """A line of text for each of (N, C) rows of numbers, whose places are in ``line``."""
+    return (f"{line}\n" * len(values)) % tuple(values.ravel().tolist())
+
+
+def _head_text(
     vertices: Tensor, topology: MeshTopology, scale: float, groups: bool, left_out: np.ndarray | None
-) -> list[str]:
+) -> str:
     """The head's part of an OBJ: vertices (1, V, 3), UVs, normals, and the faces that are not ``left_out`` (F,)."""
-    normals = vertex_normals(vertices, topology.faces)
-    lines = [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in _array(vertices[0] * scale).tolist()]
-    lines += [f"vt {u:.8g} {v:.8g}" for u, v in _array(topology.uvs).tolist()]
-    lines += [f"vn {x:.6g} {y:.6g} {z:.6g}" for x, y, z in _array(normals[0]).tolist()]
-    lines.append("usemtl skin")
-    labels = _region_labels(topology.regions, len(topology.faces)) if groups else None
-    corners = torch.stack([topology.faces, topology.uv_faces], dim=2).reshape(-1, 6).cpu() + 1
-    current = None
-    for i, (a, ta, b, tb, c, tc) in enumerate(corners.tolist()):
-        if left_out is not None and left_out[i]:
-            continue
-        if labels is not None and labels[i] != current:
-            current = labels[i]
-            lines.append(f"g {current}")
-        lines.append(f"f {a}/{ta}/{a} {b}/{tb}/{b} {c}/{tc}/{c}")
-    return lines
+    text = _rows("v %.8g %.8g %.8g", _array(vertices[0] * scale))
+    text += _rows("vt %.8g %.8g", _array(topology.uvs))
+    text += _rows("vn %.6g %.6g %.6g", _array(vertex_normals(vertices, topology.faces)[0]))
+    corners = torch.stack([topology.faces, topology.uv_faces, topology.faces], dim=2).reshape(-1, 9).cpu().numpy() + 1
+    kept = np.ones(len(corners), bool) if left_out is None else ~left_out
+    labels = _region_labels(topology.regions, len(corners)) if groups else [""] * len(corners)
+    labels, corners = np.array(labels)[kept], corners[kept]
+    text += "usemtl skin\n"
+    for run in np.split(np.arange(len(corners)), np.flatnonzero(labels[1:] != labels[:-1]) + 1):
+        text += f"g {labels[run[0]]}\n" if groups else ""
+        text += _rows("f %d/%d/%d %d/%d/%d %d/%d/%d", corners[run])
+    return text
 
 
 def _material_lines(name: str, specular: float, exponent: int, picture: str) -> list[str]:
@@ -238,19 +240,17 @@ def _material_lines(name: str, specular: float, exponent: int, picture: str) -> 
     return [*lines, "d 1", "illum 2", f"map_Kd {picture}"]
 
 
-def _eye_lines(eyes: _Eyes, vertices: int, uvs: int, scale: float, groups: bool) -> list[str]:
+def _eye_text(eyes: _Eyes, vertices: int, uvs: int, scale: float, groups: bool) -> str:
     """The eyeballs' part of an OBJ: vertices of spheres, their UVs, and the faces of both."""
     new = eyes.source < 0
     number = np.where(new, vertices + np.cumsum(new), eyes.source + 1)
-    lines = [f"v {x:.8g} {y:.8g} {z:.8g}" for x, y, z in (eyes.vertices[new] * scale).tolist()]
+    text = _rows("v %.8g %.8g %.8g", eyes.vertices[new] * scale)
     for first, ball in eyes.balls:
         outward = (eyes.vertices[first : first + len(ball.vertices)] - ball.eye.center) / ball.eye.radius
-        lines += [f"vn {x:.6g} {y:.6g} {z:.6g}" for x, y, z in outward.tolist()]
-    lines += [f"vt {u:.8g} {v:.8g}" for u, v in eyes.uvs.tolist()]
-    lines += (["g eyes"] if groups else []) + ["usemtl eyes"]
-    for corners in eyes.faces.tolist():
-        lines.append("f " + " ".join(f"{number[c]}/{uvs + c + 1}/{number[c]}" for c in corners))
-    return lines
+        text += _rows("vn %.6g %.6g %.6g", outward)
+    text += _rows("vt %.8g %.8g", eyes.uvs) + ("g eyes\n" if groups else "") + "usemtl eyes\n"
+    corners = np.stack([number[eyes.faces], eyes.faces + uvs + 1, number[eyes.faces]], 2)
+    return text + _rows("f %d/%d/%d %d/%d/%d %d/%d/%d", corners.reshape(-1, 9))
 
 
 def save_glb(
@@ -267,6 +267,7 @@ def save_glb(
     scale: float = METERS_PER_UNIT,
     track: FaceParams | None = None,
     times: Sequence[float] | Tensor | None = None,
+    quantize: bool = True,
 ) -> Path:
     """Write one GLB: neutral head, embedded texture, and named morph targets set to the fitted expression.
 
@@ -289,6 +290,8 @@ def save_glb(
         scale: meters per world unit.
         track: parameters of T frames of a video: the file then plays their expressions and rotations.
         times: (T,) seconds of those frames, increasing.
+        quantize: store integers (KHR_mesh_quantization, which Blender, three.js and game engines read; positions to
+            0.01 mm). False writes float32, for a program that lacks the extension.
 
     Raises:
         InputError: the batch holds several subjects and ``index`` is not given, times do not fit the track, or the
@@ -306,47 +309,95 @@ def save_glb(
     normals = _unit_normals(face.neutral_vertices.float(), head.faces)
 
     build = GlbBuilder(_GENERATOR)
-    positions = _array(face.neutral_vertices[0].float() * scale)[split.vertex]
-    uvs = _array(head.uvs)[split.uv] * np.float32([1, -1]) + np.float32([0, 1])
-    skin = _primitive(build, positions, _array(normals[0])[split.vertex], uvs, split.faces)
+    numbers = _Numbers.of(face, scale, quantize)
+    uvs = _array(head.uvs)[split.uv]
+    positions = _array(face.neutral_vertices[0])[split.vertex]
+    skin = _primitive(build, numbers, positions, _array(normals[0])[split.vertex], uvs, split.faces)
     chosen = _chosen_targets(face, targets)
-    skin.targets, eye_targets = _morph_targets(build, face, chosen, split, apart, normals, scale)
+    skin.targets, eye_targets = _morph_targets(build, numbers, face, chosen, split, apart, normals)
     mesh = gl.Mesh(name="head", primitives=[skin])
     texture = face.texture if texture_size is None else resized(face.texture, texture_size)
     picture = build.texture(encode_texture(texture, image_format), f"image/{image_format}", "albedo")
     build.gltf.materials.append(_material("skin", picture, roughness, SKIN_F0))
     if apart is not None:
-        mesh.primitives.append(_eye_primitive(build, apart, eye_targets, scale))
+        mesh.primitives.append(_eye_primitive(build, numbers, apart, eye_targets))
     if chosen:
         weights = face.params.expression[0].detach().cpu().float()[chosen]
         mesh.weights = (weights if clamp is None else weights.clamp(*clamp)).tolist()
         mesh.extras = {"targetNames": [face.expression_names[i] for i in chosen]}
-    build.gltf.extensionsUsed = ["KHR_materials_specular"]
-    build.add_scene(mesh, "facerecon")
+    build.gltf.extensionsRequired = ["KHR_mesh_quantization"] if quantize else []
+    build.gltf.extensionsUsed = ["KHR_materials_specular", *build.gltf.extensionsRequired]
+    build.add_scene(mesh, "facerecon", numbers.node_scale)
     if track is not None:
         _animate(build, track, times, chosen, clamp)
     return write_bytes(path, build.to_bytes())
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """How a GLB holds the numbers of its vertices: as float32, or as integers (KHR_mesh_quantization).
+
+    Args:
+        quantize: as integers.
+        unit: what a position in world units is multiplied with.
+        node_scale: what the node multiplies in its turn.
+    """
+
+    quantize: bool
+    unit: float
+    node_scale: float
+
+    @classmethod
+    def of(cls, face: ReconstructedFace, scale: float, quantize: bool) -> _Numbers:
+        """For a head in world units and a file of ``scale`` meters a unit."""
+        if not quantize:
+            return cls(False, scale, 1.0)
+        reach = max(
+            _REACH, *(float(x.abs().amax()) for x in (face.neutral_vertices, face.expression_basis) if x.numel())
+        )
+        return cls(True, 1 / reach, reach * scale)
+
+    def positions(self, values: np.ndarray) -> np.ndarray:
+        """Of positions, or their differences, (N, 3) in world units."""
+        return normalized(values * self.unit, np.int16) if self.quantize else np.float32(values * self.unit)
+
+    def normals(self, values: np.ndarray) -> np.ndarray:
+        """Of unit normals (N, 3)."""
+        return normalized(values, np.int16) if self.quantize else np.float32(values)
+
+    def turns(self, values: np.ndarray) -> np.ndarray:
+        """Of differences of normals (N, 3); integers hold them up to 1 on each axis."""
+        return normalized(np.clip(values, -1, 1), np.int8) if self.quantize else np.float32(values)
+
+    def uvs(self, values: np.ndarray) -> np.ndarray:
+        """Of UVs (N, 2) whose v runs up, in glTF's order."""
+        values = np.float32(values * [1, -1] + [0, 1])
+        return normalized(values, np.uint16) if self.quantize and values.min() >= 0 and values.max() <= 1 else values
+
+
 def _primitive(
-    build: GlbBuilder, positions: np.ndarray, normals: np.ndarray, uvs: np.ndarray, faces: np.ndarray, prefix: str = ""
+    build: GlbBuilder,
+    numbers: _Numbers,
+    positions: np.ndarray,
+    normals: np.ndarray,
+    uvs: np.ndarray,
+    faces: np.ndarray,
+    prefix: str = "",
 ) -> Any:
     """Triangles of material 0 without morph targets; ``prefix`` begins the names of their accessors."""
     attributes = gl.Attributes(
-        POSITION=build.accessor(positions, gl.ARRAY_BUFFER, bounds=True, name=f"{prefix}positions"),
-        NORMAL=build.accessor(normals, gl.ARRAY_BUFFER, name=f"{prefix}normals"),
-        TEXCOORD_0=build.accessor(uvs, gl.ARRAY_BUFFER, name=f"{prefix}uvs"),
+        POSITION=build.accessor(numbers.positions(positions), gl.ARRAY_BUFFER, bounds=True, name=f"{prefix}positions"),
+        NORMAL=build.accessor(numbers.normals(normals), gl.ARRAY_BUFFER, name=f"{prefix}normals"),
+        TEXCOORD_0=build.accessor(numbers.uvs(uvs), gl.ARRAY_BUFFER, name=f"{prefix}uvs"),
     )
     triangles = faces.reshape(-1).astype(smallest_index_type(len(positions) - 1))
     indices = build.accessor(triangles, gl.ELEMENT_ARRAY_BUFFER, name=f"{prefix}triangles")
     return gl.Primitive(attributes=attributes, indices=indices, material=0)
 
 
-def _eye_primitive(build: GlbBuilder, eyes: _Eyes, targets: list[dict[str, int]], scale: float) -> Any:
+def _eye_primitive(build: GlbBuilder, numbers: _Numbers, eyes: _Eyes, targets: list[dict[str, int]]) -> Any:
     """The eyeballs, of material 1."""
-    uvs = np.float32(eyes.uvs * [1, -1] + [0, 1])
-    positions, normals = np.float32(eyes.vertices * scale), _eye_normals(eyes, eyes.vertices)
-    made = _primitive(build, positions, normals, uvs, eyes.faces, "eyes.")
+    made = _primitive(build, numbers, eyes.vertices, _eye_normals(eyes, eyes.vertices), eyes.uvs, eyes.faces, "eyes.")
     made.targets, made.material = targets, 1
     picture = build.texture(encode_texture(eyes.map), "image/png", "eyes")
     build.gltf.materials.append(_material("eyes", picture, EYE_ROUGHNESS, EYE_F0))
@@ -355,34 +406,51 @@ def _eye_primitive(build: GlbBuilder, eyes: _Eyes, targets: list[dict[str, int]]
 
 def _morph_targets(
     build: GlbBuilder,
+    numbers: _Numbers,
     face: ReconstructedFace,
     chosen: Sequence[int],
     split: SplitMesh,
     apart: _Eyes | None,
     normals: Tensor,
-    scale: float,
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
     """Position and normal differences of the ``chosen`` expression units: accessors of the skin, and of the eyes."""
 
     def target(positions: np.ndarray, turned: np.ndarray, label: str) -> dict[str, int]:
         return {
-            "POSITION": build.delta_accessor(positions, 1e-8, bounds=True, name=f"{label}.positions"),
-            "NORMAL": build.delta_accessor(turned, 1e-3, name=f"{label}.normals"),
+            "POSITION": build.delta_accessor(
+                numbers.positions(positions), 1e-8, bounds=True, name=f"{label}.positions"
+            ),
+            "NORMAL": build.delta_accessor(numbers.turns(turned), 1e-3, name=f"{label}.normals"),
         }
 
-    neutral = face.neutral_vertices.float()
+    neutral, faces, normals = face.neutral_vertices[0].float().cpu(), face.topology.faces.cpu(), normals[0].cpu()
     skin, eyes = [], []
-    for start in range(0, len(chosen), 16):  # a few at a time bounds the memory
-        basis = face.expression_basis[chosen[start : start + 16]].float()
-        turned = _unit_normals(neutral + basis, face.topology.faces) - normals
-        for k in range(len(basis)):
-            label = face.expression_names[chosen[start + k]]
-            skin.append(target(_array(basis[k] * scale)[split.vertex], _array(turned[k])[split.vertex], label))
-            if apart is not None:
-                moved = apart.moved(_array(basis[k]), label)
-                difference = _eye_normals(apart, apart.vertices + moved) - _eye_normals(apart, apart.vertices)
-                eyes.append(target(np.float32(moved * scale), np.float32(difference), f"{label}.eyes"))
+    at_rest = None if apart is None else _eye_normals(apart, apart.vertices)
+    for k in chosen:
+        label, basis = face.expression_names[k], face.expression_basis[k].float().cpu()
+        moved = _array(basis)
+        skin.append(target(moved[split.vertex], _turned(neutral, faces, basis, normals)[split.vertex], label))
+        if apart is not None:
+            moved = apart.moved(moved, label)
+            turned = _eye_normals(apart, apart.vertices + moved) - at_rest if moved.any() else np.zeros_like(at_rest)
+            eyes.append(target(moved, turned, f"{label}.eyes"))
     return skin, eyes
+
+
+def _turned(neutral: Tensor, faces: Tensor, displacement: Tensor, normals: Tensor) -> np.ndarray:
+    """(V, 3) what a displacement (V, 3) adds to unit normals (V, 3), from the faces around what it moves."""
+    turned = torch.zeros_like(neutral)
+    moving = (displacement != 0).any(1)
+    touched = torch.zeros_like(moving)
+    touched[faces[moving[faces].any(1)]] = True
+    near = faces[touched[faces].any(1)]
+    local, used = torch.zeros(len(neutral), dtype=torch.int64), torch.zeros_like(moving)
+    used[near] = True
+    rows = used.nonzero()[:, 0]
+    local[rows] = torch.arange(len(rows))
+    bent = _unit_normals((neutral[rows] + displacement[rows])[None], local[near])[0] - normals[rows]
+    turned[rows] = torch.where(touched[rows, None], bent, 0.0)
+    return _array(turned)
 
 
 def _animate(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from facerecon.fitting.tone import toned
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel
 from facerecon.render import FusedView, PreparedView, Renderer
+from facerecon.run.thread_pool import beside_each_other
 from facerecon.settings import check_keys
 from facerecon.stylegan.decoder import TextureDecoder
 from facerecon.types import Camera, FaceParams, Latent, Observation
@@ -125,7 +127,7 @@ class Objective:
         latent: Latent,
         targets: dict[str, Any],
         view: PreparedView | FusedView | None = None,
-        size: int | None = None,
+        texture: Tensor | None = None,
         skipped: Collection[str] = (),
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of a stage at the present variables, {term: (B,)}, unweighted, and the composite (B, 3, H, W).
@@ -136,10 +138,11 @@ class Objective:
             params, latent: the variables.
             targets: of :meth:`targets`.
             view: of :meth:`prepare`, where only the texture moves.
-            size: texels of a side of a coarser texture.
+            texture: (B, 3, S, S) of :meth:`albedo`; computed if left out.
             skipped: of "lpips" and "id", what is not computed.
         """
-        texture = self.albedo(params, latent, size)
+        if texture is None:
+            texture = self.albedo(params, latent)
         if view is None:
             camera, vertices = photo.camera, self.model(params)
             view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
@@ -189,20 +192,35 @@ class Objective:
         targets: dict[str, Any],
         skipped: Collection[str],
     ) -> dict[str, Tensor]:
-        """The perceptual and the identity term of a composite image, by one network pass where they share it."""
-        wanted, terms = {"lpips", "id"} & set(stage.weights) - set(skipped), {}
+        """The perceptual and the identity term of a composite image, by one network pass where they share it, else side
+        by side."""
+        wanted = {"lpips", "id"} & set(stage.weights) - set(skipped)
         own = self.identity_alignment == "own" and "pose" in stage.optimize
         points = landmarks.detach() if own else photo.landmarks68
         if not own and len(wanted) == 2 and isinstance(self.perceptual, losses.FaceFeatureDistance):
             features, embedding = self.identity.embed_with_features(image, points)
-            terms["lpips"] = self.perceptual.distance(features, targets["lpips"])
-        else:
-            if "lpips" in wanted:
-                terms["lpips"] = self.perceptual(image, targets["lpips"])
-            embedding = self.identity(image, points) if "id" in wanted else None
-        if "id" in wanted:
-            terms["id"] = losses.identity_loss(embedding, targets["id"], self.identity.metric)
-        return terms
+            return {
+                "lpips": self.perceptual.distance(features, targets["lpips"]),
+                "id": losses.identity_loss(embedding, targets["id"], self.identity.metric),
+            }
+        distances = {
+            "lpips": lambda x: self.perceptual(x, targets["lpips"]),
+            "id": lambda x: losses.identity_loss(self.identity(x, points), targets["id"], self.identity.metric),
+        }
+        wanted = [name for name in distances if name in wanted]
+        if len(wanted) == 2 and image.requires_grad and image.device.type == "cpu" and torch.get_num_threads() > 1:
+            found = beside_each_other([partial(_with_gradient, distances[name], image) for name in wanted])
+            return dict(zip(wanted, found, strict=True))
+        return {name: distances[name](image) for name in wanted}
+
+
+def _with_gradient(distance: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """(B,) distances of B images, each of its image alone, whose gradient is computed here and now."""
+    x = image.detach().requires_grad_(True)
+    with torch.enable_grad():
+        value = distance(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach() + ((image - x.detach()) * gradient).flatten(1).sum(1)
 
 
 def _prior_loss(coefficients: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:

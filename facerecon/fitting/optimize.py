@@ -109,9 +109,13 @@ def run_stage(
             group["lr"] = stage.rate(step) * group["scale"]
         params, latent = variables.current, variables.code
         before = variables.copy() if callback is not None else None
-        scales = {name: stage.gradient_scale(name, step) for name in stage.every if name in weights}
+        if stage.decodes(step):
+            texture = objective.albedo(params, latent, stage.texture_size(step))
+        else:
+            texture, latent = texture.detach(), latent.detach()
+        scales = {name: stage.gradient_scale(name, step) for name in ("lpips", "id") if name in weights}
         skipped = [name for name, scale in scales.items() if scale == 0]
-        terms, image = objective.terms(stage, photo, params, latent, targets, view, stage.texture_size(step), skipped)
+        terms, image = objective.terms(stage, photo, params, latent, targets, view, texture, skipped)
         if track is not None and moving_shape:
             terms |= track.settings.terms(params, track.times)
         if variables.one_person:  # one texture, one prior of it

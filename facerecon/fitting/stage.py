@@ -71,8 +71,9 @@ class Stage:
             rounding noise.
         rate_scale: {variable: factor} on the learning rate, 1 where left out.
         latent: what moves of the latent: its ``code``, or ``w`` itself (release, stage 3), where the decoder has one.
-        every: {term: k} of the terms of networks, ``lpips`` and ``id``: computed at each k-th step only, in turn,
-            with k times their gradient; in between their last value counts. 1 where left out.
+        every: {term: k}, 1 where left out. ``texture``: the decoder runs, and the latent moves, at each k-th step only;
+            in between the last texture stands. ``lpips`` and ``id``, the terms of networks, are computed at each k-th
+            of those steps, in turn, with k times their gradient; in between their last value counts.
         coarse_steps: first steps, for which the decoder stops at ``coarse_size`` texels.
         coarse_size: texels a side in these steps, a power of two.
 
@@ -105,12 +106,16 @@ class Stage:
         check_keys([self.latent], ("code", "w"), f"latent of stage '{self.name}'")
         if self.latent == "w" and self.sphere and "latent" in self.optimize:
             raise ConfigError(f"stage {self.name}: the sphere is one of codes; set sphere: false, or latent: code.")
-        check_keys(self.every, ("lpips", "id"), f"term of {self.name}.every")
+        check_keys(self.every, ("lpips", "id", "texture"), f"term of {self.name}.every")
         for term, steps in self.every.items():
             check_number(f"stage {self.name}: every.{term}", steps, 1, whole=True, unit="steps")
         object.__setattr__(self, "every", {term: steps for term, steps in self.every.items() if steps > 1})
-        if self.every and not set(self.weights) - set(self.every):
+        if set(self.every) - {"texture"} and not set(self.weights) - set(self.every):
             raise ConfigError(f"stage {self.name}: leave a term out of every: each step needs one to follow.")
+        if "texture" in self.every and not set(self.optimize) - {"latent"}:
+            raise ConfigError(
+                f"stage {self.name}: every.texture needs a variable beside the latent, to move in between."
+            )
         for key, least in (("coarse_steps", 0), ("coarse_size", 8)):
             check_number(f"stage {self.name}: {key}", getattr(self, key), least, whole=True)
         check_number(f"stage {self.name}: learning_rate", self.learning_rate, 0)
@@ -125,12 +130,18 @@ class Stage:
         left = (self.steps - step) / max(1.0, self.rampdown * self.steps)
         return self.learning_rate * (0.5 - 0.5 * math.cos(math.pi * left) if left < 1 else 1.0)
 
+    def decodes(self, step: int) -> bool:
+        """Whether the texture is decoded anew at a step."""
+        return step % self.every.get("texture", 1) == 0
+
     def gradient_scale(self, term: str, step: int) -> int:
-        """How much a term's gradient counts at a step: its ``every`` where it is computed, 0 where it is not."""
-        every = self.every.get(term, 1)
-        if step == 0 or every == 1:
+        """How much the gradient of a network's term counts at a step: its ``every`` where it is computed, else 0."""
+        if not self.decodes(step):
+            return 0
+        every, turn = self.every.get(term, 1), step // self.every.get("texture", 1)
+        if turn == 0 or every == 1:
             return 1
-        return every if (step + list(self.every).index(term)) % every == 0 else 0
+        return every if (turn + list(self.every).index(term)) % every == 0 else 0
 
     def texture_size(self, step: int) -> int | None:
         """Texels a side of the decoder's texture at a step; None: all it has."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from facerecon import assets
 from facerecon.errors import ConfigError, check_shape
-from facerecon.modes import in_own_modes
+from facerecon.modes import in_own_modes, without_numbers
 from facerecon.settings import check_keys
 from facerecon.storage import read_safetensors
 
@@ -183,7 +183,7 @@ def _lpips(net: str) -> nn.Module:
 
     path = assets.locate(BACKBONES[net])
     tensors, _ = read_safetensors(path, "a converted network of LPIPS", "fetch it again")
-    with torch.device("meta"), warnings.catch_warnings():  # its random backbone would take 0.5 GB
+    with without_numbers(), warnings.catch_warnings():  # its random backbone would take 0.5 GB
         warnings.simplefilter("ignore")  # it calls torchvision in a way that is deprecated
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     heads = {name: t for name, t in tensors.items() if name.startswith("lin")}

@@ -6,6 +6,7 @@ drawn on an azimuthal map around its axis: the distance from the middle is the a
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -273,14 +274,15 @@ def eye_color(
     return np.clip(colors * (1 - share) + white * share, 0, 1)
 
 
+@functools.lru_cache(maxsize=4)
 def eye_map(
     iris_angle: float,
     iris: tuple[float, float, float] = IRISES["brown"],
     sclera: tuple[float, float, float] = SCLERA,
     size: int = 512,
 ) -> Tensor:
-    """The azimuthal map of an eye: (1, 3, S, S) in [0, 1], for the UVs of :func:`eye_uvs`."""
-    places = (np.arange(size) + 0.5) / size * 2 - 1
+    """The azimuthal map of an eye: (1, 3, S, S) in [0, 1], for :func:`eye_uvs`. Not to be changed in place."""
+    places = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
     x, y = np.meshgrid(places, -places)
     offset = np.stack([x.ravel(), y.ravel()], 1) * MAP_ANGLE
     colors = eye_color(offset, iris_angle, iris, sclera).reshape(size, size, 3)

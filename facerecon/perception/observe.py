@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from facerecon.perception.identity import landmark_box, load_eval_identity, load
 from facerecon.perception.landmarks import eye_angle, load_landmarks68, map_points
 from facerecon.perception.parsing import load_parser
 from facerecon.perception.tone import estimate_tone
+from facerecon.run.thread_pool import one_thread
 from facerecon.types import Crop, Observation
 
 __all__ = ["MEAN_FIVE_POINTS", "observe"]
@@ -111,7 +111,7 @@ def observe(
             "Use a larger copy."
         )
     points = MEAN_FIVE_POINTS if mean_points3d is None else mean_points3d.detach().cpu().float()
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         found = _chosen(source, loaded, name, face, landmarks)
         area = None if mask is None else read_mask(mask, loaded.size)
         if area is not None and area.shape[-2:] != loaded.image.shape[-2:]:
@@ -174,17 +174,6 @@ def _in_file_pixels(photo: Observation, loaded: LoadedImage) -> Observation:
     grow = photo.box.new_tensor([loaded.size[1] / width, loaded.size[0] / height])
     fit, full = (crop.replace(to_photo=crop.to_photo * grow[:, None]) for crop in (photo.fit, photo.full))
     return photo.replace(box=photo.box * grow.repeat(2), fit=fit, full=full)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for a while: these small networks gain nothing from more, and spinning ones cost a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from facerecon import assets
 from facerecon.assets.foreign import float_tensors, read_state, shapes_of
 from facerecon.assets.store import shipped_names
 from facerecon.errors import AssetError, ConfigError, InputError, check_number, check_shape, nearest_name
-from facerecon.modes import in_own_modes
+from facerecon.modes import in_own_modes, without_numbers
 from facerecon.settings import build_settings
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.types import HEAD_VERSIONS, TensorStruct, saved_head
@@ -474,7 +474,7 @@ def read_regressor(path: str | Path) -> Regressor:
 
 def _filled(config: RegressorConfig, weights: dict[str, Tensor], path: Any, about: dict, advice: str) -> Regressor:
     """A frozen network of given weights, which are all it needs and no more."""
-    with torch.device("meta"):
+    with without_numbers():
         network = Regressor(config)
     expected = shapes_of(lambda: network)
     found = {name: tuple(t.shape) for name, t in weights.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from facerecon.assets.foreign import check_fit
 from facerecon.errors import AssetError, check_shape
+from facerecon.modes import without_numbers
 from facerecon.perception.onnx import Node, OnnxGraph, read_onnx
 
 __all__ = ["SFaceNet", "read_official_sface"]
@@ -105,7 +106,7 @@ def read_official_sface(path: str | Path) -> dict[str, Tensor]:
     """
     graph = read_onnx(path)
     nodes = graph.layers()
-    with torch.device("meta"):
+    with without_numbers():
         net = SFaceNet()
     ops = ["Sub", "Mul", *["Conv", "BatchNormalization", "PRelu"] * len(net.layers), "BatchNormalization", "Dropout"]
     chained = all(a.outputs[:1] == b.inputs[:1] for a, b in itertools.pairwise(nodes))

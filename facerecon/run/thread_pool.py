@@ -1,17 +1,18 @@
-"""Kernels that release the GIL: how numba compiles them, and a pool of threads, as many at a time as torch may use."""
+"""Work in threads, which numba's kernels and torch's operations leave to each other: they release the GIL."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
 import torch
 
-__all__ = ["compiled", "run_bands"]
+__all__ = ["ahead", "beside_each_other", "compiled", "one_thread", "run_bands"]
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -27,16 +28,62 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 def run_bands(kernel: Callable[..., None], jobs: Iterable[tuple]) -> None:
     """Call ``kernel(*job)`` for every job, in threads when there is more than one of each."""
-    global _pool
     jobs = list(jobs)
     if len(jobs) == 1 or torch.get_num_threads() == 1:
         for job in jobs:
             kernel(*job)
         return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(2, min(os.cpu_count() or 1, 32)), thread_name_prefix="facerecon-bands")
-    for future in [_pool.submit(kernel, *job) for job in jobs]:
+    for future in [_threads().submit(kernel, *job) for job in jobs]:
         future.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(2, min(os.cpu_count() or 1, 32)), thread_name_prefix="facerecon")
+    return _pool
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For a while torch uses one thread in this thread: small operations gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each of the jobs returns: beside each other, each by one thread of torch's, where torch may use several.
+
+    The first error is raised when all have ended.
+    """
+    if len(jobs) == 1 or torch.get_num_threads() == 1:
+        return [job() for job in jobs]
+
+    def alone(job: Callable[[], Any]) -> Any:
+        torch.set_num_threads(1)
+        return job()
+
+    with one_thread():
+        futures = [_threads().submit(alone, job) for job in jobs]
+        wait(futures)
+    return [future.result() for future in futures]
+
+
+def ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each made in a thread while its user works on the one before; where torch may use several threads."""
+    if torch.get_num_threads() == 1:
+        yield from items
+        return
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="facerecon-ahead") as pool:
+        coming = pool.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, source, end)
+            yield item
 
 
 def compiled(**options: Any) -> Callable[[Callable], Callable]:

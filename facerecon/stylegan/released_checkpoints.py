@@ -24,7 +24,7 @@ from facerecon.assets.foreign import read_state
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.imaging.color import match_color
 from facerecon.imaging.files import read_image
-from facerecon.modes import in_own_modes
+from facerecon.modes import in_own_modes, without_numbers
 from facerecon.storage import all_finite, file_sha256, read_safetensors
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.texture_decoder import StyleGANDecoder, WStatistics, kept_statistics, synthesis_precision
@@ -108,7 +108,7 @@ def from_official(state: Mapping[str, Tensor], path: str | Path = "the state dic
     """
     shapes = {name: tuple(t.shape) for name, t in state.items()}
     config = _config(shapes, path)
-    with torch.device("meta"):
+    with without_numbers():
         generator = Generator(config)
     names, filters = _official_names(config), _filters(config)
     missing = sorted({*names.values(), *filters} - set(shapes))

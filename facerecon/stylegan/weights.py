@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facerecon.errors import AssetError, ConfigError
+from facerecon.modes import without_numbers
 from facerecon.storage import parse_json, read_safetensors, safetensors_bytes, write_whole
 from facerecon.stylegan.generator import Generator, GeneratorConfig
 from facerecon.stylegan.linear_basis import quantized
@@ -91,7 +92,7 @@ def read_generator(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         what = f"is not a texture generator of this library ({error or 'no header'})"
         raise AssetError(f"{path} {what}; {_ADVICE}.") from None
-    with torch.device("meta"):
+    with without_numbers():
         generator = Generator(config)
     statistics = {name.removeprefix("statistics."): t for name, t in tensors.items() if name.startswith("statistics.")}
     weights = {name: t.float() for name, t in tensors.items() if not name.startswith("statistics.")}

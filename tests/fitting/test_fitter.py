@@ -1,6 +1,7 @@
 """The stages on a real photo: they descend, keep their constraints, and treat faces of a batch independently."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_a_term_of_every_second_step_is_carried_on(fitter, photos, fitted) -> No
     assert runs[1]["id"][0, 0].item() == first
     torch.testing.assert_close(runs[2]["total"], runs[2]["id"] + 1e-6 * runs[2]["reg_z"])
     assert third < first
+
+
+def test_between_two_textures_the_latent_rests_and_the_head_moves(fitter, photos, fitted) -> None:
+    photo, (params, latent) = photos[:1], (part[:1] for part in fitted.stages["start"])
+    stage = dataclasses.replace(fitter.stages["joint"], steps=5, every={"texture": 3}, coarse_steps=5, coarse_size=64)
+    variables, seen = Variables(params, latent, fitter.model.expression_bounds, fitter.decoder), []
+    run = run_stage(fitter.objective, stage, photo, variables, callback=seen.append)
+    moves = [not torch.equal(a.latent.codes, b.latent.codes) for a, b in itertools.pairwise(seen)]
+    assert moves == [True, False, False, True]
+    assert all(not torch.equal(a.params.rotation, b.params.rotation) for a, b in itertools.pairwise(seen))
+    assert run.losses["id"][0, 0] == run.losses["id"][0, 1] == run.losses["id"][0, 2] != run.losses["id"][0, 3]
+    assert run.losses["pix"][0, 0] != run.losses["pix"][0, 1]
 
 
 def test_landmark_fit_recovers_known_parameters(model) -> None:

@@ -37,6 +37,7 @@ def test_the_rate_falls_along_a_cosine_over_the_last_quarter() -> None:
         ({"every": {"pix": 2}}, "term of s.every"),
         ({"weights": {"id": 1}, "every": {"id": 2}}, "each step needs one"),
         ({"every": {"id": 0}}, "must be a whole number of steps"),
+        ({"every": {"texture": 2}, "optimize": ("latent",)}, "needs a variable beside the latent"),
     ],
 )
 def test_wrong_values_are_named(changes, message) -> None:
@@ -49,6 +50,13 @@ def test_terms_of_every_second_step_take_turns() -> None:
     assert [s.gradient_scale("lpips", i) for i in range(5)] == [1, 0, 2, 0, 2]
     assert [s.gradient_scale("id", i) for i in range(5)] == [1, 2, 0, 2, 0]
     assert [s.gradient_scale("pix", i) for i in range(3)] == [1, 1, 1]
+
+
+def test_a_texture_of_every_third_step_takes_the_networks_with_it() -> None:
+    s = stage(weights={"id": 1, "pix": 1}, optimize=("latent", "pose"), every={"texture": 3, "id": 2})
+    assert [s.decodes(i) for i in range(5)] == [True, False, False, True, False]
+    assert [s.gradient_scale("id", i) for i in range(10)] == [1, 0, 0, 2, 0, 0, 0, 0, 0, 2]
+    assert [s.gradient_scale("lpips", i) for i in range(4)] == [1, 0, 0, 1]
 
 
 def test_stages_from_config_replaces_only_what_is_given() -> None:
