@@ -51,7 +51,7 @@ reconstruct: assets ## photo -> textured 3D head: IMG=face.jpg HEAD=ict (or gnm)
 	@$(if $(HEAD),$(PY) -m facerecon.assets fetch "$(HEAD)")
 	@$(PY) fit/reconstruct.py img="$(IMG)" out="$(OUT)" $(if $(HEAD),face_model="$(HEAD)") $(ARGS)
 
-evaluate: assets ## the numbers of the paper, on open data (about half an hour): ARGS='full=true ict=ICT-FaceKit'
+evaluate: assets ## the numbers of the paper, on open data, 6 items a row; 20 and more: ARGS='full=true ict=ICT-FaceKit'
 	@$(PY) fit/evaluate.py $(ARGS)
 
 doctor: ## what a bug report needs: versions, processor, GPU, state of the models; works before set-up

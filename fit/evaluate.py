@@ -1,8 +1,9 @@
 """The numbers of the paper in one sweep: shape, reconstruction, UV maps, decoders, and ablations (Sec. 3.2, 4.3).
 
-    python fit/evaluate.py                                        # a few items a row: about half an hour on 2 cores
-    python fit/evaluate.py full=true ict=ICT-FaceKit              # 100 items a row
-    python fit/evaluate.py parts=[shape] heads=20 decoders.part=small/decoder.safetensors
+    python fit/evaluate.py                                        # six items a row
+    python fit/evaluate.py full=true ict=ICT-FaceKit              # at least 20 items a row
+    python fit/evaluate.py full=true minutes=30                   # so long at most; the same command goes on
+    python fit/evaluate.py parts=[shape] heads=20 decoder_fits=true decoders.part=small/decoder.safetensors
     python fit/evaluate.py parts=[maps] subjects=60
     python fit/evaluate.py parts=[reconstruction] faces=20 +decoders.w=open:w +decoders.z=open:z
     python fit/evaluate.py parts=[sheet] photos=null seeds=[40002,40018,40082]
@@ -10,28 +11,29 @@
     python fit/evaluate.py parts=[] realy_dir=REALY realy_keypoints=data/HIFI3D.txt
     python fit/evaluate.py parts=[] fair_dir=FAIR
 
-* shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), on photos of one real scan (views=),
-  and on REALY itself (realy_dir=), for the mean face, the starts, and full fits with every decoder of decoders=
-  (Table 5).
 * reconstruction: photometric error, CSIM (cosine of a 1024-d identity network that is never optimized), landmarks,
-  LPIPS (VGG and AlexNet; the one that a fit optimized is marked), of photos and held-out faces, by preset and decoder;
-  BS Error and identity of the fitted textures.
+  LPIPS (VGG and AlexNet; the one that a fit optimized is marked), of photos and held-out faces, by preset; BS Error and
+  identity of the fitted textures.
+* shape: REALY's protocol on held-out synthetic heads, on ICT-FaceKit's (ict=), on photos of one real scan (views=),
+  and on REALY itself (realy_dir=), for the mean face, the starts, and full fits (Table 5). With decoder_fits=true both
+  parts are fitted with every decoder of decoders=, too.
 * maps: BS Error and identity of held-out subjects' maps, and without editing, without multi-view, blended naively
-  (Tables 2 and 4).
+  (ablations=; Tables 2 and 4).
 * expressiveness: those maps, expressed by each decoder (Table 6), by LPIPS, L1 and CSIM.
-* tone: skin tones (ITA) of fits of rendered heads of known albedo and of generated portraits, each under several
-  exposures and white balances, by groups of skin tone, and on FAIR (fair_dir=). Light left in textures, and seams, are
-  measured on every fit with our decoder.
+* tone: skin tones (ITA) of fits (tone_preset=) of rendered heads of known albedo and of generated portraits, each under
+  several exposures and white balances, by groups of skin tone, and on FAIR (fair_dir=). Light left in textures, and
+  seams, are measured on every fit with our decoder.
 * released maps (released_dir=): of subjects of the authors' set beside ours.
 * sheet: panels of the photos and held-out faces with the first preset, to look at.
 
-Writes evaluate.md, results.csv (every cell, with bootstrap intervals and published numbers), items.csv (every
-measurement), charts and sheets. A run that was stopped goes on with the same command; an item that fails is a line of
-the report, and is tried again by the next run.
+Writes evaluate.md (a few tables, and charts), results.csv (every cell, with bootstrap intervals), items.csv (every
+measurement) and sheets. A run that was stopped goes on with the same command; an item that fails is a line of the
+report, and is tried again by the next run.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -44,21 +46,24 @@ from typing import Any
 from facerecon.configs.compose import compose, run
 from facerecon.run.signals import check_stop, names_kept
 
-PARTS = ("shape", "reconstruction", "maps", "expressiveness", "tone", "sheet")
-FULL = 100
-FULL_TONES, FULL_PICTURES = 60, 8
-FULL_VIEWS = 12
+PARTS = ("reconstruction", "shape", "tone", "maps", "expressiveness", "sheet")
+"""In the order in which they are measured."""
+FULL = 20
+FULL_TONES, FULL_PICTURES = 24, 2
+MOST_TONES, MOST_VIEWS = 60, 12
 VERSION = 3
 """Of the measurements: items of another version are measured again."""
 
 
 def main(config: Any) -> int:
+    from facerecon.dataset.pipeline import ABLATIONS
     from facerecon.errors import ConfigError, check_number
     from facerecon.fit.evaluation_report import write_evaluation
     from facerecon.fit.models import run_folder
     from facerecon.settings import check_keys
 
     check_keys(config.parts, PARTS, "part")
+    check_keys(config.ablations, [name for name, changes in ABLATIONS.items() if changes], "ablation")
     for key in ("heads", "faces", "subjects", "tones", "pictures", "views", "inversion_steps"):
         check_number(key, config[key], 0, whole=True)
     for seed in config.seeds:
@@ -71,6 +76,10 @@ def main(config: Any) -> int:
         raise ConfigError(f"set={config.set!r} is not a list of keys ({error}); e.g. set='face_model=ict'.") from None
     if not config.presets:
         raise ConfigError("presets is empty; name at least one, e.g. presets=[default].")
+    if config.minutes is not None:
+        check_number("minutes", config.minutes, 0)
+    if config.readme and not config.full:
+        raise ConfigError("readme= takes figures of full=true only: add full=true, or leave readme= out.")
     if config.readme and not Path(config.readme).is_file():
         raise ConfigError(f"readme={config.readme} does not exist; give a Markdown file with the two marks, or null.")
     with run_folder(config, "evaluate").alone() as folder:
@@ -85,6 +94,7 @@ class Sweep:
     """The items of a run, kept or measured, and the fits that they share; ``fit/evaluation_parts.py`` measures."""
 
     def __init__(self, config: Any, folder: Any) -> None:
+        from facerecon.assets.doctor import commit
         from facerecon.fit.models import prepare
 
         self.config, self.folder = config, folder
@@ -92,11 +102,15 @@ class Sweep:
         count = {key: max(config[key], FULL) if config.full else config[key] for key in ("heads", "faces", "subjects")}
         self.heads, self.people = count["heads"], count["subjects"]
         self.faces = len(config.seeds) if config.seeds else count["faces"]
-        self.tones = FULL_TONES if config.full else min(config.tones, FULL_TONES)
-        self.pictures = FULL_PICTURES if config.full else config.pictures
-        self.views = FULL_VIEWS if config.full else min(config.views, FULL_VIEWS)
+        self.tones = min(max(config.tones, FULL_TONES * config.full), MOST_TONES)
+        self.pictures = max(config.pictures, FULL_PICTURES * config.full)
+        self.views = MOST_VIEWS if config.full else min(config.views, MOST_VIEWS)
         self.preset, self.seed = str(config.presets[0]), config.seed
+        self.tone_preset = str(config.tone_preset or self.preset)
         self.decoders = {str(key): str(value) for key, value in config.decoders.items() if value}
+        self.fitted = self.decoders if config.decoder_fits else {"ours": self.decoders.get("ours", "")}
+        self.commit = commit()
+        self.stop = time.monotonic() + 60 * config.minutes if config.minutes is not None else math.inf
         self.kept = {name: _renamed(facts) for name, facts in folder.completed().items()} if config.resume else {}
         self.done: dict[str, dict[str, Any]] = {}  # {item: facts} with the settings of this run
         self.failed: dict[str, str] = {}  # {item: why}
@@ -117,7 +131,7 @@ class Sweep:
                 raise AssetError(f"decoders.{key}={name} does not exist; give a file of train/texture_gan.py, or null.")
             if not is_decoder_file(name) and name not in (*DECODERS, "albedo"):
                 raise ConfigError(nearest_name(name, DECODERS, f"decoder of decoders.{key}"))
-        for preset in self.config.presets:
+        for preset in (*self.config.presets, self.tone_preset):
             self.fit_config(str(preset), self.decoders["ours"])
 
     # -- items -------------------------------------------------------------------------------------------
@@ -138,24 +152,32 @@ class Sweep:
             except Exception as error:  # a part that cannot begin (a missing model) leaves the others be
                 self.fail(next(part for part in wanted if MEASURES[part] is measure), error)
         self.bar.close()
+        if time.monotonic() >= self.stop:
+            told = f"minutes={self.config.minutes:g} were over; the same command goes on with what is left."
+            self.skipped.append(told)
 
     def _expected(self) -> int:
         """Items, about: those of folders are not counted."""
-        heads = (self.heads * 2 + self.views) * (1 + len(self.decoders))
-        fits = len(self.config.presets) + len(self.decoders) - 1
-        counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": self.people * 6,
+        from facerecon.fit.evaluation_tones import PORTRAITS
+
+        heads = (self.heads * 2 + self.views) * (1 + len(self.fitted))
+        fits = len(self.config.presets) + len(self.fitted) - 1
+        maps = self.people * (1 + len(self.config.ablations))
+        counts = {"shape": heads, "reconstruction": (self.faces + 1) * fits, "maps": maps,
                   "expressiveness": self.people * len(self.decoders),
-                  "tone": self.tones * (self.pictures + 1) + self.faces * (self.pictures + 1)}  # fmt: skip
+                  "tone": (self.tones + min(self.faces, PORTRAITS)) * (self.pictures + 1)}  # fmt: skip
         return sum(counts.get(part, 0) for part in self.config.parts)
 
     def item(self, name: str, settings: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """Facts of an item: kept ones, or new ones; None if it failed, which is noted."""
+        """Facts of an item: kept ones, or new ones; None if it failed, which is noted, or when the time is over."""
         from facerecon.fit.evaluation_parts import short_hash
 
         check_stop()
         digest = short_hash(VERSION, settings)
         facts = self.kept.get(name)
         if facts is None or facts.get("settings") != digest:
+            if time.monotonic() >= self.stop:
+                return None
             clock = time.process_time()
             try:
                 with warnings.catch_warnings():
@@ -165,7 +187,7 @@ class Sweep:
                 self.fail(name, error)
                 self.bar.update(1)
                 return None
-            facts |= {"settings": digest, "seconds": round(time.process_time() - clock, 2)}
+            facts |= {"settings": digest, "seconds": round(time.process_time() - clock, 2), "commit": self.commit}
             self.folder.complete(name, **facts)
             facts = self.folder.completed()[name]  # as a resumed run will read it
         self.done[name] = facts

@@ -151,7 +151,7 @@ def measure_shape(sweep: Any) -> None:
             make, content = heads(sweep)
         except Exception as error:
             sweep.skipped.append(f"Shape on {kind} heads was not measured: {' '.join(str(error).split())}")
-            sweep.bar.update(count * (1 + len(sweep.decoders)))
+            sweep.bar.update(count * (1 + len(sweep.fitted)))
             continue
         number = good = 0
         while good < count and number < most:
@@ -201,7 +201,7 @@ def _measure_head(
     facts = sweep.item(f"{name}/starts", [source, sweep.fit_config(*sweep.main)[1]], starts)
     if keep is None and (facts is None or "skipped" in facts):
         return False
-    for key, decoder in sweep.decoders.items():
+    for key, decoder in sweep.fitted.items():
         sweep.item(f"{name}/{key}", [source, sweep.fit_config(sweep.preset, decoder)[1]], partial(full, key))
     return True
 
@@ -270,7 +270,7 @@ def measure_realy(sweep: Any) -> None:
             return sweep.observed(path), benchmark.scan(name)
 
         _measure_head(sweep, f"realy/{name}", source, make, places, partial(keep, name))
-    for key in sweep.decoders:
+    for key in sweep.fitted:
         found = {name: sweep.done.get(f"realy/{name}/{key}") for name in images}
         rows = [(name, facts["errors"]) for name, facts in found.items() if facts]
         if rows:
@@ -314,7 +314,7 @@ def measure_reconstruction(sweep: Any) -> None:
     columns = [(sweep.preset, "ours")]
     if "reconstruction" in sweep.config.parts:
         columns = [(str(preset), "ours") for preset in sweep.config.presets]
-        columns += [(sweep.preset, key) for key in sweep.decoders if key != "ours"]
+        columns += [(sweep.preset, key) for key in sweep.fitted if key != "ours"]
     shown = []
     for name, source, content in photos(sweep):
         photo = cache(partial(sweep.observed, source))
@@ -406,7 +406,7 @@ def measure_maps(sweep: Any) -> None:
     plain = map_settings(sweep.config.pack.name)
     for seed in subjects(sweep):
         for name, row in ABLATIONS.items():
-            if not row:
+            if name not in sweep.config.ablations:
                 continue
             changes = {k: replace(getattr(plain, k), **v) if isinstance(v, dict) else v for k, v in row.items()}
 

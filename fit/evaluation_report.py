@@ -1,4 +1,8 @@
-"""The tables, charts and pages of fit/evaluate.py, of whatever its sweep has measured."""
+"""The tables, charts and pages of fit/evaluate.py, of whatever its sweep has measured.
+
+All cells go into results.csv. A page has a table for each of the parts reconstruction, shape, tone and expressiveness,
+and charts of the rest, whose alternative text has their values.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 
+from facerecon.assets.doctor import processor
 from facerecon.errors import ConfigError, InputError
 from facerecon.evaluation import (
     Metric,
@@ -27,11 +32,11 @@ from facerecon.evaluation import (
     rank_correlation,
 )
 from facerecon.evaluation.tables import LEAST, PUBLISHED, write_csv
-from facerecon.export.chart import Bar, bar_chart
+from facerecon.export.chart import Bar, bar_chart, cumulative_chart
 from facerecon.export.report import library_version
 from facerecon.fit.evaluation_parts import INVERTED_BY, RELEASED, split_space
 from facerecon.imaging.files import read_image, write_bytes, write_png
-from facerecon.perception.skin_tone import TONE_GROUPS
+from facerecon.perception.skin_tone import TONE_GROUPS, tone_group
 from facerecon.storage import csv_bytes
 
 REGIONS = ("nose", "mouth", "forehead", "cheek")
@@ -195,11 +200,8 @@ def shape_tables(sweep: Any) -> list[Table]:
         for key, label in STARTS.items():
             if not add(key, label) and key == "regressor":
                 table.rows.append(Row(label, note="no trained weights for this head model"))
-        for key in map(str, sweep.config.decoders):
-            if key in sweep.decoders:
-                add(f"fit {key}", f"full fit: {_label(sweep, key)}")
-            else:
-                table.rows.append(_not_run(key))
+        for key in sweep.decoders:
+            add(f"fit {key}", f"full fit: {_label(sweep, key)}")
         fallen = sum(facts.get("stage1", "regressor") != "regressor" for _, facts in found)
         table.notes = [
             "Mean ± standard deviation over heads (95 % interval of the mean), differences on the same heads."
@@ -210,9 +212,9 @@ def shape_tables(sweep: Any) -> list[Table]:
         if fallen:
             told = f"{fallen} of {len(found)} heads are outside the regressor's range and start from landmarks."
             table.notes.append(told)
+        if place == "realy" and sweep.config.full:
+            table.rows += PUBLISHED["realy"]
         tables.append(table)
-    if tables:
-        tables[-1].rows += PUBLISHED["shape"]
     return tables
 
 
@@ -292,7 +294,6 @@ def map_tables(sweep: Any) -> list[Table]:
         if match[2] != "full":
             changed.setdefault(match[2], []).append(facts["metrics"])
     table.rows += filter(None, [_row(name, items, MAPS) for name, items in changed.items()])
-    table.rows += PUBLISHED["maps"]
     refused = sum("refused" in facts for name, facts in sweep.done.items() if name.startswith("maps/"))
     table.notes = [
         f"Seeds that are in no set; {refused} subject(s) were refused by the filters. 'Light' is the division by the "
@@ -394,7 +395,7 @@ def group_tables(sweep: Any) -> list[Table]:
 
 def tone_tables(sweep: Any) -> list[Table]:
     """Skin tones of the fitted albedos, of heads, pictures and FAIR."""
-    table = Table("tone", f"Skin tone of the fitted albedo (preset {sweep.preset}, {_label(sweep, 'ours')})", TONE,
+    table = Table("tone", f"Skin tone of the fitted albedo (preset {sweep.tone_preset}, {_label(sweep, 'ours')})", TONE,
                   first="pictures")  # fmt: skip
     kinds = {
         "tone/head": "rendered heads of known albedo",
@@ -415,7 +416,7 @@ def tone_tables(sweep: Any) -> list[Table]:
         cells = {"rank": Summary(rank_correlation(tones, own), len(rest))} | _spread(tones, persons)
         table.rows.append(Row("generated portraits as other cameras would take them", cells))
     if any(name.startswith("fair/") for name in sweep.done):
-        table.rows += PUBLISHED["tone"]
+        table.rows += PUBLISHED["fair"]
     table.notes = [
         "ITA: individual typology angle of the median color of plain skin of the final texture; by groups of the true "
         "albedo. Bias score: standard deviation of the groups' mean errors (TRUST). Exposures 0.5 to 1.8 and white "
@@ -428,13 +429,20 @@ def tone_tables(sweep: Any) -> list[Table]:
 
 def _tone_cells(found: Sequence[Mapping[str, Any]]) -> dict[str, Summary]:
     fitted, truth = ([facts[part][key] for facts in found] for part, key in (("metrics", "ita"), ("about", "tone")))
-    errors = ita_errors(fitted, truth)
-    apart = torch.tensor(fitted) - torch.tensor(truth)
+    pairs = torch.tensor([fitted, truth], dtype=torch.float64).T
+    apart = pairs[:, 0] - pairs[:, 1]
+    groups = [tone_group(true) for true in truth]
     cells = {"mean": bootstrap_summary(apart.abs()), "offset": bootstrap_summary(apart)}
-    cells |= {"worst": Summary(errors.worst, len(found)), "bias_score": Summary(errors.bias, len(found))}
-    cells |= {name: Summary(value) for name, value in errors.groups.items()}
+    cells |= {name: bootstrap_summary(apart.abs()[[group == name for group in groups]])
+              for name in TONE_GROUPS if name in groups}  # fmt: skip
+    statistics = {"worst": lambda some: ita_errors(some[:, 0], some[:, 1]).worst}
+    if len(set(groups)) > 1:
+        statistics["bias_score"] = lambda some: ita_errors(some[:, 0], some[:, 1]).bias
     if len(found) > 1:
-        cells["rank"] = Summary(rank_correlation(fitted, truth), len(found))
+        statistics["rank"] = lambda some: rank_correlation(some[:, 0], some[:, 1])
+    cells |= {
+        key: bootstrap_summary(pairs, lambda some, of=of: torch.tensor(of(some))) for key, of in statistics.items()
+    }
     return cells | _spread(fitted, [facts["about"].get("person") for facts in found])
 
 
@@ -471,47 +479,88 @@ def albedo_tables(sweep: Any) -> list[Table]:
 
 # -- pages -----------------------------------------------------------------------------------------------------
 
+HEADS = {"synthetic": "synthetic heads", "ict": "ICT heads", "scan": "one scan", "realy": "REALY"}
+PAGE = {
+    "reconstruction": ("photometric", "identity", "lpips_vgg", "nme", "photometric_final", "identity_final"),
+    "tone": ("mean", "worst", "bias_score", "offset", "spread", "rank"),
+    "expressiveness": ("lpips_vgg", "l1_face", "csim"),
+    "released": tuple(metric.key for metric in RELEASED_MAPS),
+}
+"""{table of a page: its columns there}."""
+EXPLAINED = {"groups": "groups_shape.png", "maps": "maps.png", "sharpness": "sharpness.png", "albedo": "albedo.png"}
+"""{table that a page has as a chart alone: the chart below which its notes stand}."""
+
 
 def write_evaluation(sweep: Any) -> int:
     """Everything that is written at the end; the exit status."""
     folder = sweep.folder.path
-    makers = (shape_tables, reconstruction_tables, map_tables, released_tables, expressiveness_tables, tone_tables,
+    makers = (reconstruction_tables, shape_tables, tone_tables, expressiveness_tables, map_tables, released_tables,
               albedo_tables, group_tables)  # fmt: skip
-    tables = [table for make in makers for table in make(sweep)]
+    tables = {table.name: table for make in makers for table in make(sweep)}
     sweep.folder.tidy(sweep.done)
     if not tables:
         why = next(iter(sweep.failed.values()), "nothing was asked for; see parts=")
         raise InputError(f"nothing could be measured: {why}")
-    write_bytes(folder / "results.csv", write_csv(tables))
+    write_bytes(folder / "results.csv", write_csv(list(tables.values())))
     write_bytes(folder / "items.csv", _items(sweep))
-    charts = _charts(folder, tables)
-    body = [_introduction(sweep), *[table.to_markdown(3) for table in tables], _not_measured(sweep)]
+    charts = _charts(sweep, tables)
+    body = [_introduction(sweep)]
+    for name in ("reconstruction", "shape", "tone", "expressiveness", "released"):
+        if name == "shape":
+            body += [table.to_markdown(3) for table in _shape_page(tables)]
+        elif name in tables:
+            shown = [metric for metric in tables[name].metrics if metric.key in PAGE[name]]
+            body.append(replace(tables[name], metrics=shown).to_markdown(3))
+    if charts:
+        notes = {file: " ".join(tables[name].notes) for name, file in EXPLAINED.items() if name in tables}
+        pictures = [f"![{alt}]({file})\n\n{notes.get(file, '')}\n".rstrip("\n") + "\n" for file, alt in charts.items()]
+        body.append("### Charts\n\n" + "\n".join(pictures))
+    body.append(_not_measured(sweep))
     text = "\n".join(part for part in body if part)
-    shown = charts | dict.fromkeys(sweep.sheets, "Panels")
-    pictures = "\n".join(f"![{title}]({name})\n" for name, title in shown.items())
-    write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{pictures}".encode("utf-8", "backslashreplace"))
+    sheets = "\n".join(f"![Panels]({name})\n" for name in sweep.sheets)
+    write_bytes(folder / "evaluate.md", f"## Evaluation\n\n{text}\n{sheets}".encode("utf-8", "backslashreplace"))
     if sweep.config.readme:
-        _into(Path(sweep.config.readme), text, folder, {k: v for k, v in charts.items() if k == "shape.png"})
+        _into(Path(sweep.config.readme), text, folder, charts)
     failed = f", {len(sweep.failed)} failed (see the report)" if sweep.failed else ""
     print(f"{len(sweep.done)} item(s){failed}; {folder / 'evaluate.md'}")
     return 1 if sweep.failed else 0
 
 
+def _shape_page(tables: Mapping[str, Table]) -> list[Table]:
+    """The mean errors of all kinds of heads in one table."""
+    kinds = {kind: tables[f"shape_{kind}"] for kind in HEADS if f"shape_{kind}" in tables}
+    counts = {kind: max((row.count or 0 for row in table.rows if not row.source), default=0)
+              for kind, table in kinds.items()}  # fmt: skip
+    metrics = [Metric(kind, f"{HEADS[kind]}, mm (n = {count})") for kind, count in counts.items()]
+    rows: dict[str, Row] = {}
+    for kind, table in kinds.items():
+        for row in table.rows:
+            if "mean" in row.cells:
+                known = rows.setdefault(row.label, Row(row.label, source=row.source))
+                rows[row.label] = replace(known, cells=dict(known.cells) | {kind: row.cells["mean"]})
+    notes = ["Mean of nose, mouth, forehead and cheek by REALY's protocol, with the 95 % interval over heads."]
+    for kind, table in kinds.items():
+        notes += [f"{HEADS[kind][0].upper()}{HEADS[kind][1:]}: {' '.join(table.notes[1:])}"] if table.notes[1:] else []
+    return [Table("shape", "Shape", metrics, list(rows.values()), "shape", notes, counted=False)] if rows else []
+
+
 def _introduction(sweep: Any) -> str:
-    """Date, command, sizes."""
+    """Date, commit, machine, command, sizes."""
     config = sweep.config
     command = shlex.join(["python", "fit/evaluate.py", *_arguments(sys.argv[1:])])
     minutes = sum(facts.get("seconds", 0) for facts in sweep.done.values()) / 60
-    counts = {"shape": f"{sweep.heads} heads of each kind", "reconstruction": f"{sweep.faces} generated faces",
-              "maps": f"{sweep.people} held-out subjects",
-              "tone": f"{sweep.tones} people of known albedo"}  # fmt: skip
-    sizes = [text for part, text in counts.items() if part in config.parts] or ["what the folder holds"]
+    commits = sorted({facts.get("commit") or "unknown" for facts in sweep.done.values()})
+    machine = processor()
+    if sweep.device.type == "cuda":
+        machine += f", {torch.cuda.get_device_name(sweep.device)}"
     fits = sweep.fit_config(*sweep.main)[0]
+    few = "" if config.full else " **A few items a row: orientation only; full=true has at least 20.**"
     return (
-        f"{datetime.date.today().isoformat()}, facerecon {library_version()}, `{command}`: up to {', '.join(sizes)}; "
-        f"face model {fits.face_model}, decoder {config.decoders.ours}, preset {sweep.preset}; {minutes:.0f} minutes "
-        "of CPU. Intervals: bootstrap, 95 %; none where fewer than 3. Published rows are other people's numbers on "
-        "other data, printed for orientation: nothing here can be compared with them.\n"
+        f"{datetime.date.today().isoformat()}, facerecon {library_version()}, commit {', '.join(commits)}; {machine}; "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {minutes:.0f} minutes of CPU.{few}\n\n"
+        f"```bash\n{command}\n```\n\n"
+        f"Face model {fits.face_model}, decoder {config.decoders.ours}, preset {sweep.preset} where none is named. "
+        "In brackets: 95 % intervals by the bootstrap over items, from 3 items on.\n"
     )
 
 
@@ -549,52 +598,113 @@ def _items(sweep: Any) -> bytes:
     return csv_bytes(lines)
 
 
-def _charts(folder: Path, tables: Sequence[Table]) -> dict[str, str]:
-    """{file: title} of the bar charts: shape, reconstruction, and even light of maps."""
-    heads = {
-        "shape_synthetic": "synthetic heads",
-        "shape_ict": "ICT heads",
-        "shape_scan": "one scan",
-        "shape_realy": "REALY",
-    }
-    wanted = (
-        ("shape.png", "Shape error", "mm, mean of four regions", SHAPE, "mean", heads),
-        ("reconstruction.png", "Photometric error", "RGB difference x 1000", RECONSTRUCTION, "photometric",
-         {"reconstruction": ""}),
-        ("maps.png", "BS Error over observed texels", "of 255", MAPS, "bs_error", {"maps": ""}),
-    )  # fmt: skip
-    by_name, charts = {table.name: table for table in tables}, {}
-    for file, title, unit, metrics, key, headings in wanted:
-        metric = next(metric for metric in metrics if metric.key == key)
-        groups = [(heading, _bars(by_name[name], metric)) for name, heading in headings.items() if name in by_name]
-        groups = [(heading, bars) for heading, bars in groups if bars]
+def _charts(sweep: Any, tables: Mapping[str, Table]) -> dict[str, str]:
+    """Draw them; {file: alternative text, which has the values}."""
+    charts: dict[str, str] = {}
+
+    def keep(file: str, title: str, picture: Any, values: str) -> None:
+        write_png(sweep.folder.path / file, read_image(picture))
+        charts[file] = f"{title}. {values}".replace("[", "(").replace("]", ")")
+
+    def bars(file: str, title: str, axis: str, groups: Sequence[tuple[str, list[Bar]]], legend: tuple = ()) -> None:
+        groups = [(heading, some) for heading, some in groups if some]
         if groups:
-            axis = f"{unit}, and its 95 % interval: less is better"
-            write_png(folder / file, read_image(bar_chart(title, groups, axis)))
-            charts[file] = title
+            told = [f"{heading}: " * bool(heading) + ", ".join(f"{bar.label} {bar.text}" for bar in some)
+                    for heading, some in groups]  # fmt: skip
+            keep(file, title, bar_chart(title, groups, f"{axis}; lines: 95 % intervals", legend), "; ".join(told))
+
+    kinds = {kind: tables[f"shape_{kind}"] for kind in HEADS if f"shape_{kind}" in tables}
+    compared = ("mean face", "full fit")
+    groups = []
+    for kind, table in kinds.items():
+        rows = {name: next((row for row in table.rows if row.label.startswith(name)), None) for name in compared}
+        groups.append((f"{HEADS[kind]}", [
+            bar for region in REGIONS for k, name in enumerate(compared) if rows[name] is not None
+            for bar in _bars([rows[name]], Metric(region, region), k, lambda row, r=region, n=name: f"{r}, {n}")
+        ]))  # fmt: skip
+    bars("shape.png", "Shape error by region", "mm", groups, compared)
+    kind = next((kind for kind in ("realy", "ict", "synthetic") if kind in kinds), None)
+    if kind is not None and (series := _cumulated(sweep, kind)):
+        title = f"Shape error, {HEADS[kind]}: share of heads with at most so much"
+        told = [f"{name}: half within {sorted(values)[(len(values) - 1) // 2]:.2f} mm, all within {max(values):.2f} mm"
+                for name, values in series]  # fmt: skip
+        keep("shape_cumulated.png", title, cumulative_chart(title, series, "mm, mean of four regions"), "; ".join(told))
+    if "groups" in tables:
+        for file, key, title, unit in (
+            ("groups_photometric.png", "photometric", "Photometric error by group", "RGB difference x 1000"),
+            ("groups_shape.png", "mean", "Shape error by group", "mm"),
+        ):
+            metric = next(metric for metric in GROUPED if metric.key == key)
+            what = {}
+            for row in tables["groups"].rows:
+                what.setdefault(row.label.partition(": ")[0], []).append(row)
+            bars(
+                file, title, unit, [(name, _bars(rows, metric, 0, _with_count(metric))) for name, rows in what.items()]
+            )
+    if "tone" in tables:
+        groups = [(row.label, [bar for name in TONE_GROUPS for bar in _bars([row], Metric(name, name, 1, 1), 0,
+                   lambda row, name=name: f"{name}, n = {row.cells[name].count}")])
+                  for row in tables["tone"].rows if not row.source]  # fmt: skip
+        bars("tone.png", "Error of the skin tone by group", "ITA, degrees", groups)
+    if "maps" in tables:
+        metric = next(metric for metric in MAPS if metric.key == "bs_error")
+        rows = tables["maps"].rows
+        bars(
+            "maps.png",
+            "UV maps: BS Error over observed texels",
+            "of 255",
+            [("", _bars(rows, metric, 0, _with_count(metric)))],
+        )
+    if "sharpness" in tables:
+        groups = [(f"{row.label}, n = {row.count}", [
+            bar for metric in OCTAVES for bar in _bars([row], metric, 0, lambda _, metric=metric: metric.title)
+        ]) for row in tables["sharpness"].rows]  # fmt: skip
+        bars("sharpness.png", "Detail of UV maps beside the views that they are of", "of the view's", groups)
+    if "albedo" in tables:
+        found = _bars(tables["albedo"].rows, ALBEDO[0], 0, lambda row: f"{row.label}, n = {row.count}")
+        bars("albedo.png", "Light left in final textures: BS Error over visible texels", "of 255", [("", found)])
     return charts
 
 
-def _bars(table: Table, metric: Metric) -> list[Bar]:
+def _cumulated(sweep: Any, kind: str) -> list[tuple[str, list[float]]]:
+    """Mean errors of all heads of a kind: of the mean face, the start and the full fit."""
+    place = "realy" if kind == "realy" else f"shape/{kind}"
+    starts = [facts["errors"] for _, facts in _named(sweep, f"{place}/[^/]+/starts")]
+    found = {
+        name: [_errors(errors[key])["mean"] for errors in starts if key in errors]
+        for key, name in (("mean face", "mean face"), ("refined", "start"), ("landmarks", "start from landmarks"))
+    }
+    if found["start"]:
+        del found["start from landmarks"]
+    found["full fit"] = [_errors(facts["errors"])["mean"] for _, facts in _named(sweep, f"{place}/[^/]+/ours")]
+    return [(name, values) for name, values in found.items() if values]
+
+
+def _with_count(metric: Metric) -> Callable[[Row], str]:
+    """Labels of bars with how many items are behind them."""
+    return lambda row: f"{row.label.partition(': ')[2] or row.label}, n = {row.cells[metric.key].count}"
+
+
+def _bars(rows: Sequence[Row], metric: Metric, series: int, label: Callable[[Row], str]) -> list[Bar]:
     """A bar for each of our rows that has the metric."""
     found = []
-    for row in table.rows:
+    for row in rows:
         cell = row.cells.get(metric.key)
-        if cell is not None and not row.source:
+        if cell is not None and not row.source and cell.value >= 0:
             low, high = (None if v is None else metric.scale * v for v in (cell.low, cell.high))
             value = metric.scale * cell.value
-            found.append(Bar(row.label, value, low, high, text=f"{value:.{metric.digits}f}"))
+            found.append(Bar(label(row), value, low, high, series, f"{value:.{metric.digits}f}"))
     return found
 
 
 def _into(path: Path, text: str, folder: Path, charts: Mapping[str, str]) -> None:
-    """Replace what is between the marks of a Markdown file; charts go beside it."""
+    """Replace what is between the marks of a Markdown file; charts go beside it, as evaluate_NAME."""
     content = path.read_text(encoding="utf-8")
     first, last = content.find(MARKS[0]), content.find(MARKS[1])
     if first < 0 or last < first:
         raise ConfigError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}; add them where the tables shall stand.")
-    for name, title in charts.items():
+    for name in charts:
         write_bytes(path.with_name(f"evaluate_{name}"), (folder / name).read_bytes())
-        text = f"{text.rstrip()}\n\n![{title}](evaluate_{name})\n"
+        text = text.replace(f"]({name})", f"](evaluate_{name})")
     whole = f"{content[:first]}{MARKS[0]}\n{text.rstrip()}\n{content[last:]}"
     write_bytes(path, whole.encode("utf-8", "backslashreplace"))

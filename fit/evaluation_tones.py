@@ -25,7 +25,7 @@ from facerecon.synthetic.exposure import exposed, random_exposure
 from facerecon.synthetic.scene import Draws
 from facerecon.synthetic.toned_heads import TonedHeads
 
-PORTRAITS = 60  # generated ones, at most
+PORTRAITS = 10  # generated ones, at most
 
 
 def albedo_metrics(model: Any, face: Any) -> dict[str, float]:
@@ -66,7 +66,7 @@ def measure_tones(sweep: Any) -> None:
 
 
 def _settings(sweep: Any, *what: Any) -> list:
-    return ["tone", *what, sweep.seed, sweep.fit_config(*sweep.main)[1]]
+    return ["tone", *what, sweep.seed, sweep.fit_config(sweep.tone_preset, sweep.decoders["ours"])[1]]
 
 
 def _measure_heads(sweep: Any) -> None:
@@ -115,7 +115,9 @@ def _fitted(
     sweep: Any, picture: Callable[[], Any], about: dict[str, Any], truth: torch.Tensor | None = None
 ) -> dict[str, Any]:
     """Facts of the fit of one picture; its error of the texture where the true one is given."""
-    face = sweep.fitter(*sweep.main)(sweep.observed(picture()), callback=lambda _: check_stop()).face
+    face = sweep.fitter(sweep.tone_preset, sweep.decoders["ours"])(
+        sweep.observed(picture()), callback=lambda _: check_stop()
+    ).face
     metrics = albedo_metrics(sweep.model, face)
     if truth is not None:
         size = face.texture.shape[-1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +120,49 @@ def test_a_failed_item_is_a_line_and_the_rest_goes_on(tmp_path) -> None:
         again.item("x/4", 0, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
+def test_a_run_that_is_stopped_in_an_item_goes_on_with_that_item(tmp_path) -> None:
+    calls: list[str] = []
+
+    def work(name: str, stop: bool = False) -> dict:
+        calls.append(name)
+        if stop:
+            raise KeyboardInterrupt
+        return {"metrics": {"a": len(calls)}}
+
+    one = sweep(tmp_path)
+    one.item("x/1", 0, lambda: work("1"))
+    with pytest.raises(KeyboardInterrupt):
+        one.item("x/2", 0, lambda: work("2", stop=True))
+    again = sweep(tmp_path)
+    assert [again.item(f"x/{i}", 0, lambda i=i: work(str(i)))["metrics"]["a"] for i in (1, 2, 3)] == [1, 3, 4]
+    assert calls == ["1", "2", "2", "3"] and not again.failed
+
+
+def test_a_run_of_so_many_minutes_keeps_what_is_there_and_says_so(tmp_path, monkeypatch) -> None:
+    made = {"metrics": {"bs_error": 1.0}, "vectors": {"map": [1.0], "source": [1.0]}}
+    sweep(tmp_path).item("maps/1/full", 0, lambda: made)
+    one = sweep(tmp_path, "minutes=0", "parts=[maps]")
+
+    def measure(sweep: Sweep) -> None:
+        for i in (1, 2):
+            sweep.item(f"maps/{i}/full", 0, lambda: pytest.fail("the time is over"))
+
+    monkeypatch.setitem(parts.MEASURES, "maps", measure)
+    one.run()
+    assert list(one.done) == ["maps/1/full"] and not one.failed
+    assert write_evaluation(one) == 0
+    text = (tmp_path / "evaluate.md").read_text()
+    assert "- minutes=0 were over; the same command goes on with what is left." in text
+
+
+def test_full_is_twenty_of_each_and_more_where_asked(tmp_path) -> None:
+    one = sweep(tmp_path, "full=true", "faces=30", "tones=5")
+    assert (one.heads, one.faces, one.people, one.views, one.tones, one.pictures) == (20, 30, 20, 12, 24, 2)
+    assert list(one.fitted) == ["ours"] and list(sweep(tmp_path, "decoder_fits=true").fitted) == ["ours", "linear"]
+    few = sweep(tmp_path)
+    assert min(few.heads, few.faces, few.people, few.views) >= 6
+
+
 def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> None:
     one = sweep(tmp_path, "parts=[shape,maps]")
     monkeypatch.setitem(parts.MEASURES, "shape", lambda sweep: (_ for _ in ()).throw(InputError("no heads")))
@@ -139,7 +185,11 @@ def test_a_part_that_cannot_begin_leaves_the_others(tmp_path, monkeypatch) -> No
         (["presets=[default,relese]"], "did you mean 'release'"),
         (["decoders.part=nowhere.safetensors"], "decoders.part=nowhere.safetensors does not exist"),
         (["decoders.linear=linaer"], "did you mean 'linear'"),
-        (["readme=nowhere.md"], "does not exist"),
+        (["readme=nowhere.md", "full=true"], "does not exist"),
+        (["readme=README.md"], "readme= takes figures of full=true only"),
+        (["ablations=[w/o edit]"], "did you mean 'w/o editing'"),
+        (["minutes=-1"], "minutes must be a number"),
+        (["tone_preset=fats"], "did you mean 'fast'"),
         (["parts=[]"], "nothing could be measured: nothing was asked for"),
         (["parts=[]", "realy_dir=nowhere"], "has no REALY_HIFI3D_keypoints"),
         (["parts=[]", "released_dir=nowhere"], "nowhere has no NAME_final_uv.png"),
@@ -164,7 +214,10 @@ def measured(tmp_path) -> Sweep:
         "decoders.part=small/part.safetensors",
         f"readme={tmp_path / 'README.md'}",
         "set=perceptual=lpips_alex",
+        "decoder_fits=true",
+        "full=true",
     )
+    one.commit = "0123456789"
     (tmp_path / "README.md").write_text(f"# Title\n\n{MARKS[0]}\nof the last time\n{MARKS[1]}\n\n## Next\n")
     draw = np.random.default_rng(0)
     about = {"tone": 30.0, "age": 25.0, "male": 0.9}
@@ -191,6 +244,8 @@ def measured(tmp_path) -> Sweep:
     one.done["released/01223/views"] = {"metrics": {"bs_error": 3.4, "observed": 0.7, "identity": 0.728}}
     one.done["maps/9/full"] = {"refused": "expression: a smile", "metrics": {}}
     one.failed["shape/ict/4/ours"] = "no face was found"
+    for facts in one.done.values():
+        facts["commit"] = "0123456789"
     return one
 
 
@@ -199,46 +254,60 @@ def test_the_report_says_what_was_measured(measured, capsys) -> None:
     folder = measured.folder.path
     text = (folder / "evaluate.md").read_text()
     for line in (
-        "| mean face | 3.40 ± 1.29 | 3.70 ± 1.29 | 3.10 ± 1.29 | 3.80 ± 1.29 | 3.50 ± 1.29 (2.50 to 4.50) | +1.00 (",
-        "| full fit: PCA tex basis (decoder linear) | 2.50 ± 1.29 ",
-        "+0.10 (+0.10 to +0.10) | 4 |",
-        "| *published: 3DDFA-v2* |",
+        "commit 0123456789; x86_64, " if platform.machine() == "x86_64" else "commit 0123456789; ",
+        f"torch {torch.__version__}, ",
+        "```bash\npython fit/evaluate.py",
+        "| shape | ICT heads, mm (n = 4) |\n|---|---|",
+        "| mean face | 3.50 ± 1.29 (2.50 to 4.50) |".replace(" ± 1.29", ""),
+        "| full fit: PCA tex basis (decoder linear) | 2.60 (1.60 to 3.60) |",
+        "ICT heads: The full fit is no worse than its start on 1 of 4.",
         "| default, ours (decoder open) | 31.5 (30.5 to 32.5) | 0.900 (0.900 to 0.900) | 1.50 (1.50 to 1.50) "
-        "| 0.200 (0.200 to 0.200) | 0.100 (0.100 to 0.100) † | 10.0 (10.0 to 10.0) | 0.980 (0.980 to 0.980) |  | 4 |",
-        "| default, ours (decoder open) | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) | 50 (50 to 50) | 4 |",
-        "| +10.0 (+10.0 to +10.0) | 4 |",
-        "| full | 1.50 (1.50 to 1.50) | 3.00 (3.00 to 3.00) | 80 (80 to 80) | 0.500 (0.500 to 0.500) | 50 (50 to 50) |",
-        "| w/o editing | 2.30 ",
-        "| full maps | 2 to 4 texels | 4 to 8 texels | 8 to 16 texels | 16 to 32 texels | 32 to 64 texels |",
-        "| front: sharpness | 0.50 (0.50 to 0.50) | 0.90 (0.80 to 1.00) |",
-        "| front: coherence | 0.20 (",
-        "1 subject(s) were refused",
+        "| 0.200 (0.200 to 0.200) | 10.0 (10.0 to 10.0) | 0.980 (0.980 to 0.980) | 4 |",
+        "| paper, ours (decoder open) | 41.5 (",
         "| ours, from the released views | 3.40 | 70 | 0.728 | 1 |",
-        "| decoder | LPIPS (VGG) | LPIPS (AlexNet) | L1 x 1000 |",
-        "| ours (decoder open), 1,792 numbers | 0.300 (0.300 to 0.300) | 0.150 (0.150 to 0.150) † "
-        "| 10.0 (10.0 to 10.0) † | 0.900 (",
-        "† is what these fits optimized.",
-        "| skin tone: dark (below -30) | 30.0 | 0.900 | 1.50 |",
-        "regressor only (no trained weights for this head model)",
-        "w/o multi-view (give decoders.front=FILE)",
-        "The full fit is no worse than its start on 1 of 4.",
+        "| decoder | LPIPS (VGG) | CSIM | n |",
+        "| ours (decoder open), 1,792 numbers | 0.300 (0.300 to 0.300) | 0.900 (0.900 to 0.900) | 4 |",
+        "![Shape error by region. ICT heads: nose, mean face 3.40, nose, full fit 2.40, ",
+        "![Shape error, ICT heads: share of heads with at most so much. mean face: half within 3.00 mm, ",
+        "dark (below -30), n = 1 30.0",
+        "![UV maps: BS Error over observed texels. full, n = 4 3.00, w/o editing, n = 4 8.00](maps.png)",
+        "front: sharpness, n = 4: 2 to 4 texels 0.50, 4 to 8 texels 0.90",
+        "1 subject(s) were refused",
+        "no statement on a person",
         "- failed: shape/ict/4/ours: no face was found",
-        "up to 4 heads of each kind",
     ):  # fmt: skip
         assert line in text, f"{line}\n\n{text}"
-    assert "part (give" not in text  # it was given
-    assert str(measured.folder.path) not in text
+    assert "*published" not in text and "orientation only" not in text and "not run" not in text
+    assert str(measured.folder.path) not in text and socket.gethostname() not in text
+    assert sum(line.startswith("### ") for line in text.splitlines()) <= 7
 
     rows = list(csv.DictReader((folder / "results.csv").open()))
     cell = next(r for r in rows if (r["table"], r["row"], r["metric"]) == ("shape_ict", "start from landmarks", "mean"))
     assert (float(cell["value"]), cell["n"], cell["published"]) == (1.5, "4", "")
     marked = {(r["table"], r["metric"]) for r in rows if r["note"] == "optimized"}
     assert marked == {("reconstruction", "lpips_alex"), ("expressiveness", "lpips_alex"), ("expressiveness", "l1")}
-    assert any(r["published"] and r["row"] == "FFHQ-UV" and float(r["value"]) == 7.293 for r in rows)
+    assert not any(r["published"] for r in rows), "nobody published numbers on these very data"
+    part = next(r for r in rows if (r["table"], r["row"]) == ("maps", "w/o editing") and r["metric"] == "bs_error_map")
+    assert (float(part["value"]), part["n"]) == (2.3, "4"), "what a page shows as a chart has its cells here"
     items = list(csv.DictReader((folder / "items.csv").open()))
     assert {"item": "shape/ict/1/starts", "group": "mm mean face", "metric": "nose", "value": "2.9"} in items
-    for name in ("shape.png", "reconstruction.png", "maps.png"):
-        assert (folder / name).stat().st_size > 1000
+    for name in ("shape.png", "shape_cumulated.png", "groups_photometric.png", "groups_shape.png", "maps.png"):
+        assert (folder / name).stat().st_size > 1000 and f"]({name})" in text
+
+
+def test_published_numbers_stand_beside_ours_on_the_same_benchmark_alone(measured) -> None:
+    measured.done |= {f"realy/{i}/starts": {"errors": {"mean face": errors(2.0)}} for i in range(3)}
+    write_evaluation(measured)
+    page = (measured.folder.path / "evaluate.md").read_text()
+    assert "| *published: DECA* |  | *2.01* |" in page and "Published, on the same data: 3DDFA-v2, DECA (REALY" in page
+
+
+def test_a_few_items_are_called_so_and_mixed_commits_are_named(measured) -> None:
+    measured.config.full, measured.config.readme = False, None
+    measured.done["maps/0/full"]["commit"] = "fedcba9876"
+    write_evaluation(measured)
+    text = (measured.folder.path / "evaluate.md").read_text()
+    assert "orientation only" in text and "commit 0123456789, fedcba9876" in text
 
 
 def test_the_command_names_no_folders_of_a_machine() -> None:
@@ -251,8 +320,9 @@ def test_the_readme_gets_what_stands_between_the_marks(measured) -> None:
     path = Path(measured.config.readme)
     text = path.read_text()
     assert text.startswith(f"# Title\n\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\n\n## Next\n")
-    assert "of the last time" not in text and "### Shape, heads of ICT-FaceKit" in text
-    assert "![Shape error](evaluate_shape.png)" in text and path.with_name("evaluate_shape.png").is_file()
+    assert "of the last time" not in text and "### Shape\n" in text
+    shown = re.findall(r"]\((evaluate_\w+\.png)\)", text)
+    assert len(shown) == 6 and all(path.with_name(name).is_file() for name in shown)
     write_evaluation(measured)
     assert path.read_text() == text
     path.write_text("# Title\n")
@@ -348,7 +418,7 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     status, text = ended(start(out, "parts=[]", f"realy_dir={folder}", f"realy_keypoints={tmp_path / 'HEAD.txt'}"))
     assert status == 0, text
     facts = {json.loads(line)["item"]: json.loads(line) for line in (out / "completed.jsonl").read_text().splitlines()}
-    assert set(facts) == {"realy/1/starts", "realy/1/ours", "realy/1/linear"}
+    assert set(facts) == {"realy/1/starts", "realy/1/ours"}
     name, _, *numbers = (out / "realy" / "ours" / "REALY_error.txt").read_text().rstrip("\n").split("\t")
     assert name == "1" and [float(n) for n in numbers] == pytest.approx(
         [facts["realy/1/ours"]["errors"][region] for region in realy.REGIONS], abs=1e-4
@@ -364,4 +434,4 @@ def test_the_benchmark_s_layout_in_and_out(tmp_path, models) -> None:
     for name, points in {"global": again.coarse, **again.aligned}.items():
         written = read_obj(aligned / f"at_{name}.obj", textured=False).vertices
         assert np.allclose(written, points, atol=1e-2), name
-    assert "### Shape, REALY" in (out / "evaluate.md").read_text()
+    assert "| shape | REALY, mm (n = 1) |" in (out / "evaluate.md").read_text()

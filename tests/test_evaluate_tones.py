@@ -162,13 +162,13 @@ def test_the_report_has_tones_by_group(tmp_path) -> None:
     assert write_evaluation(one) == 0
     text = (Path(one.folder.path) / "evaluate.md").read_text()
     for line in (
-        "| rendered heads of known albedo | 5.0 (2.0 to 8.0) | 10.0 | 3.7 | +4.7 (",
-        " | 1.4 | 0.96 | 10.0 | 4.0 | 1.0 | 6 |",
-        "first picture of each, exposure and light color told | 2.0 (2.0 to 2.0) | 2.0 | 0.0 | +2.0",
+        "| rendered heads of known albedo | 5.0 (2.0 to 8.0) | 10.0 (",
+        " | +4.7 (+1.3 to +8.0) | 1.4 | 0.96 (",
+        "first picture of each, exposure and light color told | 2.0 (2.0 to 2.0) | 2.0 (2.0 to 2.0) | 0.0 (0.0 to 0.0)",
         "| generated portraits as other cameras would take them |  |  |  |  | 4.2 | 0.96 |",
         "| FAIR | 5.0 | 5.0 |",
         "*published: HUST* | *11.2* |",
-        "| rendered heads | 4.00 (4.00 to 4.00) | 1.50 (1.50 to 1.50) | 50.0",
-        "| rendered heads: in side light | 4.00 (4.00 to 4.00) |",
+        "rendered heads of known albedo: dark, n = 2 10.0, tan, n = 2 4.0, very light, n = 2 1.0;",
+        "rendered heads, n = 6 4.00, rendered heads: in side light, n = 3 4.00](albedo.png)",
     ):  # fmt: skip
         assert line in text, f"{line}\n\n{text}"

@@ -1,4 +1,4 @@
-"""Bars with intervals, for the pages of an evaluation."""
+"""Bars with intervals, and cumulated values, for the pages of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from facerecon.errors import InputError
 
-__all__ = ["Bar", "bar_chart"]
+__all__ = ["Bar", "bar_chart", "cumulative_chart"]
 
 COLORS = ((46, 92, 153), (214, 120, 44), (74, 140, 92), (150, 90, 150), (140, 140, 140))
 _INK, _PALE, _LINE = (40, 40, 40), (115, 115, 115), (224, 224, 224)
@@ -132,3 +132,52 @@ def _draw_bar(draw: ImageDraw.ImageDraw, bar: Bar, at: Callable[[float], float],
     for edge in (low, high):
         draw.line([(edge, middle - 4 * s), (edge, middle + 4 * s)], _INK, 2 * s)
     return max(at(bar.value), high)
+
+
+def cumulative_chart(
+    title: str, series: Sequence[tuple[str, Sequence[float]]], axis: str = "", width: int = 860, height: int = 380
+) -> Image.Image:
+    """For each series a curve: which share of its values is at most so large.
+
+    Args:
+        title: above.
+        series: (name, values); values from 0 on.
+        axis: what the values are, below.
+        width, height: px.
+
+    Raises:
+        InputError: no series, one without values, or a value that is negative or not finite.
+    """
+    if not series or not all(values for _, values in series):
+        raise InputError("cumulated values need at least one series, and values in each.")
+    if bad := next((v for _, values in series for v in values if not math.isfinite(v) or v < 0), None):
+        raise InputError(f"cumulated values must be finite and not negative; got {bad}.")
+    s, left, top = _SCALE, 64, 84
+    plain = ImageFont.load_default(13 * s)
+    most = max(v for _, values in series for v in values) * 1.02 or 1.0
+    picture = Image.new("RGB", (width * s, height * s), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    right, bottom = (width - 30) * s, (height - 56) * s
+
+    def place(value: float, share: float) -> tuple[float, float]:
+        return left * s + (right - left * s) * value / most, bottom - (bottom - top * s) * share
+
+    draw.text((20 * s, 26 * s), title, _INK, ImageFont.load_default(16 * s), anchor="lm")
+    for tick in _ticks(most):
+        draw.line([place(tick, 0), place(tick, 1)], _LINE, s)
+        draw.text((place(tick, 0)[0], bottom + 6 * s), f"{tick:g}", _PALE, plain, anchor="mt")
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        draw.line([place(0, share), place(most, share)], _PALE if share == 0 else _LINE, s)
+        draw.text((place(0, share)[0] - 8 * s, place(0, share)[1]), f"{100 * share:.0f} %", _PALE, plain, anchor="rm")
+    draw.text(((left * s + right) / 2, (height - 16) * s), axis, _PALE, plain, anchor="mm")
+    x = 20.0 * s
+    for k, (name, values) in enumerate(series):
+        color = COLORS[k % len(COLORS)]
+        draw.rectangle([x, 50 * s, x + 12 * s, 62 * s], color)
+        draw.text((x + 18 * s, 56 * s), name, _INK, plain, anchor="lm")
+        x += plain.getlength(name) + 44 * s
+        points, ordered = [place(0, 0)], sorted(values)
+        for i, value in enumerate(ordered):
+            points += [place(value, i / len(ordered)), place(value, (i + 1) / len(ordered))]
+        draw.line([*points, place(most, 1)], color, 3 * s, joint="curve")
+    return picture.resize((width, height), Image.Resampling.BOX)

@@ -12,7 +12,7 @@ import torch
 
 from facerecon.errors import InputError
 from facerecon.evaluation.tables import Metric, Row, Summary, Table, bootstrap_interval, bootstrap_summary, write_csv
-from facerecon.export.chart import COLORS, Bar, bar_chart
+from facerecon.export.chart import COLORS, Bar, bar_chart, cumulative_chart
 
 
 def test_interval_of_a_mean_is_the_normal_one_for_many_values() -> None:
@@ -68,8 +68,17 @@ def test_a_table_as_markdown() -> None:
         "|---|---|---|---|",
         "| ours | 1.23 ± 0.20 (1.10 to 1.40) | 50 | 5 |",
         "| *published: theirs* | *1.90* |  | *100* |", "",
-        "A note. Published, on other data: theirs (a paper). Not run: other weights (give decoders.part=FILE).", "",
+        "A note. Published, on the same data: theirs (a paper). Not run: other weights (give decoders.part=FILE).", "",
     ])  # fmt: skip
+
+
+def test_a_table_without_counts() -> None:
+    table = example()
+    table.counted = False
+    assert (
+        "| method | nose, mm | share, % |\n|---|---|---|\n| ours | 1.23 ± 0.20 (1.10 to 1.40) | 50 |\n"
+        in table.to_markdown()
+    )
 
 
 def test_tables_as_csv_read_back() -> None:
@@ -92,3 +101,15 @@ def test_bars_are_as_long_as_their_values() -> None:
     for bars in ([], [Bar("a", math.nan)], [Bar("a", -1.0)]):
         with pytest.raises(InputError):
             bar_chart("A title", [("", bars)])
+
+
+def test_cumulated_values_rise_where_they_are() -> None:
+    picture = cumulative_chart("A title", [("one", [1.0, 1.0, 3.0, 3.0]), ("two", [4.0])], "mm")
+    pixels = np.asarray(picture).astype(int)[75:320, 70:]  # below the legend, right of the axis
+    first, second = ((np.abs(pixels - color).max(2) < 12) for color in COLORS[:2])
+    heights = [np.flatnonzero(first[:, x]).mean() for x in (350, 700)]  # between 1 and 3, beyond 3
+    assert heights[0] == pytest.approx(84 + 240 / 2 - 75, abs=2) and heights[1] == pytest.approx(84 - 75, abs=2)
+    assert np.flatnonzero(second.any(0))[0] == pytest.approx(64 + 766 * 4 / 4.08 - 70, abs=3)  # upright at 4
+    for series in ([], [("a", [])], [("a", [math.nan])], [("a", [-1.0])]):
+        with pytest.raises(InputError):
+            cumulative_chart("A title", series)
