@@ -32,7 +32,6 @@ from torch import Tensor
 from benchmarks.several_photos import PICTURE, VARIED
 from facerecon.editing.attributes import AttributeMeter
 from facerecon.editing.directions import CLASSES, LIGHT, STEADY, load_directions
-from facerecon.export.views import overlays
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.imaging.files import contact_sheet, read_image, to_pil, write_jpg
