@@ -61,7 +61,7 @@ def paths(count: int) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def generated_film(count: int, seed: int) -> list[Tensor]:
-    """Frames (3, 512, 512) of a face of the open generator: 16 degrees to each side, two standard deviations of smile."""
+    """Frames (3, 512, 512) of a face of the open generator: 16 degrees to each side, 2 deviations of smile."""
     generator, directions = load_generator(), load_directions()
     w = generator.sample(seed, 0.6)
     now, along = directions.read(w), paths(count)

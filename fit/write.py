@@ -18,6 +18,7 @@ from facerecon.export.viewer import write_viewer
 from facerecon.export.views import save_animation, turning_thumbnail
 from facerecon.fitting import Fitter
 from facerecon.imaging.files import read_image, write_bytes, write_png
+from facerecon.run.thread_pool import beside_each_other
 from facerecon.stylegan.load import DECODER_VERSIONS, is_decoder_file
 from facerecon.types import Observation, ReconstructedFace, SavedFace
 
@@ -75,25 +76,32 @@ def write_head(
         track: of :func:`~facerecon.export.save_glb`, along a video.
     """
     saved_face(head, [name], fitter, config).save(folder / "params.safetensors")
-    if "texture" in config.export:
-        write_png(folder / "texture.png", head.texture)
-        write_png(folder / "visibility.png", head.visibility)
-    picture = None
-    if {"panel", "report"} & set(config.export):
+    viewer = {"glb", "viewer"} <= set(config.export) and not why_no_viewer()
+
+    def write_models() -> None:
+        if "glb" in config.export:
+            save_glb(head, folder / "head.glb", eyes=config.eyes, **track)
+        if viewer:
+            write_viewer(folder / "viewer.html", folder / "head.glb", *shown, name=name, lead=lead)
+        if "obj" in config.export:
+            save_obj(head, folder, eyes=config.eyes)
+
+    def write_pictures() -> Image | None:
+        if "texture" in config.export:
+            write_png(folder / "texture.png", head.texture)
+            write_png(folder / "visibility.png", head.visibility)
+        if {"glb", "viewer"} <= set(config.export):
+            frames = turning_thumbnail(head)
+            save_animation(folder / "turning.webp", frames, 12, quality=60)
+            save_animation(folder / "still.webp", frames[:1], quality=60)
+        if not {"panel", "report"} & set(config.export):
+            return None
         picture = draw()
         write_png(folder / "panel.png", read_image(picture))
-    if "obj" in config.export:
-        save_obj(head, folder, eyes=config.eyes)
-    if "glb" in config.export:
-        save_glb(head, folder / "head.glb", eyes=config.eyes, **track)
-    links = {}
-    if {"glb", "viewer"} <= set(config.export):
-        frames = turning_thumbnail(head)
-        save_animation(folder / "turning.webp", frames, 12, quality=60)
-        save_animation(folder / "still.webp", frames[:1], quality=60)
-        if not why_no_viewer():
-            write_viewer(folder / "viewer.html", folder / "head.glb", *shown, name=name, lead=lead)
-            links["turn, light and move the head"] = "viewer.html"
+        return picture
+
+    picture, _ = beside_each_other([write_pictures, write_models])
+    links = {"turn, light and move the head": "viewer.html"} if viewer else {}
     if "report" in config.export:
         settings = OmegaConf.to_container(config, resolve=True)
         settings["stage1"] = "landmarks" if fitter.regressor is None else "regressor"

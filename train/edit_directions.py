@@ -114,6 +114,7 @@ def measure(config: Any, out: Path, generator: Any) -> tuple[Any, Any]:
     from facerecon.editing.accessories import upper_face, upper_face_features
     from facerecon.editing.attributes import AttributeMeter, Attributes
     from facerecon.errors import AssetError, InputError
+    from facerecon.perception.facemesh import aligned_look
     from facerecon.storage import read_safetensors, safetensors_bytes, write_whole
 
     meter = AttributeMeter()
@@ -134,7 +135,7 @@ def measure(config: Any, out: Path, generator: Any) -> tuple[Any, Any]:
             with torch.no_grad():
                 for part in codes.split(config.batch):
                     image = generator(part).cpu()
-                    images.append(torch.nn.functional.interpolate(image, (meter.size, meter.size), mode="area"))
+                    images.append(aligned_look(image)[0])
             image = torch.cat(images)
             found = meter(image)
             crop = upper_face(image, found.mesh468)

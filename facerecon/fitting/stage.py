@@ -242,17 +242,17 @@ STAGES = {
             "lpips": 0.85, "pix": 4, "id": 0.45, "reg_z": 0.01,
             "lm": 2e-3, "silhouette": 1, "reg_id": 2e-3, "reg_exp": 2e-3, "light": 10,
         },
-        "coarse_steps": 150, "coarse_size": 256,
+        "coarse_steps": 120, "coarse_size": 256,
     },
 }  # fmt: skip
 """Stages 2 and 3 as the product ships them; the presets in configs/fitting hold what differs. The weights follow the
 release's reading of Eq. 5 (photometric 1.6, identity 0.2); those of LPIPS (AlexNet) and SFace were chosen by what no
 fit optimizes, LPIPS (VGG) and the eval identity, on generated faces; so was the rate of the latent in stage 3. All
-steps decode 256 texels a side: in a crop of 224 px a face has no more.
+steps but the last decode 256 texels a side: in a crop of 224 px a face has hardly more.
 
 Decoder and networks take nine tenths of a step. So stage 2 is short, and in stage 3 they take part in every third step
-only: 70 textures in place of 180 were within 1 % in LPIPS (VGG) and CSIM, while 100 steps of stage 3 with 50 textures
-lost 2 % of the photometric error.
+only: 70 textures in place of 180 leave LPIPS (VGG) and CSIM within 1 % (docs/benchmarks.md), while as many with 100
+steps of stage 3 lost 2 % of the photometric error (4 faces).
 
 Terms of shape follow from noise. ``lm``, ``reg_id`` and ``reg_exp`` are -2 log probabilities in the noise and the
 deviations of stage 1, so that they have one weight, which says how much an image tells beside them. Photometric
