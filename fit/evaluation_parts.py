@@ -140,9 +140,9 @@ def measure_shape(sweep: Any) -> None:
     """Heads whose shape is known, by REALY's protocol."""
     spare = 2 * sweep.heads + 4  # heads that are tried, should no face be found in some
     kinds = (
-        ("synthetic", _synthetic_heads, sweep.heads, spare),
         ("ict", _ict_heads, sweep.heads, spare),
         ("scan", _scan_views, sweep.views, sweep.views),
+        ("synthetic", _synthetic_heads, sweep.heads, spare),
     )
     for kind, heads, count, most in kinds:
         if not count:
