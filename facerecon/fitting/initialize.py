@@ -409,8 +409,19 @@ def _single_steps(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _P
     held = ((coefficients <= prior.low) & (right[:, 6:] > 0)) | ((coefficients >= prior.high) & (right[:, 6:] < 0))
     free = torch.cat([held.new_ones(len(right), 6), ~held], 1).to(right)
     system = (normal + stiff) * free[:, :, None] * free[:, None] + torch.diag_embed(1 - free)
-    step, _ = torch.linalg.solve_ex(system, right * free)  # one bad face of a batch must not throw for all
-    return step
+    return _solved(system, right * free)
+
+
+def _solved(system: Tensor, right: Tensor) -> Tensor:
+    """x of ``system`` x = ``right``, (..., K, K) symmetric positive definite and (..., K); NaN where it is not: one bad face
+    of a batch must not throw for all.
+
+    By Cholesky: several LU factorizations at once, by threads, break off or are wrong in the oneMKL of torch 2.12 on
+    some CPUs (AMD EPYC with AVX2, 4 x 218 x 218).
+    """
+    factor, failed = torch.linalg.cholesky_ex(system.double())
+    step = torch.cholesky_solve(right[..., None].double(), factor)[..., 0]
+    return torch.where(failed[..., None] == 0, step, torch.nan).to(right)
 
 
 def _joint_step(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Prior) -> Tensor:
@@ -436,8 +447,7 @@ def _joint_step(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _Pri
     held = ((value <= lowest) & (vector > 0)) | ((value >= highest) & (vector < 0))
     free = (~held).to(vector)
     system = (joint + stiff) * free[:, None] * free + torch.diag(1 - free)
-    step, _ = torch.linalg.solve_ex(system, vector * free)
-    return step[column]
+    return _solved(system, vector * free)[column]
 
 
 def _skew(vector: Tensor) -> Tensor:

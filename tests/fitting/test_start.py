@@ -22,6 +22,7 @@ from facerecon.fitting import (
     start_from_regressor,
 )
 from facerecon.fitting.expression_scores import CALIBRATION
+from facerecon.fitting.initialize import _solved
 from facerecon.geometry.alignment import deep3d_crop_transform
 from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
@@ -530,3 +531,21 @@ def test_a_second_look_is_at_the_crop_its_own_landmarks_ask_for(model) -> None:
     follower = Follower(far, error=0.05)
     start, _, _, _ = start_from_regressor(model, follower, photo, Camera.deep3d(), LandmarkStart(refine=0), settings)
     assert torch.allclose(start.identity, far.identity + 0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_normal_equations_of_a_batch_are_solved_by_any_number_of_threads(threads) -> None:
+    """LU factorizations of several such systems at once break off on some CPUs."""
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    jacobian = torch.randn(4, 400, 218, generator=generator)
+    system = jacobian.mT @ jacobian + 400 * torch.eye(218)
+    right = torch.randn(4, 218, generator=generator)
+    system[2] = torch.nan
+    torch.set_num_threads(threads)
+    try:
+        step = _solved(system, right)
+    finally:
+        torch.set_num_threads(before)
+    assert step[2].isnan().all()
+    for b in (0, 1, 3):
+        torch.testing.assert_close(system[b] @ step[b], right[b], rtol=0, atol=1e-4)
