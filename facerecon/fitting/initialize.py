@@ -413,8 +413,8 @@ def _single_steps(normal: Tensor, right: Tensor, coefficients: Tensor, prior: _P
 
 
 def _solved(system: Tensor, right: Tensor) -> Tensor:
-    """x of ``system`` x = ``right``, (..., K, K) symmetric positive definite and (..., K); NaN where it is not: one bad face
-    of a batch must not throw for all.
+    """x of ``system`` x = ``right``, (..., K, K) symmetric positive definite and (..., K); NaN where it is not: one bad
+    face must not throw for all of a batch.
 
     By Cholesky: several LU factorizations at once, by threads, break off or are wrong in the oneMKL of torch 2.12 on
     some CPUs (AMD EPYC with AVX2, 4 x 218 x 218).
