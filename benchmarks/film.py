@@ -61,7 +61,7 @@ def paths(count: int) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def generated_film(count: int, seed: int) -> list[Tensor]:
-    """Frames (3, 512, 512) of a face of the open generator: 16 degrees to each side, 2 deviations of smile."""
+    """Frames (3, 512, 512) of a face of the open generator: 16 degrees to each side, a smile of two deviations."""
     generator, directions = load_generator(), load_directions()
     w = generator.sample(seed, 0.6)
     now, along = directions.read(w), paths(count)
@@ -124,7 +124,7 @@ def along_film(params: FaceParams, camera: Camera, photo: Observation, model: Mo
     }
 
 
-def table(kind: str, fits: dict[str, dict[str, Tensor]], own: Tensor, truth: FaceParams | None, names: tuple) -> str:
+def table(fits: dict[str, dict[str, Tensor]], own: Tensor, truth: FaceParams | None, names: tuple) -> str:
     """Markdown: one row a way of fitting."""
     head = ["", "landmarks, % of the distance of the eyes", "yaw, degrees off", "pitch, degrees off"]
     if truth is not None:
@@ -138,20 +138,12 @@ def table(kind: str, fits: dict[str, dict[str, Tensor]], own: Tensor, truth: Fac
             for units in (SMILE, GAZE):
                 rows = [names.index(unit) for unit in units]
                 cells.append(f"{(found['weights'] - truth.expression)[:, rows].abs().mean():.3f}")
-        cells += [
-            f"{jitter(found['angles']):.3f}",
-            f"{jitter(found['weights']):.4f}",
-            f"{jitter(found['landmarks']):.3f}",
-        ]
+        cells += [f"{jitter(found['angles']):.3f}", f"{jitter(found['weights']):.4f}"]
+        cells.append(f"{jitter(found['landmarks']):.3f}")
         lines.append(" | ".join(cells))
-    measured = [
-        f"the {'true' if truth is not None else 'measured'} ones",
-        "",
-        "",
-        "",
-        *([""] * (2 * (truth is not None))),
-    ]
-    measured += [f"{jitter(own):.3f}", "" if truth is None else f"{jitter(truth.expression):.4f}"]
+    known = truth is not None
+    measured = ["the true ones" if known else "the measured ones", *[""] * (5 if known else 3), f"{jitter(own):.3f}"]
+    measured.append(f"{jitter(truth.expression):.4f}" if known else "")
     lines.append(" | ".join([*measured, f"{jitter(next(iter(fits.values()))['seen']):.3f} (detected)"]))
     return "\n".join(f"| {line.strip()} |" if not line.startswith("-") else f"|{line}|" for line in lines)
 
@@ -171,7 +163,9 @@ def run(options: argparse.Namespace) -> str:
         frames, truth = rendered_film(options.frames, options.seed, load_face_model("makehuman"))
     write_film(film, [to_pil(frame) for frame in frames], RATE)
     command = [sys.executable, ROOT / "fit" / "reconstruct.py", "video=true", f"img={film}", f"frames={options.frames}"]
-    subprocess.run([*command, f"out={out}", "resume=false", *overrides], check=True, cwd=ROOT)
+    done = subprocess.run([*command, f"out={out}", *overrides], cwd=ROOT)
+    if not (out / "film" / "track.safetensors").is_file():
+        sys.exit(done.returncode)  # its own message says why; frames that were left out are no reason to stop
 
     config = compose("reconstruct", ["img=none", "fitting.detail.enabled=false", *overrides])
     fitter = build_fitter(config, prepare(config))
@@ -190,14 +184,13 @@ def run(options: argparse.Namespace) -> str:
             "along the film": along_film(track.face.params, track.face.camera, photo, model),
             "each frame alone": along_film(*alone, photo, model),
         }
-        own = (
-            torch.stack([torch.cat([a.yaw for a in looked]), torch.cat([a.pitch for a in looked])], 1)
-            if looked
-            else None
-        )
-        own = yaw_pitch(truth[track.frames]) if own is None else own
-        text = table(options.kind, fits, own, None if truth is None else truth[track.frames], model.expression_names)
-    note = f"{len(track.frames)} of {options.frames} frames ({options.kind}, seed {options.seed}), fitting={options.preset}"
+        if truth is None:
+            own = torch.stack([torch.cat([seen.yaw for seen in looked]), torch.cat([seen.pitch for seen in looked])], 1)
+        else:
+            truth = truth[track.frames]
+            own = yaw_pitch(truth)
+        text = table(fits, own, truth, model.expression_names)
+    note = f"{len(own)} of {options.frames} frames ({options.kind}, seed {options.seed}), fitting={options.preset}"
     write_whole(out / "table.md", f"{note}\n\n{text}\n".encode())
     shown = [read_image(to_pil(read[n].image)) for n in torch.linspace(0, len(read) - 1, 8).round().int().tolist()]
     write_jpg(out / "frames.jpg", contact_sheet(shown, columns=8, size=224))

@@ -169,8 +169,17 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, fit
     made = {path.name for path in (out / name).iterdir()}
     assert {
         "panel.png", "texture.png", "visibility.png", "head.obj", "head.mtl", "head.glb", "params.safetensors",
-        "report.html",
+        "report.html", "turning.webp", "still.webp",
     } <= made  # fmt: skip
+    index = (out / "index.html").read_text()
+    if assets.status("viewer").state == "ready":
+        page = (out / name / "viewer.html").read_text(errors="replace")
+        assert "3D head from one photo" in page and 'href="viewer.html"' in (out / name / "report.html").read_text()
+        assert "/viewer.html" in index
+    else:
+        assert "note: heads come without viewer.html:" in first.stdout
+    assert "/turning.webp" in index and "/still.webp" in index and "/report.html" in index
+    assert (out / name / "turning.webp").stat().st_size <= 60_000
     assert "stage 1 " in first.stdout
     parts = json.loads((out / name / "metrics.json").read_text())["parts"]
     assert set(parts) == {
@@ -554,7 +563,7 @@ def test_one_person_from_a_folder(script, tmp_path, fit_models) -> None:
     Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(folder / "blank.jpg")
     out = tmp_path / "out"
     command = (f"img={folder}", "person=true", "fitting=smoke", "decoder=linear", f"out={out}")
-    run = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,panel,report]")
+    run = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,viewer,panel,report]")
     assert run.returncode == 1, run.stderr  # one photo of three shows nobody
     lines = [line for line in run.stderr.splitlines() if line.startswith("left out: blank.jpg")]
     assert len(lines) == 1
@@ -566,8 +575,8 @@ def test_one_person_from_a_folder(script, tmp_path, fit_models) -> None:
         "head.glb", "head.mtl", "head.obj", "head.png", "head_eyes.png", "metrics.json", "panel.png",
         "params.safetensors",
         "photos/1/panel.png", "photos/1/params.safetensors", "photos/2/panel.png", "photos/2/params.safetensors",
-        "report.html", "visibility.png", "texture.png",
-    }  # fmt: skip
+        "report.html", "visibility.png", "texture.png", "turning.webp", "still.webp",
+    } | ({"viewer.html"} if assets.status("viewer").state == "ready" else set())  # fmt: skip
     one, two, person = (SavedFace.load(head / f"{at}params.safetensors") for at in ("photos/1/", "photos/2/", ""))
     for face in (two, person):
         assert (face.params.identity == one.params.identity).all()
@@ -577,7 +586,7 @@ def test_one_person_from_a_folder(script, tmp_path, fit_models) -> None:
     assert list(json.loads((head / "metrics.json").read_text())["photos"]) == ["1", "2"]
     report = (head / "report.html").read_text()
     assert "Left out: blank.jpg" in report
-    again = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,panel,report]")
+    again = script("fit/reconstruct.py", *command, "export=[texture,obj,glb,viewer,panel,report]")
     assert "nothing to do" in again.stdout
 
 

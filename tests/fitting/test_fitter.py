@@ -94,6 +94,23 @@ def test_between_two_textures_the_latent_rests_and_the_head_moves(fitter, photos
     assert run.losses["pix"][0, 0] != run.losses["pix"][0, 1]
 
 
+def test_networks_side_by_side_have_the_gradients_of_one_after_the_other(fitter, photos, fitted) -> None:
+    stage, (params, latent) = fitter.stages["joint"], fitted.stages["start"]
+    targets, found, before = fitter.objective.targets(photos, stage, params), [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        variables = Variables(params, latent, fitter.model.expression_bounds, fitter.decoder)
+        variables.groups(stage)
+        terms, _ = fitter.objective.terms(stage, photos, variables.current, variables.code, targets)
+        (terms["lpips"] * torch.tensor([1.0, 2.0]) + 3 * terms["id"]).sum().backward()
+        found.append((terms["lpips"].detach(), terms["id"].detach(), {k: t.grad for k, t in variables.tensors.items()}))
+    torch.set_num_threads(before)
+    (lpips, identity, gradients), (same_lpips, same_identity, same) = found
+    torch.testing.assert_close((same_lpips, same_identity), (lpips, identity), rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert (same[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+
+
 def test_landmark_fit_recovers_known_parameters(model) -> None:
     torch.manual_seed(1)
     true = FaceParams(
@@ -290,10 +307,10 @@ def test_a_face_that_diverges_goes_back_and_leaves_the_other_alone(
     if where == "failed":
         assert face.texture[1].isnan().all() and face.params.rotation[1].isnan().all()
     else:
-        assert "step 3 of 8 of stage 'joint'" in result.diverged[1]
+        assert "step 4 of 8 of stage 'joint'" in result.diverged[1]  # the first that decodes after the second
         assert face.texture[1].isfinite().all()
         before = result.stages["texture"][1].codes[1]
-        assert (face.latent.codes[1] - before).abs().max() < 0.17  # at most two steps of 0.08 from where stage 2 ended
+        assert (face.latent.codes[1] - before).abs().max() < 0.49  # at most one step of 0.48 from where stage 2 ended
         assert not result.failed
 
 

@@ -1,12 +1,16 @@
-"""Kernels: compiled in one place, and usable where nothing can be written."""
+"""Threads beside each other; kernels: compiled in one place, and usable where nothing can be written."""
 
 from __future__ import annotations
 
 import re
+import threading
+import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from facerecon.run import thread_pool as bands
 
@@ -29,3 +33,58 @@ def test_without_a_folder_for_them_kernels_are_compiled_and_one_warning_says_so(
 def test_every_kernel_is_compiled_there() -> None:
     others = [p.name for p in LIBRARY.rglob("*.py") if re.search(r"njit\(|@(numba\.)?jit", p.read_text("utf-8"))]
     assert others == ["thread_pool.py"]
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_jobs_keep_their_order_and_have_one_thread_each(threads) -> None:
+    """Three that wait for one another end only beside each other."""
+    meet = threading.Barrier(threads)
+
+    def job(number: int) -> tuple[int, int]:
+        meet.wait(60)
+        return number, torch.get_num_threads()
+
+    assert bands.beside_each_other([partial(job, i) for i in range(threads)]) == [(i, 1) for i in range(threads)]
+    assert torch.get_num_threads() == threads
+
+
+def test_the_first_error_comes_when_all_have_ended(threads) -> None:
+    ended = []
+
+    def job(number: int) -> None:
+        if number == 0:
+            raise ValueError("the first")
+        time.sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="the first"):
+        bands.beside_each_other([partial(job, i) for i in range(3)])
+    assert ended == ([] if threads == 1 else [1, 2])
+
+
+def test_items_are_made_ahead_in_order_and_an_error_comes_where_it_belongs(threads) -> None:
+    made = []
+
+    def items():
+        for i in range(3):
+            made.append(i)
+            yield i
+        raise ValueError("the end")
+
+    used = []
+    with pytest.raises(ValueError, match="the end"):
+        for item in bands.ahead(items()):
+            used.append(item)
+            for _ in range(100 if threads > 1 and item < 2 else 0):  # the next one is on its way
+                if item + 1 in made:
+                    break
+                time.sleep(0.05)
+            assert (item + 1 in made) == (threads > 1 and item < 2)
+    assert used == [0, 1, 2]
