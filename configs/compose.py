@@ -6,7 +6,9 @@ text is taken as it stands: paths, names, lists of weights need no quoting beyon
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import math
 import os
 import re
@@ -23,6 +25,7 @@ from . import schema
 
 # threads that wait must not spin on a busy machine: before torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+atexit.register(gc.freeze)  # else Python looks at all that torch has loaded, seconds long, before it ends
 
 CONFIGS = Path(__file__).resolve().parent
 PATHS = {

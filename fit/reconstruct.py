@@ -99,6 +99,7 @@ class _Job:
     failed: dict[Any, str] = field(default_factory=dict)
     written: int = 0
     diverged: int = 0
+    bar: Any = None
     noting: Any = field(default_factory=threading.RLock)  # the next group is observed while one is fitted
 
     def run(self) -> int:
@@ -106,20 +107,23 @@ class _Job:
         from tqdm import tqdm
 
         from facerecon.errors import InputError
-        from facerecon.fit.models import load_tools
+        from facerecon.fit.models import load_tools, prepare
         from facerecon.run.thread_pool import ahead
 
         def figures(row: dict) -> dict[str, float]:
             return {f"{stage}/{key}": value for stage, of in row["metrics"].items() for key, value in of.items()}
 
         started = time.perf_counter()
+        prepare(self.config)  # the number of threads
+        groups = ahead(self.groups())  # observed while the tools are loaded
         tools = load_tools(self.config, f"{len(self.pending)} photo(s)", figures)
         self.fitter, self.eval_identity, self.distance, self.logger, self.parts = tools
         if self.config.perceptual == "face_features":
             print("note: the perceptual loss is face_features, not the paper's LPIPS (perceptual=lpips_vgg).")
-        self.bar = tqdm(total=len(self.pending), unit="photo", disable=None)
+        with self.noting:
+            self.bar = tqdm(total=len(self.pending), initial=len(self.failed), unit="photo", disable=None)
         try:
-            for group in ahead(self.groups()):
+            for group in groups:
                 self.do(group)
         finally:
             self.bar.close()
@@ -234,7 +238,8 @@ class _Job:
         with self.noting:
             self.failed[path] = str(error)
             self.folder.fail(self.names[path], error)
-            self.bar.update(1)
+            if self.bar is not None:
+                self.bar.update(1)
 
 
 @dataclass(frozen=True)

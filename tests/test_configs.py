@@ -327,6 +327,7 @@ def test_every_key_without_a_default_is_a_path_a_text_or_known_to_be_neither() -
             "first",
             "keep_decoders",
             "max_minutes",
+            "minutes",
             "n",
             "num_identity",
             "pack.num_identity",

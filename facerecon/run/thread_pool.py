@@ -74,16 +74,22 @@ def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each made in a thread while its user works on the one before; where torch may use several threads."""
+    """The items, each made in a thread while its user works on the one before, the first from now on; where torch may use
+    several threads."""
     if torch.get_num_threads() == 1:
-        yield from items
-        return
+        return iter(items)
     source, end = iter(items), object()
-    with ThreadPoolExecutor(1, thread_name_prefix="facerecon-ahead") as pool:
-        coming = pool.submit(next, source, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, source, end)
-            yield item
+    pool = ThreadPoolExecutor(1, thread_name_prefix="facerecon-ahead")
+    first = pool.submit(next, source, end)
+
+    def made() -> Iterator[Any]:
+        coming = first
+        with pool:
+            while (item := coming.result()) is not end:
+                coming = pool.submit(next, source, end)
+                yield item
+
+    return made()
 
 
 def compiled(**options: Any) -> Callable[[Callable], Callable]:
