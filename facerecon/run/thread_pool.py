@@ -74,8 +74,8 @@ def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each made in a thread while its user works on the one before, the first from now on; where torch may use
-    several threads."""
+    """The items, each made in a thread while its user works on the one before, the first from now on; in turns where torch
+    uses one thread."""
     if torch.get_num_threads() == 1:
         return iter(items)
     source, end = iter(items), object()
