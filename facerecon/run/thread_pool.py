@@ -74,8 +74,8 @@ def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, each made in a thread while its user works on the one before, the first from now on; in turns where torch
-    uses one thread."""
+    """The items, the first made in a thread from now on, each other while its user works on the one before; in turns
+    where torch uses one thread."""
     if torch.get_num_threads() == 1:
         return iter(items)
     source, end = iter(items), object()
