@@ -557,7 +557,7 @@ def _introduction(sweep: Any) -> str:
     few = "" if config.full else " **A few items a row: orientation only; full=true has at least 20.**"
     return (
         f"{datetime.date.today().isoformat()}, facerecon {library_version()}, commit {', '.join(commits)}; {machine}; "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; {minutes:.0f} minutes of CPU.{few}\n\n"
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s); {minutes:.0f} minutes of CPU.{few}\n\n"
         f"```bash\n{command}\n```\n\n"
         f"Face model {fits.face_model}, decoder {config.decoders.ours}, preset {sweep.preset} where none is named. "
         "In brackets: 95 % intervals by the bootstrap over items, from 3 items on.\n"
