@@ -6,7 +6,6 @@ drawn on an azimuthal map around its axis: the distance from the middle is the a
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from facerecon.geometry.alignment import fit_sphere
 from facerecon.geometry.surface import Surface
+from facerecon.modes import kept
 from facerecon.types import MeshTopology
 
 __all__ = [
@@ -274,7 +274,7 @@ def eye_color(
     return np.clip(colors * (1 - share) + white * share, 0, 1)
 
 
-@functools.lru_cache(maxsize=4)
+@kept(4)
 def eye_map(
     iris_angle: float,
     iris: tuple[float, float, float] = IRISES["brown"],

@@ -35,7 +35,7 @@ def test_every_kernel_is_compiled_there() -> None:
     assert others == ["thread_pool.py"]
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[1, 2])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -66,7 +66,7 @@ def test_the_first_error_comes_when_all_have_ended(threads) -> None:
 
     with pytest.raises(ValueError, match="the first"):
         bands.beside_each_other([partial(job, i) for i in range(3)])
-    assert ended == ([] if threads == 1 else [1, 2])
+    assert sorted(ended) == ([] if threads == 1 else [1, 2])
 
 
 def test_items_are_made_ahead_in_order_and_an_error_comes_where_it_belongs(threads) -> None:
