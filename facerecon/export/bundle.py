@@ -6,11 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.numpy import load_file
 
 from facerecon import assets
 from facerecon.errors import AssetError
+from facerecon.storage import safetensors_bytes, write_whole
 
 __all__ = ["bundle", "read_bundle", "why_no_viewer"]
 
@@ -49,7 +50,8 @@ def bundle(source: Path, target: Path) -> None:
         first = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[0]
         raise AssetError(f"esbuild could not bundle three.js: {first}")
     texts = {"script": done.stdout, "license": (source / "LICENSE").read_bytes()}
-    save_file({name: np.frombuffer(text, np.uint8) for name, text in texts.items()}, target)
+    tensors = {name: torch.frombuffer(bytearray(text), dtype=torch.uint8) for name, text in texts.items()}
+    write_whole(target, safetensors_bytes(tensors))
 
 
 def read_bundle(path: Path) -> tuple[str, str]:
