@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from scipy.ndimage import binary_erosion
 
 from facerecon.errors import AssetError, InputError
@@ -82,7 +83,7 @@ def smooth(face: ReconstructedFace, size: int = 256) -> ReconstructedFace:
 @pytest.fixture
 def without_three(monkeypatch, tmp_path) -> None:
     """Pages with a stand-in for three.js, for tests that do not open them."""
-    bundle.save_file({name: np.frombuffer(name.encode(), np.uint8) for name in ("script", "license")}, tmp_path / "b")
+    save_file({name: np.frombuffer(name.encode(), np.uint8) for name in ("script", "license")}, tmp_path / "b")
     monkeypatch.setattr(viewer.assets, "locate", lambda name: tmp_path / "b")
 
 
