@@ -39,7 +39,7 @@ def own_modes() -> Iterator[None]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Nothing is drawn at random."""
+    """Nothing is drawn at random, nor scaled afterwards."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if function in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.div, torch.Tensor.__truediv__):

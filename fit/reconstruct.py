@@ -197,13 +197,14 @@ class _Job:
                 return [], {item.path: str(error) for item in items[part]}
 
         threads = torch.get_num_threads() if choose_device(self.config.device).type == "cpu" else 1
-        # `face=all` can give more faces than fit at once
-        size = min(-(-len(photos) // threads), max(1, self.config.batch // threads))
-        parts = [slice(start, start + size) for start in range(0, len(photos), size)]
         rows, failures = [], {}
-        for made, bad in beside_each_other([partial(share, part) for part in parts]):
-            rows += made
-            failures |= bad
+        for start in range(0, len(photos), self.config.batch):  # `face=all` can give more faces than fit at once
+            stop = min(start + self.config.batch, len(photos))
+            size = -(-(stop - start) // threads)
+            parts = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+            for made, bad in beside_each_other([partial(share, part) for part in parts]):
+                rows += made
+                failures |= bad
         with self.noting:
             self.note(group, items, rows, failures)
 

@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
     """What each of the jobs returns: beside each other, each by one thread of torch's, where torch may use several.
 
-    The first error is raised when all have ended.
+    The first error is raised when all have ended. Give no more jobs than torch has threads: all start at once.
     """
     if len(jobs) == 1 or torch.get_num_threads() == 1:
         return [job() for job in jobs]
