@@ -15,6 +15,9 @@ from pathlib import Path
 # several workers share the machine: one thread each, in the processes that tests start, too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# `make test` is itself a make: one that a test starts takes neither its level nor its words (make test ARGS=...)
+for _name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "IMG", "OUT", "HEAD", "ARGS"):
+    os.environ.pop(_name, None)
 
 import numpy as np
 import pytest
