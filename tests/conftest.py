@@ -15,9 +15,6 @@ from pathlib import Path
 # several workers share the machine: one thread each, in the processes that tests start, too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# `make test` is itself a make: one that a test starts takes neither its level nor its words (make test ARGS=...)
-for _name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "IMG", "OUT", "HEAD", "ARGS"):
-    os.environ.pop(_name, None)
 
 import numpy as np
 import pytest
@@ -30,6 +27,9 @@ from facerecon.run import signals
 from facerecon.run.seeds import seed_everything
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# `make test` is itself a make: one that a test starts takes neither its level nor its words (make test ARGS=...)
+for _name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "IMG", "OUT", "HEAD", "ARGS"):
+    os.environ.pop(_name, None)
 ROOT = Path(__file__).resolve().parents[1]
 _found = importlib.util.find_spec("facerecon.configs")
 if _found is None or Path(_found.origin).resolve().parent != ROOT / "configs":

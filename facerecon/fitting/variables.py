@@ -71,11 +71,12 @@ class Variables:
 
     def groups(self, stage: Stage) -> list[dict]:
         """Adam parameter groups of a stage; marks what it optimizes and nothing else as requiring a gradient."""
+        self.forget_gradients()
         for tensor in self.tensors.values():
             tensor.requires_grad_(False)
-            tensor.grad = None
         return [
             {
+                "name": variable,
                 "params": [self.tensors[name].requires_grad_(True) for name in _TENSORS[variable]],
                 "scale": stage.rate_scale.get(variable, 1.0),
                 "lr": stage.rate(0) * stage.rate_scale.get(variable, 1.0),
@@ -100,11 +101,9 @@ class Variables:
             self.moves_w = as_w
 
     def retract(self, stage: Stage) -> None:
-        """Undo what a step did to the constraints: the latent's sphere, the expression's bounds."""
-        with torch.no_grad():
-            if stage.sphere and "latent" in stage.optimize:
-                self.tensors["latent"].copy_(retract_to_sphere(self.tensors["latent"]))
-            if self.expression_bounds is not None and "expression" in stage.optimize:
+        """Bring the expression back into its bounds, after a step."""
+        if self.expression_bounds is not None and "expression" in stage.optimize:
+            with torch.no_grad():
                 self.tensors["expression"].clamp_(*self.expression_bounds)
 
     @property
@@ -122,7 +121,10 @@ class Variables:
     @property
     def code(self) -> Latent:
         """The latent as it stands, as a code of the decoder; of batch 1 for photos of one person."""
-        leaf = self.tensors["latent"]
+        return self.code_of(self.tensors["latent"])
+
+    def code_of(self, leaf: Tensor) -> Latent:
+        """What a leaf of the latent stands for, as a code of the decoder."""
         return self.latent.replace(codes=self.decoder.from_w(leaf) if self.moves_w else leaf)
 
     def copy(self) -> tuple[FaceParams, Latent]:
@@ -135,6 +137,11 @@ class Variables:
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(chosen_rows(moving[: len(tensor)], tensor, instead[name]))
+
+    def forget_gradients(self) -> None:
+        """Let the next backward pass begin anew."""
+        for tensor in self.tensors.values():
+            tensor.grad = None
 
     def still(self, moving: Tensor) -> None:
         """Take away the gradients of the faces that are not ``moving``, (B,) bool."""

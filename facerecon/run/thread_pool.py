@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["ahead", "beside_each_other", "compiled", "one_thread", "run_bands"]
+__all__ = ["ahead", "begin", "beside_each_other", "compiled", "one_thread", "run_bands"]
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -62,15 +62,37 @@ def beside_each_other(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
     """
     if len(jobs) == 1 or torch.get_num_threads() == 1:
         return [job() for job in jobs]
-
-    def alone(job: Callable[[], Any]) -> Any:
-        torch.set_num_threads(1)
-        return job()
-
     with one_thread():
-        futures = [_threads().submit(alone, job) for job in jobs]
+        futures = [_threads().submit(_alone, job) for job in jobs]
         wait(futures)
     return [future.result() for future in futures]
+
+
+def begin(job: Callable[[], Any], here: bool = False) -> Callable[[], Any]:
+    """Begin a job, and go on: what is returned waits for it and returns its result, or raises its error.
+
+    Until then job and caller have one thread of torch's each. Where torch may use only one, and with ``here``, the job
+    is done by the caller, at once.
+    """
+    threads = torch.get_num_threads()
+    if here or threads == 1:
+        result = job()
+        return lambda: result
+    torch.set_num_threads(1)
+    future = _threads().submit(_alone, job)
+
+    def end() -> Any:
+        try:
+            return future.result()
+        finally:
+            torch.set_num_threads(threads)
+
+    return end
+
+
+def _alone(job: Callable[[], Any]) -> Any:
+    torch.set_num_threads(1)
+    return job()
 
 
 def ahead(items: Iterable[Any]) -> Iterator[Any]:

@@ -88,3 +88,28 @@ def test_items_are_made_ahead_in_order_and_an_error_comes_where_it_belongs(threa
                 time.sleep(0.05)
             assert (item + 1 in made) == (threads > 1 and item < 2)
     assert used == [0, 1, 2]
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_job_that_has_begun_has_one_thread_and_so_has_its_caller(threads, here) -> None:
+    gone_on = threading.Event()
+
+    def job() -> tuple[bool, int]:
+        return gone_on.wait(0 if here or threads == 1 else 60), torch.get_num_threads()
+
+    end = bands.begin(job, here)
+    assert torch.get_num_threads() == (threads if here else 1)
+    gone_on.set()
+    assert end() == (threads == 2 and not here, threads if here else 1)
+    assert end() == end() and torch.get_num_threads() == threads
+
+
+def test_the_error_of_a_job_that_has_begun_comes_at_its_end(threads) -> None:
+    def job() -> None:
+        raise ValueError("the end")
+
+    if threads == 2:
+        end = bands.begin(job)
+        with pytest.raises(ValueError, match="the end"):
+            end()
+    assert torch.get_num_threads() == threads
