@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from facerecon.fitting.adam import Adam
 from facerecon.fitting.objective import Objective
 from facerecon.fitting.stage import SmoothnessSettings, Stage
 from facerecon.fitting.variables import Variables, chosen_rows
@@ -97,7 +98,7 @@ def run_stage(
     if stage.sphere:
         variables.to_sphere()
     variables.hold_latent(stage.latent == "w" and objective.decoder.space.startswith("w"))
-    optimizer = torch.optim.Adam(variables.groups(stage), eps=stage.epsilon)
+    optimizer = Adam(variables.groups(stage), eps=stage.epsilon)
     moving_shape = any(v in stage.optimize for v in ("identity", "expression", "pose", "light"))
     view = None if moving_shape else objective.prepare(variables.current, photo.camera)[0]
     targets = objective.targets(photo, stage, variables.params, variables.prior)
