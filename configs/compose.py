@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
-import importlib
 import math
 import os
 import re
@@ -283,19 +282,6 @@ def run(main: Callable[[Any], int | None], name: str, doc: str, argv: Sequence[s
 
             print(OmegaConf.to_yaml(config))
             return 0
-        _import_torch()
         return main(config)
 
     return exit_status(script)
-
-
-def _import_torch() -> None:
-    """Import torch, and let Python's search for circles of objects pass it by from now on.
-
-    All of it stays until the process ends, and would be looked through several times, about a second a run.
-    """
-    if "torch" not in sys.modules:
-        gc.disable()
-        importlib.import_module("torch")
-        gc.freeze()
-        gc.enable()
