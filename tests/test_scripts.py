@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,20 @@ def test_a_folder_finishes_around_its_bad_file_and_resumes(script, tmp_path, fit
     assert pixels.std() > 20
     wrong = script("fit/render.py", f"params={out / name / 'params.safetensors'}", "expression=jawOpe:1")
     assert "did you mean 'jawOpen'" in one_line(wrong)
+
+
+def test_a_reconstruction_imports_neither_torchs_compiler_nor_torchvision(tmp_path, fit_models) -> None:
+    """They take as long as all else that a start needs; in a process of its own, as tests import them."""
+    code = (
+        "import json, sys\nfrom facerecon.configs.compose import run\nfrom facerecon.fit.reconstruct import main\n"
+        "status = run(main, 'reconstruct', '', sys.argv[1:])\nprint(json.dumps([status, *sys.modules]))"
+    )
+    words = (f"img={SAMPLE}", f"out={tmp_path / 'o'}", "fitting=smoke", "export=[report]")
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    status, *loaded = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0 and "torch.optim.adam" in loaded, done.stdout
+    assert not {"torch._dynamo", "torchvision", "lpips", "sympy", "kornia"} & set(loaded)
 
 
 def test_corrections_are_matched_by_name_and_hashed_by_content(tmp_path, monkeypatch) -> None:

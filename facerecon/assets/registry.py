@@ -471,7 +471,7 @@ OWN: dict[str, OwnAsset] = {
         _released(
             "vgg16",
             "facerecon.perception.convert:vgg16",
-            "tensors of the release's VGG-16; fits take LPIPS from the lpips package",
+            "tensors of the release's VGG-16; fits take LPIPS from the open pack",
             "vgg16.pt",
             "NVIDIA Source Code License-NC",
             "non-commercial; trained on ImageNet",

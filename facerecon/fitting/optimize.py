@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from facerecon.fitting.adam import Adam
 from facerecon.fitting.objective import Objective
 from facerecon.fitting.stage import SmoothnessSettings, Stage
 from facerecon.fitting.variables import Variables, chosen_rows
@@ -108,7 +109,7 @@ def run_stage(
     records: dict[str, list[Tensor]] = {}
     watch = DivergenceWatch(moving_rows(photo, still), variables)
     with _DecodedTexture(objective, stage, variables, groups.pop("latent", None)) as decoded:
-        optimizer = torch.optim.Adam(groups.values(), eps=stage.epsilon) if groups else None
+        optimizer = Adam(list(groups.values()), eps=stage.epsilon)
         for step in range(stage.steps):
             _set_rates(optimizer, stage, step)
             if stage.decodes(step):
@@ -135,8 +136,7 @@ def run_stage(
             torch.where(watch.moving, total, torch.zeros_like(total)).sum().backward()
             variables.average()
             variables.still(watch.moving)
-            if optimizer is not None:
-                optimizer.step()
+            optimizer.step()
             variables.retract(stage)
             variables.keep(watch.moving, watch.best)
             if stage.decodes(step):
@@ -151,9 +151,9 @@ def run_stage(
     return StageRun({name: torch.stack(values, 1) for name, values in records.items()}, stopped)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer | None, stage: Stage, step: int) -> None:
+def _set_rates(optimizer: Adam, stage: Stage, step: int) -> None:
     """Give the groups of Adam the learning rates of a step."""
-    for group in () if optimizer is None else optimizer.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = stage.rate(step) * group["scale"]
 
 
@@ -172,10 +172,8 @@ class _DecodedTexture:
 
     def __init__(self, objective: Objective, stage: Stage, variables: Variables, group: dict | None) -> None:
         self.objective, self.stage, self.variables = objective, stage, variables
-        self.optimizer, self.leaf = None, variables.tensors["latent"].detach().clone()
-        if group is not None:
-            self.leaf.requires_grad_(True)
-            self.optimizer = torch.optim.Adam([group | {"params": [self.leaf]}], eps=stage.epsilon)
+        self.leaf = variables.tensors["latent"].detach().clone().requires_grad_(group is not None)
+        self.optimizer = Adam([] if group is None else [group | {"params": [self.leaf]}], eps=stage.epsilon)
         self.here = stage.decodes(1) or self.leaf.device.type != "cpu"  # no step in between; a GPU goes on by itself
         self.end = begin(partial(self._decode, 0), here=True)
 
@@ -191,7 +189,7 @@ class _DecodedTexture:
         with torch.no_grad():
             latent = self.variables.tensors["latent"]
             latent.copy_(chosen_rows(watch.moving[: len(latent)], self.leaf, latent))
-        return None if self.texture is None else self.texture.detach().requires_grad_(self.optimizer is not None)
+        return None if self.texture is None else self.texture.detach().requires_grad_(self.leaf.requires_grad)
 
     def move(self, step: int, gradient: Tensor | None, moving: Tensor) -> None:
         """Begin to move the latent of the faces that are ``moving``, by the gradient of the texture and its own."""
@@ -200,7 +198,7 @@ class _DecodedTexture:
         _set_rates(self.optimizer, self.stage, step)
 
         def job() -> Tensor | None:
-            if self.optimizer is not None:
+            if self.leaf.requires_grad:
                 slope = torch.zeros_like(held) if own is None else own
                 if gradient is not None:
                     (through,) = torch.autograd.grad(self.texture, self.leaf, gradient)

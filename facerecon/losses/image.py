@@ -5,17 +5,15 @@ All return (B,), unreduced, so that a batch of faces is fitted with independent 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from facerecon import assets
 from facerecon.errors import ConfigError, check_shape
-from facerecon.modes import in_own_modes, without_numbers
+from facerecon.losses.lpips_network import BACKBONES, load_lpips
+from facerecon.modes import in_own_modes
 from facerecon.settings import check_keys
-from facerecon.storage import read_safetensors
 
 __all__ = [
     "PERCEPTUAL",
@@ -31,8 +29,6 @@ __all__ = [
 
 PERCEPTUAL = ("face_features", "lpips_alex", "lpips_vgg")
 """Names of the perceptual losses."""
-BACKBONES = {"alex": "lpips_alexnet", "vgg": "lpips_vgg16"}
-"""Assets of LPIPS' backbones."""
 
 
 def composite(render: Tensor, mask: Tensor, photo: Tensor) -> Tensor:
@@ -126,8 +122,8 @@ class FaceFeatureDistance(nn.Module):
 
 
 class LPIPSDistance(nn.Module):
-    """LPIPS, the paper's perceptual loss (arXiv:1801.03924): the ``lpips`` package's (version 0.1 of its heads) with
-    the backbone of the open pack. Nothing is downloaded.
+    """LPIPS, the paper's perceptual loss (arXiv:1801.03924), version 0.1: the ``lpips`` package's numbers, with
+    the networks of the open pack. Nothing is downloaded.
 
     Always in float32: with the forward pass in bfloat16, the gradient's cosine with float32's falls to 0.98-0.99.
 
@@ -147,7 +143,7 @@ class LPIPSDistance(nn.Module):
         if size is not None and size < 32:
             raise ConfigError(f"LPIPS at {size} px: its backbones need at least 32 px.")
         self.name, self.size = f"lpips_{net}", size
-        self.model = _lpips(net)
+        self.model = load_lpips(net)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Channel-normalized features of the five layers, 5 x (B, C, h, w), of (B, 3, H, W) in [0, 1]."""
@@ -156,7 +152,7 @@ class LPIPSDistance(nn.Module):
         if self.size is not None and longer > self.size:
             sides = [max(round(side * self.size / longer), 32) for side in image.shape[2:]]
             image = nn.functional.interpolate(image, size=sides, mode="area")
-        layers = self.model.net(self.model.scaling_layer(2 * image - 1))
+        layers = self.model(image)
         # the package adds 1e-10 to the root, whose gradient is NaN where a pixel's features are all zero
         return [layer / (layer.square().sum(1, keepdim=True) + 1e-20).sqrt() for layer in layers]
 
@@ -173,24 +169,8 @@ class LPIPSDistance(nn.Module):
             prepared: what :meth:`prepare` gave for the target, or the target itself, (B, 3, H, W) in [0, 1].
         """
         target = self.prepare(prepared) if isinstance(prepared, Tensor) else prepared
-        pairs = zip(self.features(image), target, self.model.lins)
+        pairs = zip(self.features(image), target, self.model.heads)
         return sum(head((x - y).square()).flatten(1).mean(1) for x, y, head in pairs)
-
-
-def _lpips(net: str) -> nn.Module:
-    """The ``lpips`` package's model with the weights of the cache, frozen."""
-    import lpips
-
-    path = assets.locate(BACKBONES[net])
-    tensors, _ = read_safetensors(path, "a converted network of LPIPS", "fetch it again")
-    with without_numbers(), warnings.catch_warnings():  # its random backbone would take 0.5 GB
-        warnings.simplefilter("ignore")  # it calls torchvision in a way that is deprecated
-        model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
-    heads = {name: t for name, t in tensors.items() if name.startswith("lin")}
-    model.load_state_dict(heads, assign=True, strict=False)
-    backbone = {name: tensors["features." + name.partition(".")[2]] for name in model.net.state_dict()}
-    model.net.load_state_dict(backbone, assign=True)
-    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def eval_lpips(optimized: str) -> str:

@@ -170,8 +170,8 @@ _VGG16 = (
 def vgg16(source: Path, target: Path) -> None:
     """Tensors of the release's VGG-16 (``vgg16.pt``, a TorchScript archive, of which no code is run), by their names.
 
-    No network here takes them: there is no list of their names to hold one against, and the ``lpips`` package has what
-    LPIPS needs.
+    No network here takes them: there is no list of their names to hold one against, and the open pack has what LPIPS
+    needs.
 
     Raises:
         AssetError: not a TorchScript archive, or without VGG-16's thirteen convolutions.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import math
 import os
 import platform
@@ -26,6 +28,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "choose_training_precision",
+    "import_torch",
     "set_threads",
     "supports_bfloat16",
 ]
@@ -156,6 +159,18 @@ def _quota(group: Path) -> float | None:
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_... of <malloc.h>
+
+
+def import_torch() -> None:
+    """Import torch, and let Python's search for circles of objects pass it by from now on.
+
+    All of it stays until the process ends, and would be looked through several times, about a second a run.
+    """
+    if "torch" not in sys.modules:
+        gc.disable()
+        importlib.import_module("torch")
+        gc.freeze()
+        gc.enable()
 
 
 def set_threads(count: int | None = None) -> int:

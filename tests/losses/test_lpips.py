@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from facerecon import losses
 from facerecon.assets.foreign import read_checkpoint
 from facerecon.errors import AssetError, ConfigError
 from facerecon.losses import lpips_backbones
+from facerecon.modes import without_numbers
 from facerecon.storage import read_safetensors
 
 CHANNELS = ((11, 3, 64), (5, 64, 192), (3, 192, 384), (3, 384, 256), (3, 256, 256))  # of AlexNet
@@ -100,16 +102,41 @@ def test_heads_are_the_packages(net: str, asset: Callable[[str], Path]) -> None:
     assert all(torch.equal(tensors[name], head) for name, head in heads.items())
 
 
-def test_distance_is_the_packages(distance: losses.LPIPSDistance) -> None:
-    image, target = torch.rand(2, 3, 70, 64), torch.rand(2, 3, 70, 64)
+def packages_model(net: str, path: Path) -> torch.nn.Module:
+    """The model of the ``lpips`` package with the weights of the cache, in the layout of ours."""
+    lpips = pytest.importorskip("lpips")
+    tensors, _ = read_safetensors(path, "a network", "convert it again")
+    with without_numbers(), warnings.catch_warnings():  # its random network would take 0.5 GB
+        warnings.simplefilter("ignore")  # it calls torchvision in a way that is deprecated
+        model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    model.load_state_dict({name: t for name, t in tensors.items() if "lin" in name}, assign=True, strict=False)
+    names = {name: f"features.{name.partition('.')[2]}" for name in model.net.state_dict()}
+    model.net.load_state_dict({name: tensors[stored] for name, stored in names.items()}, assign=True)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (70, 64), (97, 131), (224, 224)])
+def test_distance_is_the_packages(distance: losses.LPIPSDistance, asset, height: int, width: int) -> None:
+    net = distance.name.removeprefix("lpips_")
+    oracle = packages_model(net, asset(ASSETS[net]))
+    image, target = torch.rand(2, 3, height, width), torch.rand(2, 3, height, width)
     found = distance(image.requires_grad_(), distance.prepare(target))
-    expected = distance.model(image, target, normalize=True).flatten()
+    expected = oracle(image, target, normalize=True).flatten()
     assert found.shape == (2,) and found.min() > 0.05
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(distance(image, target), found)
-    found.sum().backward()
-    assert torch.isfinite(image.grad).all() and image.grad.abs().amax((1, 2, 3)).min() > 0
+    (gradient,), (slope,) = (torch.autograd.grad(values.sum(), image) for values in (found, expected))
+    assert gradient.abs().amax((1, 2, 3)).min() > 0
+    torch.testing.assert_close(gradient, slope, atol=1e-4 * float(slope.abs().max()), rtol=0)
     assert not any(p.requires_grad or p.is_meta for p in distance.parameters())
+
+
+def test_layers_are_the_packages(distance: losses.LPIPSDistance, asset) -> None:
+    net = distance.name.removeprefix("lpips_")
+    oracle, image = packages_model(net, asset(ASSETS[net])), torch.rand(1, 3, 50, 66)
+    expected = oracle.net(oracle.scaling_layer(2 * image - 1))
+    for layer, of_package in zip(distance.model(image), expected, strict=True):
+        assert torch.equal(layer, of_package)  # the same kernels on the same shapes
 
 
 def test_an_image_is_no_distance_from_itself(distance: losses.LPIPSDistance) -> None:
@@ -120,12 +147,9 @@ def test_an_image_is_no_distance_from_itself(distance: losses.LPIPSDistance) -> 
     assert value.item() == 0 and same.grad.abs().max() == 0
 
 
-def test_features_of_zeros_have_a_gradient(distance: losses.LPIPSDistance) -> None:
-    class Zeros(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-            return [torch.relu(x[:, :1] - 100).expand(-1, 64, -1, -1)]
-
-    distance.model.net = Zeros()
+def test_features_of_zeros_have_a_gradient(distance: losses.LPIPSDistance, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = lambda x: [torch.relu(x[:, :1] - 100).expand(-1, 64, -1, -1)]  # noqa: E731
+    monkeypatch.setattr(distance.model, "forward", zeros)
     image = torch.rand(1, 3, 8, 8, requires_grad=True)
     value = distance(image, [torch.ones(1, 64, 8, 8)])
     value.sum().backward()
