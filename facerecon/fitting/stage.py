@@ -229,10 +229,10 @@ class SmoothnessSettings:
 
 STAGES = {
     "texture": {
-        "steps": 20, "learning_rate": 0.1, "rampdown": 0.25, "epsilon": 1e-4,
+        "steps": 12, "learning_rate": 0.1, "rampdown": 0.25, "epsilon": 1e-4,
         "optimize": ["latent"], "every": {"lpips": 2, "id": 2},
         "weights": {"lpips": 25, "pix": 15, "id": 1.5, "reg_z": 0.025},
-        "coarse_steps": 20, "coarse_size": 256,
+        "coarse_steps": 12, "coarse_size": 256,
     },
     "joint": {
         "steps": 150, "learning_rate": 0.01, "rampdown": 0.25, "epsilon": 1e-4,
@@ -251,8 +251,8 @@ fit optimizes, LPIPS (VGG) and the eval identity, on generated faces; so was the
 steps but the last decode 256 texels a side: in a crop of 224 px a face has hardly more.
 
 Decoder and networks take nine tenths of a step. So stage 2 is short, and in stage 3 they take part in every third step
-only: 70 textures in place of 180 leave LPIPS (VGG) and CSIM within 1 % (docs/benchmarks.md), while as many with 100
-steps of stage 3 lost 2 % of the photometric error (4 faces).
+only: 62 textures in place of 180 leave LPIPS (VGG) and CSIM within 1 % (docs/benchmarks.md). Every fourth step, or 100
+steps of stage 3, loses 1 to 2 % of the photometric error.
 
 Terms of shape follow from noise. ``lm``, ``reg_id`` and ``reg_exp`` are -2 log probabilities in the noise and the
 deviations of stage 1, so that they have one weight, which says how much an image tells beside them. Photometric
