@@ -201,7 +201,8 @@ class _DecodedTexture:
             if self.leaf.requires_grad:
                 slope = torch.zeros_like(held) if own is None else own
                 if gradient is not None:
-                    (through,) = torch.autograd.grad(self.texture, self.leaf, gradient)
+                    # as a sum: for a gradient of its own torch would import sympy
+                    (through,) = torch.autograd.grad((self.texture * gradient).sum(), self.leaf)
                     slope = slope + through / (self.variables.photos if self.variables.one_person else 1)
                 self.leaf.grad = chosen_rows(moving, slope, torch.zeros_like(slope))
                 self.optimizer.step()
