@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"), help="may be repeated"
     )
     parser.add_argument("--faces", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("fit_settings"), help="folder of the rows and tables")
+    parser.add_argument("--out", type=Path, default=Path("outputs/fit_settings"), help="folder of the rows and tables")
     run(parser.parse_args(arguments))
 
 

@@ -39,6 +39,25 @@ if _found is None or Path(_found.origin).resolve().parent != ROOT / "configs":
     )
 
 
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On one thread sums are taken in one order: results can be compared to the last bit."""
+    yield from _threads(1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch may use two threads, whatever the tests' workers have."""
+    yield from _threads(2)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same global random state at the start of every test."""

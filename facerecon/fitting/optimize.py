@@ -137,7 +137,7 @@ def run_stage(
             variables.average()
             variables.still(watch.moving)
             optimizer.step()
-            variables.retract(stage)
+            variables.clip_expression(stage)
             variables.keep(watch.moving, watch.best)
             if stage.decodes(step):
                 decoded.move(step, texture.grad, watch.moving)

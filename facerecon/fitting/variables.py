@@ -100,7 +100,7 @@ class Variables:
                 self.tensors["latent"] = convert(self.tensors["latent"]).clone()
             self.moves_w = as_w
 
-    def retract(self, stage: Stage) -> None:
+    def clip_expression(self, stage: Stage) -> None:
         """Bring the expression back into its bounds, after a step."""
         if self.expression_bounds is not None and "expression" in stage.optimize:
             with torch.no_grad():

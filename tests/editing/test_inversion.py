@@ -97,14 +97,6 @@ def face(generator) -> tuple[torch.Tensor, torch.Tensor]:
     return w[0], generator(w)
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_known_code_is_approached_and_a_killed_run_goes_on(generator, face, tmp_path, asset):
     for name in ("landmarks68", "facemesh478", "identity128", "faceres1024"):

@@ -97,14 +97,6 @@ def test_between_two_textures_the_latent_rests_and_the_head_moves(fitter, photos
     assert run.losses["pix"][0, 0] != run.losses["pix"][0, 1]
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_a_texture_decoded_meanwhile_is_that_of_one_decoded_in_turns(fitter, photos, fitted, monkeypatch) -> None:
     stage = dataclasses.replace(fitter.stages["joint"], steps=5, every={"texture": 3}, coarse_steps=5, coarse_size=64)
@@ -267,15 +259,6 @@ def test_the_photo_camera_agrees_with_the_crop(fitter, photos, face) -> None:
     assert torch.allclose(project(face.camera, posed[:, ::500])[..., :2], expected, atol=0.02)
 
 
-@pytest.fixture
-def single_thread():
-    """On one thread sums are taken in one order: results can be compared to the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(fitter, photos):
     """Both faces fitted on one thread."""
@@ -292,7 +275,7 @@ def check_same(face, other) -> None:
     assert (face.texture[0] - other.texture[0]).abs().mean() < 2e-3  # single texels may turn from seen to unseen
 
 
-def test_one_thread_gives_the_same_bits(fitter, photos, undisturbed, single_thread) -> None:
+def test_one_thread_gives_the_same_bits(fitter, photos, undisturbed, one_thread) -> None:
     again = fitter(photos).face
     for name in ("texture", "visibility", "vertices"):
         assert torch.equal(getattr(again, name), getattr(undisturbed, name)), name
@@ -300,7 +283,7 @@ def test_one_thread_gives_the_same_bits(fitter, photos, undisturbed, single_thre
 
 
 def test_a_face_that_cannot_be_measured_is_reported_and_leaves_the_other_alone(
-    fitter, photos, undisturbed, single_thread
+    fitter, photos, undisturbed, one_thread
 ) -> None:
     broken = photos.replace(fit=photos.fit.replace(image=photos.fit.image.clone()))
     broken.fit.image[1, :, 100:110] = math.nan
@@ -343,7 +326,7 @@ class Poisoned(LinearDecoder):
     ],
 )
 def test_a_face_that_diverges_goes_back_and_leaves_the_other_alone(
-    value, stage, where, fitter, photos, undisturbed, single_thread
+    value, stage, where, fitter, photos, undisturbed, one_thread
 ) -> None:
     steps = range(2, 8) if where == "diverged" else range(8)
     poisoned = Poisoned(fitter.decoder, value, stage, steps)

@@ -94,7 +94,7 @@ def test_variables_start_on_the_sphere_and_stay_within_bounds() -> None:
     assert torch.allclose(variables.tensors["latent"].norm(dim=-1), torch.tensor(4.0))
     with torch.no_grad():
         variables.tensors["expression"].copy_(torch.tensor([[-1.0, 0.5, 2.0]]).expand(2, 3))
-    variables.retract(s)
+    variables.clip_expression(s)
     assert variables.tensors["expression"].tolist() == [[0.0, 0.5, 1.0]] * 2
 
 
