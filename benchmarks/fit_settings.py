@@ -121,12 +121,14 @@ def run(arguments: argparse.Namespace) -> None:
     for name, keys in variants.items():
         fitter = build_fitter(configs[name], device)
         missing = [i for i in range(arguments.faces) if (tuple(keys), i) not in kept]
+
+        def fit(face: int, keys: list[str] = keys, fitter: Fitter = fitter) -> None:
+            row = {"keys": keys, "face": face, **measured(photos[face].to(device), fitter, identity, lpips)}
+            writer.write(row)  # here, so that an error of the fit beside it does not lose this one
+            kept[tuple(keys), face] = row
+
         for start in tqdm(range(0, len(missing), size), desc=name, disable=None):
-            chosen = missing[start : start + size]
-            made = beside_each_other([partial(measured, photos[i].to(device), fitter, identity, lpips) for i in chosen])
-            for i, row in zip(chosen, made, strict=True):
-                kept[tuple(keys), i] = {"keys": keys, "face": i, **row}
-                writer.write(kept[tuple(keys), i])
+            beside_each_other([partial(fit, face) for face in missing[start : start + size]])
         found[name] = {i: kept[tuple(keys), i] for i in range(arguments.faces)}
     text = "\n".join(table.to_markdown() for table in tables(found))
     write_whole(out / "tables.md", text.encode())
