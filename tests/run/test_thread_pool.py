@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -67,6 +69,36 @@ def test_the_first_error_comes_when_all_have_ended(threads) -> None:
     with pytest.raises(ValueError, match="the first"):
         bands.beside_each_other([partial(job, i) for i in range(3)])
     assert sorted(ended) == ([] if threads == 1 else [1, 2])
+
+
+LINGERING = """
+import atexit, ctypes, os, threading
+
+@atexit.register  # called after those that are registered later
+def look():
+    print("left", [i for i in used if os.path.exists(f"/proc/self/task/{i}")], len(used))
+
+from facerecon.run.thread_pool import ahead, begin
+import torch
+
+torch.set_num_threads(2)
+libc, key, used = ctypes.CDLL(None), ctypes.c_uint(), set()
+assert libc.pthread_key_create(ctypes.byref(key), libc.sleep) == 0
+
+def work():
+    libc.pthread_setspecific(key, ctypes.c_void_p(1))  # sleep(1) when the thread ends, after Python has let go of it
+    used.add(threading.get_native_id())
+
+begin(work)()
+list(ahead(work() for _ in range(2)))
+next(ahead(work() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not list threads under /proc")
+def test_at_the_end_no_thread_is_left_whose_torch_would_look_for_the_interpreter() -> None:
+    done = subprocess.run([sys.executable, "-c", LINGERING], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.returncode) == ("left [] 3\n", 0), done.stderr
 
 
 def test_items_are_made_ahead_in_order_and_an_error_comes_where_it_belongs(threads) -> None:
