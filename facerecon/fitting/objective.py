@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ class Objective:
     def __post_init__(self) -> None:
         for name, (known, kind) in _KNOWN.items():
             check_keys([getattr(self, name)], known, kind)
+
+    @cached_property
+    def face(self) -> MorphableModel:
+        """What the steps of a stage pose and draw of the head."""
+        return self.model.cropped("face")
 
     def prepare(self, params: FaceParams, camera: Camera) -> tuple[PreparedView | FusedView, Tensor]:
         """A view that stays fixed, and its posed vertices."""
@@ -144,9 +149,10 @@ class Objective:
         if texture is None:
             texture = self.albedo(params, latent)
         if view is None:
-            camera, vertices = photo.camera, self.model(params)
-            view = self.renderer.prepare(vertices, self.model.topology, camera, params.light, face_region="face")
-            landmarks = project(camera, self.model.landmarks3d(vertices, camera))[..., :2]
+            camera, vertices = photo.camera, self.face(params)
+            points = self.face.landmarks3d(vertices, camera)
+            view = self.renderer.prepare(vertices, self.face.topology, camera, params.light, "face", points)
+            landmarks = view.rendering.landmarks
         else:
             vertices, landmarks = None, photo.landmarks68
         # The silhouette term alone moves the outer outline: the photo is what lies beyond it, so no image loss could
@@ -172,12 +178,12 @@ class Objective:
         self, photo: Observation, vertices: Tensor | None, landmarks: Tensor, weights: Tensor
     ) -> Tensor:
         """(B,): mean of the weighted squared errors of the 68 ``landmarks``; by ``noise`` their sum, over it, with the
-        face-mesh points of ``vertices``."""
+        face-mesh points of the ``vertices`` of :attr:`face`."""
         target = photo.landmarks68
         if self.landmark_weighting != "noise":
             return losses.landmark_loss(landmarks, target, weights)
         if vertices is not None and weights.shape[-1] > 68:
-            mesh = project(photo.camera, self.model.mesh_points3d(vertices))[..., :2]
+            mesh = project(photo.camera, self.face.mesh_points3d(vertices))[..., :2]
             landmarks = torch.cat([landmarks, mesh], 1)
             target = torch.cat([target, photo.mesh468[:, self.model.topology.mesh_points, :2]], 1)
         count = landmarks.shape[1]

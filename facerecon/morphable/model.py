@@ -17,6 +17,7 @@ from facerecon.geometry.camera import project
 from facerecon.geometry.rotation import euler_to_matrix
 from facerecon.modes import in_own_modes, own_modes
 from facerecon.morphable.regions import JAW_OUTWARD
+from facerecon.settings import check_keys
 from facerecon.storage import all_finite, open_safetensors, parse_json, refuse_pickle
 from facerecon.types import Camera, FaceParams, MeshTopology, SHLight
 
@@ -137,17 +138,46 @@ class MorphableModel(nn.Module):
         """The same bases and topology on another mean shape (V, 3), frozen, in eval mode."""
         return self._copy(mean, self.topology)
 
-    def _copy(self, mean: Tensor, topology: MeshTopology) -> MorphableModel:
+    def cropped(self, region: str) -> MorphableModel:
+        """The part of the head that shows one region, as a model of the same coefficients, frozen, in eval mode.
+
+        It keeps the faces of the region, those around them, so that its normals are the whole head's, and those of
+        landmarks and mesh points. What is rendered of the region, and the points, are the same, for half the work.
+
+        Raises:
+            ConfigError: an unknown region.
+        """
+        topology = self.topology
+        check_keys([region], topology.regions, "face region")
+        vertices = topology.mirror.new_zeros(self.num_vertices, dtype=torch.bool)
+        vertices[topology.faces[topology.regions[region]]] = True
+        faces = vertices[topology.faces].any(1)
+        faces[topology.landmark_faces] = True
+        faces[topology.mesh_point_faces] = True
+        vertices[topology.faces[faces]] = True
+        vertices |= vertices[topology.mirror]
+        vertex, face = (kept.cumsum(0) - 1 for kept in (vertices, faces))  # new numbers
+        part = topology.replace(
+            faces=vertex[topology.faces[faces]],
+            uv_faces=topology.uv_faces[faces],
+            landmark_faces=face[topology.landmark_faces],
+            mesh_point_faces=face[topology.mesh_point_faces],
+            mirror=vertex[topology.mirror[vertices]],
+            regions={name: rows[faces] for name, rows in topology.regions.items()},
+        )
+        return self._copy(self.mean[vertices], part, vertices)
+
+    def _copy(self, mean: Tensor, topology: MeshTopology, vertices: Tensor | slice = slice(None)) -> MorphableModel:
         model = MorphableModel(
             mean=mean,
-            identity_basis=self.identity_basis,
-            expression_basis=self.expression_basis,
+            identity_basis=self.identity_basis[:, vertices],
+            expression_basis=self.expression_basis[:, vertices],
             topology=topology,
             name=self.name,
             expression_names=self.expression_names,
             expression_bounds=self.expression_bounds,
-            albedo_mean=self.albedo_mean,
-            albedo_basis=self.albedo_basis,
+            albedo_mean=self.albedo_mean[vertices],
+            albedo_basis=self.albedo_basis[:, vertices],
             identity_variance=self.identity_variance,
             version=self.version,
         )

@@ -10,6 +10,7 @@ import torch
 from facerecon.errors import AssetError, ConfigError, ShapeError
 from facerecon.geometry.camera import project
 from facerecon.morphable import MorphableModel, load_face_model, read_face_model
+from facerecon.render import Renderer
 from facerecon.types import Camera, MeshTopology
 
 
@@ -229,3 +230,29 @@ def test_blink_closes_the_eye_and_jaw_opens_the_mouth(head: MorphableModel) -> N
     eye, mouth = opening("eyeBlinkLeft", 0.0)
     assert opening("eyeBlinkLeft", 1.0)[0] < 0.15 * eye
     assert opening("jawOpen", 1.0)[1] > mouth + 0.2
+
+
+def test_a_cropped_head_shows_the_same_face_and_points(head: MorphableModel) -> None:
+    params = head.sample(torch.Generator().manual_seed(3))
+    params = params.replace(rotation=torch.tensor([[0.1, 0.5, 0.2]]))
+    params.expression[:] = 0.2 * torch.rand(params.expression.shape, generator=torch.Generator().manual_seed(4))
+    camera, texture = Camera.deep3d(), torch.rand(1, 3, 64, 64)
+    found = []
+    for model in (head, head.cropped("face")):
+        given = params.map(lambda t: t.clone().requires_grad_(True))
+        vertices = model(given)
+        points = model.landmarks3d(vertices, camera)
+        view = Renderer(64, antialias=True).prepare(vertices, model.topology, camera, given.light, "face", points)
+        drawn, mesh = view.shade(texture), model.mesh_points3d(vertices)
+        (drawn.image.square().sum() + drawn.mask.square().sum() + drawn.landmarks.sum() + mesh.sum()).backward()
+        slopes = [given.identity.grad, given.expression.grad, given.rotation.grad, given.light.coefficients.grad]
+        found.append([drawn.image, drawn.mask, drawn.landmarks, mesh, *slopes])
+    assert found[0][1].sum() > 500
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-4 * whole.abs().max().item())
+    cropped = head.cropped("face")
+    assert head.num_vertices / 3 < cropped.num_vertices < head.num_vertices / 2
+    assert torch.equal(cropped.topology.mirror[cropped.topology.mirror], torch.arange(cropped.num_vertices))
+    assert cropped.topology.regions["face"].sum() == head.topology.regions["face"].sum()
+    with pytest.raises(ConfigError, match="did you mean 'face'"):
+        head.cropped("fase")
