@@ -167,17 +167,20 @@ class MorphableModel(nn.Module):
         )
         return self._copy(self.mean[vertices], part, vertices)
 
-    def _copy(self, mean: Tensor, topology: MeshTopology, vertices: Tensor | slice = slice(None)) -> MorphableModel:
+    def _copy(self, mean: Tensor, topology: MeshTopology, vertices: Tensor | None = None) -> MorphableModel:
+        def kept(values: Tensor) -> Tensor:
+            return values if vertices is None else values[..., vertices, :]
+
         model = MorphableModel(
             mean=mean,
-            identity_basis=self.identity_basis[:, vertices],
-            expression_basis=self.expression_basis[:, vertices],
+            identity_basis=kept(self.identity_basis),
+            expression_basis=kept(self.expression_basis),
             topology=topology,
             name=self.name,
             expression_names=self.expression_names,
             expression_bounds=self.expression_bounds,
-            albedo_mean=self.albedo_mean[vertices],
-            albedo_basis=self.albedo_basis[:, vertices],
+            albedo_mean=kept(self.albedo_mean),
+            albedo_basis=kept(self.albedo_basis),
             identity_variance=self.identity_variance,
             version=self.version,
         )
