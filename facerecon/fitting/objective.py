@@ -17,6 +17,7 @@ from facerecon.fitting.initialize import LandmarkStart, ShapePrior, shape_prior
 from facerecon.fitting.stage import Stage
 from facerecon.fitting.tone import toned
 from facerecon.geometry.camera import project
+from facerecon.modes import in_own_modes
 from facerecon.morphable import MorphableModel
 from facerecon.render import FusedView, PreparedView, Renderer
 from facerecon.run.thread_pool import beside_each_other
@@ -69,6 +70,7 @@ class Objective:
             check_keys([getattr(self, name)], known, kind)
 
     @cached_property
+    @in_own_modes
     def face(self) -> MorphableModel:
         """What the steps of a stage pose and draw of the head."""
         return self.model.cropped("face")
