@@ -57,7 +57,7 @@ evaluate: assets ## the numbers of the paper, on open data, 6 items a row; 20 an
 doctor: ## what a bug report needs: versions, processor, GPU, state of the models; works before set-up
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m facerecon.assets doctor
 
-test: assets ## the tests (about 14 minutes on 2 cores)
+test: assets ## the tests (about 18 minutes on 2 cores)
 	@$(PY) -m pytest -m "not slow" $(WORKERS) $(ARGS)
 
 $(VENV)/.installed-all: $(VENV)/.installed
