@@ -142,7 +142,11 @@ class MorphableModel(nn.Module):
         """The part of the head that shows one region, as a model of the same coefficients, frozen, in eval mode.
 
         It keeps the faces of the region, those around them, so that its normals are the whole head's, and those of
-        landmarks and mesh points. What is rendered of the region, and the points, are the same, for half the work.
+        landmarks and mesh points. What is rendered of the region, and the points, are the whole head's; of the default
+        head's 19,347 vertices the region "face" needs 9,296.
+
+        Args:
+            region: key of ``topology.regions``.
 
         Raises:
             ConfigError: an unknown region.
